@@ -1,0 +1,173 @@
+"""What every boundary asks: the voice of errors, the layout rule, and the one way a model is called.
+
+A recurrent model is anything called like `torch.nn.LSTM`: `outputs, state = model(inputs, state)`, with
+`state=None` at the start, `inputs` and `outputs` of shape `(T, B, *features)` and every leaf of `state` of shape
+`(layers, B, *features)`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from .state import map_leaves, select_rows, where_rows
+
+State: TypeAlias = Any
+Model: TypeAlias = Callable[..., Any]
+Sampler: TypeAlias = Callable[[Tensor], Tensor]
+Steps: TypeAlias = Tensor | Sequence[Tensor]
+
+
+def refuse(call: str, came: str, wanted: str, fix: str) -> str:
+    """The text of an error, in the one voice of the package."""
+    return f"{call}: got {came}; wanted {wanted}. Likely fix: {fix}"
+
+
+def shape(value: object) -> str:
+    """A value in the words of an error: the shape of a tensor, the type of anything else."""
+    if isinstance(value, Tensor):
+        return str(tuple(value.shape))
+    if isinstance(value, list | tuple):
+        items: Sequence[object] = value
+        return f"a {type(value).__name__} of {len(items)}"
+    return f"a {type(value).__name__}"
+
+
+def as_sequence(sequence: Steps, call: str, name: str = "inputs", least: int = 2) -> Tensor:
+    """A sequence `(T, B, *F)`, from itself or from a list of `T` steps `(B, *F)`."""
+    if isinstance(sequence, Sequence) and not isinstance(sequence, str | PackedSequence):
+        if not sequence or not all(isinstance(step, Tensor) for step in sequence):
+            came = "an empty list" if not sequence else f"a list that holds {shape(sequence[0])}"
+            fix = "pass at least one step, each a tensor (B, *F)."
+            raise (TypeError if sequence else ValueError)(
+                refuse(call, f"{name} = {came}", "a list of steps (B, *F)", fix)
+            )
+        if len({step.shape for step in sequence}) > 1:
+            shapes = ", ".join(shape(step) for step in sequence[:4])
+            fix = "a list is T steps of one batch; sequences of unequal length go through batchseq."
+            raise ValueError(refuse(call, f"{name} = a list of {shapes}", "steps of equal shape (B, *F)", fix))
+        sequence = torch.stack(tuple(sequence))
+    if not isinstance(sequence, Tensor):
+        fix = "stack the steps along a first dimension, time."
+        raise TypeError(refuse(call, f"{name} = {shape(sequence)}", "a tensor (T, B, *F) or a list of steps", fix))
+    if sequence.ndim < least:
+        fix = "time is dim 0 and the batch is dim 1; give a single sequence a batch of one with unsqueeze(1)."
+        raise ValueError(refuse(call, f"{name} {shape(sequence)}", f"{name} (T, B, *F)", fix))
+    if 0 in sequence.shape[:2]:
+        raise ValueError(
+            refuse(call, f"empty {name} {shape(sequence)}", "at least one step and one row", "drop empty sequences.")
+        )
+    return sequence
+
+
+def check_lengths(lengths: Tensor, time: int, batch: int, call: str, least: int = 1) -> Tensor:
+    """Lengths as they must be: int64, on the CPU, `(B,)`, each between `least` and `T`."""
+    fix = "lengths is what batchseq and pad_collate return: torch.tensor([len(s) for s in sequences])."
+    wanted = f"an int64 CPU tensor ({batch},)"
+    if not isinstance(lengths, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(refuse(call, f"lengths = {shape(lengths)}", wanted, fix))
+    if lengths.dtype != torch.int64 or lengths.device.type != "cpu":
+        came = f"lengths of {lengths.dtype} on {lengths.device}"
+        raise TypeError(refuse(call, came, wanted, "lengths.to('cpu', torch.int64)."))
+    if lengths.shape != (batch,):
+        raise ValueError(refuse(call, f"lengths {shape(lengths)} for a batch of {batch}", wanted, fix))
+    low, high = int(lengths.min()), int(lengths.max())
+    if low < least or high > time:
+        fix = "drop empty sequences; lengths count the steps of each row before padding."
+        raise ValueError(refuse(call, f"lengths from {low} to {high}", f"lengths from {least} to T = {time}", fix))
+    return lengths
+
+
+def check_model(model: Model, call: str) -> None:
+    """Refuse what cannot keep the contract: cells, `batch_first` modules."""
+    if isinstance(model, nn.RNNCellBase):
+        fix = f"Unroll({type(model).__name__}(...)) steps a cell over time."
+        raise TypeError(refuse(call, f"a cell, {type(model).__name__}", "a model over (T, B, *F)", fix))
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        if isinstance(module, nn.RNNBase) and module.batch_first:
+            name = type(module).__name__
+            fix = f"build {name} without batch_first and transpose a (B, T, F) batch with x.transpose(0, 1)."
+            raise ValueError(refuse(call, f"{name}(batch_first=True)", "time as dim 0, the batch as dim 1", fix))
+
+
+def check_state(state: State, batch: int, call: str) -> None:
+    """Every leaf of a state that comes in must have the batch as dim 1."""
+
+    def check(leaf: Tensor) -> Tensor:
+        if leaf.ndim < 2 or leaf.shape[1] != batch:
+            fix = "start with state=None, or keep the rows that go on with select_rows(state, rows)."
+            raise ValueError(
+                refuse(call, f"a state leaf {shape(leaf)} for a batch of {batch}", f"(layers, {batch}, *F)", fix)
+            )
+        return leaf
+
+    map_leaves(check, state)
+
+
+def call_model(model: Model, inputs: Any, state: State, call: str) -> tuple[Any, State]:
+    """`outputs, state = model(inputs, state)`, or a clear error where the model gives something else."""
+    result = model(inputs, state)
+    if not isinstance(result, tuple) or isinstance(result, PackedSequence) or len(result) != 2:  # pyright: ignore[reportUnknownArgumentType]
+        fix = "return (outputs, state) like torch.nn.LSTM; RecurrentSequential does it for a stack of layers."
+        raise TypeError(refuse(call, f"{shape(result)} from {_name(model)}", "a pair (outputs, state)", fix))
+    return result  # pyright: ignore[reportUnknownVariableType]
+
+
+def is_bidirectional(model: Model) -> bool:
+    """Whether some member reads the sequence backward too, so that padding and the future change its outputs."""
+    if not isinstance(model, nn.Module):
+        return False
+    own = getattr(model, "bidirectional", None)
+    return any(getattr(m, "bidirectional", False) is True for m in model.modules()) if own is None else bool(own)
+
+
+def run_model(
+    model: Model, inputs: Tensor, state: State, lengths: Tensor | None, call: str, carry: bool = True
+) -> tuple[Tensor, State]:
+    """One call of `model` over `(T, B, *F)`; with `lengths` the state is each row's at its own last step.
+
+    Packs only where padding would change what is asked for: a bidirectional member, or (`carry`) the state itself.
+    A row of length 0 keeps the state it came with. A model that takes no `PackedSequence` is stepped instead.
+    """
+    if lengths is None or not (carry or is_bidirectional(model)) or bool((lengths == len(inputs)).all()):
+        outputs, state = call_model(model, inputs, state, call)
+    elif isinstance(model, nn.RNNBase) or getattr(model, "takes_packed", False):
+        outputs, state = _run_packed(model, inputs, state, lengths, call)
+    else:
+        parts: list[Tensor] = []
+        for t, step in enumerate(inputs.split(1)):
+            out, new = call_model(model, step, state, call)
+            parts.append(out)
+            state = where_rows(lengths > t, new, state)
+        outputs = torch.cat(parts)
+    if not isinstance(outputs, Tensor) or outputs.shape[:2] != inputs.shape[:2]:
+        fix = "a model maps (T, B, *F) to (T, B, *O); to read one step of it is the loss's affair."
+        raise ValueError(
+            refuse(call, f"outputs {shape(outputs)} for inputs {shape(inputs)}", "the same T and B for both", fix)
+        )
+    return outputs, state
+
+
+def _run_packed(model: Model, inputs: Tensor, state: State, lengths: Tensor, call: str) -> tuple[Tensor, State]:
+    rows = lengths.nonzero().squeeze(1)
+    if len(rows) < len(lengths):
+        index = rows.to(inputs.device)
+        some, new = _run_packed(model, inputs[:, index], select_rows(state, index), lengths[rows], call)
+        outputs = some.new_zeros(len(inputs), len(lengths), *some.shape[2:]).index_copy(1, index, some)
+
+        def spread(leaf: Tensor) -> Tensor:
+            return leaf.new_zeros(len(leaf), len(lengths), *leaf.shape[2:]).index_copy(1, index, leaf)
+
+        return outputs, where_rows(lengths > 0, map_leaves(spread, new), state)
+    packed = pack_padded_sequence(inputs, lengths, enforce_sorted=False)
+    outputs, state = call_model(model, packed, state, call)
+    if not isinstance(outputs, PackedSequence):
+        fix = "a model with takes_packed = True gives a PackedSequence for a PackedSequence."
+        raise TypeError(refuse(call, f"{shape(outputs)} from {_name(model)}", "a PackedSequence", fix))
+    return pad_packed_sequence(outputs, total_length=len(inputs))[0], state
+
+
+def _name(model: Model) -> str:
+    return getattr(model, "__name__", type(model).__name__)

@@ -1,0 +1,145 @@
+"""Unaligned sequence to sequence: an encoder whose reading is the first state of a decoder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._contract import (
+    Model,
+    State,
+    Steps,
+    as_sequence,
+    call_model,
+    check_lengths,
+    check_model,
+    refuse,
+    run_model,
+    shape,
+)
+
+__all__ = ["Attention", "EncoderDecoder"]
+
+
+class Attention(nn.Module):
+    r"""Global attention of a decoder's outputs over the encoder's, then one linear layer to the targets.
+
+    $$
+    a = \operatorname{softmax}(q W m^\top), \qquad y = V \tanh(U [a m;\, q])
+    $$
+
+    Args:
+        features: `H`, features of the decoder's outputs `q`.
+        outputs: `O`, features of the result.
+        memory: features of the encoder's outputs `m`; `H` where it is `None`.
+
+    Returns:
+        By the call `attention(queries (T, B, H), memory (S, B, M), mask (S, B))`: `(T, B, O)`.
+
+    Source: Luong, Pham and Manning 2015, <https://arxiv.org/abs/1508.04025>, the "general" score.
+
+    >>> mask = torch.ones(7, 2, dtype=torch.bool)
+    >>> Attention(8, 30)(torch.zeros(5, 2, 8), torch.zeros(7, 2, 8), mask).shape
+    torch.Size([5, 2, 30])
+    """
+
+    def __init__(self, features: int, outputs: int, memory: int | None = None) -> None:
+        super().__init__()
+        memory = features if memory is None else memory
+        self.score = nn.Linear(features, memory, bias=False)
+        self.combine = nn.Linear(features + memory, features)
+        self.head = nn.Linear(features, outputs)
+
+    def forward(self, queries: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        context = torch.einsum("tbs,sbm->tbm", self.weights(queries, memory, mask), memory)
+        return self.head(torch.tanh(self.combine(torch.cat([context, queries], -1))))
+
+    def weights(self, queries: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """Where each step looks: `(T, B, S)`, summing to 1 over the valid steps of the source."""
+        scores = torch.einsum("tbm,sbm->tbs", self.score(queries), memory)
+        return scores.masked_fill(~mask.T, float("-inf")).softmax(-1)
+
+
+class EncoderDecoder(nn.Module):
+    """An encoder and a decoder as one recurrent model, whose first state is what the encoder made of a source.
+
+    The state is `(decoder state, memory, mask)`, with `memory (S, B, M)` and `mask (S, B)` only where there is
+    attention: the batch is dim 1 in every leaf, so it samples, beam-searches and validates like any other model.
+
+    Args:
+        encoder: a recurrent model over the source `(S, B, *F)`.
+        decoder: a recurrent model over the target side `(T, B, *F)`.
+        attention: called `attention(outputs (T, B, H), memory, mask)`, such as [Attention][rnnkit.Attention].
+        bridge: makes the decoder's first state of the encoder's last one; as it is where it is `None`.
+
+    Returns:
+        By the call `model(inputs, state)`: outputs `(T, B, *O)` and the state. The first state is
+        `model.encode(source, lengths)`; `model((source, lengths, inputs))` does both, which is how a batch
+        `((source, lengths, inputs), targets, target_lengths)` trains.
+
+    Raises:
+        TypeError: if it is called without a state and without a source.
+
+    >>> rnn = nn.GRU(4, 8)
+    >>> model = EncoderDecoder(rnn, nn.GRU(3, 8), Attention(8, 5))
+    >>> outputs, state = model(torch.zeros(6, 2, 3), model.encode(torch.zeros(9, 2, 4), torch.tensor([9, 4])))
+    >>> outputs.shape
+    torch.Size([6, 2, 5])
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        attention: nn.Module | None = None,
+        bridge: Callable[[State], State] | None = None,
+    ) -> None:
+        super().__init__()
+        check_model(encoder, "EncoderDecoder")
+        check_model(decoder, "EncoderDecoder")
+        self.encoder, self.decoder, self.attention, self.bridge = encoder, decoder, attention, bridge
+
+    bidirectional = False  # an encoder that is reads the source, not what the decoder is fed
+
+    def encode(self, source: Steps, lengths: Tensor | None = None) -> State:
+        """The first state: each row's source read to its own end.
+
+        Args:
+            source: `(S, B, *F)`.
+            lengths: int64 CPU `(B,)`, of the source.
+
+        Raises:
+            ValueError: if the lengths do not fit the source.
+        """
+        source = as_sequence(source, "EncoderDecoder.encode", "source")
+        time, batch = source.shape[:2]
+        if lengths is not None:
+            check_lengths(lengths, time, batch, "EncoderDecoder.encode")
+        memory, state = run_model(self.encoder, source, None, lengths, "EncoderDecoder.encode")
+        state = state if self.bridge is None else self.bridge(state)
+        if self.attention is None:
+            return (state,)
+        steps = torch.arange(time).unsqueeze(1)
+        mask = (steps < (torch.full((batch,), time) if lengths is None else lengths)).to(source.device)
+        return state, memory, mask
+
+    def forward(self, inputs: Any, state: State = None) -> tuple[Tensor, State]:
+        if state is None:
+            if not isinstance(inputs, tuple) or len(inputs) != 3:  # pyright: ignore[reportUnknownArgumentType]
+                fix = "state = model.encode(source, lengths), or inputs = (source, lengths or None, inputs)."
+                raise TypeError(refuse("EncoderDecoder", f"inputs {shape(inputs)} and no state", "a source", fix))
+            source, lengths, inputs = inputs  # pyright: ignore[reportUnknownVariableType]
+            state = self.encode(source, lengths)  # pyright: ignore[reportUnknownArgumentType]
+        outputs, inner = call_model(self.decoder, inputs, state[0], "EncoderDecoder")
+        if self.attention is not None:
+            outputs = self.attention(outputs, state[1], state[2])
+        return outputs, (inner, *state[1:])
+
+
+def first_state(model: Model, inputs: Any) -> tuple[Any, State]:
+    """Inputs and first state of a batch: an encoder-decoder's come from its source, any other's is `None`."""
+    if isinstance(inputs, tuple) and isinstance(model, EncoderDecoder) and len(inputs) == 3:  # pyright: ignore[reportUnknownArgumentType]
+        source, lengths, inputs = inputs  # pyright: ignore[reportUnknownVariableType]
+        return inputs, model.encode(source, lengths)  # pyright: ignore[reportUnknownArgumentType]
+    return inputs, None

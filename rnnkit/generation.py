@@ -1,0 +1,179 @@
+"""The future of a sequence after a primer, drawn step by step."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ._contract import Model, Sampler, State, Steps, as_sequence, check_lengths, check_model, check_state, refuse, shape
+from .rollout import draw, walk
+from .samplers import identity
+
+__all__ = ["Sample", "sample_model"]
+
+Stop = int | Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model generated; iterating over it gives tokens, outputs, log_probs, next and state.
+
+    Attributes:
+        tokens: `(length, B, *F)`, the inputs that the model consumed: the primer, then what it drew.
+        outputs: `(length, B, *O)`; `outputs[t]` answers `tokens[t]`.
+        log_probs: `(length, B)`, the log-probability that `outputs[t]` gave to what followed it, `tokens[t + 1]` or
+            `next`, before any temperature or cut; 0 after a row has stopped; `None` where the outputs are no
+            distribution.
+        next: `(1, B, *F)`, drawn from the last output and not yet consumed.
+        state: the model's state after the last token.
+        lengths: int64 `(B,)`, the tokens of each row up to and with the one that stopped it.
+    """
+
+    tokens: Tensor
+    outputs: Tensor
+    log_probs: Tensor | None
+    next: Tensor
+    state: State
+    lengths: Tensor
+
+    def __iter__(self) -> Iterator[Tensor | State | None]:
+        return iter((self.tokens, self.outputs, self.log_probs, self.next, self.state))
+
+
+def sample_model(
+    model: Model,
+    length: int,
+    primer: Steps | tuple[Tensor, Tensor],
+    sampler: Sampler = identity,
+    state: State = None,
+    stop: Stop | None = None,
+    lengths: Tensor | None = None,
+) -> Sample:
+    """The future of a sequence after a primer: the model reads the primer, then what it draws itself.
+
+    `sample_model(model, n, s.next, sampler, s.state)` goes on from a sample `s`: 50 steps and then 50 more are the
+    100 that one call gives. Runs in evaluation mode, without gradient, and leaves the model's mode as it was.
+
+    Args:
+        model: `outputs, state = model(inputs, state)`.
+        length: steps to consume, the primer's among them.
+        primer: `(T0, B, *F)` with `1 <= T0 <= length`, or primers of different length as the pair that
+            [batchseq][rnnkit.batchseq] gives.
+        sampler: maps the outputs `(B, *O)` of one step to the next input `(B, *F)`.
+        state: the state before the primer.
+        stop: a token, or a function of tokens `(B, *F)` to bool `(B,)`: a row that draws it stops there, is filled
+            with it, and generation ends when all rows have stopped.
+        lengths: int64 CPU `(B,)`, the primers' lengths; instead of the pair.
+
+    Returns:
+        A [Sample][rnnkit.Sample].
+
+    Raises:
+        ValueError: if the primer is empty or longer than `length`, a state has another batch size, or the sampler's
+            output is not an input.
+        TypeError: if there is no primer, or the model gives no state.
+
+    From [FluxTraining.jl issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144), where `nseq` counts the
+    primer too.
+
+    >>> from rnnkit import RecurrentSequential, sample_best
+    >>> model = RecurrentSequential(nn.Embedding(5, 3), nn.GRU(3, 8), nn.Linear(8, 5))
+    >>> sample = sample_model(model, 20, torch.tensor([[0], [1]]), sample_best)
+    >>> sample.tokens.shape, sample.tokens[:2, 0].tolist()
+    (torch.Size([20, 1]), [0, 1])
+    """
+    inputs, lengths = start("sample_model", model, length, primer, lengths, state)
+    time, batch = inputs.shape[:2]
+    read = int(lengths.min())
+    mask = torch.arange(length).unsqueeze(1) >= lengths
+    inputs = torch.cat([inputs, inputs.new_zeros(length - time, *inputs.shape[1:])])
+    ended = torch.full((batch,), length)
+    going = torch.ones(batch, dtype=torch.bool)
+    last: Tensor | None = None
+
+    def hold(outputs: Tensor) -> Tensor:
+        """The draw, in which a row that stopped repeats the token it stopped at."""
+        drawn = sampler(outputs)
+        if last is None or bool(going.all()):
+            return drawn
+        return torch.where(going.to(drawn.device).view(-1, *[1] * (drawn.ndim - 1)), drawn, last)
+
+    consumed: list[Tensor] = []
+    answers: list[Tensor] = []
+    with torch.no_grad(), evaluating(model):
+        chosen = sampler if stop is None else hold
+        for tokens, outputs, new in walk(model, inputs, mask, chosen, state, None, "sample_model"):
+            state = new
+            consumed.append(tokens)
+            answers.append(outputs)
+            if stop is not None:
+                last, t = tokens[-1], read - 1 if len(consumed) == 1 else read - 2 + len(consumed)
+                hit = _stops(stop, last) & going & mask[t]
+                ended[hit], going = t + 1, going & ~hit
+                if not going.any():
+                    break
+        drawn = draw(chosen, answers[-1][-1], inputs[0], "sample_model").unsqueeze(0)
+        return gather(torch.cat(consumed), torch.cat(answers), drawn, state, ended, sampler)
+
+
+def start(
+    call: str, model: Model, length: int, primer: Steps | tuple[Tensor, Tensor], lengths: Tensor | None, state: State
+) -> tuple[Tensor, Tensor]:
+    """The checked primer `(T0, B, *F)` and its lengths `(B,)`."""
+    if isinstance(primer, tuple) and len(primer) == 2:
+        primer, lengths = primer
+    if primer is None or (isinstance(primer, Tensor) and not len(primer)):  # pyright: ignore[reportUnnecessaryComparison]
+        fix = "start from a first step of your own: a token that begins a text, or a zero input."
+        raise (TypeError if primer is None else ValueError)(  # pyright: ignore[reportUnnecessaryComparison]
+            refuse(call, "an empty primer", "at least one step (T0, B, *F)", fix)
+        )
+    inputs = as_sequence(primer, call, "primer")
+    time, batch = inputs.shape[:2]
+    if length < time:
+        fix = "length counts the primer; generate n new steps with length = len(primer) + n."
+        raise ValueError(refuse(call, f"length = {length} and a primer {shape(inputs)}", f"length >= {time}", fix))
+    check_model(model, call)
+    check_state(state, batch, call)
+    return inputs, torch.full((batch,), time) if lengths is None else check_lengths(lengths, time, batch, call)
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode again after it."""
+    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _stops(stop: Stop, tokens: Tensor) -> Tensor:
+    hit = stop(tokens) if callable(stop) else tokens == stop
+    if hit.shape != tokens.shape[:1]:
+        fix = "pass a function of tokens (B, *F) to bool (B,)."
+        raise ValueError(refuse("sample_model", f"stop {shape(hit)} for tokens {shape(tokens)}", "bool (B,)", fix))
+    return hit.cpu()
+
+
+def gather(tokens: Tensor, outputs: Tensor, after: Tensor, state: State, ended: Tensor, sampler: Sampler) -> Sample:
+    followed = torch.cat([tokens[1:], after])
+    score = getattr(sampler, "log_prob", None)
+    if score is not None:
+        log_probs: Tensor | None = score(outputs, followed)
+    elif not followed.is_floating_point() and outputs.ndim == followed.ndim + 1:
+        log_probs = outputs.log_softmax(2).gather(2, followed.unsqueeze(2)).squeeze(2)
+    elif getattr(sampler, "one_hot", False):
+        log_probs = (outputs.log_softmax(-1) * followed).sum(-1)
+    else:
+        log_probs = None
+    ended = ended.clamp(max=len(tokens))
+    stopped = ended < len(tokens)
+    if log_probs is not None and bool(stopped.any()):
+        filled = stopped & (torch.arange(len(tokens)).unsqueeze(1) >= ended - 1)
+        log_probs = log_probs.masked_fill(filled.to(log_probs.device), 0.0)
+    return Sample(tokens, outputs, log_probs, after, state, ended)

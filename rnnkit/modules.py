@@ -1,0 +1,218 @@
+"""Making a recurrent model out of parts: stacks, cells stepped over time, modules applied to each step.
+
+Each is called like `torch.nn.LSTM`, `outputs, state = model(inputs, state)`, over `(T, B, *F)`, and takes a
+`PackedSequence` in place of a padded batch: state is then each row's at its own last step.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ._contract import State, call_model, check_model, check_state, refuse, shape
+from .state import map_leaves, select_rows
+
+__all__ = ["PerStep", "RecurrentSequential", "Unroll"]
+
+_CELLS = {nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell, nn.RNN: nn.RNNCell}
+
+
+def _like(packed: PackedSequence, data: Tensor) -> PackedSequence:
+    return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    """Whether `forward` takes a state: its second parameter is called `state` or `hx`."""
+    parameters = list(inspect.signature(module.forward).parameters)
+    return len(parameters) > 1 and parameters[1] in ("state", "hx")
+
+
+class RecurrentSequential(nn.Sequential):
+    """`nn.Sequential` that threads the state through its recurrent members.
+
+    A member is recurrent if the second parameter of its `forward` is called `state` or `hx`, as in `torch.nn.LSTM`.
+    Every other member gets the whole `(T, B, *F)` at once, so that fused kernels stay fused.
+
+    Args:
+        modules: the members, in order.
+
+    Returns:
+        By the call: outputs `(T, B, *O)` and the state, a tuple with one entry for each recurrent member.
+
+    Raises:
+        TypeError: if a member is a bare cell, or a recurrent one gives no state.
+        ValueError: if a member is built with `batch_first=True`, or a state does not fit.
+
+    >>> model = RecurrentSequential(nn.Embedding(10, 4), nn.LSTM(4, 8), nn.Linear(8, 10))
+    >>> outputs, state = model(torch.zeros(5, 2, dtype=torch.long))
+    >>> outputs.shape, len(state)
+    (torch.Size([5, 2, 10]), 1)
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__(*modules)
+        for module in self:
+            check_model(module, "RecurrentSequential")
+        self.recurrent = tuple(_is_recurrent(module) for module in self)
+
+    @property
+    def takes_packed(self) -> bool:
+        """Whether every recurrent member takes a `PackedSequence`."""
+        members = [module for module, recurrent in zip(self, self.recurrent, strict=True) if recurrent]
+        return all(isinstance(m, nn.RNNBase) or bool(getattr(m, "takes_packed", False)) for m in members)
+
+    def forward(self, inputs: Any, state: State = None) -> tuple[Any, State]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if len(self.recurrent) != len(self):  # a member was appended or taken away
+            self.recurrent = tuple(_is_recurrent(module) for module in self)
+        count = sum(self.recurrent)
+        if state is not None and (not isinstance(state, tuple) or len(state) != count):  # pyright: ignore[reportUnknownArgumentType]
+            fix = "pass the state that this model returned; it has one entry for each recurrent member."
+            raise ValueError(refuse("RecurrentSequential", f"a state = {shape(state)}", f"a tuple of {count}", fix))
+        before: list[State] = [None] * count if state is None else list(state)  # pyright: ignore[reportUnknownArgumentType]
+        after: list[State] = []
+        for module, recurrent in zip(self, self.recurrent, strict=True):
+            if recurrent:
+                inputs, new = call_model(module, inputs, before[len(after)], "RecurrentSequential")
+                after.append(new)
+            elif isinstance(inputs, PackedSequence) and not isinstance(module, PerStep):
+                inputs = _like(inputs, module(inputs.data))
+            else:
+                inputs = module(inputs)
+        return inputs, tuple(after)
+
+
+class PerStep(nn.Module):
+    """Applies a module that wants `(N, *F)`, such as `Conv2d` or `BatchNorm1d`, to every step of every row.
+
+    Args:
+        module: called once, on the `T * B` steps.
+
+    Returns:
+        By the call: `(T, B, *O)`, or a `PackedSequence` for a `PackedSequence`.
+
+    Raises:
+        ValueError: if the input is not `(T, B, *F)`.
+
+    >>> PerStep(nn.Conv2d(1, 4, 3, padding=1))(torch.zeros(5, 2, 1, 8, 8)).shape
+    torch.Size([5, 2, 4, 8, 8])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Any) -> Any:
+        if isinstance(inputs, PackedSequence):
+            return _like(inputs, self.module(inputs.data))
+        if inputs.ndim < 2:
+            raise ValueError(refuse("PerStep", f"inputs {shape(inputs)}", "(T, B, *F)", "add the batch as dim 1."))
+        return self.module(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+
+
+class Unroll(nn.Module):
+    """A cell, called like `nn.LSTMCell` (`state = cell(x_t, state)`), stepped over time: a recurrent model.
+
+    The output of a step is the cell's state, or the first part of it where it is a tuple, `h` of `(h, c)`. Several
+    cells make several layers. Leaves of the state are `(layers, B, *F)`: a cell's own `(B, *F)`, stacked.
+
+    Args:
+        cells: one cell a layer, with states of the same form.
+        dropout: probability of dropping an output between layers, in training.
+
+    Returns:
+        By the call: outputs `(T, B, *O)` and the state.
+
+    Raises:
+        ValueError: if there is no cell, or a state of another batch size comes in.
+
+    >>> outputs, (h, c) = Unroll(nn.LSTMCell(3, 8))(torch.zeros(5, 2, 3))
+    >>> outputs.shape, h.shape
+    (torch.Size([5, 2, 8]), torch.Size([1, 2, 8]))
+    """
+
+    takes_packed = True
+
+    def __init__(self, *cells: nn.Module, dropout: float = 0.0) -> None:
+        super().__init__()
+        if not cells:
+            raise ValueError(refuse("Unroll", "no cell", "one cell a layer", "Unroll(nn.LSTMCell(3, 8))."))
+        self.cells, self.dropout = nn.ModuleList(cells), dropout
+
+    @classmethod
+    def from_fused(cls, fused: nn.RNNBase) -> "Unroll":
+        """The loop of cells that computes what `nn.LSTM`, `nn.GRU` or `nn.RNN` computes, on the same parameters.
+
+        `torch.compile(fullgraph=True)` refuses the fused modules and takes the loop. The two share their parameters:
+        train the one, use the other.
+
+        Args:
+            fused: one direction, without projection, `batch_first=False`.
+
+        Raises:
+            TypeError: if it is not one of the three.
+            ValueError: if it is bidirectional, has a projection or `batch_first=True`.
+
+        >>> lstm = nn.LSTM(3, 8, num_layers=2)
+        >>> torch.allclose(Unroll.from_fused(lstm)(torch.ones(5, 2, 3))[0], lstm(torch.ones(5, 2, 3))[0], atol=1e-6)
+        True
+        """
+        make: Any = next((cell for kind, cell in _CELLS.items() if isinstance(fused, kind)), None)
+        if make is None:
+            fix = "any other cell goes into Unroll(cell) directly."
+            raise TypeError(refuse("Unroll.from_fused", shape(fused), "nn.LSTM, nn.GRU or nn.RNN", fix))
+        if fused.bidirectional or fused.proj_size or fused.batch_first:
+            fix = "a cell sees one step at a time, forward in time."
+            wanted = "one direction, no projection, batch_first=False"
+            raise ValueError(refuse("Unroll.from_fused", repr(fused), wanted, fix))
+        options = {"nonlinearity": fused.nonlinearity} if isinstance(fused, nn.RNN) else {}
+        cells: list[nn.Module] = []
+        for layer in range(fused.num_layers):
+            size = fused.input_size if layer == 0 else fused.hidden_size
+            cell = make(size, fused.hidden_size, bias=fused.bias, device="meta", **options)
+            for name, _ in list(cell.named_parameters()):
+                setattr(cell, name, getattr(fused, f"{name}_l{layer}"))
+            cells.append(cell)
+        return cls(*cells, dropout=fused.dropout).train(fused.training)
+
+    def forward(self, inputs: Any, state: State = None) -> tuple[Any, State]:
+        packed = inputs if isinstance(inputs, PackedSequence) else None
+        if packed is not None:
+            steps: Sequence[Tensor] = packed.data.split(packed.batch_sizes.tolist())
+            if state is not None and packed.sorted_indices is not None:
+                state = select_rows(state, packed.sorted_indices)
+        else:
+            steps = inputs.unbind(0)
+        check_state(state, len(steps[0]), "Unroll")
+        last: list[State] = []
+        for layer, cell in enumerate(self.cells):
+            before = None if state is None else map_leaves(lambda leaf, layer=layer: leaf[layer], state)
+            if layer and self.dropout and self.training:
+                steps = [F.dropout(step, self.dropout) for step in steps]
+            steps, after = _scan(cell, steps, before)
+            last.append(after)
+        state = map_leaves(lambda *leaves: torch.stack(leaves), *last)
+        if packed is None:
+            return torch.stack(list(steps)), state
+        if packed.unsorted_indices is not None:
+            state = select_rows(state, packed.unsorted_indices)
+        return _like(packed, torch.cat(list(steps))), state
+
+
+def _scan(cell: nn.Module, steps: Sequence[Tensor], state: State) -> tuple[list[Tensor], State]:
+    """One layer over its steps; where a step has fewer rows than the one before, the last rows have ended."""
+    outputs: list[Tensor] = []
+    ended: list[State] = []
+    for step in steps:
+        if outputs and len(step) < len(outputs[-1]):
+            count = len(step)
+            ended.append(map_leaves(lambda leaf, count=count: leaf[count:], state))
+            state = map_leaves(lambda leaf, count=count: leaf[:count], state)
+        state = cell(step, state)
+        outputs.append(state[0] if isinstance(state, tuple) else state)  # pyright: ignore[reportUnknownArgumentType]
+    if ended:
+        state = map_leaves(lambda *leaves: torch.cat(leaves), state, *reversed(ended))
+    return outputs, state

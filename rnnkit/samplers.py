@@ -1,0 +1,175 @@
+"""From the outputs of one step to the input of the next.
+
+A sampler is any callable that maps the last step's outputs `(B, *O)` to a next input `(B, *F)`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from ._contract import refuse, shape
+
+__all__ = ["DistributionSampler", "SoftmaxSampler", "identity", "sample_best", "sample_softmax"]
+
+
+def identity(outputs: Tensor) -> Tensor:
+    """The outputs themselves, for a model that predicts the next input: `(B, *F)` to `(B, *F)`.
+
+    >>> identity(torch.tensor([[0.5]])).item()
+    0.5
+    """
+    return outputs
+
+
+def sample_best(outputs: Tensor) -> Tensor:
+    """The class with the highest score in each row: greedy decoding.
+
+    Args:
+        outputs: `(B, V, *O)`, logits or probabilities; classes are dim 1, as in `torch.nn.functional.cross_entropy`.
+
+    Returns:
+        int64 `(B, *O)`.
+
+    Raises:
+        ValueError: if there is no class dimension.
+
+    >>> sample_best(torch.tensor([[0.1, 0.7, 0.2], [0.9, 0.0, 0.1]])).tolist()
+    [1, 0]
+    """
+    if outputs.ndim < 2:
+        raise ValueError(refuse("sample_best", f"outputs {shape(outputs)}", "(B, V)", "keep the batch dimension."))
+    return outputs.argmax(1)
+
+
+def sample_softmax(outputs: Tensor) -> Tensor:
+    """A class of each row, drawn with the probabilities `softmax(outputs)`.
+
+    Args:
+        outputs: `(B, V)`, logits.
+
+    Returns:
+        int64 `(B,)`.
+
+    Raises:
+        ValueError: if the outputs are not `(B, V)`.
+
+    >>> sample_softmax(torch.tensor([[0.0, 100.0]])).tolist()
+    [1]
+    """
+    return SoftmaxSampler()(outputs)
+
+
+class SoftmaxSampler:
+    """Draws a class from `softmax(outputs / temperature)`, cut down to the likelier classes.
+
+    The cuts are made in the order of the arguments, each on what the one before left, renormalized.
+
+    Args:
+        temperature: above 0; below 1 sharpens, above 1 flattens.
+        top_k: keep the `k` likeliest classes.
+        top_p: keep the likeliest classes until their sum reaches `p`; the one that reaches it stays, so the first
+            always does (Holtzman et al. 2020, <https://arxiv.org/abs/1904.09751>).
+        min_p: keep the classes with at least `min_p` times the highest probability
+            (Nguyen et al. 2024, <https://arxiv.org/abs/2407.01082>).
+        one_hot: return the draw as a one-hot row in the dtype of the outputs, for a model without an embedding.
+        generator: the source of randomness; PyTorch's global one where it is `None`.
+
+    Returns:
+        By the call, for logits `(B, V)`: int64 `(B,)`, or `(B, V)` with `one_hot`.
+
+    Raises:
+        ValueError: if a parameter is out of its range, or the outputs are not `(B, V)`.
+
+    >>> sampler = SoftmaxSampler(temperature=0.5, top_k=2)
+    >>> sampler.probabilities(torch.tensor([[0.0, 1.0, 2.0]])).round(decimals=2).tolist()
+    [[0.0, 0.11999999731779099, 0.8799999952316284]]
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        one_hot: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        checks = (
+            ("temperature", temperature, temperature > 0, "above 0; the limit at 0 is sample_best"),
+            ("top_k", top_k, top_k is None or top_k >= 1, "at least 1"),
+            ("top_p", top_p, top_p is None or 0 < top_p <= 1, "in (0, 1]"),
+            ("min_p", min_p, min_p is None or 0 <= min_p <= 1, "in [0, 1]"),
+        )
+        for name, value, good, wanted in checks:
+            if not good:
+                fix = "None leaves the cut out." if name != "temperature" else "1.0 leaves the logits as they are."
+                raise ValueError(refuse("SoftmaxSampler", f"{name} = {value}", f"{name} {wanted}", fix))
+        self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
+        self.one_hot, self.generator = one_hot, generator
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """What a draw is made from: `(B, V)`, each row summing to 1, zero where a class was cut."""
+        if outputs.ndim != 2 or not outputs.is_floating_point():
+            fix = "end the model with nn.Linear(H, V); identity is for outputs that are inputs."
+            raise ValueError(refuse("SoftmaxSampler", f"outputs {shape(outputs)}", "float logits (B, V)", fix))
+        p = (outputs if self.temperature == 1 else outputs / self.temperature).softmax(1)
+        if self.top_k is not None and self.top_k < p.shape[1]:
+            best = p.topk(self.top_k, 1).indices
+            p = _keep(p, torch.zeros_like(p, dtype=torch.bool).scatter_(1, best, True))
+        if self.top_p is not None and self.top_p < 1:
+            ranked, order = p.sort(1, descending=True, stable=True)
+            before = ranked.cumsum(1) - ranked
+            p = _keep(p, torch.zeros_like(p, dtype=torch.bool).scatter_(1, order, before < self.top_p))
+        if self.min_p is not None:
+            p = _keep(p, p >= self.min_p * p.amax(1, keepdim=True))
+        return p
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        drawn = torch.multinomial(self.probabilities(outputs), 1, generator=self.generator)
+        if self.one_hot:
+            return torch.zeros_like(outputs).scatter_(1, drawn, 1.0)
+        return drawn.squeeze(1)
+
+
+def _keep(p: Tensor, kept: Tensor) -> Tensor:
+    p = p.masked_fill(~kept, 0.0)
+    return p / p.sum(1, keepdim=True)
+
+
+class DistributionSampler:
+    """Draws the next input from the distribution that the outputs parametrize.
+
+    Args:
+        make: maps outputs `(B, *O)`, or `(T, B, *O)`, to a `torch.distributions.Distribution` over `(B, *F)`,
+            or `(T, B, *F)`: index its parameters from the last dimension.
+
+    Returns:
+        By the call: one draw, `(B, *F)`.
+
+    Raises:
+        TypeError: if `make` gives something else than a distribution.
+
+    >>> sampler = DistributionSampler(lambda y: torch.distributions.Normal(y[..., :1], y[..., 1:].exp()))
+    >>> sampler(torch.zeros(4, 2)).shape
+    torch.Size([4, 1])
+    """
+
+    def __init__(self, make: Callable[[Tensor], Distribution]) -> None:
+        self.make = make
+
+    def _distribution(self, outputs: Tensor) -> Distribution:
+        made = self.make(outputs)
+        if not isinstance(made, Distribution):  # pyright: ignore[reportUnnecessaryIsInstance]
+            fix = "return torch.distributions.Normal(mean, scale), or another distribution."
+            raise TypeError(refuse("DistributionSampler", f"{shape(made)} from make", "a Distribution", fix))
+        return made
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        return self._distribution(outputs).sample()
+
+    def log_prob(self, outputs: Tensor, drawn: Tensor) -> Tensor:
+        """The log-probability (or density) of what was drawn, summed over features: `(T, B)`."""
+        log_prob = self._distribution(outputs).log_prob(drawn)
+        return log_prob.flatten(2).sum(2) if log_prob.ndim > 2 else log_prob
