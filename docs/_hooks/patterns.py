@@ -80,13 +80,13 @@ def graph(y, inputs, outputs, losses=(), fed=(), cuts=(), valid=9, gap=GAP, left
 def drawings():
     """File name -> SVG."""
     xs, ys, each = [f"x_{t}" for t in range(1, 6)], [f"y_{t}" for t in range(1, 6)], range(5)
-    first = graph(52, xs, ["", "", "", "", "y_5"], [4]) + [text(8, 24, "row 1, length 5", anchor="start")]
-    second = graph(278, xs, ["", "", "y_3", "", ""], [2], valid=3) + [text(8, 250, "row 2, length 3", anchor="start")]
+    first = [*graph(52, xs, ["", "", "", "", "y_5"], [4]), text(8, 24, "row 1, length 5", anchor="start")]
+    second = [*graph(278, xs, ["", "", "y_3", "", ""], [2], valid=3), text(8, 250, "row 2, length 3", anchor="start")]
     drawn = graph(26, [*xs[:3], "s_4", "s_5"], ys, fed=[3, 4])
     drawn += [box(x, 44, "S", FED, 18, "#FFFFFF") for x in (224, 280)]
     drawn += [span(84, 196, 164, "primer"), span(252, 308, 164, "drawn by S", FED)]
     closed = graph(26, [*xs[:3], "y_3", "y_4"], ys, each, fed=[3, 4])
-    closed += [span(84, 196, 208, "T − n steps given", LOSS), span(252, 308, 208, "n self-fed", FED)]
+    closed += [span(84, 196, 208, "T \u2212 n steps given", LOSS), span(252, 308, 208, "n self-fed", FED)]
     closed += [text(140, 242, "open loss", LOSS), text(280, 242, "closed loss", FED)]
     shares = graph(26, xs[:3], ["", "", "y_3"], [2], gap=100, left=96)
     shares.append(path("M276 26Q254 26 254 70Q254 100 276 114", LOSS, width=2.6))
