@@ -1,0 +1,77 @@
+# make site           install what is pinned, run the tutorials that are stale, build the site, serve it
+# make site SERVE=0   the same, without serving: the strict build in site/
+# make test           install what is pinned, then every check; SLOW=1 adds the downloads in fresh environments
+# make page T=02_seq2seq   run one tutorial, build its page in .run/page, leave the others as they are
+# PYTHON=python3.12 chooses the interpreter, PORT=8001 where the site is served.
+
+PYTHON ?= python3
+SERVE ?= 1
+SLOW ?= 0
+PORT ?= 8000
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+EXECUTE := $(BIN)/python docs/_hooks/execute.py
+export NO_MKDOCS_2_WARNING := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: site test page tutorials downloads constraints clean
+
+site: $(INSTALLED)
+	@echo "== tutorials: running what is stale"
+	@$(EXECUTE)
+ifeq ($(SERVE),0)
+	@echo "== site: strict build"
+	@$(BIN)/mkdocs build --strict --quiet
+	@echo "== site/index.html is built"
+else
+	@echo "== site: building, then serving on http://localhost:$(PORT)/ (Ctrl-C ends it)"
+	@$(BIN)/mkdocs serve --livereload --dev-addr localhost:$(PORT)
+endif
+
+test: $(INSTALLED)
+	@echo "== 1/6 ruff"
+	@$(BIN)/ruff check
+	@echo "== 2/6 pyright"
+	@$(BIN)/pyright
+	@echo "== 3/6 package, doctests, code blocks of the pages, road; coverage of rnnkit by branch"
+	@$(BIN)/pytest -q -n 2 -m "not site and not slow" --cov --cov-report=term
+	@echo "== 4/6 tutorials: running what is stale"
+	@$(EXECUTE)
+	@echo "== 5/6 site: strict build"
+	@$(BIN)/mkdocs build --strict --quiet
+	@echo "== 6/6 built site"
+	@$(BIN)/pytest -q -m "site and not slow"
+ifneq ($(SLOW),0)
+	@$(MAKE) --no-print-directory downloads
+endif
+	@echo "== all checks passed"
+
+# Every downloaded notebook, top to bottom, in a fresh environment with what its install line names.
+downloads: $(INSTALLED)
+	@echo "== downloads: each notebook in a fresh environment"
+	@$(BIN)/pytest -q -m slow --durations=0
+
+tutorials: $(INSTALLED)
+	@$(EXECUTE) $(T)
+
+page: $(INSTALLED)
+	@test -n "$(T)" || { echo "which one? make page T=02_seq2seq"; exit 1; }
+	@$(EXECUTE) $(T)
+	@RNNKIT_EXECUTE=never $(BIN)/mkdocs build --quiet --site-dir .run/page
+	@echo "== .run/page/tutorials/$(T)/index.html"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "rnnkit needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	  echo "Likely fix: name one that is, as in  make PYTHON=python3.12"; exit 1; }
+	@echo "== installing the pinned dependencies into .venv (once; about a minute and 2 GB)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# The pins, from what is installed and passes.
+constraints:
+	@$(BIN)/pip freeze --exclude-editable | sed -e '/ @ /d' -e 's/+cpu$$//' > constraints.txt
+
+clean:
+	rm -rf site .run dist docs/tutorials
