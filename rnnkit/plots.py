@@ -1,0 +1,184 @@
+"""Figures people look at: the learning curve, the error by horizon, the gradient by lag.
+
+They need matplotlib, `pip install "rnnkit[plot]"`, draw on the axes they are given or on new ones, and return them.
+`plt.style.use("rnnkit.style")` is the style of the tutorials. Lines are labeled where they end, in their own color.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ._contract import refuse, shape
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_gradient_flow", "plot_history", "plot_horizon"]
+
+Curves: TypeAlias = Tensor | Mapping[str, Tensor]
+_DASHES = ("--", ":", "-.")
+
+
+def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
+    """The learning curve: the loss of training and validation, epoch by epoch.
+
+    Where validation has an open-loop and a closed-loop part, both are drawn.
+
+    Args:
+        history: a [History][rnnkit.History], or its `rows`: dicts with `epoch`, `phase` and `loss`, and perhaps
+            `open_loss` and `closed_loss`.
+        ax: matplotlib axes; None makes new ones.
+
+    Returns:
+        The axes drawn on, one line for each curve.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: if there is no row with a loss.
+
+    >>> ax = plot_history([{"epoch": epoch, "phase": "training", "loss": 1 / epoch} for epoch in (1, 2, 3)])
+    >>> [text.get_text() for text in ax.texts]
+    ['training']
+    """
+    rows: Sequence[Mapping[str, Any]] = getattr(history, "rows", history)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for key, label in (("loss", str(row["phase"])), ("open_loss", "open loop"), ("closed_loss", "closed loop")):
+            if row.get(key) is not None:
+                curves.setdefault(label, []).append((float(row["epoch"]), float(row[key])))
+    if not curves:
+        fix = "fit at least one epoch with the History callback first."
+        raise ValueError(refuse("plot_history", f"{len(rows)} rows and no loss", "rows with epoch, phase, loss", fix))
+    drawn = _axes(ax, "plot_history")
+    for label, points in curves.items():
+        x, y = zip(*points, strict=True)
+        drawn.plot(x, y, label=label, marker="o" if len(x) == 1 else "")
+    return _finish(drawn, "epoch", "loss")
+
+
+def plot_horizon(
+    loss_by_step: Curves,
+    ax: "Axes | None" = None,
+    nfeedback: int | None = None,
+    baselines: Mapping[str, float | Tensor] | None = None,
+) -> "Axes":
+    """The error by horizon: the loss at every time step, and where the loop closes.
+
+    Args:
+        loss_by_step: `(T,)`, as validation records it; `(seeds, T)`, drawn as the mean over seeds in a band from the
+            smallest to the largest; or label -> one of the two.
+        ax: matplotlib axes; None makes new ones.
+        nfeedback: the last `nfeedback` steps were fed by the model itself; a vertical line stands before them.
+        baselines: name -> the loss, a number or `(T,)`, of what the model has to beat; drawn in gray.
+
+    Returns:
+        The axes drawn on; steps are counted from 0.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: if shapes do not fit, or `nfeedback` is not from 0 to `T - 1`.
+
+    >>> ax = plot_horizon(torch.tensor([0.1, 0.1, 0.2, 0.4]), nfeedback=2, baselines={"last value": 0.3})
+    >>> [text.get_text() for text in ax.texts]
+    ['loop closes', 'last value', 'model']
+    """
+    call = "plot_horizon"
+    named = loss_by_step if isinstance(loss_by_step, Mapping) else {"model": loss_by_step}
+    curves = {label: _curve(value, call, label) for label, value in named.items()}
+    if len({curve.shape[1] for curve in curves.values()}) != 1:
+        came = ", ".join(f"{label} {shape(named[label])}" for label in curves) or "no curve"
+        raise ValueError(refuse(call, came, "the same T for all", "cut them to the steps they share."))
+    time = next(iter(curves.values())).shape[1]
+    if nfeedback is not None and not 0 <= nfeedback < time:
+        fix = "nfeedback is the number that BPTTValidationPhase was given."
+        raise ValueError(refuse(call, f"nfeedback={nfeedback} for T = {time}", f"0 to {time - 1}", fix))
+    grays = {name: torch.as_tensor(value).detach().cpu() for name, value in (baselines or {}).items()}
+    for name, value in grays.items():
+        if value.shape not in ((), (time,)):
+            came = f"the baseline {name} {shape(value)} for T = {time}"
+            raise ValueError(refuse(call, came, f"a number or ({time},)", "average it over rows and seeds."))
+    drawn, steps = _axes(ax, call), list(range(time))
+    for label, curve in curves.items():
+        (line,) = drawn.plot(steps, curve.mean(0).numpy(), label=label)
+        if len(curve) > 1:
+            low, high = curve.amin(0).numpy(), curve.amax(0).numpy()
+            drawn.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    for i, (name, value) in enumerate(grays.items()):
+        dash = _DASHES[i % len(_DASHES)]
+        drawn.plot(steps, value.expand(time).numpy(), dash, color="#666666", linewidth=1.5, label=name)
+    if nfeedback:
+        edge = time - nfeedback - 0.5
+        drawn.axvline(edge, color="#444444", linewidth=1)
+        place = {"xytext": (4, -2), "textcoords": "offset points", "va": "top", "color": "#444444"}
+        drawn.annotate("loop closes", (edge, 1), xycoords=drawn.get_xaxis_transform(), **place)
+    return _finish(drawn, "time step", "loss at the step")
+
+
+def plot_gradient_flow(flow: Mapping[str, Tensor], ax: "Axes | None" = None) -> "Axes":
+    """How far back the gradient reaches: the norm of each step's share by lag, on a logarithmic axis.
+
+    Args:
+        flow: parameter name -> `(T,)`, from [gradient_flow][rnnkit.gradient_flow]. A share of zero leaves a gap.
+        ax: matplotlib axes; None makes new ones.
+
+    Returns:
+        The axes drawn on, one line for each parameter.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: if a flow is not `(T,)`, or there is none.
+
+    >>> ax = plot_gradient_flow({"weight_ih_l0": torch.tensor([1.0, 0.5, 0.25])})
+    >>> ax.get_yscale(), ax.get_xlabel()
+    ('log', 'lag (steps before the last)')
+    """
+    if not flow or any(norms.ndim != 1 for norms in flow.values()):
+        came = ", ".join(f"{name} {shape(norms)}" for name, norms in flow.items()) or "no parameter"
+        fix = "pass what gradient_flow returned; gradient_by_step returns the shares themselves."
+        raise ValueError(refuse("plot_gradient_flow", came, "norms (T,)", fix))
+    drawn = _axes(ax, "plot_gradient_flow")
+    drawn.set_yscale("log")
+    for name, norms in flow.items():
+        seen = norms.detach().cpu().double()
+        drawn.plot(range(len(seen)), seen.where(seen > 0, torch.nan).numpy(), label=name)
+    return _finish(drawn, "lag (steps before the last)", "norm of the share")
+
+
+def _axes(ax: "Axes | None", call: str) -> Any:  # Any: matplotlib leaves its keywords untyped
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(refuse(call, "no matplotlib", "matplotlib", 'pip install "rnnkit[plot]".')) from error
+    return plt.subplots()[1] if ax is None else ax
+
+
+def _curve(value: Any, call: str, label: str) -> Tensor:
+    curve = torch.as_tensor(value).detach().cpu().double()
+    if curve.ndim not in (1, 2) or 0 in curve.shape:
+        fix = "average over rows and features; validation's loss_by_step is (T,)."
+        raise ValueError(refuse(call, f"{label} {shape(curve)}", "(T,) or (seeds, T)", fix))
+    return curve if curve.ndim == 2 else curve.unsqueeze(0)
+
+
+def _finish(ax: Any, xlabel: str, ylabel: str) -> "Axes":
+    """Names the axes and writes each line's label where it ends, moved up where two would overlap."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.get_ylim()  # brings up to date the limits, on which a label's place depends
+    ends: list[tuple[float, float, float, Any]] = []
+    for line in ax.get_lines():
+        points = [(float(x), float(y)) for x, y in line.get_xydata() if math.isfinite(y)]
+        if points and not line.get_label().startswith("_"):  # matplotlib's mark of a line without a label
+            height = ax.transData.transform(points[-1])[1] * 72 / ax.figure.dpi
+            ends.append((height, *points[-1], line))
+    free = -math.inf
+    for height, x, y, line in sorted(ends, key=lambda end: end[0]):
+        free = max(height, free + 14)
+        place = {"xytext": (6, free - height), "textcoords": "offset points", "va": "center"}
+        ax.annotate(line.get_label(), (x, y), color=line.get_color(), annotation_clip=False, **place)
+    return ax
