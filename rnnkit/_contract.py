@@ -85,6 +85,10 @@ def check_model(model: Model, call: str) -> None:
     if isinstance(model, nn.RNNCellBase):
         fix = f"Unroll({type(model).__name__}(...)) steps a cell over time."
         raise TypeError(refuse(call, f"a cell, {type(model).__name__}", "a model over (T, B, *F)", fix))
+    if isinstance(model, nn.Linear | nn.Sequential) and not getattr(model, "recurrent", ()):
+        fix = "RecurrentSequential threads the state through a stack of layers."
+        came = f"{type(model).__name__}, which takes no state"
+        raise TypeError(refuse(call, came, "outputs, state = model(inputs, state)", fix))
     for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, nn.RNNBase) and module.batch_first:
             name = type(module).__name__
@@ -109,10 +113,10 @@ def check_state(state: State, batch: int, call: str) -> None:
 def call_model(model: Model, inputs: Any, state: State, call: str) -> tuple[Any, State]:
     """`outputs, state = model(inputs, state)`, or a clear error where the model gives something else."""
     result = model(inputs, state)
-    if not isinstance(result, tuple) or isinstance(result, PackedSequence) or len(result) != 2:  # pyright: ignore[reportUnknownArgumentType]
+    if not isinstance(result, tuple) or isinstance(result, PackedSequence) or len(result) != 2:
         fix = "return (outputs, state) like torch.nn.LSTM; RecurrentSequential does it for a stack of layers."
         raise TypeError(refuse(call, f"{shape(result)} from {_name(model)}", "a pair (outputs, state)", fix))
-    return result  # pyright: ignore[reportUnknownVariableType]
+    return result
 
 
 def is_bidirectional(model: Model) -> bool:

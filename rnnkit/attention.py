@@ -126,11 +126,11 @@ class EncoderDecoder(nn.Module):
 
     def forward(self, inputs: Any, state: State = None) -> tuple[Tensor, State]:
         if state is None:
-            if not isinstance(inputs, tuple) or len(inputs) != 3:  # pyright: ignore[reportUnknownArgumentType]
+            if not isinstance(inputs, tuple) or len(inputs) != 3:
                 fix = "state = model.encode(source, lengths), or inputs = (source, lengths or None, inputs)."
                 raise TypeError(refuse("EncoderDecoder", f"inputs {shape(inputs)} and no state", "a source", fix))
-            source, lengths, inputs = inputs  # pyright: ignore[reportUnknownVariableType]
-            state = self.encode(source, lengths)  # pyright: ignore[reportUnknownArgumentType]
+            source, lengths, inputs = inputs
+            state = self.encode(source, lengths)
         outputs, inner = call_model(self.decoder, inputs, state[0], "EncoderDecoder")
         if self.attention is not None:
             outputs = self.attention(outputs, state[1], state[2])
@@ -139,7 +139,7 @@ class EncoderDecoder(nn.Module):
 
 def first_state(model: Model, inputs: Any) -> tuple[Any, State]:
     """Inputs and first state of a batch: an encoder-decoder's come from its source, any other's is `None`."""
-    if isinstance(inputs, tuple) and isinstance(model, EncoderDecoder) and len(inputs) == 3:  # pyright: ignore[reportUnknownArgumentType]
-        source, lengths, inputs = inputs  # pyright: ignore[reportUnknownVariableType]
-        return inputs, model.encode(source, lengths)  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(inputs, tuple) and isinstance(model, EncoderDecoder) and len(inputs) == 3:
+        source, lengths, inputs = inputs
+        return inputs, model.encode(source, lengths)
     return inputs, None

@@ -62,12 +62,12 @@ def beam_search(
             fix = "end the model with nn.Linear(H, V)."
             raise ValueError(refuse("beam_search", f"outputs {shape(outputs)}", "logits (T, B, V)", fix))
         head, step, classes = outputs, fast_step(model), outputs.shape[2]
-        scores = torch.zeros(batch, 1, device=device)
+        scores = torch.zeros(batch, 1, device=device, dtype=outputs.dtype)
         done = torch.zeros(batch, 1, dtype=torch.bool, device=device)
         trail: list[tuple[Tensor, Tensor, Tensor]] = []
         for _ in range(length - time):
             beams = scores.shape[1]
-            follow = outputs[-1].log_softmax(-1).view(batch, beams, classes).to(scores.dtype)
+            follow = outputs[-1].log_softmax(-1).view(batch, beams, classes)
             if stop is not None:
                 only = torch.full((classes,), float("-inf"), device=device, dtype=scores.dtype)
                 only[stop] = 0.0

@@ -55,6 +55,14 @@ class SequenceLoss:
             return outputs.shape[1]
         return outputs.shape[0] * outputs.shape[1] if lengths is None else int(lengths.sum())
 
+    def by_step(self, outputs: Tensor, targets: Tensor, lengths: Tensor | None) -> Tensor:
+        """The loss of each step alone, over the rows that have it: `(T,)`."""
+        losses: list[Tensor] = []
+        for t, (output, target) in enumerate(zip(outputs, targets, strict=True)):
+            rows = slice(None) if lengths is None else (lengths > t).to(output.device)
+            losses.append(self._call(output[rows], target[rows]).mean())
+        return torch.stack(losses)
+
     def _average(self, outputs: Tensor, targets: Tensor, valid: Tensor | None, time: int, batch: int) -> Tensor:
         losses = self._call(outputs, targets)
         if self.average == "step":
@@ -88,7 +96,8 @@ class SequenceLoss:
         floats = outputs.is_floating_point() and targets.is_floating_point()
         widened = sorted((outputs.shape, targets.shape), key=len)
         if (elementwise and outputs.shape != targets.shape) or (floats and (*widened[0], 1) == tuple(widened[1])):
-            came = f"outputs (N, *O) = {shape(outputs)} and targets {shape(targets)} (N valid steps)"
+            came = f"outputs (..., {', '.join(map(str, outputs.shape[1:]))}) and targets (..., "
+            came += f"{', '.join(map(str, targets.shape[1:]))}), N = {len(outputs)} valid steps of each"
             fix = "they would broadcast to a wrong number; add the missing dimension with targets.unsqueeze(-1)."
             raise ValueError(refuse(self.name, came, "equal shapes", fix))
         losses = self.loss_fn(outputs, targets)

@@ -55,9 +55,10 @@ class RecurrentSequential(nn.Sequential):
 
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__(*modules)
-        for module in self:
-            check_model(module, "RecurrentSequential")
         self.recurrent = tuple(_is_recurrent(module) for module in self)
+        for module, recurrent in zip(self, self.recurrent, strict=True):
+            if recurrent or isinstance(module, nn.RNNBase | nn.RNNCellBase):
+                check_model(module, "RecurrentSequential")
 
     @property
     def takes_packed(self) -> bool:
@@ -69,10 +70,10 @@ class RecurrentSequential(nn.Sequential):
         if len(self.recurrent) != len(self):  # a member was appended or taken away
             self.recurrent = tuple(_is_recurrent(module) for module in self)
         count = sum(self.recurrent)
-        if state is not None and (not isinstance(state, tuple) or len(state) != count):  # pyright: ignore[reportUnknownArgumentType]
+        if state is not None and (not isinstance(state, tuple) or len(state) != count):
             fix = "pass the state that this model returned; it has one entry for each recurrent member."
             raise ValueError(refuse("RecurrentSequential", f"a state = {shape(state)}", f"a tuple of {count}", fix))
-        before: list[State] = [None] * count if state is None else list(state)  # pyright: ignore[reportUnknownArgumentType]
+        before: list[State] = [None] * count if state is None else list(state)
         after: list[State] = []
         for module, recurrent in zip(self, self.recurrent, strict=True):
             if recurrent:
@@ -212,7 +213,7 @@ def _scan(cell: nn.Module, steps: Sequence[Tensor], state: State) -> tuple[list[
             ended.append(map_leaves(lambda leaf, count=count: leaf[count:], state))
             state = map_leaves(lambda leaf, count=count: leaf[:count], state)
         state = cell(step, state)
-        outputs.append(state[0] if isinstance(state, tuple) else state)  # pyright: ignore[reportUnknownArgumentType]
+        outputs.append(state[0] if isinstance(state, tuple) else state)
     if ended:
         state = map_leaves(lambda *leaves: torch.cat(leaves), state, *reversed(ended))
     return outputs, state

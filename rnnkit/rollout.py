@@ -84,12 +84,16 @@ def roll(
     lengths: Tensor | None,
     call: str,
     carry: bool = True,
+    previous: Tensor | None = None,
 ) -> tuple[Tensor, State]:
-    """[rollout][rnnkit.rollout] after its checks; without `carry` the state may have run on over padding."""
+    """[rollout][rnnkit.rollout] after its checks.
+
+    Without `carry` the state may have run on over padding; `previous` is the output before the first step.
+    """
     if mask is None or not mask.any():
         return run_model(model, inputs, state, lengths, call, carry)
     parts: list[Tensor] = []
-    for _, outputs, new in walk(model, inputs, mask, sampler, state, lengths, call, carry):
+    for _, outputs, new in walk(model, inputs, mask, sampler, state, lengths, call, carry, previous):
         parts.append(outputs)
         state = new
     return torch.cat(parts), state
@@ -104,25 +108,25 @@ def walk(
     lengths: Tensor | None,
     call: str,
     carry: bool = True,
+    previous: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, State]]:
     """Stretch after stretch: the inputs consumed `(n, B, *F)`, the outputs `(n, B, *O)` and the state after them."""
     if is_bidirectional(model):
         fix = "train it with Feedback.never(), or make it one-directional."
         raise ValueError(refuse(call, "a bidirectional model", "one that can be stepped: it reads the future", fix))
-    fed = mask.any(1).nonzero().flatten().tolist()
-    whole = mask.all(1).tolist()
+    some, every = mask.any(1).tolist(), mask.all(1).tolist()
+    starts = [t for t, fed in enumerate(some) if fed or t == 0]
     single = fast_step(model)
     mask = mask.to(inputs.device)
-    previous: Tensor | None = None
-    for start, stop in zip([0, *fed], [*fed, len(inputs)], strict=True):
+    for start, stop in zip(starts, [*starts[1:], len(inputs)], strict=True):
         stretch = inputs[start:stop]
-        if previous is not None:
+        if some[start] and previous is not None:
             first = draw(sampler, previous, stretch[0], call)
-            if not whole[start]:
+            if not every[start]:
                 first = torch.where(mask[start].view(-1, *[1] * (first.ndim - 1)), first, stretch[0])
             stretch = first.unsqueeze(0) if len(stretch) == 1 else torch.cat([first.unsqueeze(0), stretch[1:]])
         here = None if lengths is None else (lengths - start).clamp(0, stop - start)
-        if len(stretch) > 1 or previous is None:
+        if len(stretch) > 1 or not some[start]:
             outputs, state = run_model(model, stretch, state, here, call, carry)
         else:
             outputs, new = call_model(single, stretch, state, call)

@@ -119,7 +119,7 @@ class SoftmaxSampler:
             best = p.topk(self.top_k, 1).indices
             p = _keep(p, torch.zeros_like(p, dtype=torch.bool).scatter_(1, best, True))
         if self.top_p is not None and self.top_p < 1:
-            ranked, order = p.sort(1, descending=True, stable=True)
+            ranked, order = p.sort(dim=1, descending=True, stable=True)
             before = ranked.cumsum(1) - ranked
             p = _keep(p, torch.zeros_like(p, dtype=torch.bool).scatter_(1, order, before < self.top_p))
         if self.min_p is not None:

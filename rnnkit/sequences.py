@@ -42,8 +42,8 @@ class SequenceBatch:
         """The same batch with inputs and targets on `device`; lengths and restart stay on the CPU."""
         inputs: Any = self.inputs
         if isinstance(inputs, tuple):
-            source, lengths, inner = inputs  # pyright: ignore[reportUnknownVariableType]
-            inputs = (source.to(device), lengths, inner.to(device))  # pyright: ignore[reportUnknownMemberType]
+            source, lengths, inner = inputs
+            inputs = (source.to(device), lengths, inner.to(device))
         else:
             inputs = inputs.to(device)
         return replace(self, inputs=inputs, targets=None if self.targets is None else self.targets.to(device))
@@ -102,13 +102,13 @@ def get_inout_seq(batch: Any) -> tuple[Any, ...]:
         if len(parts) in (2, 3):
             return parts
     elif isinstance(batch, Tensor | list):
-        sequence = as_sequence(batch, "get_inout_seq", "a sequence", least=1)  # pyright: ignore[reportUnknownArgumentType]
+        sequence = as_sequence(batch, "get_inout_seq", "a sequence", least=1)
         if len(sequence) < 2:
             fix = "one step has no next step to predict; drop it."
             raise ValueError(refuse("get_inout_seq", f"a sequence {shape(sequence)}", "at least two steps", fix))
         return sequence[:-1], sequence[1:]
     fix = "a tuple is a pair (inputs, targets); a list is the T steps of one sequence."
-    came = shape(batch)  # pyright: ignore[reportUnknownArgumentType]
+    came = shape(batch)
     raise TypeError(refuse("get_inout_seq", came, "a tuple of two or three, a SequenceBatch or one sequence", fix))
 
 
@@ -190,7 +190,12 @@ def pad_collate(items: Sequence[Any], per: Literal["step", "sequence"] = "step",
     >>> inputs.shape, targets.tolist(), lengths.tolist()
     (torch.Size([5, 2, 1]), [0, 1], [3, 5])
     """
-    if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):  # pyright: ignore[reportUnknownArgumentType]
+    if per not in ("step", "sequence"):
+        fix = 'a target for each step is "step", one for a sequence is "sequence".'
+        raise ValueError(refuse("pad_collate", f"per={per!r}", '"step" or "sequence"', fix))
+    if not items:
+        raise ValueError(refuse("pad_collate", "an empty list", "at least one item", "check the batch sampler."))
+    if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
         inputs, lengths = batchseq(items, pad)
         return SequenceBatch(inputs, lengths=lengths)
     inputs, lengths = batchseq([item[0] for item in items], pad)

@@ -23,9 +23,9 @@ def map_leaves(function: Callable[..., Tensor], state: Any, *others: Any) -> Any
         tree: dict[Any, Any] = state
         return {key: map_leaves(function, leaf, *(other[key] for other in others)) for key, leaf in tree.items()}
     if isinstance(state, tuple | list):
-        items: list[Any] = [map_leaves(function, *leaves) for leaves in zip(state, *others, strict=True)]  # pyright: ignore[reportUnknownArgumentType]
-        named = hasattr(state, "_fields")  # pyright: ignore[reportUnknownArgumentType]
-        return type(state)(*items) if named else type(state)(items)  # pyright: ignore[reportUnknownVariableType]
+        items: list[Any] = [map_leaves(function, *leaves) for leaves in zip(state, *others, strict=True)]
+        named = hasattr(state, "_fields")
+        return type(state)(*items) if named else type(state)(items)
     raise TypeError(
         f"state: got a {type(state).__name__}; wanted a tree of tensors (layers, B, *F) in tuples, lists or dicts. "
         "Likely fix: keep numbers and modules out of the state."

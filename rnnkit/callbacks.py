@@ -1,0 +1,257 @@
+"""What people hang on the events of a Learner."""
+
+import csv
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ._contract import refuse
+from .checkpoint import Checkpoint
+from .learner import CancelFit
+
+if TYPE_CHECKING:
+    from .learner import Learner
+
+__all__ = ["Checkpoint", "ClipGradients", "EarlyStopping", "History", "ProgressBar", "Scheduler", "StopOnNaN"]
+
+
+def _named(learner: "Learner") -> str:
+    return "" if learner.phase is None else learner.phase.name
+
+
+def _average(learner: "Learner", name: str, call: str) -> float:
+    averages = learner.averages
+    if name not in averages:
+        fix = "closed_loss is there with BPTTValidationPhase(nfeedback) for nfeedback >= 1."
+        raise ValueError(refuse(call, f"monitor={name!r}", f"one of {sorted(averages)}", fix))
+    return float(averages[name])
+
+
+class ProgressBar:
+    """Shows each epoch's steps, loss and steps per second: a bar in a terminal, a line per epoch elsewhere.
+
+    Args:
+        every: seconds between two looks at the loss, which on an accelerator waits for it.
+
+    >>> bar = ProgressBar()
+    """
+
+    def __init__(self, every: float = 0.5) -> None:
+        self.every = every
+        self._bar: Any = None
+        self._start = self._seen = 0.0
+        self._steps = 0
+
+    def on_epoch_begin(self, learner: "Learner") -> None:
+        """Start counting."""
+        self._start, self._seen, self._steps = time.perf_counter(), 0.0, 0
+        if sys.stderr.isatty():
+            self._bar = tqdm(desc=f"epoch {learner.epoch_index + 1} {_named(learner)}", unit=" steps", leave=True)
+
+    def on_step_end(self, learner: "Learner") -> None:
+        """Count a step."""
+        self._steps += 1
+        if self._bar is not None:
+            self._bar.update()
+            now = time.perf_counter()
+            if now - self._seen > self.every and "loss" in learner.sums:
+                self._seen = now
+                self._bar.set_postfix(loss=f"{float(learner.averages['loss']):.4g}")
+
+    def on_epoch_end(self, learner: "Learner") -> None:
+        """Show the epoch's losses."""
+        shown = "  ".join(f"{name} {float(value):.4g}" for name, value in learner.averages.items() if not value.ndim)
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown)
+            self._bar.close()
+            self._bar = None
+            return
+        speed = self._steps / max(time.perf_counter() - self._start, 1e-9)
+        print(f"epoch {learner.epoch_index + 1} {_named(learner)}: {shown}  ({speed:.0f} steps/s)", flush=True)
+
+
+class History:
+    """Keeps every epoch's averages.
+
+    Attributes:
+        rows: one dict for each epoch and phase: `epoch` (from 1), `phase`, `loss` and what else was averaged.
+
+    >>> History().as_dict()
+    {}
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def on_epoch_end(self, learner: "Learner") -> None:
+        """Add a row."""
+        scalars = {name: float(value) for name, value in learner.averages.items() if not value.ndim}
+        self.rows.append({"epoch": learner.epoch_index + 1, "phase": _named(learner), **scalars})
+
+    def as_dict(self) -> dict[str, list[Any]]:
+        """Columns by name, with `None` where a row has no value."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        return {name: [row.get(name) for row in self.rows] for name in names}
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the rows, with a header, to a CSV file."""
+        with Path(path).open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(self.as_dict()))
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def to_frame(self) -> Any:
+        """The rows as a `pandas.DataFrame`.
+
+        Raises:
+            ImportError: if pandas is not there.
+        """
+        try:
+            import pandas as pd  # pyright: ignore[reportMissingTypeStubs, reportMissingImports]
+        except ImportError as error:
+            raise ImportError("History.to_frame: wanted pandas. Likely fix: pip install pandas.") from error
+        return pd.DataFrame(self.rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"rows": [dict(row) for row in self.rows]}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.rows = saved["rows"]
+
+
+class StopOnNaN:
+    """Stops with an error at the first loss that is not a number, before the optimizer uses it.
+
+    Raises:
+        ValueError: by the step, with the epoch and the step where it happened.
+
+    >>> callback = StopOnNaN()
+    """
+
+    def on_backward_begin(self, learner: "Learner") -> None:
+        """Look at the loss."""
+        loss = None if learner.state is None else learner.state.loss
+        if loss is not None and not math.isfinite(float(loss)):
+            came = f"a loss of {float(loss)} in epoch {learner.epoch_index + 1}, step {learner.step_index + 1}"
+            fix = "clip the gradients with ClipGradients(1.0), lower the learning rate, or look for it in the data."
+            raise ValueError(refuse("StopOnNaN", came, "a finite loss", fix))
+
+
+class ClipGradients:
+    """Scales the gradients down where their norm, over all parameters, is above `max_norm`.
+
+    Args:
+        max_norm: above 0.
+
+    Attributes:
+        norm: the norm before clipping, of the last window; scalar tensor.
+
+    Raises:
+        ValueError: if `max_norm` is not above 0.
+
+    Source: Pascanu, Mikolov and Bengio 2013, <https://arxiv.org/abs/1211.5063>.
+
+    >>> callback = ClipGradients(1.0)
+    """
+
+    def __init__(self, max_norm: float) -> None:
+        if not max_norm > 0:
+            raise ValueError(refuse("ClipGradients", f"max_norm = {max_norm}", "max_norm > 0", "1.0 is common."))
+        self.max_norm = max_norm
+        self.norm: torch.Tensor | None = None
+
+    def on_backward_end(self, learner: "Learner") -> None:
+        """Clip."""
+        self.norm = nn.utils.clip_grad_norm_(learner.parameters, self.max_norm)
+
+
+class EarlyStopping:
+    """Ends the training when a loss has not improved for some epochs.
+
+    Args:
+        patience: epochs without a new best before the end, at least 1.
+        monitor: `"loss"`, `"open_loss"` or `"closed_loss"`.
+        phase: `"validation"` or `"training"`: whose loss.
+
+    Attributes:
+        best: the lowest value seen.
+
+    Raises:
+        ValueError: if `patience` is below 1, or, at the end of an epoch, there is no such loss.
+
+    >>> callback = EarlyStopping(patience=3, monitor="closed_loss")
+    """
+
+    def __init__(self, patience: int, monitor: str = "loss", phase: str = "validation") -> None:
+        if patience < 1:
+            raise ValueError(refuse("EarlyStopping", f"patience = {patience}", "patience >= 1", "wait an epoch."))
+        self.patience, self.monitor, self.phase = patience, monitor, phase
+        self.best, self.waited = math.inf, 0
+
+    def on_epoch_end(self, learner: "Learner") -> None:
+        """Compare."""
+        if _named(learner) != self.phase:
+            return
+        value = _average(learner, self.monitor, "EarlyStopping")
+        self.best, self.waited = (value, 0) if value < self.best else (self.best, self.waited + 1)
+        if self.waited >= self.patience:
+            raise CancelFit
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.best, self.waited = saved["best"], saved["waited"]
+
+
+class Scheduler:
+    """Steps a learning rate scheduler of PyTorch.
+
+    Args:
+        scheduler: any of `torch.optim.lr_scheduler`; `ReduceLROnPlateau` is given the monitored loss.
+        per: `"epoch"` or training `"step"`.
+        monitor: for `ReduceLROnPlateau`: which of the epoch's averages of the last phase.
+
+    Raises:
+        ValueError: if `per` is neither, or, at the end of an epoch, there is no such loss.
+
+    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    >>> callback = Scheduler(torch.optim.lr_scheduler.StepLR(optimizer, 10))
+    """
+
+    def __init__(self, scheduler: Any, per: str = "epoch", monitor: str = "loss") -> None:
+        if per not in ("epoch", "step"):
+            raise ValueError(refuse("Scheduler", f"per={per!r}", '"epoch" or "step"', "most are stepped an epoch."))
+        self.scheduler, self.per, self.monitor = scheduler, per, monitor
+
+    def on_step_end(self, learner: "Learner") -> None:
+        """Step, for a scheduler that counts training steps."""
+        if self.per == "step" and _named(learner) == "training":
+            self.scheduler.step()
+
+    def on_epoch_end(self, learner: "Learner") -> None:
+        """Step, for a scheduler that counts epochs."""
+        if self.per != "epoch" or not learner.last_phase:
+            return
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(_average(learner, self.monitor, "Scheduler"))
+        else:
+            self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.scheduler.load_state_dict(saved)

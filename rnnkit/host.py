@@ -1,0 +1,192 @@
+"""What a phase is given and gives back: a host around it, a batch taken apart, a state carried between batches."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ._contract import (
+    Model,
+    Sampler,
+    State,
+    as_sequence,
+    check_lengths,
+    check_state,
+    is_bidirectional,
+    refuse,
+    shape,
+)
+from .attention import first_state
+from .feedback import Feedback
+from .losses import SequenceLoss
+from .sequences import SequenceBatch, get_inout_seq
+from .state import reset_rows
+
+__all__ = ["StepState"]
+
+Loss = Callable[..., Tensor]
+
+
+@dataclass
+class StepState:
+    """What a step was given and what came of it.
+
+    Attributes:
+        inputs: `(T, B, *F)`.
+        targets: `(T, B, *Y)`, or `(B, *Y)` with `seq2one_loss`.
+        lengths: int64 CPU `(B,)`, or `None`.
+        outputs: `(T, B, *O)`, without gradient.
+        loss: scalar, without gradient; a tensor, so that no step waits for it.
+        weight: what an epoch weighs the loss by: valid steps, or sequences where the loss averages those.
+        open_loss: validation: the loss of the driven steps; `None` where there are none.
+        closed_loss: validation: the loss of the steps that the model fed itself.
+        loss_by_step: validation: `(T,)`, the loss of each step alone.
+        parts: what an epoch averages: name to value and weight.
+    """
+
+    inputs: Tensor
+    targets: Any
+    lengths: Tensor | None = None
+    outputs: Tensor | None = None
+    loss: Tensor | None = None
+    weight: int = 0
+    open_loss: Tensor | None = None
+    closed_loss: Tensor | None = None
+    loss_by_step: Tensor | None = None
+    parts: dict[str, tuple[Tensor, int]] = field(default_factory=dict[str, tuple[Tensor, int]])
+
+
+class Host(Protocol):
+    """What a phase needs around it: a Learner, or three objects in a plain loop."""
+
+    model: Any
+    loss: Loss
+    optimizer: Any
+    device: Any
+    state: StepState | None
+
+    def emit(self, event: str) -> None:
+        """Tell the callbacks."""
+        ...
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Around the forward pass: autocast."""
+        ...
+
+
+class Bare:
+    """A host without callbacks: the three objects of a plain PyTorch loop."""
+
+    def __init__(self, model: Model, loss: Loss, optimizer: Any) -> None:
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.device, self.state = None, None
+
+    def emit(self, event: str) -> None:
+        """Nobody listens."""
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Nothing around the forward pass."""
+        return nullcontext()
+
+
+class Phase:
+    """What both phases share: a batch taken apart, and a state carried from batch to batch."""
+
+    name = "phase"
+
+    def __init__(self, sampler: Sampler, stateful: bool) -> None:
+        self.sampler, self.stateful = sampler, stateful
+        self.feedback: Feedback | None = None
+        self.state: State = None
+        self.steps = 0
+
+    def __call__(self, model: Model, loss: Loss, batch: Any, optimizer: Any = None) -> StepState:
+        """One step in a plain PyTorch loop, without a Learner."""
+        return self.run(Bare(model, loss, optimizer), batch)
+
+    def run(self, host: Host, batch: Any) -> StepState:
+        """One step for a host."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget the carried state: the next batch starts afresh."""
+        self.state = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: steps made, the carried state, and the generators' states."""
+        generators = [getattr(part, "generator", None) for part in (self.feedback, self.sampler)]
+        kept = [None if generator is None else generator.get_state() for generator in generators]
+        return {"steps": self.steps, "state": self.state, "generators": kept}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.steps, self.state = saved["steps"], saved["state"]
+        for part, kept in zip((self.feedback, self.sampler), saved["generators"], strict=True):
+            generator = getattr(part, "generator", None)
+            if generator is not None and kept is not None:
+                generator.set_state(kept)
+
+    def begin(self, host: Host, batch: Any) -> tuple[StepState, State]:
+        """The batch as a StepState, the state it starts from, and the event StepBegin."""
+        call = type(self).__name__
+        restart = batch.restart if isinstance(batch, SequenceBatch) else None
+        inputs, targets, *rest = get_inout_seq(batch)
+        lengths = rest[0] if rest else None
+        if host.device is not None:
+            inputs, targets = _move(inputs, host.device), _move(targets, host.device)
+        inputs, state = first_state(host.model, inputs)
+        inputs = as_sequence(inputs, call)
+        time, batch_size = inputs.shape[:2]
+        per_step = not reads_last(host.loss)
+        if per_step:
+            targets = as_sequence(targets, call, "targets")
+            if targets.shape[:2] != inputs.shape[:2]:
+                fix = "one target for each step and row; a target a sequence goes with seq2one_loss."
+                came = f"inputs {shape(inputs)} and targets {shape(targets)}"
+                raise ValueError(refuse(call, came, "the same T and B for both", fix))
+        if lengths is not None:
+            check_lengths(lengths, time, batch_size, call, least=0 if restart is not None else 1)
+            longest = int(lengths.max())
+            inputs, targets = inputs[:longest], targets[:longest] if per_step else targets
+        if self.stateful:
+            if is_bidirectional(host.model):
+                fix = "make the model one-directional, or stateful=False."
+                raise ValueError(refuse(call, "a bidirectional model, stateful", "a state that goes on", fix))
+            if self.state is not None:
+                check_state(self.state, batch_size, f"{call}(stateful=True)")
+                state = self.state if restart is None else reset_rows(self.state, restart)
+        host.state = StepState(inputs, targets, lengths)
+        host.emit("StepBegin")
+        return host.state, state
+
+
+def reads_last(loss: Loss) -> bool:
+    """Whether a loss has one target a sequence, so that there are no targets to cut into windows."""
+    return isinstance(loss, SequenceLoss) and loss.average == "last"
+
+
+def call_loss(loss: Loss, outputs: Tensor, targets: Any, lengths: Tensor | None, call: str) -> tuple[Tensor, int]:
+    """The scalar loss of a stretch and its weight; rows of length 0 take no part."""
+    if lengths is not None and not lengths.all():
+        rows = (lengths > 0).nonzero().squeeze(1)
+        index, lengths = rows.to(outputs.device), lengths[rows]
+        outputs, targets = outputs[:, index], targets[index] if reads_last(loss) else targets[:, index]
+    value = loss(outputs, targets) if lengths is None else loss(outputs, targets, lengths)
+    if not isinstance(value, Tensor) or value.ndim:  # pyright: ignore[reportUnnecessaryIsInstance]
+        fix = "average it: seq2seq_loss takes an unreduced loss and does."
+        raise ValueError(refuse(call, f"a loss {shape(value)}", "a scalar tensor", fix))
+    if isinstance(loss, SequenceLoss):
+        return value, loss.weight(outputs, lengths)
+    return value, outputs.shape[0] * outputs.shape[1] if lengths is None else int(lengths.sum())
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    if isinstance(value, tuple):
+        source, lengths, inner = value
+        return _move(source, device), lengths, _move(inner, device)
+    if isinstance(value, list):
+        return [_move(item, device) for item in value]
+    return value.to(device) if isinstance(value, Tensor) else value

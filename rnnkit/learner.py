@@ -1,0 +1,237 @@
+"""A model, a loss and an optimizer, with events around their steps: a host for phases."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._contract import check_model, refuse
+from .checkpoint import generators_of, rng_state, set_rng_state
+from .host import Loss, Phase, StepState
+from .phases import BPTTTrainingPhase, BPTTValidationPhase
+
+__all__ = ["EVENTS", "CancelEpoch", "CancelFit", "CancelStep", "Learner"]
+
+EVENTS = (
+    "FitBegin",
+    "EpochBegin",
+    "StepBegin",
+    "WindowBegin",
+    "LossBegin",
+    "BackwardBegin",
+    "BackwardEnd",
+    "WindowEnd",
+    "StepEnd",
+    "EpochEnd",
+    "FitEnd",
+)
+
+
+class CancelStep(Exception):
+    """Raised by a callback: the rest of this step is left out, and it is not averaged; `StepEnd` follows."""
+
+
+class CancelEpoch(Exception):
+    """Raised by a callback: the rest of this epoch is left out; `EpochEnd` follows."""
+
+
+class CancelFit(Exception):
+    """Raised by a callback: training ends; `EpochEnd` and `FitEnd` follow."""
+
+
+class Learner:
+    """Trains and validates a recurrent model, and tells its callbacks about each part of it.
+
+    A callback is any object with a method for an event, `on_backward_end(learner)` for `BackwardEnd`. In order:
+    `FitBegin EpochBegin StepBegin WindowBegin LossBegin BackwardBegin BackwardEnd WindowEnd StepEnd EpochEnd FitEnd`;
+    the window's five come for each window of a training step, of validation's only `LossBegin`.
+
+    Args:
+        model: `outputs, state = model(inputs, state)`.
+        loss: made by [seq2seq_loss][rnnkit.seq2seq_loss] or [seq2one_loss][rnnkit.seq2one_loss], or any function of
+            `(outputs, targets)` and, where there are lengths, `lengths`, to a scalar.
+        optimizer: any `torch.optim.Optimizer` over the model's parameters.
+        callbacks: called in this order.
+        device: where the model and each batch are moved; nothing is moved where it is `None`.
+        autocast: `torch.bfloat16` for mixed precision in the forward pass and the loss.
+
+    Attributes:
+        phase: the running phase.
+        state: the [StepState][rnnkit.StepState] of the step, as far as it has come.
+        averages: of the running epoch, weighted: `loss`, in validation `open_loss`, `closed_loss`, `loss_by_step`.
+        epoch_index: epochs completed.
+        step_index: training steps completed in this epoch.
+
+    Raises:
+        ValueError: if the model is built with `batch_first=True`, or a callback's method names no event.
+        TypeError: if the model is a bare cell, or `autocast` is not `torch.bfloat16`.
+
+    >>> import rnnkit
+    >>> model = rnnkit.RecurrentSequential(nn.GRU(1, 8), nn.Linear(8, 1))
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> learner = Learner(model, rnnkit.seq2seq_loss(nn.MSELoss()), optimizer)
+    >>> learner.fit(2, [torch.ones(21, 4, 1)]).epoch_index
+    2
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        callbacks: Sequence[object] = (),
+        device: torch.device | str | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        check_model(model, "Learner")
+        if autocast not in (None, torch.bfloat16):
+            fix = "float16 needs a scaler around the optimizer; bfloat16 does not."
+            raise TypeError(refuse("Learner", f"autocast = {autocast}", "torch.bfloat16 or None", fix))
+        self.device = None if device is None else torch.device(device)
+        self.model: Any = model if self.device is None else model.to(self.device)
+        self.loss, self.optimizer, self.autocast = loss, optimizer, autocast
+        self.callbacks = sorted(callbacks, key=lambda callback: getattr(callback, "order", 0))
+        self.parameters = list(model.parameters())
+        self.phase: Phase | None = None
+        self.phases: tuple[Phase, ...] = ()
+        self.state: StepState | None = None
+        self.sums: dict[str, tuple[Tensor, int]] = {}
+        self.epoch_index, self.step_index = 0, 0
+        self.last_phase = False
+        self.resume_rng: dict[str, Any] | None = None
+        self.epoch_rng: dict[str, Any] = {}
+        self._handlers = {event: list(self._listeners(event)) for event in EVENTS}
+
+    def _listeners(self, event: str) -> Iterator[Callable[["Learner"], object]]:
+        names = {f"on_{_snake(name)}" for name in EVENTS}
+        for callback in self.callbacks:
+            for method in dir(callback):
+                if method.startswith("on_") and method not in names:
+                    came = f"{type(callback).__name__}.{method}"
+                    raise ValueError(refuse("Learner", came, f"one of {', '.join(sorted(names))}", "rename it."))
+            handler = getattr(callback, f"on_{_snake(event)}", None)
+            if handler is not None:
+                yield handler
+
+    @property
+    def averages(self) -> dict[str, Tensor]:
+        """The running epoch's averages, each weighted by what its steps averaged."""
+        return {name: total / weight for name, (total, weight) in self.sums.items()}
+
+    def emit(self, event: str) -> None:
+        """Call every callback's method for `event`."""
+        for handler in self._handlers[event]:
+            handler(self)
+
+    def context(self) -> AbstractContextManager[Any]:
+        """What the forward pass and the loss run under."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast((self.device or self.parameters[0].device).type, self.autocast)
+
+    def fit(
+        self,
+        epochs: int,
+        train: Iterable[Any],
+        valid: Iterable[Any] | None = None,
+        training: Phase | None = None,
+        validation: Phase | None = None,
+    ) -> "Learner":
+        """Train for `epochs` epochs, each followed by one of validation where there is data for it.
+
+        Args:
+            epochs: epochs to add to those made; a resumed training makes up what is missing.
+            train: batches, in any form that [get_inout_seq][rnnkit.get_inout_seq] takes.
+            valid: batches to validate on.
+            training: `BPTTTrainingPhase()` where it is `None`.
+            validation: `BPTTValidationPhase()` where it is `None`.
+
+        Returns:
+            The learner itself.
+        """
+        training = BPTTTrainingPhase() if training is None else training
+        validation = BPTTValidationPhase() if validation is None else validation
+        self.phases = (training,) if valid is None else (training, validation)
+        target = self.epoch_index + epochs
+        try:
+            self.emit("FitBegin")
+            while self.epoch_index < target:
+                self.last_phase = valid is None
+                self.epoch(training, train)
+                if valid is not None:
+                    self.last_phase = True
+                    self.epoch(validation, valid)
+        except CancelFit:
+            pass
+        self.last_phase = False
+        self.emit("FitEnd")
+        return self
+
+    def epoch(self, phase: Phase, data: Iterable[Any]) -> dict[str, Tensor]:
+        """One pass of `phase` over `data`; returns the weighted averages."""
+        self.phase = phase
+        done = self.step_index if phase.name == "training" and self.resume_rng is not None else 0
+        if not done:
+            phase.reset()
+            self.sums = {}
+            self.epoch_rng = rng_state(generators_of(data))
+            if phase.name == "training":
+                self.step_index = 0
+        else:
+            set_rng_state(self.epoch_rng, generators_of(data))
+        self.model.train(phase.name == "training")
+        cancelled: CancelFit | None = None
+        try:
+            self.emit("EpochBegin")
+            for i, batch in enumerate(data):
+                if i < done:
+                    continue
+                self._go_on()
+                self.step(phase, batch)
+        except CancelEpoch:
+            pass
+        except CancelFit as error:
+            cancelled = error
+        self._go_on()
+        whole = cancelled is None
+        for handler in self._handlers["EpochEnd"]:
+            try:
+                handler(self)
+            except CancelFit as error:
+                cancelled = error
+        if self.last_phase and whole:
+            self.epoch_index, self.step_index = self.epoch_index + 1, 0
+        if cancelled is not None:
+            raise cancelled
+        return self.averages
+
+    def _go_on(self) -> None:
+        """After the batches of a resumed epoch that were seen before: the generators as they stood then."""
+        if self.resume_rng is not None:
+            set_rng_state(self.resume_rng, [])
+            self.resume_rng = None
+
+    def step(self, phase: Phase, batch: Any) -> StepState | None:
+        """One step of `phase` on `batch`; returns its [StepState][rnnkit.StepState], kept as `learner.state`."""
+        self.phase = phase
+        try:
+            step = phase.run(self, batch)
+        except CancelStep:
+            step = None
+        if step is not None:
+            for name, (value, weight) in step.parts.items():
+                total, weights = self.sums.get(name, (0.0, 0))
+                if isinstance(total, Tensor) and total.shape != value.shape:
+                    continue
+                self.sums[name] = total + value * weight, weights + weight
+        if phase.name == "training":
+            self.step_index += 1
+        self.emit("StepEnd")
+        return self.state
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

@@ -1,0 +1,110 @@
+"""What one validation step is: a driven part, then a closed loop in which the model is fed its own output."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._contract import Sampler, refuse
+from .feedback import Feedback
+from .generation import evaluating
+from .host import Host, Phase, StepState, call_loss, reads_last
+from .losses import SequenceLoss
+from .rollout import roll
+from .samplers import identity
+
+__all__ = ["BPTTValidationPhase"]
+
+
+class BPTTValidationPhase(Phase):
+    """One validation step: a driven part, then a closed loop in which the model is fed its own output.
+
+    The model reads the first `T - nfeedback` steps of each sequence and feeds itself through the last `nfeedback`:
+    the inputs at these steps are not read. Runs in evaluation mode and without gradient, and leaves the model's mode
+    and a training phase's carried state as they were.
+
+    Events: `StepBegin`, `LossBegin`, `StepEnd`.
+
+    Args:
+        nfeedback: steps fed by the model, at the end; 0 is teacher forcing.
+        sampler: maps the outputs of one step to the next input.
+        stateful: carry the state from batch to batch, as in
+            [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase]; each epoch starts afresh.
+
+    Returns:
+        By the call `phase(model, loss, batch)`, or `learner.step(phase, batch)`: a [StepState][rnnkit.StepState] with
+        `loss` over all steps, `open_loss` over the driven and `closed_loss` over the self-fed ones, and
+        `loss_by_step (T,)`. With [seq2one_loss][rnnkit.seq2one_loss] only `loss`, and it as one of the two.
+
+    Raises:
+        ValueError: if `nfeedback` is negative; by the step, if a sequence is not longer than it.
+
+    From [FluxTraining.jl issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144), where one loss over both
+    parts hid the closed loop's in the open loop's.
+
+    >>> import rnnkit
+    >>> model = rnnkit.RecurrentSequential(torch.nn.GRU(1, 8), torch.nn.Linear(8, 1))
+    >>> phase = BPTTValidationPhase(nfeedback=5)
+    >>> step = phase(model, rnnkit.seq2seq_loss(torch.nn.MSELoss()), torch.ones(21, 4, 1))
+    >>> step.loss_by_step.shape
+    torch.Size([20])
+    """
+
+    name = "validation"
+
+    def __init__(self, nfeedback: int = 0, sampler: Sampler = identity, stateful: bool = False) -> None:
+        super().__init__(sampler, stateful)
+        if nfeedback < 0:
+            fix = "0 validates with teacher forcing."
+            raise ValueError(refuse("BPTTValidationPhase", f"nfeedback = {nfeedback}", "nfeedback >= 0", fix))
+        self.nfeedback = nfeedback
+
+    def run(self, host: Host, batch: Any) -> StepState:
+        """One step for a host."""
+        call, n = "BPTTValidationPhase", self.nfeedback
+        with torch.no_grad(), evaluating(host.model):
+            step, state = self.begin(host, batch)
+            time, size = step.inputs.shape[:2]
+            lengths = torch.full((size,), time) if step.lengths is None else step.lengths
+            active = lengths[lengths > 0]
+            if n >= int(active.min()):
+                came = f"nfeedback = {n} and a sequence of {int(active.min())} steps"
+                fix = "the first step must be driven: nfeedback is at most T - 1."
+                raise ValueError(refuse(call, came, "nfeedback < T", fix))
+            mask = Feedback.last(n).mask(time, size, step.lengths) if n else None
+            with host.context():
+                outputs, state = roll(
+                    host.model, step.inputs, mask, self.sampler, state, step.lengths, call, self.stateful
+                )
+                host.emit("LossBegin")
+                step.loss, step.weight = call_loss(host.loss, outputs, step.targets, step.lengths, call)
+                step.outputs, step.parts = outputs, {"loss": (step.loss, step.weight)}
+                if reads_last(host.loss):
+                    step.open_loss, step.closed_loss = (None, step.loss) if n else (step.loss, None)
+                else:
+                    self._split(host, step, outputs, lengths)
+            if self.stateful:
+                self.state = state
+        return step
+
+    def _split(self, host: Host, step: StepState, outputs: Tensor, lengths: Tensor) -> None:
+        """The loss of the driven part, of the closed loop, and of each step."""
+        call, n = "BPTTValidationPhase", self.nfeedback
+        if n:
+            driven = None if step.lengths is None else (lengths - n).clamp(min=0)
+            end = len(outputs) - n if driven is None else int(driven.max())
+            step.open_loss, weight = call_loss(host.loss, outputs[:end], step.targets[:end], driven, call)
+            step.parts["open_loss"] = step.open_loss, weight
+            rows = (lengths > 0).nonzero().squeeze(1)
+            index = (lengths[rows] - n + torch.arange(n).unsqueeze(1)).to(outputs.device)
+            rows = rows.to(outputs.device)
+            step.closed_loss, weight = call_loss(host.loss, outputs[index, rows], step.targets[index, rows], None, call)
+            step.parts["closed_loss"] = step.closed_loss, weight
+        else:
+            step.open_loss, step.parts["open_loss"] = step.loss, step.parts["loss"]
+        if isinstance(host.loss, SequenceLoss):
+            step.loss_by_step = host.loss.by_step(outputs, step.targets, step.lengths)
+        else:
+            pairs = zip(outputs.split(1), step.targets.split(1), strict=True)
+            step.loss_by_step = torch.stack([call_loss(host.loss, *pair, None, call)[0] for pair in pairs])
+        step.parts["loss_by_step"] = step.loss_by_step, outputs.shape[1]
