@@ -63,7 +63,7 @@ def test_every_line_has_its_label_at_its_end_in_its_color():
 
 
 def test_labels_do_not_overlap():
-    ax = plot_horizon({str(i): torch.full((5,), 1.0 + i / 1000) for i in range(5)})
+    ax = plot_horizon({str(y): torch.full((5,), y) for y in (0.0, 1.0, 1.001, 1.002, 100.0)})
     ax.figure.canvas.draw()
     boxes = sorted((text.get_window_extent() for text in ax.texts), key=lambda box: box.y0)
     assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
