@@ -1,6 +1,8 @@
 """A tutorial's notebook as Markdown for its page, and as the notebook a reader downloads. Needs no MkDocs, no network.
 
-    python docs/_hooks/convert.py docs/tutorials/02_seq2seq.ipynb    # prints the page's Markdown
+    python docs/_hooks/convert.py docs/tutorials/02_seq2seq.ipynb
+
+prints the page's Markdown.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ def where(name: str, index: int, cell: Cell) -> str:
 
 
 def masked(text: str) -> str:
-    """Text as a terminal would leave it: what a carriage return overwrote is gone, what changes between runs is masked."""
+    """Text as a terminal would leave it, without what a carriage return overwrote, what changes between runs masked."""
     text = MASKS[0][0].sub("", text)
     lines = [line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
     for pattern, instead in MASKS[1:]:
@@ -172,15 +174,21 @@ def output_markdown(output: Any, cell: Cell, page: Converted, folder: str) -> st
 # --- prose -----------------------------------------------------------------------------------------------------------
 
 
-def outside_code(text: str, change: Callable[[str], str]) -> str:
-    """Apply change to what is not code."""
+def outside_code(text: str, link: Callable[[re.Match[str]], str], attribute: Callable[[re.Match[str]], str]) -> str:
+    """Replace links and src/href attributes where they are not code and not mathematics."""
     kept: list[str] = []
 
     def keep(match: re.Match[str]) -> str:
         kept.append(match[0])
         return f"\0{len(kept) - 1}\0"
 
-    return re.sub(r"\0(\d+)\0", lambda match: kept[int(match[1])], change(CODE.sub(keep, text)))
+    def restore(text: str) -> str:
+        return re.sub(r"\0(\d+)\0", lambda match: kept[int(match[1])], text)
+
+    def whole(match: re.Match[str]) -> str:
+        return link(LINK.fullmatch(restore(match[0])) or match)
+
+    return restore(ATTRIBUTE.sub(attribute, LINK.sub(whole, CODE.sub(keep, text))))
 
 
 def alerts(text: str, write: Callable[[str, list[str]], list[str]]) -> str:
@@ -208,17 +216,13 @@ def as_quote(kind: str, body: list[str]) -> list[str]:
     return [f"> **{kind.capitalize()}**", ">", *(f"> {line}".rstrip() for line in body)]
 
 
-def source_of(url: str) -> tuple[str, str]:
-    """A link as written in tutorials/ -> the file in docs/ that it means, and its anchor."""
-    path, _, anchor = url.partition("#")
-    target = posixpath.normpath(posixpath.join("tutorials", path)) if path else ""
-    if target.startswith("docs/"):
-        return target.removeprefix("docs/"), anchor
+def source_of(url: str) -> str | None:
+    """A link as written in tutorials/ -> the file in docs/ that it means, with its anchor; None where there is none."""
+    path, mark, anchor = url.partition("#")
+    target = posixpath.normpath(posixpath.join("tutorials", path)) if path else "docs/"
     if re.fullmatch(r"tutorials/\w+\.py", target):
-        return target.removesuffix(".py") + ".ipynb", anchor
-    if not path:
-        return "", anchor
-    raise ValueError(f"its link {url} leads to no page of the site (pages are in docs/, tutorials in tutorials/)")
+        target = "docs/" + target.removesuffix(".py") + ".ipynb"
+    return target.removeprefix("docs/") + mark + anchor if target.startswith("docs/") else None
 
 
 def external(url: str) -> bool:
@@ -231,22 +235,20 @@ def page_links(text: str, place: str, page: Converted) -> str:
     def move(url: str) -> str:
         if external(url):
             return url
-        try:
-            file, anchor = source_of(url)
-        except ValueError as error:
-            page.problems.append(f"{place}: {error}")
+        target = source_of(url)
+        if target is None:
+            page.problems.append(f"{place}: its link {url} leads to no page (pages are in docs/, not in the rest)")
             return url
-        page.links.append((place, "url", f"{file}#{anchor}" if anchor else file))
-        return (posixpath.relpath(file, "tutorials") if file else "") + (f"#{anchor}" if anchor else "")
+        page.links.append((place, "url", target))
+        return target if target.startswith("#") else posixpath.relpath(target, "tutorials")
 
     def link(match: re.Match[str]) -> str:
         if match["url"]:
             return f"{match['bang']}[{match['text']}]({move(match['url'])}{match['title'] or ''})"
-        page.links.append((place, "ref", match["ref"] or match["text"]))
+        page.links.append((place, "ref", (match["ref"] or match["text"]).strip("`")))
         return match[0]
 
-    text = LINK.sub(link, text)
-    return ATTRIBUTE.sub(lambda m: f'{m["head"]}{move(m["url"])}"', text)
+    return outside_code(text, link, lambda m: f'{m["head"]}{move(m["url"])}"')
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -255,8 +257,8 @@ def page_links(text: str, place: str, page: Converted) -> str:
 def cell_markdown(cell: Cell, place: str, page: Converted, name: str) -> str:
     if cell.cell_type == "markdown":
         for raw in RAW.finditer(CODE.sub("", cell.source)):
-            page.problems.append(f"{place}: {raw[0].strip()!r} is raw text in Jupyter: use a GitHub alert, a tag, a link")
-        return outside_code(alerts(cell.source, as_admonition), lambda text: page_links(text, place, page))
+            page.problems.append(f"{place}: {raw[0].strip()!r} is raw text in Jupyter: write an alert, a tag or a link")
+        return page_links(alerts(cell.source, as_admonition), place, page)
     if cell.cell_type != "code":
         return ""
     tags = cell.metadata.get("tags", [])
@@ -299,27 +301,21 @@ def download(notebook: Any, absolute: Callable[[str, str], str | None], outputs:
     """
     notebook = deepcopy(notebook)
 
-    def link(match: re.Match[str]) -> str:
-        text, url = match["text"], match["url"]
-        if url and external(url):
-            return match[0]
-        if url:
-            address = absolute("url", "#".join(source_of(url)).rstrip("#"))
-        else:
-            address = absolute("ref", match["ref"] or text)
-        if address:
-            return f"{match['bang']}[{text}]({address}{match['title'] or ''})"
-        return f"*({text})*" if match["bang"] else text
+    def address(url: str) -> str | None:
+        target = url if external(url) else source_of(url)
+        return target if target is None or external(target) else absolute("url", target)
 
-    def attribute(match: re.Match[str]) -> str:
-        url = match["url"]
-        address = url if external(url) else absolute("url", "#".join(source_of(url)).rstrip("#"))
-        return f'{match["head"]}{address or ""}"'
+    def link(match: re.Match[str]) -> str:
+        text, ref = match["text"], (match["ref"] or match["text"]).strip("`")
+        to = address(match["url"]) if match["url"] else absolute("ref", ref)
+        if to:
+            return f"{match['bang']}[{text}]({to}{match['title'] or ''})"
+        return f"*({text})*" if match["bang"] else text
 
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "markdown":
-            text = outside_code(cell.source, lambda text: ATTRIBUTE.sub(attribute, LINK.sub(link, text)))
+            text = outside_code(cell.source, link, lambda m: f'{m["head"]}{address(m["url"]) or ""}"')
             cell.source = alerts(text, as_quote)
         elif not outputs:
             cell.outputs, cell.execution_count = [], None

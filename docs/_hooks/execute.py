@@ -40,8 +40,9 @@ def digest(*parts: str) -> str:
 def code_of(path: Path) -> str:
     """A module's syntax tree without docstrings and comments: what it does, not what it says."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
     return ast.dump(tree)
 
@@ -103,7 +104,8 @@ def environment(root: Path) -> dict[str, str]:
     config = Path(__file__).with_name("ipython_config.txt")
     shutil.copyfile(config, ipython / "profile_default" / "ipython_config.py")
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "IPYTHONDIR": str(ipython), "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    ours = {"IPYTHONDIR": str(ipython), "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    return {**os.environ, **ours, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
 def run(root: Path, source: Path, library: str) -> list[str]:
@@ -114,11 +116,20 @@ def run(root: Path, source: Path, library: str) -> list[str]:
     stage.parent.mkdir(exist_ok=True)
     try:
         nbformat.write(convert(source), stage)
-        command = ["-m", "pytest", "-q", "--nbmake", "--overwrite", f"--nbmake-timeout={TIMEOUT}", "--nbmake-kernel=python3"]
-        command += ["-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={root}", "--color=no", str(stage)]
-        result = subprocess.run(
-            [sys.executable, *command], capture_output=True, text=True, cwd=root, env=environment(root), check=False
-        )
+        pytest = [
+            "pytest",
+            "-q",
+            "-p",
+            "nbmake.pytest_plugin",
+            "-p",
+            "no:cacheprovider",
+            "-c",
+            os.devnull,
+            "--color=no",
+        ]
+        nbmake = ["--nbmake", "--overwrite", f"--nbmake-timeout={TIMEOUT}", "--nbmake-kernel=python3", str(stage)]
+        command = [sys.executable, "-m", *pytest, f"--rootdir={root}", *nbmake]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment(root), check=False)
         notebook = clean(nbformat.read(stage, 4))
     finally:
         stage.unlink(missing_ok=True)

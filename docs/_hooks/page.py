@@ -7,14 +7,15 @@ import os
 import posixpath
 import re
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import execute
 import nbformat
+from convert import Converted, download, to_markdown
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, InclusionLevel
-from convert import Converted, download, to_markdown
 
 log = logging.getLogger("mkdocs.hooks.page")
 serving = False
@@ -56,10 +57,10 @@ def on_files(files: Any, config: Any) -> Any:
         for problem in page.problems:
             log.warning(problem)
         pages[file.src_uri] = notebook, page
-        for path, content in page.files.items():
-            files.append(File.generated(config, f"tutorials/{path}", content=content, inclusion=InclusionLevel.INCLUDED))
-        for path in downloads(name):  # filled in on_env, when every address is known
-            files.append(File.generated(config, f"tutorials/{path}", content="", inclusion=InclusionLevel.INCLUDED))
+        made = page.files | dict.fromkeys(downloads(name), b"")  # downloads are filled in on_env: they need addresses
+        for path, content in made.items():
+            uri = f"tutorials/{path}"
+            files.append(File.generated(config, uri, content=content, inclusion=InclusionLevel.INCLUDED))
     return files
 
 
@@ -99,7 +100,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     def link(match: re.Match[str]) -> str:
         return f"]({posixpath.relpath(f'tutorials/{match[1]}.ipynb', here)}{match[2]}"
 
-    return markdown if page.file.src_uri in pages else re.sub(r"\]\((?:\.\./)*tutorials/(\w+)\.py([#) ])", link, markdown)
+    if page.file.src_uri in pages:
+        return markdown
+    return re.sub(r"\]\((?:\.\./)*tutorials/(\w+)\.py([#) ])", link, markdown)
 
 
 @event_priority(-40)  # after every page is rendered, before autorefs resolves its references (-50)
@@ -111,13 +114,13 @@ def on_env(env: Any, config: Any, files: Any) -> None:
     for uri, (notebook, page) in pages.items():
         check(uri, page, autorefs, files)
         for path, outputs in zip(downloads(Path(uri).stem), (True, False), strict=True):
-            made = download(notebook, lambda kind, to: absolute(kind, to, uri, config, files), outputs)
+            made = download(notebook, partial(absolute, uri=uri, config=config, files=files), outputs)
             files.get_file_from_path(f"tutorials/{path}").content_string = nbformat.writes(made) + "\n"
 
 
 def reference(identifier: str, autorefs: Any) -> str | None:
     try:
-        return autorefs.get_item_url(identifier.strip("`"))[0]
+        return autorefs.get_item_url(identifier)[0]
     except KeyError:
         return None
 

@@ -1,0 +1,460 @@
+"""The road from a tutorial to its page: what it shows, what it refuses, and when it runs again."""
+
+import logging
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import convert
+import execute
+import nbformat
+import pytest
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+from mkdocs.exceptions import Abort
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = [
+    "What comes out",
+    "You will learn",
+    "You need",
+    "The pattern",
+    "The shapes",
+    "The data",
+    "Plain PyTorch",
+    "With rnnkit",
+    "Train, look, doubt",
+    "What goes wrong",
+    "Try it",
+    "Where next",
+]
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
+DRAWS = f"from IPython.display import SVG, display\n\ndisplay(SVG('{SVG}'))\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A site of one page and a package of one function, on the road of this repository."""
+    for folder in ("docs", "tutorials", "rnnkit"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "rnnkit" / "losses.py").write_text('def half(x):\n    """Half."""\n    return x / 2\n')
+    (tmp_path / "docs" / "index.md").write_text("# Home\n\n## Layout\n\n[The tutorial](../tutorials/01_a.py)\n")
+    (tmp_path / "mkdocs.yml").write_text(
+        "site_name: test\n"
+        "site_url: !ENV [RNNKIT_SITE_URL, '']\n"
+        "theme: mkdocs\n"
+        f"hooks: [{ROOT}/docs/_hooks/page.py]\n"
+        "plugins: [autorefs, {mkdocs-jupyter: {execute: false, cache: false, include: ['tutorials/*.ipynb']}}]\n"
+        "markdown_extensions: [admonition, attr_list, pymdownx.details, pymdownx.superfences]\n"
+        "validation: {links: {anchors: warn, unrecognized_links: warn, not_found: warn}}\n"
+    )
+    return tmp_path
+
+
+def write(project: Path, text: str, name: str = "01_a") -> Path:
+    path = project / "tutorials" / f"{name}.py"
+    path.write_text(text)
+    return path
+
+
+def strict_build(project: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The warnings of a strict build; it must fail exactly where there are any."""
+    with caplog.at_level(logging.WARNING):
+        try:
+            build(load_config(str(project / "mkdocs.yml"), strict=True, site_dir=str(project / "site")))
+        except Abort:
+            assert caplog.messages
+        else:
+            assert not caplog.messages
+    return caplog.messages
+
+
+def notebook(*cells: Any) -> Any:
+    return nbformat.v4.new_notebook(cells=list(cells))
+
+
+def markdown(text: str) -> Any:
+    return nbformat.v4.new_markdown_cell(text)
+
+
+def code(source: str, *outputs: Any, **metadata: Any) -> Any:
+    return nbformat.v4.new_code_cell(source, outputs=list(outputs), metadata=metadata)
+
+
+def shown(data: dict[str, str]) -> Any:
+    return nbformat.v4.new_output("display_data", data)
+
+
+def stream(text: str, name: str = "stdout") -> Any:
+    return nbformat.v4.new_output("stream", name=name, text=text)
+
+
+def page(*cells: Any) -> convert.Converted:
+    return convert.to_markdown(notebook(*cells), "01_a")
+
+
+# --- what fails, with the name of the file and the cell ---------------------------------------------------------------
+
+
+def test_a_tutorial_that_raises_that_is_wrong_or_that_draws_without_alt_text_fails(project: Path) -> None:
+    title = "# %% [markdown]\n# # Title\n\n# %%\n"
+    write(project, title + "x = 1\n\n# %%\nint('one')\n", "01_raises")
+    write(project, title + "assert 1 + 1 == 3, 'one and one are two'\n", "02_wrong")
+    write(project, title + DRAWS, "03_draws")
+    write(project, title + "1 + 1\n", "04_right")
+    problems = sorted(execute.update(project))
+    assert [problem.partition(": ")[0] for problem in problems] == [
+        "tutorials/01_raises.py:7, cell 3",
+        "tutorials/02_wrong.py:4, cell 2",
+        "tutorials/03_draws.py:4, cell 2",
+    ]
+    assert "ValueError: invalid literal" in problems[0]
+    assert "AssertionError: one and one are two" in problems[1]
+    assert "no alt text" in problems[2]
+    kept = [path.name for path in (project / "docs" / "tutorials").iterdir()]
+    assert kept == ["04_right.ipynb"], "what failed must not count as fresh"
+    assert not list((project / ".run").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize(
+    ("link", "message"),
+    [
+        ("[x](../docs/nowhere.md)", "its link leads to nowhere.md, which does not exist"),
+        ("[x](../docs/index.md#nowhere)", "its link leads to #nowhere, which index.md does not have"),
+        ("[x](09_nowhere.py)", "its link leads to tutorials/09_nowhere.ipynb, which does not exist"),
+        ("[x](#nowhere)", "its link leads to #nowhere, which its page does not have"),
+        ("[x][rnnkit.nowhere]", "its reference [rnnkit.nowhere] names nothing in the API"),
+        ("[x](../rnnkit/losses.py)", "its link ../rnnkit/losses.py leads to no page"),
+    ],
+)
+def test_a_dead_link_fails_the_strict_build(
+    project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, link: str, message: str
+) -> None:
+    monkeypatch.setenv("RNNKIT_EXECUTE", "never")
+    keep(project, write(project, f"# %% [markdown]\n# # Title\n\n# %% [markdown]\n# See {link}.\n"))
+    messages = strict_build(project, caplog)
+    assert any(text.startswith(f"tutorials/01_a.py:4, cell 2: {message}") for text in messages), messages
+
+
+def keep(project: Path, source: Path) -> None:
+    """The notebook of a tutorial that holds no code, kept as if it had run."""
+    (project / "docs" / "tutorials").mkdir(exist_ok=True)
+    nbformat.write(execute.convert(source), execute.target(project, source))
+
+
+def test_a_problem_in_a_kept_notebook_fails_the_strict_build(
+    project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNKIT_EXECUTE", "never")
+    keep(project, write(project, "# %% [markdown]\n# # Title\n#\n# !!! note\n"))
+    messages = strict_build(project, caplog)
+    assert messages == ["tutorials/01_a.py:1, cell 1: '!!!' is raw text in Jupyter: write an alert, a tag or a link"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (code("x", shown({"application/vnd.jupyter.widget-view+json": "{}", "text/plain": "W"})), "cannot be shown"),
+        (code("x", shown({"text/html": "<script>1</script>"})), "HTML output cannot be shown"),
+        (code("x", tags=["raises-exception"]), "raised nothing"),
+        (code("x", nbformat.v4.new_output("error", ename="E", evalue="v", traceback=[])), "it raised E: v"),
+        (markdown("A footnote[^1]."), "raw text in Jupyter"),
+        (markdown("A button\n{ .md-button }"), "raw text in Jupyter"),
+    ],
+)
+def test_what_a_page_cannot_show_is_refused(cell: Any, message: str) -> None:
+    (problem,) = page(markdown("# Title"), cell).problems
+    assert problem.startswith("tutorials/01_a.py, cell 2: ")
+    assert message in problem
+
+
+# --- when a tutorial runs --------------------------------------------------------------------------------------------
+
+
+def test_a_tutorial_runs_once_and_again_when_its_code_or_the_package_changes(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(project, "# %% [markdown]\n# # Title\n\n# %%\nfrom rnnkit.losses import half\n\nprint(half(6))\n")
+    losses = project / "rnnkit" / "losses.py"
+
+    def stale() -> str:
+        return execute.staleness(project, source, execute.surroundings(project))
+
+    assert stale() == "new"
+    assert execute.update(project) == []
+    assert "01_a: passed" in capsys.readouterr().out
+    assert stale() == ""
+    assert "3.0" in page(*nbformat.read(execute.target(project, source), 4).cells).markdown
+    first = execute.target(project, source).read_bytes()
+    assert execute.update(project) == []
+    assert "1 fresh, 0 to run" in capsys.readouterr().out
+    assert execute.target(project, source).read_bytes() == first
+
+    losses.write_text('"""Losses."""\n\n\ndef half(x):\n    """One half."""\n    return x / 2  # of it\n')
+    assert stale() == "", "a docstring or a comment is not code"
+    losses.write_text(losses.read_text().replace("x / 2", "x / 3"))
+    assert stale() == "rnnkit, Python or torch changed"
+    losses.write_text(losses.read_text().replace("x / 3", "x / 2"))
+    assert stale() == ""
+    (project / "rnnkit" / "style.mplstyle").write_text("lines.linewidth: 2\n")
+    assert stale() == "rnnkit, Python or torch changed"
+    source.write_text(source.read_text().replace("Title", "Name"))
+    assert stale() == "tutorial changed"
+
+
+@pytest.mark.parametrize("changed", ["torch", "python"])
+def test_another_torch_or_python_makes_stale(project: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    before = execute.surroundings(project)
+    assert execute.surroundings(project) == before
+    if changed == "torch":
+        monkeypatch.setattr(execute, "version", lambda name: "0.0")
+    else:
+        monkeypatch.setattr(execute.sys, "version_info", type("V", (), {"major": 3, "minor": 99}))
+    assert execute.surroundings(project) != before
+
+
+def test_a_run_that_is_interrupted_leaves_nothing_fresh(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(project, "# %%\n1 + 1\n")
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(execute.subprocess, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        execute.run(project, source, execute.surroundings(project))
+    assert execute.staleness(project, source, execute.surroundings(project)) == "new"
+    assert not list((project / ".run").glob("*.ipynb"))
+
+
+def test_while_serving_only_an_edited_tutorial_runs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(execute, "run", lambda root, source, library: ran.append(source.stem) or [])
+    for name in ("01_a", "02_b"):
+        source = write(project, "# %%\n1 + 1\n", name)
+        made = execute.convert(source)
+        made.metadata["rnnkit"] = {"source": execute.digest(source.read_text()), "library": "of another day"}
+        (project / "docs" / "tutorials").mkdir(exist_ok=True)
+        nbformat.write(made, execute.target(project, source))
+    write(project, "# %%\n2 + 2\n", "02_b")
+    execute.update(project, edited_only=True)
+    assert ran == ["02_b"]
+
+
+def test_a_notebook_whose_tutorial_is_gone_goes(project: Path) -> None:
+    keep(project, write(project, "# %%\n", "01_gone"))
+    (project / "tutorials" / "01_gone.py").unlink()
+    execute.update(project)
+    assert not list((project / "docs" / "tutorials").glob("*.ipynb"))
+
+
+def test_a_conversion_gives_the_same_bytes_every_time(project: Path) -> None:
+    source = write(project, "# %% [markdown]\n# # Title\n\n# %%\n1 + 1\n")
+    made = execute.convert(source)
+    assert nbformat.writes(made) == nbformat.writes(execute.convert(source))
+    assert [cell.id for cell in made.cells] == ["cell-0", "cell-1"]
+
+
+# --- what a page shows -----------------------------------------------------------------------------------------------
+
+
+def test_an_alert_becomes_an_admonition_and_a_quote_stays_one() -> None:
+    text = page(markdown("Before.\n> [!WARNING]\n> Take `care`.\n>\n> Twice.\n\n> A quote.")).markdown
+    assert '!!! warning "Warning"\n\n    Take `care`.\n\n    Twice.\n' in text
+    assert "\n> A quote." in text
+
+
+def test_solutions_in_a_row_are_folded_into_one() -> None:
+    cells = [
+        code("1", tags=["solution"]),
+        nbformat.v4.new_markdown_cell("Because.", metadata={"tags": ["solution"]}),
+        code("2", stream("two\n"), tags=["solution"]),
+        markdown("After."),
+    ]
+    text = page(*cells).markdown
+    assert text.count("???") == 1
+    folded = text.partition('??? example "Solution"\n\n')[2].partition("\n\nAfter.")[0]
+    assert all(line.startswith("    ") for line in folded.splitlines() if line)
+    assert "two" in folded
+    assert "Because." in folded
+
+
+def test_a_hidden_input_leaves_its_output() -> None:
+    text = page(code("print(1)", stream("1\n"), tags=["hide-input"])).markdown
+    assert "print" not in text
+    assert "``` { .text .output .no-copy }\n1\n```" in text
+
+
+def test_an_error_that_is_the_lesson_is_shown_without_its_traceback() -> None:
+    error = nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=["\x1b[31m/home/x.py"])
+    converted = page(code("f()", error, tags=["raises-exception"]))
+    assert not converted.problems
+    assert "``` { .text .output .no-copy .error }\nValueError: no\n```" in converted.markdown
+
+
+def test_a_figure_is_a_file_with_alt_text() -> None:
+    converted = page(code("draw()", shown({"image/svg+xml": SVG, "text/plain": "<Figure>"}), alt="A [line] rises."))
+    assert "![A \\[line\\] rises.](01_a/figure-1.svg){ .figure loading=lazy }" in converted.markdown
+    assert converted.files == {"01_a/figure-1.svg": SVG.encode()}
+
+
+def test_a_data_frame_becomes_a_table() -> None:
+    head, body = "<tr><th></th><th>a|b</th></tr>", "<tr><th>0</th><td>1</td></tr>"
+    html = f"<div><style>x</style><table border='1'>{head}{body}</table></div>"
+    assert "| index | a\\|b |\n| --- | --- |\n| 0 | 1 |" in page(code("df", shown({"text/html": html}))).markdown
+
+
+def test_code_that_holds_fences_keeps_them() -> None:
+    text = page(code('print("""```""")', stream("```\n"))).markdown
+    assert "```` { .python .input }" in text
+    assert "```` { .text .output .no-copy }\n```\n````" in text
+
+
+@pytest.mark.parametrize(
+    ("came", "stays"),
+    [
+        ("\r  0%|   | 0/3 [00:00<?, ?it/s]\r100%|###| 3/3 [00:01<00:00, 31.2it/s]\n", "100%|###| 3/3\n"),
+        ("100%|###| 3/3 [00:01<00:00,  1.2s/it, loss=0.5]", "100%|###| 3/3 [loss=0.5]"),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("31.2 it/s", "… it/s"),
+        ("<object at 0x7f12ab34cd56>", "<object at 0x…>"),
+        ("/home/me/.venv/lib/python3.11/site-packages/torch/x.py:3: W", "site-packages/torch/x.py:3: W"),
+        ("/tmp/ipykernel_12/345.py:3: W", "<cell>: W"),
+        ("/tmp/tmpab12_x/model.pt", "/tmp/…/model.pt"),
+        ("a list [] stays", "a list [] stays"),
+        ("loss 0.123", "loss 0.123"),
+    ],
+)
+def test_what_differs_between_runs_is_masked(came: str, stays: str) -> None:
+    assert convert.masked(came) == stays
+    assert convert.masked(stays) == stays
+
+
+def test_pieces_of_a_stream_are_joined_before_they_are_masked() -> None:
+    made = convert.clean(notebook(code("x", stream("\r 1%| |", "stderr"), stream("\r100%|#| 1/1\n", "stderr"))))
+    assert [output.text for output in made.cells[0].outputs] == ["100%|#| 1/1\n"]
+    assert ".stderr" not in page(*made.cells).markdown, "a progress bar is not an error"
+    assert ".stderr" in page(code("x", stream("UserWarning: no\n", "stderr"))).markdown
+
+
+LINKS = (
+    "[a](../docs/index.md#layout) [b](04_generate.py) ![c](../docs/assets/c.svg) [d][rnnkit.half] [`rnnkit.half`][]\n"
+    'www: [e](https://example.org/x.md "T"), code `[f](../docs/f.md)`, math $h[t](x)$, <img src="../docs/g.svg">\n'
+)
+
+
+def test_links_of_the_source_tree_lead_to_pages() -> None:
+    converted = page(markdown(LINKS))
+    assert converted.markdown.strip() == (
+        "[a](../index.md#layout) [b](04_generate.ipynb) ![c](../assets/c.svg) [d][rnnkit.half] [`rnnkit.half`][]\n"
+        'www: [e](https://example.org/x.md "T"), code `[f](../docs/f.md)`, math $h[t](x)$, <img src="../g.svg">'
+    )
+    assert [(kind, to) for _, kind, to in converted.links] == [
+        ("url", "index.md#layout"),
+        ("url", "tutorials/04_generate.ipynb"),
+        ("url", "assets/c.svg"),
+        ("ref", "rnnkit.half"),
+        ("ref", "rnnkit.half"),
+        ("url", "g.svg"),
+    ]
+
+
+def test_links_of_a_download_are_absolute_or_text() -> None:
+    note = markdown("> [!NOTE]\n> See [a](../docs/a.md).")
+    made = notebook(markdown(LINKS), note, code("1", stream("1"), tags=["solution"]))
+    far = convert.download(made, lambda kind, to: f"https://site.test/{kind}/{to}", outputs=False)
+    assert far.cells[0].source == (
+        "[a](https://site.test/url/index.md#layout) [b](https://site.test/url/tutorials/04_generate.ipynb) "
+        "![c](https://site.test/url/assets/c.svg) [d](https://site.test/ref/rnnkit.half) "
+        "[`rnnkit.half`](https://site.test/ref/rnnkit.half)\n"
+        'www: [e](https://example.org/x.md "T"), code `[f](../docs/f.md)`, math $h[t](x)$, '
+        '<img src="https://site.test/url/g.svg">\n'
+    )
+    assert far.cells[1].source == "> **Note**\n>\n> See [a](https://site.test/url/a.md)."
+    assert far.cells[2].outputs == []
+    assert far.cells[2].metadata == {"tags": ["solution"], "jupyter": {"source_hidden": True}}
+    near = convert.download(made, lambda kind, to: None, outputs=True)
+    assert near.cells[0].source.startswith("a b *(c)* d `rnnkit.half`\nwww: [e](https://example.org/x.md")
+    assert near.cells[2].outputs
+    assert made.cells[0].source == LINKS, "the notebook itself is not changed"
+
+
+def test_a_built_page_has_its_parts(
+    project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNKIT_SITE_URL", "https://site.test/docs/")
+    monkeypatch.setenv("RNNKIT_COLAB_URL", "https://colab.test/site")
+    text = "# %% [markdown]\n# # Title\n# [Home](../docs/index.md#layout) [torch.nn.LSTM][]\n\n"
+    write(project, f'{text}# %% alt="A square."\n{DRAWS}\n# %% tags=["solution"]\nprint(7)\n')
+    assert strict_build(project, caplog) == []
+    site = project / "site" / "tutorials" / "01_a"
+    html = (site / "index.html").read_text()
+    for part in (
+        'href="../../#layout"',
+        "torch.nn.LSTM.html",
+        '<img alt="A square." class="figure" loading="lazy" src="figure-1.svg" />',
+        '<details class="example">',
+        'href="01_a.ipynb"',
+        'href="01_a_empty.ipynb"',
+        'href="https://colab.test/site/tutorials/01_a/01_a.ipynb"',
+        f"torch {execute.version('torch')}, Python",
+        "</details>",
+    ):
+        assert part in html, part
+    assert (site / "figure-1.svg").read_text().strip() == SVG
+    full, empty = (nbformat.read(site / name, 4) for name in ("01_a.ipynb", "01_a_empty.ipynb"))
+    assert "[Home](https://site.test/docs/#layout) [torch.nn.LSTM](https://docs.pytorch.org/" in full.cells[0].source
+    assert full.cells[2].outputs[0].text == "7\n"
+    assert empty.cells[2].outputs == []
+    assert 'href="tutorials/01_a/"' in (project / "site" / "index.html").read_text()
+
+
+def test_without_an_address_no_link_is_made_up(
+    project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RNNKIT_SITE_URL", "RNNKIT_COLAB_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RNNKIT_EXECUTE", "never")
+    keep(project, write(project, "# %% [markdown]\n# # Title\n# [Home](../docs/index.md)\n"))
+    assert strict_build(project, caplog) == []
+    assert "olab" not in (project / "site" / "tutorials" / "01_a" / "index.html").read_text()
+    made = nbformat.read(project / "site" / "tutorials" / "01_a" / "01_a.ipynb", 4)
+    assert made.cells[0].source == "# Title\nHome"
+
+
+# --- this repository -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", execute.sources(ROOT), ids=lambda path: path.stem)
+def test_a_tutorial_has_its_parts_in_order(source: Path) -> None:
+    made = execute.convert(source)
+    text = "\n".join(cell.source for cell in made.cells if cell.cell_type == "markdown")
+    headings = [part for part in re.findall(r"^## (.+?)\s*$", text, re.M) if part in PARTS]
+    assert headings == PARTS
+    assert re.match(r"# \S", made.cells[0].source), "the first cell is the title and one line"
+    tags = [tag for cell in made.cells for tag in cell.metadata.get("tags", [])]
+    assert tags.count("solution") >= 2, "two exercises with executed answers"
+    assert "alt" in {key for cell in made.cells for key in cell.metadata}, "a figure"
+    assert {tag for tag in tags} <= {"solution", "hide-input", "raises-exception", "skip-execution"}
+    for index, cell in enumerate(made.cells):
+        if cell.cell_type == "code":
+            assert len(cell.source.splitlines()) <= 40, f"{convert.where(source.stem, index, cell)}: too long to read"
+
+
+def test_make_names_the_cure_for_an_old_python(tmp_path: Path) -> None:
+    old = tmp_path / "old-python"
+    old.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 'Python 3.8.1' && exit 0\nexit 1\n")
+    old.chmod(0o755)
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text("")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "site", f"PYTHON={old}"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode
+    assert "rnnkit needs Python 3.11 or newer" in done.stdout
+    assert "Likely fix" in done.stdout
