@@ -66,7 +66,7 @@ def check_lengths(lengths: Tensor, time: int, batch: int, call: str, least: int 
     """Lengths as they must be: int64, on the CPU, `(B,)`, each between `least` and `T`."""
     fix = "lengths is what batchseq and pad_collate return: torch.tensor([len(s) for s in sequences])."
     wanted = f"an int64 CPU tensor ({batch},)"
-    if not isinstance(lengths, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(lengths, Tensor):
         raise TypeError(refuse(call, f"lengths = {shape(lengths)}", wanted, fix))
     if lengths.dtype != torch.int64 or lengths.device.type != "cpu":
         came = f"lengths of {lengths.dtype} on {lengths.device}"

@@ -1,6 +1,6 @@
 """The future of a sequence after a primer, drawn step by step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -124,9 +124,9 @@ def start(
     """The checked primer `(T0, B, *F)` and its lengths `(B,)`."""
     if isinstance(primer, tuple) and len(primer) == 2:
         primer, lengths = primer
-    if primer is None or (isinstance(primer, Tensor) and not len(primer)):  # pyright: ignore[reportUnnecessaryComparison]
+    if primer is None or (isinstance(primer, Tensor) and not len(primer)):
         fix = "start from a first step of your own: a token that begins a text, or a zero input."
-        raise (TypeError if primer is None else ValueError)(  # pyright: ignore[reportUnnecessaryComparison]
+        raise (TypeError if primer is None else ValueError)(
             refuse(call, "an empty primer", "at least one step (T0, B, *F)", fix)
         )
     inputs = as_sequence(primer, call, "primer")
@@ -140,7 +140,7 @@ def start(
 
 
 @contextmanager
-def evaluating(model: Model) -> Iterator[None]:
+def evaluating(model: Model) -> Generator[None]:
     """Evaluation mode inside, every module's own mode again after it."""
     training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
     try:

@@ -78,7 +78,7 @@ def gradient_by_step(
             fix = "model.eval() for dropout and batch norm; a model that looks ahead in time has no shares by step."
             raise ValueError(refuse(call, came, "the same from T calls of one step as from one call of T", fix))
         total = loss(outputs, targets) if lengths is None else loss(outputs, targets, lengths)
-        if not isinstance(total, Tensor) or total.ndim or not total.requires_grad:  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(total, Tensor) or total.ndim or not total.requires_grad:
             fix = "average the loss over the steps, and keep the outputs attached: no detach, no .item()."
             raise ValueError(refuse(call, f"a loss {shape(total)}", "a tensor () that depends on a parameter", fix))
         leaves = [leaf for parameters in copies for leaf in parameters.values()]
@@ -118,7 +118,7 @@ def gradient_flow(
 
 def _check_model(model: nn.Module, call: str) -> None:
     check_model(model, call)
-    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(model, nn.Module):
         fix = "pass the module whose parameters you ask about."
         raise TypeError(refuse(call, f"model = {shape(model)}", "a torch.nn.Module", fix))
     if is_bidirectional(model):

@@ -82,7 +82,8 @@ class Bare:
 
     def __init__(self, model: Model, loss: Loss, optimizer: Any) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
-        self.device, self.state = None, None
+        self.device: Any = None
+        self.state: StepState | None = None
 
     def emit(self, event: str) -> None:
         """Nobody listens."""
@@ -175,7 +176,7 @@ def call_loss(loss: Loss, outputs: Tensor, targets: Any, lengths: Tensor | None,
         index, lengths = rows.to(outputs.device), lengths[rows]
         outputs, targets = outputs[:, index], targets[index] if reads_last(loss) else targets[:, index]
     value = loss(outputs, targets) if lengths is None else loss(outputs, targets, lengths)
-    if not isinstance(value, Tensor) or value.ndim:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(value, Tensor) or value.ndim:
         fix = "average it: seq2seq_loss takes an unreduced loss and does."
         raise ValueError(refuse(call, f"a loss {shape(value)}", "a scalar tensor", fix))
     if isinstance(loss, SequenceLoss):

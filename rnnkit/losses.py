@@ -35,6 +35,7 @@ class SequenceLoss:
             came = f"outputs {shape(outputs)} and targets {shape(targets)}"
             fix = "one target for each step and row; one target for a whole sequence is seq2one_loss."
             raise ValueError(refuse(self.name, came, "the same T and B for both", fix))
+        self._refuse_broadcast(outputs, targets)
         if lengths is None:
             return self._average(outputs.flatten(0, 1), targets.flatten(0, 1), None, time, batch)
         check_lengths(lengths, time, batch, self.name)
@@ -85,23 +86,25 @@ class SequenceLoss:
             came = f"outputs {shape(outputs)} and targets {shape(targets)}"
             fix = "for a target at every step use seq2seq_loss; for the last one pass targets[-1]."
             raise ValueError(refuse(self.name, came, f"one target a sequence, ({batch}, *Y)", fix))
+        self._refuse_broadcast(outputs[-1], targets)
         if lengths is None:
             return self._call(outputs[-1], targets).mean()
         check_lengths(lengths, time, batch, self.name)
         last = outputs[lengths.to(outputs.device) - 1, torch.arange(batch, device=outputs.device)]
         return self._call(last, targets).mean()
 
-    def _call(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def _refuse_broadcast(self, outputs: Tensor, targets: Tensor) -> None:
         elementwise = self.loss_fn in _ELEMENTWISE or isinstance(self.loss_fn, _ELEMENTWISE_MODULES)
         floats = outputs.is_floating_point() and targets.is_floating_point()
-        widened = sorted((outputs.shape, targets.shape), key=len)
-        if (elementwise and outputs.shape != targets.shape) or (floats and (*widened[0], 1) == tuple(widened[1])):
-            came = f"outputs (..., {', '.join(map(str, outputs.shape[1:]))}) and targets (..., "
-            came += f"{', '.join(map(str, targets.shape[1:]))}), N = {len(outputs)} valid steps of each"
+        fewer, more = sorted((outputs.shape, targets.shape), key=len)
+        if (elementwise and outputs.shape != targets.shape) or (floats and (*fewer, 1) == tuple(more)):
+            came = f"outputs {shape(outputs)} and targets {shape(targets)}"
             fix = "they would broadcast to a wrong number; add the missing dimension with targets.unsqueeze(-1)."
             raise ValueError(refuse(self.name, came, "equal shapes", fix))
+
+    def _call(self, outputs: Tensor, targets: Tensor) -> Tensor:
         losses = self.loss_fn(outputs, targets)
-        if not isinstance(losses, Tensor) or (losses.ndim > 0 and losses.shape[0] != outputs.shape[0]):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(losses, Tensor) or (losses.ndim > 0 and losses.shape[0] != outputs.shape[0]):
             came = f"{shape(losses)} from the loss of outputs {shape(outputs)}"
             fix = 'use a loss with reduction "mean" or "none".'
             raise ValueError(refuse(self.name, came, "a scalar, or one loss a step", fix))

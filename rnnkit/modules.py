@@ -6,7 +6,7 @@ Each is called like `torch.nn.LSTM`, `outputs, state = model(inputs, state)`, ov
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -181,12 +181,13 @@ class Unroll(nn.Module):
 
     def forward(self, inputs: Any, state: State = None) -> tuple[Any, State]:
         packed = inputs if isinstance(inputs, PackedSequence) else None
+        steps: Sequence[Tensor]
         if packed is not None:
-            steps: Sequence[Tensor] = packed.data.split(packed.batch_sizes.tolist())
+            steps = packed.data.split(packed.batch_sizes.tolist())
             if state is not None and packed.sorted_indices is not None:
                 state = select_rows(state, packed.sorted_indices)
         else:
-            steps = inputs.unbind(0)
+            steps = cast("Tensor", inputs).unbind(0)
         check_state(state, len(steps[0]), "Unroll")
         last: list[State] = []
         for layer, cell in enumerate(self.cells):

@@ -100,11 +100,10 @@ class BPTTTrainingPhase(Phase):
         outputs, losses, weights = zip(*pieces, strict=True)
         step.outputs = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         step.weight = sum(weights)
-        if len(losses) == 1:
-            step.loss = losses[0]
-        else:
-            step.loss = (torch.stack(losses) * torch.tensor(weights, device=losses[0].device)).sum() / step.weight
-        step.parts = {"loss": (step.loss, step.weight)}
+        loss = losses[0]
+        if len(losses) > 1:
+            loss = (torch.stack(losses) * torch.tensor(weights, device=loss.device)).sum() / step.weight
+        step.loss, step.parts = loss, {"loss": (loss, step.weight)}
         self.steps += 1
         return step
 

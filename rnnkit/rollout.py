@@ -67,11 +67,12 @@ def rollout(
     torch.Size([10, 4, 1])
     """
     inputs = as_sequence(inputs, "rollout")
+    time, batch = inputs.shape[:2]
     check_model(model, "rollout")
-    check_state(state, inputs.shape[1], "rollout")
+    check_state(state, batch, "rollout")
     if lengths is not None:
-        check_lengths(lengths, *inputs.shape[:2], "rollout")
-    mask = None if feedback is None else feedback.mask(*inputs.shape[:2], lengths, step)
+        check_lengths(lengths, time, batch, "rollout")
+    mask = None if feedback is None else feedback.mask(time, batch, lengths, step)
     return roll(model, inputs, mask, sampler, state, lengths, "rollout")
 
 

@@ -161,7 +161,7 @@ class DistributionSampler:
 
     def _distribution(self, outputs: Tensor) -> Distribution:
         made = self.make(outputs)
-        if not isinstance(made, Distribution):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(made, Distribution):
             fix = "return torch.distributions.Normal(mean, scale), or another distribution."
             raise TypeError(refuse("DistributionSampler", f"{shape(made)} from make", "a Distribution", fix))
         return made
