@@ -1,0 +1,132 @@
+"""The notebooks a reader downloads: links that lead somewhere, no syntax of the page, a run in a fresh environment."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import convert
+import execute
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+SITE_URL = "https://rnnkit.test/docs/"
+NAMES = [source.stem for source in execute.sources(ROOT)]
+
+
+def command(*arguments: object, **environment: str) -> None:
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | environment
+    done = subprocess.run([*map(str, arguments)], cwd=ROOT, env=clean, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site as it is published: with an address."""
+    folder = tmp_path_factory.mktemp("site")
+    mkdocs = (sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder)
+    command(*mkdocs, RNNKIT_SITE_URL=SITE_URL, RNNKIT_EXECUTE="never", NO_MKDOCS_2_WARNING="1")
+    return folder
+
+
+def downloads(site: Path, name: str) -> tuple[Any, Any]:
+    folder = site / "tutorials" / name
+    full, empty = (nbformat.read(folder / file, 4) for file in (f"{name}.ipynb", f"{name}_empty.ipynb"))
+    return full, empty
+
+
+def install_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if "skip-execution" in cell.metadata.get("tags", [])]
+
+
+@pytest.mark.site
+@pytest.mark.parametrize("name", NAMES)
+def test_a_download_is_a_notebook_that_stands_alone(site: Path, name: str) -> None:
+    full, empty = downloads(site, name)
+    for notebook in (full, empty):
+        nbformat.validate(notebook)
+        assert len(install_cells(notebook)) == 1
+        for index, cell in enumerate(notebook.cells):
+            if cell.cell_type != "markdown":
+                continue
+            place = convert.where(name, index, cell)
+            text = convert.CODE.sub("", cell.source)
+            links = [match["url"] or f"[{match['ref']}]" for match in convert.LINK.finditer(text)]
+            links += [match["url"] for match in convert.ATTRIBUTE.finditer(text)]
+            for link in links:
+                assert link.startswith("https://"), f"{place}: {link}"
+                if link.startswith(SITE_URL):
+                    file = site / link.removeprefix(SITE_URL).partition("#")[0]
+                    assert (file / "index.html" if file.is_dir() else file).is_file(), f"{place}: {link}"
+            assert not convert.RAW.search(text), place
+            assert "[!" not in text, place
+    assert [cell.source for cell in full.cells] == [cell.source for cell in empty.cells]
+    assert any(cell.get("outputs") for cell in full.cells)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in empty.cells)
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheels")
+    command(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where fresh environments are made, one at a time: each is over a gigabyte."""
+    folder = tmp_path_factory.mktemp("fresh")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def environment(fresh: Path, install: str) -> Path:
+    """An environment that has Jupyter's kernel and nothing else; notebooks with the same install line share one."""
+    made = fresh / "environment"
+    note = fresh / "install"
+    if not note.exists() or note.read_text() != install:
+        shutil.rmtree(made, ignore_errors=True)
+        command(sys.executable, "-m", "venv", made)
+        command(made / "bin" / "pip", "install", "-q", "-c", ROOT / "constraints.txt", "ipykernel")
+        note.write_text(install)
+    return made
+
+
+def install_line(name: str) -> str:
+    return "\n".join(cell.source for cell in install_cells(execute.convert(ROOT / "tutorials" / f"{name}.py")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(NAMES, key=lambda name: (install_line(name), name)))
+def test_a_download_runs_where_only_its_install_line_was_run(
+    site: Path, wheels: Path, fresh: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook = downloads(site, name)[1]
+    (cell,) = install_cells(notebook)
+    assert re.fullmatch(r"%pip install .*", cell.source.strip()), "the install cell is one line, %pip install ..."
+    cell.metadata.tags.remove("skip-execution")  # a reader runs it
+    kernel = tmp_path / "kernels" / "fresh"
+    kernel.mkdir(parents=True)
+    python = str(environment(fresh, cell.source) / "bin" / "python")
+    argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "fresh", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    links = " ".join(filter(None, [os.environ.get("PIP_FIND_LINKS"), str(wheels)]))
+    ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    outside = {key: value for key, value in os.environ.items() if key not in ours}
+    pip = {"PIP_FIND_LINKS": links, "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
+    work = tmp_path / "work"
+    work.mkdir()
+    client = NotebookClient(notebook, timeout=600, kernel_name="fresh", resources={"metadata": {"path": str(work)}})
+    client.execute(env=outside | pip | {"IPYTHONDIR": str(tmp_path / "ipython")})
+    assert sum(bool(cell.get("execution_count")) for cell in notebook.cells) >= 10
+    where = [python, "-c", "import rnnkit; print(rnnkit.__file__)"]
+    found = subprocess.run(where, cwd=work, capture_output=True, text=True, check=True).stdout
+    assert "site-packages" in found, "the notebook ran with the built wheel"
