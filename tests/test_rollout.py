@@ -1,0 +1,1016 @@
+"""The one place where a model is stepped: feedback policies, rollout, sample_model, beam_search.
+
+The referee is a loop written out by hand, one call of the model a step.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from rnnkit import (
+    DistributionSampler,
+    Feedback,
+    RecurrentSequential,
+    Sample,
+    SoftmaxSampler,
+    Unroll,
+    batchseq,
+    beam_search,
+    identity,
+    rollout,
+    sample_best,
+    sample_model,
+    select_rows,
+)
+
+few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+V, H = 7, 5
+
+
+@pytest.fixture(autouse=True)
+def in_double_precision():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(before)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def language_model(recurrent=nn.LSTM, layers=1, scale=3.0, **options):
+    """Tokens in, logits out; the head is scaled so that the logits are far from uniform."""
+    model = RecurrentSequential(nn.Embedding(V, 4), recurrent(4, H, num_layers=layers, **options), nn.Linear(H, V))
+    with torch.no_grad():
+        model[-1].weight.mul_(scale)
+    return model
+
+
+def continuous_model(recurrent=nn.GRU, features=2):
+    return RecurrentSequential(recurrent(features, H), nn.Linear(H, features))
+
+
+class Counting(nn.Module):
+    """Passes every call on and notes how many steps each had."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.calls = model, []
+
+    def forward(self, inputs, state=None):
+        self.calls.append(inputs.shape[0])
+        return self.model(inputs, state)
+
+
+def leaves(state):
+    if state is None:
+        return []
+    if isinstance(state, torch.Tensor):
+        return [state]
+    return [leaf for part in (state.values() if isinstance(state, dict) else state) for leaf in leaves(part)]
+
+
+def assert_state(got, wanted, **tolerance):
+    got, wanted = leaves(got), leaves(wanted)
+    assert len(got) == len(wanted) > 0
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+def by_hand(model, inputs, mask, sampler=identity, state=None):
+    """The referee: one call a step, the model's own output where the mask says so."""
+    outputs = []
+    for t in range(inputs.shape[0]):
+        x = inputs[t]
+        if t and mask[t].any():
+            own = sampler(outputs[-1])
+            x = torch.where(mask[t].reshape(-1, *[1] * (x.dim() - 1)), own, x)
+        step, state = model(x[None], state)
+        outputs.append(step[0])
+    return torch.stack(outputs), state
+
+
+# ---------------------------------------------------------------- Feedback
+
+sizes = {"T": st.integers(1, 12), "B": st.integers(1, 4)}
+
+
+def random_lengths(T, B, seed):
+    return torch.randint(1, T + 1, (B,), generator=seeded(seed))
+
+
+def every_policy():
+    return [
+        Feedback.never(),
+        Feedback.always(),
+        Feedback.last(0),
+        Feedback.every(2),
+        Feedback.probability(0.5, generator=seeded(1)),
+        Feedback.probability(0.5, per="row", generator=seeded(1)),
+        Feedback.probability(0.5, per="sequence", generator=seeded(1)),
+        Feedback.probability(lambda step: 1.0),
+    ]
+
+
+@few
+@given(**sizes, use_lengths=st.booleans(), seed=st.integers(0, 99))
+def test_a_mask_says_for_each_step_and_row_whether_the_model_feeds_itself_and_never_at_step_0(T, B, use_lengths, seed):
+    lengths = random_lengths(T, B, seed) if use_lengths else None
+    for policy in every_policy():
+        mask = policy.mask(T, B, lengths=lengths)
+        assert mask.shape == (T, B)
+        assert mask.dtype == torch.bool
+        assert not mask[0].any()
+
+
+@few
+@given(**sizes, seed=st.integers(0, 99))
+def test_nothing_is_fed_after_a_row_s_end(T, B, seed):
+    lengths = random_lengths(T, B, seed)
+    for policy in every_policy():
+        mask = policy.mask(T, B, lengths=lengths)
+        assert not any(mask[length:, row].any() for row, length in enumerate(lengths.tolist()))
+
+
+@few
+@given(**sizes)
+def test_never_and_always(T, B):
+    assert not Feedback.never().mask(T, B).any()
+    assert Feedback.always().mask(T, B)[1:].all()
+
+
+@few
+@given(**sizes, data=st.data())
+def test_last_n_feeds_the_last_n_steps(T, B, data):
+    n = data.draw(st.integers(0, T - 1))
+    wanted = [[t >= T - n] * B for t in range(T)]
+    assert Feedback.last(n).mask(T, B).tolist() == wanted
+
+
+@few
+@given(**sizes, seed=st.integers(0, 99), data=st.data())
+def test_last_n_counts_from_each_row_s_own_end(T, B, seed, data):
+    lengths = random_lengths(T, B, seed)
+    n = data.draw(st.integers(0, int(lengths.min()) - 1))
+    mask = Feedback.last(n).mask(T, B, lengths=lengths)
+    for row, length in enumerate(lengths.tolist()):
+        assert mask[:length, row].tolist() == [t >= length - n for t in range(length)]
+
+
+@few
+@given(**sizes, more=st.integers(0, 3))
+def test_last_n_refuses_a_sequence_in_which_no_step_would_be_driven(T, B, more):
+    with pytest.raises(ValueError, match=rf"(?s)Feedback.last\({T + more}\).*{T} steps.*first step must be driven"):
+        Feedback.last(T + more).mask(T, B)
+
+
+def test_last_n_refuses_one_row_too_short_for_it():
+    with pytest.raises(ValueError, match=r"(?s)Feedback.last\(3\).*2 steps.*at least 4"):
+        Feedback.last(3).mask(9, 2, lengths=torch.tensor([9, 2]))
+
+
+@few
+@given(**sizes, k=st.integers(1, 15))
+def test_every_k_feeds_each_kth_step(T, B, k):
+    wanted = [[t > 0 and t % k == 0] * B for t in range(T)]
+    assert Feedback.every(k).mask(T, B).tolist() == wanted
+
+
+@few
+@given(**sizes, k=st.integers(1, 15))
+def test_every_k_forced_is_the_reverse(T, B, k):
+    wanted = [[t % k != 0] * B for t in range(T)]
+    assert Feedback.every(k, forced=True).mask(T, B).tolist() == wanted
+
+
+def test_every_1_is_always():
+    assert torch.equal(Feedback.every(1).mask(6, 2), Feedback.always().mask(6, 2))
+
+
+@pytest.mark.parametrize("per", ["step", "row", "sequence"])
+def test_probability_0_is_never_and_1_is_always(per):
+    assert not Feedback.probability(0.0, per=per).mask(6, 3).any()
+    assert Feedback.probability(1.0, per=per).mask(6, 3)[1:].all()
+
+
+@pytest.mark.parametrize("per", ["step", "row", "sequence"])
+def test_a_probability_is_the_share_of_fed_steps(per):
+    draws = torch.stack([Feedback.probability(0.3, per=per, generator=seeded(i)).mask(5, 4)[1:] for i in range(2000)])
+    share = draws.double().mean().item()
+    # per sequence, one draw decides 16 entries: the standard error is that of the 2000 masks alone, at most
+    assert share == pytest.approx(0.3, abs=5 * math.sqrt(0.3 * 0.7 / 2000))
+
+
+def coins(per):
+    return Feedback.probability(0.5, per=per, generator=seeded(1)).mask(40, 30)[1:]
+
+
+def test_per_step_is_a_coin_for_each_step_of_each_row():
+    mask = coins("step")
+    assert mask.any(0).all()
+    assert mask.any(1).all()
+    assert not mask.all(0).any()
+    assert not mask.all(1).any()
+
+
+def test_per_row_is_a_coin_for_each_row_kept_for_its_whole_sequence():
+    mask = coins("row")
+    assert torch.equal(mask.any(0), mask.all(0))
+    assert mask[0].any()
+    assert not mask[0].all()
+
+
+def test_per_sequence_is_one_coin_for_the_whole_batch():
+    masks = [Feedback.probability(0.5, per="sequence", generator=seeded(i)).mask(9, 5)[1:] for i in range(20)]
+    assert all(bool(mask.any()) == bool(mask.all()) for mask in masks)
+    assert len({bool(mask.any()) for mask in masks}) == 2
+
+
+def test_rows_and_steps_are_drawn_independently():
+    mask = Feedback.probability(0.5, generator=seeded(1)).mask(201, 100)[1:].double()
+    for first, second in ((mask[:-1], mask[1:]), (mask[:, :-1], mask[:, 1:])):
+        both = (first * second).mean().item()
+        assert both == pytest.approx(0.25, abs=5 * math.sqrt(0.25 * 0.75 / first.numel()))
+
+
+@pytest.mark.parametrize("per", ["step", "row", "sequence"])
+def test_the_generator_decides_the_mask(per):
+    def draw(seed):
+        return Feedback.probability(0.5, per=per, generator=seeded(seed)).mask(20, 20)
+
+    assert torch.equal(draw(3), draw(3))
+    assert any(not torch.equal(draw(3), draw(seed)) for seed in (4, 5, 6, 7, 8))
+
+
+def test_a_schedule_is_asked_with_the_training_step():
+    asked = []
+
+    def schedule(step):
+        asked.append(step)
+        return 1.0 if step >= 100 else 0.0
+
+    policy = Feedback.probability(schedule)
+    assert not policy.mask(6, 3, step=99).any()
+    assert policy.mask(6, 3, step=100)[1:].all()
+    assert asked == [99, 100]
+
+
+# ---------------------------------------------------------------- rollout
+
+
+def policies(seed=5):
+    return {
+        "never": lambda: Feedback.never(),
+        "always": lambda: Feedback.always(),
+        "last(1)": lambda: Feedback.last(1),
+        "last(4)": lambda: Feedback.last(4),
+        "last(8)": lambda: Feedback.last(8),
+        "every(3)": lambda: Feedback.every(3),
+        "every(3, forced)": lambda: Feedback.every(3, forced=True),
+        "per step": lambda: Feedback.probability(0.5, per="step", generator=seeded(seed)),
+        "per row": lambda: Feedback.probability(0.5, per="row", generator=seeded(seed)),
+        "per sequence": lambda: Feedback.probability(0.5, per="sequence", generator=seeded(seed)),
+    }
+
+
+every_named_policy = pytest.mark.parametrize("policy", policies().values(), ids=policies().keys())
+
+
+@every_named_policy
+def test_rollout_of_a_continuous_model_is_the_hand_written_loop(policy):
+    model, inputs = continuous_model(), torch.randn(9, 3, 2)
+    outputs, state = rollout(model, inputs, policy())
+    wanted, wanted_state = by_hand(model, inputs, policy().mask(9, 3))
+    torch.testing.assert_close(outputs, wanted)
+    assert_state(state, wanted_state)
+
+
+@every_named_policy
+def test_rollout_of_a_language_model_is_the_hand_written_loop(policy):
+    model, inputs = language_model(layers=2), torch.randint(V, (9, 3))
+    outputs, state = rollout(model, inputs, policy(), sample_best)
+    wanted, wanted_state = by_hand(model, inputs, policy().mask(9, 3), sample_best)
+    torch.testing.assert_close(outputs, wanted)
+    assert_state(state, wanted_state)
+
+
+@every_named_policy
+def test_rollout_s_gradient_is_that_of_the_hand_written_loop(policy):
+    model, inputs = continuous_model(), torch.randn(9, 3, 2, requires_grad=True)
+    leaves = [inputs, *model.parameters()]
+    got = torch.autograd.grad(rollout(model, inputs, policy())[0].square().sum(), leaves)
+    wanted = torch.autograd.grad(by_hand(model, inputs, policy().mask(9, 3))[0].square().sum(), leaves)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@every_named_policy
+def test_rollout_calls_the_model_once_and_then_once_for_each_step_it_feeds_itself(policy):
+    model = Counting(continuous_model())
+    rollout(model, torch.randn(9, 3, 2), policy())
+    assert len(model.calls) == 1 + int(policy().mask(9, 3).any(1).sum())
+    assert sum(model.calls) == 9, "every step is taken once"
+
+
+def test_the_gradient_through_fed_back_outputs_agrees_with_finite_differences():
+    model = RecurrentSequential(nn.GRU(1, 2), nn.Linear(2, 1))
+    names, values = zip(*model.named_parameters(), strict=True)
+
+    class Functional(nn.Module):
+        def __init__(self, parameters):
+            super().__init__()
+            self.parameters_now = dict(zip(names, parameters, strict=True))
+
+        def forward(self, inputs, state=None):
+            return torch.func.functional_call(model, self.parameters_now, (inputs, state))
+
+    def closed_loop(inputs, *parameters):
+        return rollout(Functional(parameters), inputs, Feedback.last(3))[0]
+
+    inputs = torch.randn(5, 2, 1, requires_grad=True)
+    parameters = [value.detach().clone().requires_grad_() for value in values]
+    assert torch.autograd.gradcheck(closed_loop, (inputs, *parameters))
+
+
+def test_the_driven_inputs_that_are_replaced_get_no_gradient():
+    inputs = torch.randn(6, 2, 2, requires_grad=True)
+    rollout(continuous_model(), inputs, Feedback.last(2))[0].sum().backward()
+    assert inputs.grad[:4].ne(0).all()
+    assert inputs.grad[4:].eq(0).all()
+
+
+def test_what_is_replaced_may_be_anything():
+    model, inputs = continuous_model(), torch.randn(6, 2, 2)
+    spoiled = inputs.clone()
+    spoiled[4:] = math.nan
+    torch.testing.assert_close(
+        rollout(model, spoiled, Feedback.last(2))[0], rollout(model, inputs, Feedback.last(2))[0]
+    )
+
+
+@every_named_policy
+def test_rollout_goes_on_from_a_state(policy):
+    model, inputs = continuous_model(nn.LSTM), torch.randn(9, 3, 2)
+    _, state = model(torch.randn(4, 3, 2))
+    outputs, after = rollout(model, inputs, policy(), state=state)
+    wanted, wanted_after = by_hand(model, inputs, policy().mask(9, 3), state=state)
+    torch.testing.assert_close(outputs, wanted)
+    assert_state(after, wanted_after)
+
+
+def test_rollout_takes_a_list_of_steps():
+    model, inputs = continuous_model(), torch.randn(6, 2, 2)
+    torch.testing.assert_close(
+        rollout(model, list(inputs), Feedback.last(2))[0], rollout(model, inputs, Feedback.last(2))[0]
+    )
+
+
+RAGGED = {"lengths": st.lists(st.integers(3, 9), min_size=1, max_size=4), "n": st.integers(0, 2)}
+either_way = st.sampled_from([lambda model: model, Counting])  # one packs, the other takes tensors only
+
+
+@few
+@given(**RAGGED, wrap=either_way)
+def test_with_lengths_rollout_is_each_row_alone(lengths, n, wrap):
+    model = continuous_model()
+    rows = [torch.randn(length, 2) for length in lengths]
+    padded, lengths = batchseq(rows, pad=9.0)
+    outputs, state = rollout(wrap(model), padded, Feedback.last(n), lengths=lengths)
+    for i, row in enumerate(rows):
+        alone, alone_state = rollout(model, row[:, None], Feedback.last(n))
+        torch.testing.assert_close(outputs[: len(row), i], alone[:, 0])
+        assert_state([leaf[:, i : i + 1] for leaf in leaves(state)], alone_state)
+
+
+@few
+@given(**RAGGED, wrap=either_way)
+def test_with_lengths_rollout_goes_on_from_each_row_s_state(lengths, n, wrap):
+    model = continuous_model(nn.LSTM)
+    _, before = model(torch.randn(4, len(lengths), 2))
+    rows = [torch.randn(length, 2) for length in lengths]
+    padded, lengths = batchseq(rows, pad=9.0)
+    outputs, state = rollout(wrap(model), padded, Feedback.last(n), state=before, lengths=lengths)
+    for i, row in enumerate(rows):
+        alone, alone_state = rollout(
+            model, row[:, None], Feedback.last(n), state=select_rows(before, torch.tensor([i]))
+        )
+        torch.testing.assert_close(outputs[: len(row), i], alone[:, 0])
+        assert_state(select_rows(state, torch.tensor([i])), alone_state)
+
+
+@few
+@given(**RAGGED)
+def test_with_lengths_the_gradient_is_that_of_each_row_alone(lengths, n):
+    model = continuous_model()
+    rows, parameters = [torch.randn(length, 2) for length in lengths], list(model.parameters())
+    padded, lengths = batchseq(rows, pad=9.0)
+    outputs, _ = rollout(model, padded, Feedback.last(n), lengths=lengths)
+    loss = sum(outputs[: len(row), i].square().sum() for i, row in enumerate(rows))
+    alone = sum(rollout(model, row[:, None], Feedback.last(n))[0].square().sum() for row in rows)
+    for a, b in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(alone, parameters), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_schedule_sees_rollout_s_step():
+    model, inputs = continuous_model(), torch.randn(6, 2, 2)
+    policy = Feedback.probability(lambda step: float(step >= 10))
+    torch.testing.assert_close(rollout(model, inputs, policy, step=9)[0], model(inputs)[0])
+    torch.testing.assert_close(rollout(model, inputs, policy, step=10)[0], rollout(model, inputs, Feedback.always())[0])
+
+
+def test_rollout_steps_a_convolutional_model_over_images():
+    class ConvCell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 2, 3, padding=1)
+
+        def forward(self, x, state):
+            state = torch.zeros_like(x) if state is None else state
+            return torch.tanh(self.conv(torch.cat([x, state], 1)))
+
+    model, inputs = Unroll(ConvCell()), torch.randn(5, 3, 2, 4, 4)
+    mask = Feedback.last(2).mask(5, 3)
+    torch.testing.assert_close(rollout(model, inputs, Feedback.last(2))[0], by_hand(model, inputs, mask)[0])
+
+
+def test_scheduled_sampling_mixes_rows_of_tokens():
+    model, inputs = language_model(), torch.randint(V, (9, 6))
+    mask = Feedback.probability(0.5, generator=seeded(2)).mask(9, 6)
+    assert mask.any(1).ne(mask.all(1)).any(), "some step mixes fed and driven rows"
+    outputs, _ = rollout(model, inputs, Feedback.probability(0.5, generator=seeded(2)), sample_best)
+    torch.testing.assert_close(outputs, by_hand(model, inputs, mask, sample_best)[0])
+
+
+# ---------------------------------------------------------------- sample_model: what comes out
+
+
+def generate_by_hand(model, length, primer, sampler, state=None):
+    """The referee: the model is called for one step at a time, on its own last draw."""
+    tokens, outputs = list(primer), []
+    with torch.no_grad():
+        for t in range(length):
+            step, state = model(tokens[t][None], state)
+            outputs.append(step[0])
+            if t + 1 >= len(primer):
+                tokens.append(sampler(step[0]))
+    return torch.stack(tokens[:length]), torch.stack(outputs), tokens[length], state
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_sample_model_is_the_loop_over_plain_model_calls(recurrent, layers):
+    model, primer = language_model(recurrent, layers), torch.randint(V, (4, 3))
+    sample = sample_model(model, 20, primer, sample_best)
+    tokens, outputs, following, state = generate_by_hand(model, 20, primer, sample_best)
+    assert torch.equal(sample.tokens, tokens)
+    assert torch.equal(sample.next[0], following)
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
+    assert_state(sample.state, state, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("recurrent", "options"),
+    [
+        (nn.LSTM, {"bias": False}),
+        (nn.GRU, {"bias": False}),
+        (nn.RNN, {"nonlinearity": "relu"}),
+        (nn.LSTM, {"dropout": 0.5, "num_layers": 2}),
+    ],
+    ids=str,
+)
+def test_every_option_of_the_fused_modules_is_stepped_rightly(recurrent, options):
+    model = recurrent(3, 3, **{"num_layers": 2, **options}).eval()
+    assert_steps_like_itself(model, torch.randn(4, 2, 3))
+
+
+def test_a_projected_lstm_is_stepped_rightly():
+    assert_steps_like_itself(nn.LSTM(3, 5, num_layers=2, proj_size=3), torch.randn(4, 2, 3))
+
+
+def assert_steps_like_itself(model, primer):
+    sample = sample_model(model, 12, primer)
+    _, outputs, following, state = generate_by_hand(model, 12, primer, identity)
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(sample.next[0], following, rtol=1e-10, atol=1e-10)
+    assert_state(sample.state, state, rtol=1e-10, atol=1e-10)
+
+
+def test_the_outputs_answer_the_tokens():
+    model, primer = language_model(layers=2), torch.randint(V, (4, 3))
+    sample = sample_model(model, 20, primer, SoftmaxSampler(generator=seeded(1)))
+    torch.testing.assert_close(sample.outputs, model(sample.tokens)[0].detach(), rtol=1e-10, atol=1e-10)
+
+
+def test_the_shapes_of_a_sample():
+    sample = sample_model(language_model(), 20, torch.randint(V, (4, 3)), SoftmaxSampler(generator=seeded(1)))
+    assert isinstance(sample, Sample)
+    assert sample.tokens.shape == (20, 3)
+    assert sample.tokens.dtype == torch.int64
+    assert sample.outputs.shape == (20, 3, V)
+    assert sample.log_probs.shape == (20, 3)
+    assert sample.next.shape == (1, 3)
+
+
+def test_the_primer_comes_first_and_counts():
+    primer = torch.randint(V, (4, 3))
+    sample = sample_model(language_model(), 20, primer, sample_best)
+    assert torch.equal(sample.tokens[:4], primer)
+
+
+def test_a_length_of_the_primer_draws_the_next_token_only():
+    model, primer = language_model(), torch.randint(V, (4, 3))
+    sample = sample_model(model, 4, primer, sample_best)
+    assert torch.equal(sample.tokens, primer)
+    assert torch.equal(sample.next[0], model(primer)[0][-1].argmax(1))
+
+
+def test_log_probs_are_what_the_model_gave_the_token_that_followed():
+    sample = sample_model(language_model(), 20, torch.randint(V, (4, 3)), SoftmaxSampler(generator=seeded(1)))
+    followed = torch.cat([sample.tokens[1:], sample.next])
+    wanted = sample.outputs.log_softmax(-1).gather(-1, followed[..., None])[..., 0]
+    torch.testing.assert_close(sample.log_probs, wanted)
+
+
+def test_a_continuous_model_has_no_log_probs():
+    sample = sample_model(continuous_model(), 10, torch.randn(4, 3, 2))
+    assert sample.log_probs is None
+    assert sample.tokens.shape == (10, 3, 2)
+    assert sample.next.shape == (1, 3, 2)
+    assert torch.equal(sample.tokens[4:], sample.outputs[3:-1])
+    assert torch.equal(sample.next[0], sample.outputs[-1])
+
+
+def test_a_sample_has_no_gradient():
+    sample = sample_model(continuous_model(), 10, torch.randn(4, 3, 2, requires_grad=True))
+    assert not any(x.requires_grad for x in [sample.tokens, sample.outputs, sample.next, *leaves(sample.state)])
+
+
+def test_what_was_sampled_can_be_trained_on():
+    model = language_model()
+    sample = sample_model(model, 10, torch.randint(V, (4, 3)), sample_best)
+    outputs, _ = model(sample.tokens, None)
+    F.cross_entropy(outputs[:-1].flatten(0, 1), sample.tokens[1:].flatten()).backward()
+    _, state = model(sample.next, sample.state)
+    assert state is not None
+
+
+def test_one_hot_vectors_go_in_and_come_out():
+    model = RecurrentSequential(nn.LSTM(V, H), nn.Linear(H, V))
+    primer = F.one_hot(torch.randint(V, (4, 3)), V).double()
+    sample = sample_model(model, 10, primer, SoftmaxSampler(one_hot=True, generator=seeded(1)))
+    assert sample.tokens.shape == (10, 3, V)
+    assert sample.tokens.sum(-1).eq(1).all()
+    followed = torch.cat([sample.tokens[1:], sample.next])
+    torch.testing.assert_close(sample.log_probs, (sample.outputs.log_softmax(-1) * followed).sum(-1))
+
+
+def test_a_distribution_head_is_sampled_with_its_log_probs():
+    model = RecurrentSequential(nn.GRU(1, H), nn.Linear(H, 2))
+
+    def normal(outputs):
+        return torch.distributions.Normal(outputs[..., :1], F.softplus(outputs[..., 1:]))
+
+    sample = sample_model(model, 10, torch.randn(4, 3, 1), DistributionSampler(normal))
+    followed = torch.cat([sample.tokens[1:], sample.next])
+    assert sample.tokens.shape == (10, 3, 1)
+    torch.testing.assert_close(sample.log_probs, normal(sample.outputs).log_prob(followed)[..., 0])
+
+
+# ---------------------------------------------------------------- sample_model: batches, resuming, stopping
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_batch_is_its_rows_alone(recurrent):
+    model, primer = language_model(recurrent, 2), torch.randint(V, (4, 5))
+    together = sample_model(model, 20, primer, sample_best)
+    for row in range(5):
+        alone = sample_model(model, 20, primer[:, row : row + 1], sample_best)
+        assert torch.equal(together.tokens[:, row], alone.tokens[:, 0])
+        assert torch.equal(together.next[:, row], alone.next[:, 0])
+        torch.testing.assert_close(together.outputs[:, row], alone.outputs[:, 0])
+        torch.testing.assert_close(together.log_probs[:, row], alone.log_probs[:, 0])
+
+
+def test_50_and_then_50_more_are_100():
+    model, primer = language_model(layers=2), torch.randint(V, (4, 3))
+    whole = sample_model(model, 100, primer, SoftmaxSampler(generator=seeded(7)))
+    sampler = SoftmaxSampler(generator=seeded(7))
+    first = sample_model(model, 50, primer, sampler)
+    then = sample_model(model, 50, first.next, sampler, first.state)
+    assert torch.equal(torch.cat([first.tokens, then.tokens]), whole.tokens)
+    assert torch.equal(then.next, whole.next)
+    torch.testing.assert_close(torch.cat([first.outputs, then.outputs]), whole.outputs, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(torch.cat([first.log_probs, then.log_probs]), whole.log_probs, rtol=1e-10, atol=1e-10)
+    assert_state(then.state, whole.state, rtol=1e-10, atol=1e-10)
+
+
+def test_going_on_works_for_continuous_models_too():
+    model, primer = continuous_model(nn.LSTM), torch.randn(4, 3, 2)
+    whole, first = sample_model(model, 20, primer), sample_model(model, 9, primer)
+    then = sample_model(model, 11, first.next, state=first.state)
+    torch.testing.assert_close(torch.cat([first.tokens, then.tokens]), whole.tokens, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Counting], ids=["packs", "takes tensors only"])
+@pytest.mark.parametrize("lengths", [[4, 1, 3], [1, 1, 5], [2, 2, 2], [6]], ids=str)
+def test_primers_of_different_length_go_on_from_their_own_ends(lengths, wrap):
+    model = language_model(layers=2)
+    primers = [torch.randint(V, (n,)) for n in lengths]
+    total = 12
+    together = sample_model(wrap(model), total, batchseq(primers), sample_best)
+    for row, primer in enumerate(primers):
+        alone = sample_model(model, total, primer[:, None], sample_best)
+        assert torch.equal(together.tokens[:, row], alone.tokens[:, 0])
+        assert torch.equal(together.next[:, row], alone.next[:, 0])
+        torch.testing.assert_close(together.outputs[:, row], alone.outputs[:, 0])
+        torch.testing.assert_close(together.log_probs[:, row], alone.log_probs[:, 0])
+
+
+def test_lengths_can_be_given_beside_the_primer():
+    model = language_model()
+    padded, lengths = batchseq([torch.randint(V, (n,)) for n in (4, 1, 3)])
+    paired = sample_model(model, 12, (padded, lengths), sample_best)
+    beside = sample_model(model, 12, padded, sample_best, lengths=lengths)
+    assert torch.equal(paired.tokens, beside.tokens)
+
+
+def test_a_sample_from_primers_of_different_length_goes_on():
+    model = language_model(layers=2)
+    primer = batchseq([torch.randint(V, (n,)) for n in (4, 1, 3)])
+    whole = sample_model(model, 20, primer, sample_best)
+    first = sample_model(model, 9, primer, sample_best)
+    then = sample_model(model, 11, first.next, sample_best, first.state)
+    assert torch.equal(torch.cat([first.tokens, then.tokens]), whole.tokens)
+    assert_state(then.state, whole.state, rtol=1e-10, atol=1e-10)
+
+
+class Successor(nn.Module):
+    """A toy model: after token v comes v + 1. Its state counts the steps of each row."""
+
+    def forward(self, inputs, state=None):
+        state = torch.zeros(1, inputs.shape[1], 1) if state is None else state
+        return 100 * F.one_hot((inputs + 1) % V, V).double(), state + inputs.shape[0]
+
+
+def test_each_row_stops_at_its_own_stop_token():
+    sample = sample_model(Successor(), 10, torch.tensor([[0, 2, 5]]), sample_best, stop=5)
+    assert sample.tokens[:6, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert sample.tokens[:4, 1].tolist() == [2, 3, 4, 5]
+    assert sample.tokens[4:, 1].eq(5).all(), "a stopped row is filled with its last token"
+
+
+def test_generation_ends_when_all_rows_have_stopped():
+    model = Counting(Successor())
+    sample = sample_model(model, 1000, torch.tensor([[0, 2]]), sample_best, stop=5)
+    assert sum(model.calls) <= 7
+    assert sample.tokens.shape[0] <= 7
+    assert sample.tokens[-1].eq(5).all()
+
+
+def test_the_lengths_of_a_sample_count_the_steps_up_to_the_stop():
+    sample = sample_model(Successor(), 10, torch.tensor([[0, 2, 4]]), sample_best, stop=5)
+    assert sample.lengths.tolist() == [6, 4, 2]
+    assert sample.lengths.dtype == torch.int64
+
+
+def test_stop_may_be_a_question_about_the_tokens():
+    sample = sample_model(Successor(), 10, torch.tensor([[0, 2]]), sample_best, stop=lambda tokens: tokens >= 4)
+    assert sample.tokens[:5, 0].tolist() == [0, 1, 2, 3, 4]
+    assert sample.tokens[:3, 1].tolist() == [2, 3, 4]
+
+
+def test_without_a_stop_every_row_has_the_whole_length():
+    sample = sample_model(Successor(), 10, torch.tensor([[0, 2]]), sample_best)
+    assert sample.tokens.shape == (10, 2)
+    assert sample.lengths.tolist() == [10, 10]
+
+
+def test_the_stop_token_in_a_primer_does_not_stop_a_row():
+    sample = sample_model(Successor(), 6, torch.tensor([[5], [0]]), sample_best, stop=5)
+    assert sample.tokens[:, 0].tolist() == [5, 0, 1, 2, 3, 4]
+
+
+# ---------------------------------------------------------------- sample_model: it leaves the model as it was
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_sleeps_while_sampling_and_the_mode_comes_back(training):
+    model = RecurrentSequential(nn.Embedding(V, 4), nn.LSTM(4, H), nn.Dropout(0.5), nn.Linear(H, V)).train(training)
+    primer = torch.randint(V, (4, 3))
+    first, again = sample_model(model, 20, primer, sample_best), sample_model(model, 20, primer, sample_best)
+    assert torch.equal(first.outputs, again.outputs)
+    assert all(module.training == training for module in model.modules())
+
+
+def test_a_member_frozen_in_eval_mode_stays_frozen():
+    model = RecurrentSequential(nn.LSTM(2, H), nn.Dropout(0.5), nn.Linear(H, 2)).train()
+    model[1].eval()
+    sample_model(model, 5, torch.randn(2, 3, 2))
+    assert model.training
+    assert not model[1].training
+
+
+def test_the_mode_comes_back_after_an_error_too():
+    model = continuous_model().train()
+    with pytest.raises(ValueError, match="sampler"):
+        sample_model(model, 5, torch.randn(2, 3, 2), sampler=lambda outputs: outputs[:, :1])
+    assert model.training
+
+
+def test_the_backend_switches_are_as_before():
+    before = (torch.backends.mkldnn.enabled, torch.is_grad_enabled(), torch.get_rng_state())
+    sample_model(language_model(), 10, torch.randint(V, (2, 3)), sample_best)
+    assert torch.backends.mkldnn.enabled == before[0]
+    assert torch.is_grad_enabled() == before[1]
+
+
+@pytest.mark.parametrize("member", [None, 0, 1, 2], ids=["model", "embedding", "lstm", "head"])
+def test_hooks_still_fire_while_sampling(member):
+    model = language_model()
+    hooked, calls = model if member is None else model[member], []
+    hooked.register_forward_hook(lambda *_: calls.append(1))
+    sample_model(model, 12, torch.randint(V, (4, 3)), sample_best)
+    assert len(calls) == 9, "once for the primer and once for each of the 8 further steps"
+
+
+def test_a_hook_that_changes_the_state_changes_the_sample():
+    model, primer = language_model(), torch.randint(V, (4, 3))
+    model[1].register_forward_hook(lambda module, args, result: (2 * result[0], result[1]))
+    sample = sample_model(model, 12, primer, sample_best)
+    _, outputs, _, _ = generate_by_hand(model, 12, primer, sample_best)
+    torch.testing.assert_close(sample.outputs, outputs)
+
+
+def test_a_subclass_of_a_fused_module_keeps_its_own_forward():
+    class Doubled(nn.LSTM):
+        def forward(self, inputs, state=None):
+            outputs, state = super().forward(inputs, state)
+            return 2 * outputs, state
+
+    model, primer = RecurrentSequential(nn.Embedding(V, 4), Doubled(4, H), nn.Linear(H, V)), torch.randint(V, (4, 3))
+    sample = sample_model(model, 12, primer, sample_best)
+    _, outputs, _, _ = generate_by_hand(model, 12, primer, sample_best)
+    torch.testing.assert_close(sample.outputs, outputs)
+
+
+def test_parametrized_weights_are_read_through_their_parametrization():
+    model, primer = language_model(), torch.randint(V, (4, 3))
+    torch.nn.utils.parametrizations.weight_norm(model[1], "weight_hh_l0")
+    with torch.no_grad():
+        model[1].parametrizations.weight_hh_l0.original0.mul_(2)
+    sample = sample_model(model, 12, primer, sample_best)
+    _, outputs, _, _ = generate_by_hand(model, 12, primer, sample_best)
+    torch.testing.assert_close(sample.outputs, outputs)
+
+
+def test_single_precision_is_stepped_closely_too():
+    model, primer = language_model(layers=2).float(), torch.randint(V, (4, 3))
+    sample = sample_model(model, 12, primer, sample_best)
+    assert sample.outputs.dtype == torch.float32
+    torch.testing.assert_close(sample.outputs, model(sample.tokens)[0].detach(), rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------- beam_search
+
+
+class Markov(nn.Module):
+    """A toy model whose next logits depend on the last two tokens; the state holds the one before the last."""
+
+    def __init__(self, classes, seed):
+        super().__init__()
+        self.classes = classes
+        self.table = 2 * torch.randn(classes + 1, classes, classes, generator=seeded(seed))
+
+    def forward(self, inputs, state=None):
+        before = torch.full((1, inputs.shape[1]), self.classes) if state is None else state
+        outputs = []
+        for tokens in inputs:
+            outputs.append(self.table[before[0], tokens])
+            before = tokens[None]
+        return torch.stack(outputs), before
+
+
+def score(model, start, sequence):
+    """Log-probability the model gives to `sequence` after `start`."""
+    tokens = torch.tensor([start, *sequence])[:, None]
+    log_probs = model(tokens)[0][:-1, 0].log_softmax(-1)
+    return float(log_probs.gather(1, tokens[1:]).sum())
+
+
+def best_of_all(model, start, count):
+    """The most likely of all sequences of `count` classes, one scored after the other."""
+    sequences = itertools.product(range(model.classes), repeat=count)
+    return max(sequences, key=lambda sequence: score(model, start, sequence))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_beam_as_wide_as_the_square_of_the_classes_finds_the_best_of_all_sequences_of_length_3(seed):
+    model, starts = Markov(4, seed), torch.arange(4)
+    sample = beam_search(model, 4, starts[None], width=4**2)
+    for row, start in enumerate(starts.tolist()):
+        best = best_of_all(model, start, 3)
+        assert sample.tokens[1:, row].tolist() == list(best)
+        assert sample.log_probs[:3, row].sum().item() == pytest.approx(score(model, start, best))
+
+
+def test_the_best_sequence_is_not_always_the_greedy_one():
+    """Without this the test above would hold for greedy search too."""
+    starts = torch.arange(4)[None]
+    greedy = [sample_model(Markov(4, seed), 4, starts, sample_best).tokens for seed in range(8)]
+    best = [[best_of_all(Markov(4, seed), start, 3) for start in range(4)] for seed in range(8)]
+    assert [[tuple(row.tolist()) for row in tokens[1:].T] for tokens in greedy] != best
+
+
+def test_a_beam_of_width_1_is_sample_best():
+    model, primer = language_model(layers=2), torch.randint(V, (4, 3))
+    beam, greedy = beam_search(model, 15, primer, width=1), sample_model(model, 15, primer, sample_best)
+    assert torch.equal(beam.tokens, greedy.tokens)
+    assert torch.equal(beam.next, greedy.next)
+    torch.testing.assert_close(beam.outputs, greedy.outputs)
+    torch.testing.assert_close(beam.log_probs, greedy.log_probs)
+    assert_state(beam.state, greedy.state)
+
+
+def test_an_exact_beam_is_never_less_likely_than_greedy():
+    model, primer = Markov(4, 1), torch.tensor([[2, 0, 1]])
+    greedy, wide = (beam_search(model, 4, primer, width=width).log_probs[:-1].sum(0) for width in (1, 16))
+    assert (wide >= greedy - 1e-12).all()
+
+
+def test_a_batch_of_beams_is_its_rows_alone():
+    model, primer = language_model(), torch.randint(V, (4, 3))
+    together = beam_search(model, 10, primer, width=3)
+    for row in range(3):
+        alone = beam_search(model, 10, primer[:, row : row + 1], width=3)
+        assert torch.equal(together.tokens[:, row], alone.tokens[:, 0])
+        torch.testing.assert_close(together.outputs[:, row], alone.outputs[:, 0])
+        torch.testing.assert_close(together.log_probs[:, row], alone.log_probs[:, 0])
+
+
+def test_the_outputs_of_the_best_beam_answer_its_tokens():
+    model, primer = language_model(nn.GRU, 2), torch.randint(V, (4, 3))
+    sample = beam_search(model, 10, primer, width=3)
+    outputs, state = model(sample.tokens)
+    torch.testing.assert_close(sample.outputs, outputs.detach())
+    assert_state(sample.state, [leaf.detach() for leaf in leaves(state)])
+
+
+def test_a_beam_that_has_stopped_keeps_its_score():
+    """Class 0 ends a sequence. Ending at once has probability 0.6; going on, every next token has at most 0.5."""
+
+    class Ending(nn.Module):
+        def forward(self, inputs, state=None):
+            first = state is None
+            row = torch.tensor([0.6, 0.4, 1e-9]) if first else torch.tensor([1e-9, 0.5, 0.5])
+            outputs = row.log().expand(inputs.shape[0], inputs.shape[1], 3)
+            return outputs, torch.ones(1, inputs.shape[1], 1)
+
+    sample = beam_search(Ending(), 5, torch.tensor([[1]]), width=3, stop=0)
+    assert sample.tokens[1:, 0].eq(0).all()
+
+
+# ---------------------------------------------------------------- bad input, and what is said about it
+
+
+def test_an_empty_primer_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*empty primer"):
+        sample_model(language_model(), 10, torch.zeros(0, 3, dtype=torch.int64), sample_best)
+
+
+def test_an_empty_list_as_primer_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)primer.*empty"):
+        sample_model(language_model(), 10, [], sample_best)
+
+
+def test_a_length_shorter_than_the_primer_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*length.*3.*\(4, 3\)|sample_model.*\(4, 3\).*length.*3"):
+        sample_model(language_model(), 3, torch.zeros(4, 3, dtype=torch.int64), sample_best)
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
+def test_a_state_of_another_batch_is_refused(recurrent):
+    model = language_model(recurrent)
+    _, state = model(torch.zeros(4, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*\(1, 2, 5\).*batch of 3"):
+        sample_model(model, 10, torch.zeros(4, 3, dtype=torch.int64), sample_best, state)
+
+
+def test_rollout_refuses_a_state_of_another_batch():
+    model = continuous_model()
+    _, state = model(torch.zeros(4, 2, 2))
+    with pytest.raises(ValueError, match=r"(?s)rollout.*\(1, 2, 5\).*batch of 3"):
+        rollout(model, torch.zeros(4, 3, 2), state=state)
+
+
+def test_a_sampler_whose_output_does_not_fit_is_refused():
+    model = RecurrentSequential(nn.GRU(2, H), nn.Linear(H, 3))
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*\(3, 3\).*sampler.*\(3, 2\)"):
+        sample_model(model, 10, torch.zeros(4, 3, 2))
+
+
+def test_a_sampler_of_indices_for_a_model_of_vectors_is_refused():
+    model = RecurrentSequential(nn.LSTM(V, H), nn.Linear(H, V))
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*\(3,\).*sampler.*\(3, 7\).*one_hot"):
+        sample_model(model, 10, torch.zeros(4, 3, V), sample_best)
+
+
+def test_rollout_refuses_a_sampler_that_does_not_fit():
+    model = RecurrentSequential(nn.GRU(2, H), nn.Linear(H, 3))
+    with pytest.raises(ValueError, match=r"(?s)rollout.*\(3, 3\).*sampler.*\(3, 2\)"):
+        rollout(model, torch.zeros(4, 3, 2), Feedback.last(1))
+
+
+both_ways = pytest.mark.parametrize(
+    "run", [rollout, lambda m, x: sample_model(m, 9, x)], ids=["rollout", "sample_model"]
+)
+
+
+@both_ways
+def test_a_model_without_a_state_is_refused(run, request):
+    name = request.node.callspec.id
+    with pytest.raises(TypeError, match=rf"(?s){name}.*outputs, state"):
+        run(nn.Linear(2, 2), torch.zeros(4, 3, 2))
+
+
+@both_ways
+def test_a_model_that_returns_no_state_is_refused(run, request):
+    name = request.node.callspec.id
+    with pytest.raises(TypeError, match=rf"(?s){name}.*\(4, 3, 2\).*outputs, state"):
+        run(lambda inputs, state: inputs, torch.zeros(4, 3, 2))
+
+
+@both_ways
+def test_a_cell_is_refused(run, request):
+    name = request.node.callspec.id
+    with pytest.raises(TypeError, match=rf"(?s){name}.*GRUCell.*Unroll"):
+        run(nn.GRUCell(2, 2), torch.zeros(4, 3, 2))
+
+
+@both_ways
+def test_a_batch_first_model_is_refused(run, request):
+    name = request.node.callspec.id
+    with pytest.raises(ValueError, match=rf"(?s){name}.*batch_first"):
+        run(nn.GRU(2, 2, batch_first=True), torch.zeros(4, 3, 2))
+
+
+def test_a_bidirectional_model_cannot_be_stepped():
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*bidirectional.*future"):
+        sample_model(nn.GRU(2, 1, bidirectional=True), 9, torch.zeros(4, 3, 2))
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, math.nan])
+def test_a_probability_outside_0_and_1_is_refused(p):
+    with pytest.raises(ValueError, match=rf"(?s)Feedback.probability.*{p}"):
+        Feedback.probability(p).mask(4, 2)
+
+
+def test_a_schedule_that_leaves_0_and_1_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)Feedback.probability.*1.5"):
+        Feedback.probability(lambda step: step / 2).mask(4, 2, step=3)
+
+
+def test_an_unknown_per_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)Feedback.probability.*per.*batch"):
+        Feedback.probability(0.5, per="batch")
+
+
+def test_last_of_a_negative_number_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)Feedback.last.*-1"):
+        Feedback.last(-1)
+
+
+@pytest.mark.parametrize("k", [0, -2])
+def test_every_below_1_is_refused(k):
+    with pytest.raises(ValueError, match=rf"(?s)Feedback.every.*{k}"):
+        Feedback.every(k)
+
+
+@pytest.mark.parametrize("width", [0, -1])
+def test_a_beam_narrower_than_1_is_refused(width):
+    with pytest.raises(ValueError, match=rf"(?s)beam_search.*width.*{width}"):
+        beam_search(language_model(), 10, torch.zeros(4, 3, dtype=torch.int64), width)
+
+
+def test_a_beam_search_over_continuous_outputs_is_refused():
+    with pytest.raises((ValueError, TypeError), match=r"(?s)beam_search"):
+        beam_search(continuous_model(), 10, torch.zeros(4, 3, 2), 2)
+
+
+@pytest.mark.parametrize("lengths", [[5, 1, 1], [4, 0, 1], [4, 1]], ids=str)
+def test_primer_lengths_that_do_not_fit_are_refused(lengths):
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*lengths"):
+        sample_model(language_model(), 10, (torch.zeros(4, 3, dtype=torch.int64), torch.tensor(lengths)), sample_best)
+
+
+@pytest.mark.parametrize("lengths", [[5, 1, 1], [4, 0, 1], [4, 1]], ids=str)
+def test_rollout_lengths_that_do_not_fit_are_refused(lengths):
+    with pytest.raises(ValueError, match=r"(?s)rollout.*lengths"):
+        rollout(continuous_model(), torch.zeros(4, 3, 2), lengths=torch.tensor(lengths))
