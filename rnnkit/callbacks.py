@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "ClipGradients", "EarlyStopping", "History", "ProgressBar", "Scheduler", "StopOnNaN"]
 
 
-def _named(learner: "Learner") -> str:
-    return "" if learner.phase is None else learner.phase.name
-
-
 def _average(learner: "Learner", name: str, call: str) -> float:
     averages = learner.averages
     if name not in averages:
@@ -52,7 +48,7 @@ class ProgressBar:
         """Start counting."""
         self._start, self._seen, self._steps = time.perf_counter(), 0.0, 0
         if sys.stderr.isatty():
-            self._bar = tqdm(desc=f"epoch {learner.epoch_index + 1} {_named(learner)}", unit=" steps", leave=True)
+            self._bar = tqdm(desc=f"epoch {learner.epoch_index + 1} {learner.phase_name}", unit=" steps", leave=True)
 
     def on_step_end(self, learner: "Learner") -> None:
         """Count a step."""
@@ -72,8 +68,8 @@ class ProgressBar:
             self._bar.close()
             self._bar = None
             return
-        speed = self._steps / max(time.perf_counter() - self._start, 1e-9)
-        print(f"epoch {learner.epoch_index + 1} {_named(learner)}: {shown}  ({speed:.0f} steps/s)", flush=True)
+        speed = self._steps / (time.perf_counter() - self._start)
+        print(f"epoch {learner.epoch_index + 1} {learner.phase_name}: {shown}  ({speed:.0f} steps/s)", flush=True)
 
 
 class History:
@@ -92,11 +88,11 @@ class History:
     def on_epoch_end(self, learner: "Learner") -> None:
         """Add a row."""
         scalars = {name: float(value) for name, value in learner.averages.items() if not value.ndim}
-        self.rows.append({"epoch": learner.epoch_index + 1, "phase": _named(learner), **scalars})
+        self.rows.append({"epoch": learner.epoch_index + 1, "phase": learner.phase_name, **scalars})
 
     def as_dict(self) -> dict[str, list[Any]]:
         """Columns by name, with `None` where a row has no value."""
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        names = dict.fromkeys(name for row in self.rows for name in row)
         return {name: [row.get(name) for row in self.rows] for name in names}
 
     def to_csv(self, path: str | Path) -> None:
@@ -198,7 +194,7 @@ class EarlyStopping:
 
     def on_epoch_end(self, learner: "Learner") -> None:
         """Compare."""
-        if _named(learner) != self.phase:
+        if learner.phase_name != self.phase:
             return
         value = _average(learner, self.monitor, "EarlyStopping")
         self.best, self.waited = (value, 0) if value < self.best else (self.best, self.waited + 1)
@@ -236,7 +232,7 @@ class Scheduler:
 
     def on_step_end(self, learner: "Learner") -> None:
         """Step, for a scheduler that counts training steps."""
-        if self.per == "step" and _named(learner) == "training":
+        if self.per == "step" and learner.phase_name == "training":
             self.scheduler.step()
 
     def on_epoch_end(self, learner: "Learner") -> None:

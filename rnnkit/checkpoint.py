@@ -55,8 +55,8 @@ class Checkpoint:
 
     def on_step_end(self, learner: "Learner") -> None:
         """Write, every so many training steps."""
-        training = learner.phase is not None and learner.phase.name == "training"
-        if self.every is not None and training and learner.step_index % self.every == 0:
+        due = self.every is not None and learner.step_index % self.every == 0
+        if due and learner.phase_name == "training":
             self.save(learner)
 
     def on_epoch_end(self, learner: "Learner") -> None:

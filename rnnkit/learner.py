@@ -117,6 +117,11 @@ class Learner:
                 yield handler
 
     @property
+    def phase_name(self) -> str:
+        """`"training"` or `"validation"`, empty before the first phase."""
+        return "" if self.phase is None else self.phase.name
+
+    @property
     def averages(self) -> dict[str, Tensor]:
         """The running epoch's averages, each weighted by what its steps averaged."""
         return {name: total / weight for name, (total, weight) in self.sums.items()}
