@@ -21,7 +21,7 @@ site: $(INSTALLED)
 	@$(EXECUTE)
 ifeq ($(SERVE),0)
 	@echo "== site: strict build"
-	@$(BIN)/mkdocs build --strict --quiet
+	@RNNKIT_EXECUTE=never $(BIN)/mkdocs build --strict --quiet
 	@echo "== site/index.html is built"
 else
 	@echo "== site: building, then serving on http://localhost:$(PORT)/ (Ctrl-C ends it)"
@@ -38,7 +38,7 @@ test: $(INSTALLED)
 	@echo "== 4/6 tutorials: running what is stale"
 	@$(EXECUTE)
 	@echo "== 5/6 site: strict build"
-	@$(BIN)/mkdocs build --strict --quiet
+	@RNNKIT_EXECUTE=never $(BIN)/mkdocs build --strict --quiet
 	@echo "== 6/6 built site"
 	@$(BIN)/pytest -q -m "site and not slow"
 ifneq ($(SLOW),0)
@@ -66,7 +66,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "Likely fix: name one that is, as in  make PYTHON=python3.12"; exit 1; }
 	@echo "== installing the pinned dependencies into .venv (once; about a minute and 2 GB)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/pip install -qq --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # The pins, from what is installed and passes.
