@@ -34,8 +34,6 @@ class ProgressBar:
 
     Args:
         every: seconds between two looks at the loss, which on an accelerator waits for it.
-
-    >>> bar = ProgressBar()
     """
 
     def __init__(self, every: float = 0.5) -> None:
@@ -128,8 +126,6 @@ class StopOnNaN:
 
     Raises:
         ValueError: by the step, with the epoch and the step where it happened.
-
-    >>> callback = StopOnNaN()
     """
 
     def on_backward_begin(self, learner: "Learner") -> None:
