@@ -1,0 +1,85 @@
+// Visits pages in Chromium and prints, as JSON, what each asked for, what went wrong, and what axe-core found.
+// stdin: {executable, axe, pages: [{name, url, views: [{scheme, width, screenshot?}]}], tour: url of the home page}
+import { readFileSync } from "node:fs";
+import { chromium } from "playwright-core";
+
+const { executable, axe, pages, tour } = JSON.parse(readFileSync(0, "utf8"));
+const browser = await chromium.launch({
+  executablePath: executable,
+  args: [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+  ],
+});
+
+async function open(url) {
+  const context = await browser.newContext({ reducedMotion: "reduce", viewport: { width: 1280, height: 900 } });
+  const page = await context.newPage();
+  const requests = [], problems = [];
+  page.on("request", (request) => requests.push(request.url()));
+  page.on("pageerror", (error) => problems.push(`error: ${error.message}`));
+  page.on("console", (line) => line.type() === "error" && problems.push(`console: ${line.text()}`));
+  await page.goto(url, { waitUntil: "networkidle" });
+  return { context, page, requests, problems };
+}
+
+function facts() {
+  const left = [...document.querySelectorAll(".arithmatex")].filter((node) => !node.querySelector(".katex-html"));
+  return {
+    scheme: document.body.getAttribute("data-md-color-scheme"),
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    math: left.length + document.querySelectorAll(".katex-error").length,
+    copied: document.querySelectorAll(".output .md-code__button").length,
+    unreachable: [...document.querySelectorAll("pre > code, .md-typeset__scrollwrap, div.arithmatex")].filter(
+      (node) => node.scrollWidth > node.clientWidth && node.tabIndex !== 0).length,
+  };
+}
+
+async function check(page) {
+  if (!(await page.evaluate(() => "axe" in window))) await page.addScriptTag({ path: axe });
+  const { violations } = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
+  return violations.map((v) => `${v.id}: ${v.help}: ${v.nodes.slice(0, 3).map((n) => n.target).join(" | ")}`);
+}
+
+const views = [];
+for (const { name: title, url, views: wanted } of pages) {
+  const { context, page, requests, problems } = await open(url);
+  for (const { scheme, width, screenshot, full } of wanted) {
+    await page.emulateMedia({ colorScheme: scheme, reducedMotion: "reduce" });
+    await page.setViewportSize({ width, height: 900 });
+    const name = { light: "default", dark: "slate" }[scheme];
+    await page.waitForFunction((n) => document.body.getAttribute("data-md-color-scheme") === n, name).catch(() => {});
+    await page.waitForTimeout(300);
+    if (screenshot) await page.screenshot({ path: screenshot, fullPage: Boolean(full) });
+    const found = await page.evaluate(facts);
+    views.push({ name: title, width, wanted: scheme, requests, problems, ...found, violations: await check(page) });
+  }
+  await context.close();
+}
+
+// From the home page: search, follow the first result without a new load, switch the colors, and look again.
+const steps = {};
+if (tour) {
+  const { context, page, requests, problems } = await open(tour);
+  await page.keyboard.press("/");
+  await page.keyboard.type("seq2seq_loss", { delay: 20 });
+  await page.waitForSelector(".md-search-result__item a", { timeout: 20_000 });
+  await page.waitForTimeout(300);
+  steps.search = await check(page);
+  await page.click(".md-search-result__item a[href*='api/losses']");
+  await page.waitForURL("**/api/losses/**");
+  await page.waitForSelector(".katex-html", { timeout: 20_000 });
+  steps.arrived = await page.evaluate(facts);
+  const before = await page.evaluate(() => document.body.getAttribute("data-md-color-scheme"));
+  for (let i = 0; i < 2; i++) {
+    await page.click("form[data-md-component=palette] label:not([hidden])");
+    await page.waitForTimeout(150);
+  }
+  steps.switched = (await page.evaluate(() => document.body.getAttribute("data-md-color-scheme"))) !== before;
+  await page.goto(tour);
+  steps.kept = (await page.evaluate(() => document.body.getAttribute("data-md-color-scheme"))) !== before;
+  Object.assign(steps, { requests, problems });
+  await context.close();
+}
+await browser.close();
+process.stdout.write(JSON.stringify({ views, steps }));

@@ -1,0 +1,114 @@
+"""The built site in a browser: no violation that axe-core can see, no request to another host, math typeset.
+
+Needs `chromium`, `node` and `npm`. Where one is missing the tests are skipped, and where `CI` is set they fail.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_site import SITE, TUTORIALS, base
+
+pytestmark = pytest.mark.site
+
+HERE = Path(__file__).resolve().parent / "browser"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PAGES = {"home": "", "errors": "errors/", "API": "api/losses/", "404": "no/such/page"}
+PAGES |= {name.split("/")[1]: name.removesuffix("index.html") for name in TUTORIALS}
+VIEWS = [(scheme, width) for width in (1280, 390) for scheme in ("light", "dark")]
+
+
+def missing(what: str) -> None:
+    """Skip on a machine that lacks `what`; fail in CI, where it has to be there."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI is set and {what} is missing, so nothing was looked at in a browser")
+    pytest.skip(f"{what} is missing")
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """The site under the path it is published at, with its own page for a missing address."""
+
+    def translate_path(self, path: str) -> str:
+        return super().translate_path(path.removeprefix(base()) or "/")
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        body = (SITE / "404.html").read_bytes()
+        self.send_response(code)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(SITE)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def seen(host: str) -> dict[str, Any]:
+    """What the browser saw, everywhere, in one run of it."""
+    for tool in ("node", "npm"):
+        if shutil.which(tool) is None:
+            missing(tool)
+    if CHROMIUM is None:
+        missing("chromium")
+    if not (HERE / "node_modules" / "axe-core").exists():
+        command = ["npm", "ci", "--no-audit", "--no-fund", "--silent"]
+        if subprocess.run(command, cwd=HERE, check=False).returncode:
+            missing("what `npm ci` installs")
+    views = [{"scheme": scheme, "width": width} for scheme, width in VIEWS]
+    job = {
+        "executable": CHROMIUM,
+        "axe": str(HERE / "node_modules" / "axe-core" / "axe.min.js"),
+        "pages": [{"name": name, "url": f"{host}{base()}/{path}", "views": views} for name, path in PAGES.items()],
+        "tour": f"{host}{base()}/",
+    }
+    run = subprocess.run(["node", str(HERE / "visit.mjs")], input=json.dumps(job), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(("scheme", "width"), VIEWS)
+def test_a_page_is_accessible(seen: dict[str, Any], name: str, scheme: str, width: int) -> None:
+    [view] = [v for v in seen["views"] if (v["name"], v["wanted"], v["width"]) == (name, scheme, width)]
+    assert view["violations"] == []
+    assert view["scheme"] == {"light": "default", "dark": "slate"}[scheme], "the page follows the system's colors"
+    assert view["overflow"] <= 0, "the page scrolls sideways"
+    assert view["unreachable"] == 0, "something scrolls that the keyboard cannot reach"
+    assert view["math"] == 0, "math that is not typeset"
+    assert view["copied"] == 0, "a copy button on an output"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_asks_no_other_host_and_logs_no_error(seen: dict[str, Any], host: str, name: str) -> None:
+    view = next(v for v in seen["views"] if v["name"] == name)
+    assert [url for url in view["requests"] if not url.startswith((host, "data:", "blob:"))] == []
+    expected = "404 (Not Found)" if name == "404" else "nothing"
+    assert [problem for problem in view["problems"] if expected not in problem] == []
+
+
+def test_search_navigation_and_colors_work(seen: dict[str, Any], host: str) -> None:
+    steps = seen["steps"]
+    assert steps["search"] == [], "the open search is accessible"
+    assert steps["arrived"]["math"] == 0, "math is typeset after a navigation without a load"
+    assert steps["switched"] and steps["kept"], "the toggle changes the colors, and the choice is kept"
+    assert [url for url in steps["requests"] if not url.startswith((host, "data:", "blob:"))] == []
+    assert steps["problems"] == []
