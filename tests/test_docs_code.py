@@ -108,7 +108,9 @@ def test_code_of_a_section_runs(section: Section, tmp_path: Path, monkeypatch: p
 
 def test_the_reader_of_pages_sees_a_wrong_number(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# A\n```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n## B\n```python\n1 / 0\n```\n```text\nOSError: x\n```\n")
+    page.write_text(
+        "# A\n```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n## B\n```python\n1 / 0\n```\n```text\nOSError: x\n```\n"
+    )
     a, b = [section.blocks[0] for section in sections(page) if section.blocks]
     assert run(a, page, {}) == "2\n"
     assert not matches("3", "2\n") and matches("2", "2\n")

@@ -20,7 +20,15 @@ SITE = Path(os.environ.get("RNNKIT_SITE_DIR", ROOT / "site"))
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
 TUTORIALS = [page for page in PAGES if re.fullmatch(r"tutorials/\d\d_\w+/index\.html", page)]
 LIMIT = 120_000, 30_000  # bytes of HTML in a tutorial's page, figures aside: as it is, and compressed as it is sent
-LOADED = {"img": "src", "script": "src", "audio": "src", "source": "src", "iframe": "src", "object": "data", "embed": "src"}
+LOADED = {
+    "img": "src",
+    "script": "src",
+    "audio": "src",
+    "source": "src",
+    "iframe": "src",
+    "object": "data",
+    "embed": "src",
+}
 SAID = {"canonical", "prev", "next", "alternate", "edit"}  # <link> elements that load nothing
 
 
@@ -143,7 +151,9 @@ def test_a_tutorial_is_light(name: str) -> None:
 
 
 def test_the_tests_see_a_dead_link_and_another_host() -> None:
-    bad = Page('<a href="nowhere/">x</a><img src="https://example.org/a.png"><link rel="stylesheet" href="//b.org/c.css">')
+    bad = Page(
+        '<a href="nowhere/">x</a><img src="https://example.org/a.png"><link rel="stylesheet" href="//b.org/c.css">'
+    )
     assert found(bad.links[0], "index.html") is None
     assert [elsewhere(url) for url in bad.loads] == [True, True]
     assert bad.problems
