@@ -485,6 +485,8 @@ try:
     loss(outputs, padded)
 except ValueError as refusal:
     print(refusal)
+else:
+    raise AssertionError("it should have been refused")
 
 # %% [markdown]
 # ### The targets have one axis less
@@ -510,6 +512,8 @@ try:
     loss(outputs, flat_targets)
 except ValueError as refusal:
     print(refusal)
+else:
+    raise AssertionError("it should have been refused")
 
 # %% [markdown]
 # ### Batch and time are swapped
@@ -565,6 +569,8 @@ try:
     RecurrentSequential(nn.LSTM(1, H, batch_first=True), nn.Linear(H, 1))
 except ValueError as refusal:
     print(refusal)
+else:
+    raise AssertionError("it should have been refused")
 
 # %% [markdown]
 # ## Try it
