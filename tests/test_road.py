@@ -39,6 +39,7 @@ def project(tmp_path: Path) -> Path:
     """A site of one page and a package of one function, on the road of this repository."""
     for folder in ("docs", "tutorials", "rnnkit"):
         (tmp_path / folder).mkdir()
+    (tmp_path / "rnnkit" / "__init__.py").touch()
     (tmp_path / "rnnkit" / "losses.py").write_text('def half(x):\n    """Half."""\n    return x / 2\n')
     (tmp_path / "docs" / "index.md").write_text("# Home\n\n## Layout\n\n[The tutorial](../tutorials/01_a.py)\n")
     (tmp_path / "mkdocs.yml").write_text(
