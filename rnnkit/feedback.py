@@ -1,6 +1,7 @@
 """Which steps a model is fed its own output at: one policy for training, validation and generation."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -32,12 +33,12 @@ class Feedback:
     @classmethod
     def never(cls) -> "Feedback":
         """Teacher forcing: every step is fed by the data."""
-        return cls(lambda time, batch, lengths, step: torch.zeros(time, 1, dtype=torch.bool), "never()")
+        return cls(partial(_constant, False), "never()")
 
     @classmethod
     def always(cls) -> "Feedback":
         """Free running: every step but the first is fed by the model."""
-        return cls(lambda time, batch, lengths, step: torch.ones(time, 1, dtype=torch.bool), "always()")
+        return cls(partial(_constant, True), "always()")
 
     @classmethod
     def last(cls, n: int) -> "Feedback":
@@ -46,19 +47,9 @@ class Feedback:
         Raises:
             ValueError: if `n` is negative, or, by the mask, not below the length of a sequence.
         """
-        call = f"Feedback.last({n})"
         if n < 0:
-            raise ValueError(refuse(call, f"n = {n}", "n >= 0", "0 is Feedback.never()."))
-
-        def rule(time: int, batch: int, lengths: Tensor, step: int) -> Tensor:
-            active = lengths[lengths > 0]
-            if n and len(active) and int(active.min()) <= n:
-                came = f"a sequence of {int(active.min())} steps"
-                fix = "the first step must be driven, so n is at most T - 1."
-                raise ValueError(refuse(call, came, f"at least {n + 1} steps", fix))
-            return torch.arange(time).unsqueeze(1) >= lengths - n
-
-        return cls(rule, f"last({n})")
+            raise ValueError(refuse(f"Feedback.last({n})", f"n = {n}", "n >= 0", "0 is Feedback.never()."))
+        return cls(partial(_last, n), f"last({n})")
 
     @classmethod
     def every(cls, k: int, forced: bool = False) -> "Feedback":
@@ -74,11 +65,7 @@ class Feedback:
         """
         if k < 1:
             raise ValueError(refuse(f"Feedback.every({k})", f"k = {k}", "k >= 1", "1 is Feedback.always()."))
-
-        def rule(time: int, batch: int, lengths: Tensor, step: int) -> Tensor:
-            return ((torch.arange(time) % k == 0) ^ forced).unsqueeze(1)
-
-        return cls(rule, f"every({k}, forced={forced})")
+        return cls(partial(_every, k, forced), f"every({k}, forced={forced})")
 
     @classmethod
     def probability(
@@ -108,21 +95,9 @@ class Feedback:
             fix = "a coin for each step of each row is the paper's."
             raise ValueError(refuse("Feedback.probability", f"per={per!r}", '"step", "row" or "sequence"', fix))
 
-        def chance(step: int) -> float:
-            value = float(p(step) if callable(p) else p)
-            if not 0 <= value <= 1:
-                came = f"p = {value}" + (f" at step {step}" if callable(p) else "")
-                raise ValueError(refuse("Feedback.probability", came, "0 <= p <= 1", "clip the schedule."))
-            return value
-
         if not callable(p):
-            chance(0)
-
-        def rule(time: int, batch: int, lengths: Tensor, step: int) -> Tensor:
-            size = {"step": (time, batch), "row": (1, batch), "sequence": (1, 1)}[per]
-            return (torch.rand(size, generator=generator) < chance(step)).expand(time, -1)
-
-        feedback = cls(rule, f"probability({p}, per={per!r})")
+            _chance(p, 0)
+        feedback = cls(partial(_probability, p, per, generator), f"probability({p}, per={per!r})")
         feedback.generator = generator
         return feedback
 
@@ -142,3 +117,35 @@ class Feedback:
         mask = self._rule(time, batch, lengths, step).expand(time, batch) & (torch.arange(time).unsqueeze(1) < lengths)
         mask[0] = False
         return mask
+
+
+def _constant(fed: bool, time: int, batch: int, lengths: Tensor, step: int) -> Tensor:
+    return torch.full((time, 1), fed)
+
+
+def _last(n: int, time: int, batch: int, lengths: Tensor, step: int) -> Tensor:
+    active = lengths[lengths > 0]
+    if n and len(active) and int(active.min()) <= n:
+        came = f"a sequence of {int(active.min())} steps"
+        fix = "the first step must be driven, so n is at most T - 1."
+        raise ValueError(refuse(f"Feedback.last({n})", came, f"at least {n + 1} steps", fix))
+    return torch.arange(time).unsqueeze(1) >= lengths - n
+
+
+def _every(k: int, forced: bool, time: int, batch: int, lengths: Tensor, step: int) -> Tensor:
+    return ((torch.arange(time) % k == 0) ^ forced).unsqueeze(1)
+
+
+def _probability(
+    p: float | Schedule, per: str, generator: torch.Generator | None, time: int, batch: int, lengths: Tensor, step: int
+) -> Tensor:
+    size = {"step": (time, batch), "row": (1, batch), "sequence": (1, 1)}[per]
+    return (torch.rand(size, generator=generator) < _chance(p, step)).expand(time, -1)
+
+
+def _chance(p: float | Schedule, step: int) -> float:
+    value = float(p(step) if callable(p) else p)
+    if not 0 <= value <= 1:
+        came = f"p = {value}" + (f" at step {step}" if callable(p) else "")
+        raise ValueError(refuse("Feedback.probability", came, "0 <= p <= 1", "clip the schedule."))
+    return value

@@ -166,7 +166,8 @@ def gather(tokens: Tensor, outputs: Tensor, after: Tensor, state: State, ended: 
     if score is not None:
         log_probs: Tensor | None = score(outputs, followed)
     elif not followed.is_floating_point() and outputs.ndim == followed.ndim + 1:
-        log_probs = outputs.log_softmax(2).gather(2, followed.unsqueeze(2)).squeeze(2)
+        scores = outputs.log_softmax(2).gather(2, followed.unsqueeze(2))
+        log_probs = scores.reshape(*scores.shape[:2], -1).sum(2)
     elif getattr(sampler, "one_hot", False):
         log_probs = (outputs.log_softmax(-1) * followed).sum(-1)
     else:

@@ -81,8 +81,8 @@ class SequenceLoss:
         if not isinstance(targets, Tensor):
             fix = "torch.as_tensor(targets); one target for each step is seq2seq_loss."
             raise TypeError(refuse(self.name, f"targets = {shape(targets)}", f"targets ({batch}, *Y)", fix))
-        one_step = outputs.shape[1:]
-        if (targets.shape[:2] == (time, batch) and targets.shape != one_step) or targets.shape[:1] != (batch,):
+        every_step = targets.shape[:2] == (time, batch) and not targets.is_floating_point()
+        if targets.shape[:1] != (batch,) or targets.shape == outputs.shape or every_step:
             came = f"outputs {shape(outputs)} and targets {shape(targets)}"
             fix = "for a target at every step use seq2seq_loss; for the last one pass targets[-1]."
             raise ValueError(refuse(self.name, came, f"one target a sequence, ({batch}, *Y)", fix))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ._contract import State, call_model, check_model, check_state, refuse, shape
+from ._contract import State, as_sequence, call_model, check_model, check_state, refuse, shape
 from .state import map_leaves, select_rows
 
 __all__ = ["PerStep", "RecurrentSequential", "Unroll"]
@@ -25,8 +25,14 @@ def _like(packed: PackedSequence, data: Tensor) -> PackedSequence:
     return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
 
 
+def _stacked(inputs: Any, call: str) -> Any:
+    """A list of steps as `(T, B, *F)`; anything else as it is."""
+    return as_sequence(inputs, call) if isinstance(inputs, list) else inputs
+
+
 def _is_recurrent(module: nn.Module) -> bool:
     """Whether `forward` takes a state: its second parameter is called `state` or `hx`."""
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
     parameters = list(inspect.signature(module.forward).parameters)
     return len(parameters) > 1 and parameters[1] in ("state", "hx")
 
@@ -69,6 +75,7 @@ class RecurrentSequential(nn.Sequential):
     def forward(self, inputs: Any, state: State = None) -> tuple[Any, State]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if len(self.recurrent) != len(self):  # a member was appended or taken away
             self.recurrent = tuple(_is_recurrent(module) for module in self)
+        inputs = _stacked(inputs, "RecurrentSequential")
         count = sum(self.recurrent)
         if state is not None and (not isinstance(state, tuple) or len(state) != count):
             fix = "pass the state that this model returned; it has one entry for each recurrent member."
@@ -83,6 +90,10 @@ class RecurrentSequential(nn.Sequential):
                 inputs = _like(inputs, module(inputs.data))
             else:
                 inputs = module(inputs)
+            if isinstance(inputs, tuple) and not isinstance(inputs, PackedSequence):
+                fix = "call the second parameter of a recurrent member's forward `state`, so that it is given one."
+                came = f"{shape(inputs)} from {type(module).__name__}"
+                raise TypeError(refuse("RecurrentSequential", came, "outputs alone from a stateless member", fix))
         return inputs, tuple(after)
 
 
@@ -170,6 +181,9 @@ class Unroll(nn.Module):
             wanted = "one direction, no projection, batch_first=False"
             raise ValueError(refuse("Unroll.from_fused", repr(fused), wanted, fix))
         options = {"nonlinearity": fused.nonlinearity} if isinstance(fused, nn.RNN) else {}
+        if not all(isinstance(weight, nn.Parameter) for weights in fused.all_weights for weight in weights):
+            fix, wanted = "remove the parametrization first.", "weights that are parameters"
+            raise ValueError(refuse("Unroll.from_fused", "weights that are computed", wanted, fix))
         cells: list[nn.Module] = []
         for layer in range(fused.num_layers):
             size = fused.input_size if layer == 0 else fused.hidden_size
@@ -180,6 +194,7 @@ class Unroll(nn.Module):
         return cls(*cells, dropout=fused.dropout).train(fused.training)
 
     def forward(self, inputs: Any, state: State = None) -> tuple[Any, State]:
+        inputs = _stacked(inputs, "Unroll")
         packed = inputs if isinstance(inputs, PackedSequence) else None
         steps: Sequence[Tensor]
         if packed is not None:

@@ -46,6 +46,9 @@ class StreamLoader:
         self.batch_size, self.window = batch_size, window
         if isinstance(stream, list | tuple):
             documents: Sequence[Any] = stream
+            if not all(hasattr(document, "__len__") and len(document) for document in documents):
+                fix = "a list is a list of documents; one stream is a tensor, torch.tensor(stream)."
+                raise TypeError(refuse("StreamLoader", f"a list that holds {shape(documents[0])}", "sequences", fix))
             self._segments = [(document, 0, len(document) - 1) for document in documents if len(document) > 1]
         else:
             row = (len(stream) - 1) // batch_size
