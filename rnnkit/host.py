@@ -14,6 +14,7 @@ from ._contract import (
     State,
     as_sequence,
     check_lengths,
+    check_model,
     check_state,
     is_bidirectional,
     refuse,
@@ -56,7 +57,7 @@ class StepState:
     open_loss: Tensor | None = None
     closed_loss: Tensor | None = None
     loss_by_step: Tensor | None = None
-    parts: dict[str, tuple[Tensor, int]] = field(default_factory=dict[str, tuple[Tensor, int]])
+    parts: dict[str, tuple[Tensor, int | Tensor]] = field(default_factory=dict[str, tuple[Tensor, int | Tensor]])
 
 
 class Host(Protocol):
@@ -106,6 +107,7 @@ class Phase:
 
     def __call__(self, model: Model, loss: Loss, batch: Any, optimizer: Any = None) -> StepState:
         """One step in a plain PyTorch loop, without a Learner."""
+        check_model(model, type(self).__name__)
         return self.run(Bare(model, loss, optimizer), batch)
 
     def run(self, host: Host, batch: Any) -> StepState:
@@ -138,7 +140,8 @@ class Phase:
         lengths = rest[0] if rest else None
         if host.device is not None:
             inputs, targets = _move(inputs, host.device), _move(targets, host.device)
-        inputs, state = first_state(host.model, inputs)
+        with host.context():
+            inputs, state = first_state(host.model, inputs)
         inputs = as_sequence(inputs, call)
         time, batch_size = inputs.shape[:2]
         per_step = not reads_last(host.loss)
@@ -157,7 +160,13 @@ class Phase:
                 fix = "make the model one-directional, or stateful=False."
                 raise ValueError(refuse(call, "a bidirectional model, stateful", "a state that goes on", fix))
             if self.state is not None:
-                check_state(self.state, batch_size, f"{call}(stateful=True)")
+                try:
+                    check_state(self.state, batch_size, f"{call}(stateful=True)")
+                except ValueError as error:
+                    fix = (
+                        "StreamLoader and DataLoader(drop_last=True) keep the batch size; phase.reset() starts afresh."
+                    )
+                    raise ValueError(f"{str(error).partition(' Likely fix:')[0]} Likely fix: {fix}") from None
                 state = self.state if restart is None else reset_rows(self.state, restart)
         host.state = StepState(inputs, targets, lengths)
         host.emit("StepBegin")

@@ -9,6 +9,7 @@ from torch import Tensor
 from ._contract import Sampler, State, is_bidirectional, refuse
 from .feedback import Feedback
 from .host import Host, Phase, StepState, call_loss, reads_last
+from .losses import SequenceLoss
 from .rollout import roll
 from .samplers import identity
 from .state import detach
@@ -80,37 +81,44 @@ class BPTTTrainingPhase(Phase):
 
     def run(self, host: Host, batch: Any) -> StepState:
         """One step for a host."""
-        step, state = self.begin(host, batch)
         model = host.model
+        if host.optimizer is None:
+            fix = "phase(model, loss, batch, optimizer); BPTTValidationPhase needs none."
+            raise ValueError(refuse("BPTTTrainingPhase", "no optimizer", "one over the model's parameters", fix))
         if getattr(model, "training", True) is False:
             model.train()
+        step, state = self.begin(host, batch)
         time = len(step.inputs)
-        cut = self.window is not None and self.window < time
-        if cut and is_bidirectional(model):
+        if self.stride is not None and self.stride < time and is_bidirectional(model):
             fix = "window=None, or a one-directional model."
-            came = f"a bidirectional model and window = {self.window} for {time} steps"
+            came = f"a bidirectional model and stride = {self.stride} for {time} steps"
             raise ValueError(refuse("BPTTTrainingPhase", came, "a model whose state goes on forward only", fix))
         mask = None
         if self.feedback is not None:
             mask = self.feedback.mask(time, step.inputs.shape[1], step.lengths, self.steps)
-        if cut and reads_last(host.loss):
+        last = reads_last(host.loss)
+        if last and self.window is not None and self.window < time:
             pieces = self._last_window(host, step, state, mask)
         else:
-            pieces = self._windows(host, step, state, mask)
+            pieces = self._windows(host, step, state, mask, None if last else self.stride)
         outputs, losses, weights = zip(*pieces, strict=True)
         step.outputs = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         step.weight = sum(weights)
         loss = losses[0]
         if len(losses) > 1:
             loss = (torch.stack(losses) * torch.tensor(weights, device=loss.device)).sum() / step.weight
+            if isinstance(host.loss, SequenceLoss) and host.loss.average == "sequence":
+                step.weight = len(step.inputs[0]) if step.lengths is None else int((step.lengths > 0).sum())
         step.loss, step.parts = loss, {"loss": (loss, step.weight)}
         self.steps += 1
         return step
 
-    def _windows(self, host: Host, step: StepState, state: State, mask: Tensor | None) -> Iterator[Piece]:
+    def _windows(
+        self, host: Host, step: StepState, state: State, mask: Tensor | None, stride: int | None
+    ) -> Iterator[Piece]:
         time = len(step.inputs)
-        stride = time if self.stride is None else self.stride
-        back = 0 if self.window is None or self.stride is None else self.window - self.stride
+        stride = time if stride is None else stride
+        back = 0 if self.window is None else self.window - stride
         start, previous = 0, None
         for new in range(0, time, stride):
             end = min(new + stride, time)
@@ -137,6 +145,8 @@ class BPTTTrainingPhase(Phase):
                 host.emit("LossBegin")
                 loss, weight = call_loss(host.loss, outputs, targets, lengths, "BPTTTrainingPhase")
             _update(host, step, loss)
+            if end - new < time:  # windows are weighed by their steps, whatever the loss averages
+                weight = outputs.shape[0] * outputs.shape[1] if lengths is None else int(lengths.sum())
             yield outputs.detach(), loss.detach(), weight
             host.emit("WindowEnd")
         if self.stateful:
@@ -164,10 +174,10 @@ class BPTTTrainingPhase(Phase):
         index, valid = (ahead + offsets).clamp(max=time - 1), offsets < inner
         longest = int(ahead.max())
         host.emit("WindowBegin")
+        with torch.no_grad(), host.context():  # a context of its own: autocast keeps the casts it made without gradient
+            fed = None if mask is None else mask[:longest]
+            head, state = roll(host.model, step.inputs[:longest], fed, self.sampler, state, ahead, call)
         with host.context():
-            with torch.no_grad():
-                fed = None if mask is None else mask[:longest]
-                head, state = roll(host.model, step.inputs[:longest], fed, self.sampler, state, ahead, call)
             fed = None if mask is None else mask[index, rows] & valid
             previous = head[(ahead - 1).clamp(min=0).to(device), rows.to(device)]
             inputs = step.inputs[index.to(device), rows.to(device)]

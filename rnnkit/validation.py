@@ -105,6 +105,8 @@ class BPTTValidationPhase(Phase):
         if isinstance(host.loss, SequenceLoss):
             step.loss_by_step = host.loss.by_step(outputs, step.targets, step.lengths)
         else:
-            pairs = zip(outputs.split(1), step.targets.split(1), strict=True)
-            step.loss_by_step = torch.stack([call_loss(host.loss, *pair, None, call)[0] for pair in pairs])
-        step.parts["loss_by_step"] = step.loss_by_step, outputs.shape[1]
+            here = [None if step.lengths is None else (lengths > t).long() for t in range(len(outputs))]
+            pieces = zip(outputs.split(1), step.targets.split(1), here, strict=True)
+            step.loss_by_step = torch.stack([call_loss(host.loss, *piece, call)[0] for piece in pieces])
+        rows = (lengths > torch.arange(len(outputs)).unsqueeze(1)).sum(1)
+        step.parts["loss_by_step"] = step.loss_by_step, rows.to(outputs.device)
