@@ -162,6 +162,16 @@ def test_the_gradient_in_the_padding_is_exactly_zero(lengths):
         assert outputs.grad[:length, row].ne(0).all()
 
 
+@pytest.mark.parametrize("average", ["step", "sequence"])
+def test_padding_beyond_the_longest_sequence_changes_nothing_either(average):
+    outputs, lengths = batchseq(ragged([3, 5, 1], 2, seed=1), pad=NAN)
+    targets, _ = batchseq(ragged([3, 5, 1], 2, seed=2), pad=NAN)
+    more = torch.full((4, 3, 2), NAN, dtype=torch.float64)
+    loss = seq2seq_loss(nn.MSELoss(), average=average)
+    longer = loss(torch.cat([outputs, more]), torch.cat([targets, more]), lengths)
+    torch.testing.assert_close(longer, loss(outputs, targets, lengths))
+
+
 # ---------------------------------------------------------------- seq2seq: the rest of its contract
 
 
@@ -277,6 +287,16 @@ def test_seq2one_without_lengths_reads_the_last_step():
     torch.testing.assert_close(seq2one_loss(nn.MSELoss())(outputs, targets), F.mse_loss(outputs[-1], targets))
 
 
+def test_seq2one_takes_a_row_of_one_step_with_two_outputs_for_one_target():
+    """Shapes that coincide (T = B = Y = 1) are no target sequence."""
+
+    def gaussian(outputs, target):
+        return F.gaussian_nll_loss(outputs[:, :1], target, outputs[:, 1:].exp())
+
+    outputs, target = torch.tensor([[[0.5, 0.0]]]), torch.tensor([[1.5]])
+    assert seq2one_loss(gaussian)(outputs, target).item() == pytest.approx(0.5)
+
+
 def test_seq2one_on_runs_the_model():
     torch.manual_seed(0)
     model, loss = nn.GRU(2, 3), seq2one_loss(nn.MSELoss())
@@ -308,6 +328,16 @@ def test_lists_of_unequal_length_are_refused_and_not_cut_short():
 def test_an_elementwise_loss_may_not_broadcast(loss_class, reduction):
     with pytest.raises(ValueError, match=r"(?s)seq2seq_loss.*\(5, 3, 1\).*\(5, 3\)"):
         seq2seq_loss(loss_class(reduction=reduction))(torch.zeros(5, 3, 1), torch.zeros(5, 3))
+
+
+def test_an_elementwise_loss_may_not_repeat_a_feature():
+    with pytest.raises(ValueError, match=r"(?s)seq2seq_loss.*\(5, 3, 4\).*\(5, 3, 1\)"):
+        seq2seq_loss(nn.MSELoss())(torch.zeros(5, 3, 4), torch.zeros(5, 3, 1))
+
+
+def test_a_loss_function_of_ones_own_may_not_broadcast_over_a_missing_feature():
+    with pytest.raises(ValueError, match=r"(?s)seq2seq_loss.*\(5, 3, 1\).*\(5, 3\)"):
+        seq2seq_loss(lambda outputs, targets: (outputs - targets).abs())(torch.zeros(5, 3, 1), torch.zeros(5, 3))
 
 
 def test_seq2one_may_not_broadcast_either():

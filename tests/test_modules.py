@@ -167,6 +167,24 @@ def test_a_stack_can_be_indexed_extended_and_saved_like_nn_sequential():
     assert set(model.state_dict()) == set(nn.Sequential(nn.Linear(F, F), nn.LSTM(F, H), nn.GRU(H, 2)).state_dict())
 
 
+def test_a_compiled_member_keeps_its_state():
+    torch._dynamo.reset()
+    gru, inputs = Unroll(nn.GRUCell(F, H)), torch.randn(T, B, F)
+    model = RecurrentSequential(nn.Linear(F, F), torch.compile(gru, backend="eager"), nn.Linear(H, 2))
+    outputs, state = model(inputs)
+    wanted, wanted_state = RecurrentSequential(model[0], gru, model[2])(inputs)
+    torch.testing.assert_close(outputs, wanted)
+    assert_state(state, wanted_state)
+
+
+@pytest.mark.parametrize(
+    "model", [Unroll(nn.GRUCell(F, H)), RecurrentSequential(nn.GRU(F, H))], ids=["Unroll", "stack"]
+)
+def test_a_list_of_steps_is_a_sequence(model):
+    model, inputs = model.double(), torch.randn(T, B, F)
+    torch.testing.assert_close(model(list(inputs))[0], model(inputs)[0])
+
+
 # ---------------------------------------------------------------- PackedSequence in and out
 
 LENGTHS = torch.tensor([4, 6, 1, 3])
@@ -607,6 +625,17 @@ def test_a_recurrent_member_that_returns_no_state_is_refused():
         RecurrentSequential(Forgetful())(torch.randn(T, B, F))
 
 
+@pytest.mark.parametrize("last", [True, False])
+def test_a_member_whose_state_is_called_otherwise_is_refused(last):
+    class Other(nn.Module):
+        def forward(self, inputs, hidden=None):
+            return inputs, hidden
+
+    members = [Other()] if last else [Other(), nn.Linear(F, H)]
+    with pytest.raises(TypeError, match=r"(?s)RecurrentSequential.*Other.*`state`"):
+        RecurrentSequential(*members)(torch.randn(T, B, F))
+
+
 def test_unroll_refuses_a_state_of_another_batch():
     model = Unroll(nn.GRUCell(F, H))
     with pytest.raises(ValueError, match=r"(?s)Unroll.*\(1, 2, 5\).*batch of 4"):
@@ -629,6 +658,12 @@ def test_unroll_of_nothing_is_refused():
 def test_from_fused_refuses_what_a_cell_cannot_do(fused, word):
     with pytest.raises(ValueError, match=rf"(?s)Unroll.from_fused.*{word}"):
         Unroll.from_fused(fused())
+
+
+def test_from_fused_refuses_weights_that_are_computed():
+    fused = torch.nn.utils.parametrizations.weight_norm(nn.LSTM(F, H), "weight_hh_l0")
+    with pytest.raises(ValueError, match=r"(?s)Unroll.from_fused.*parametrization"):
+        Unroll.from_fused(fused)
 
 
 def test_from_fused_refuses_what_is_not_fused():

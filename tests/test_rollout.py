@@ -5,6 +5,7 @@ The referee is a loop written out by hand, one call of the model a step.
 
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -263,6 +264,11 @@ def test_a_schedule_is_asked_with_the_training_step():
     assert asked == [99, 100]
 
 
+def test_a_policy_can_be_pickled():
+    for policy in (Feedback.last(2), Feedback.every(3), Feedback.probability(1.0)):
+        assert torch.equal(pickle.loads(pickle.dumps(policy)).mask(6, 2), policy.mask(6, 2))
+
+
 # ---------------------------------------------------------------- rollout
 
 
@@ -404,6 +410,18 @@ def test_with_lengths_rollout_goes_on_from_each_row_s_state(lengths, n, wrap):
         )
         torch.testing.assert_close(outputs[: len(row), i], alone[:, 0])
         assert_state(select_rows(state, torch.tensor([i])), alone_state)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Counting], ids=["packs", "takes tensors only"])
+def test_padding_beyond_the_longest_row_changes_nothing(wrap):
+    model = continuous_model(nn.LSTM)
+    padded, lengths = batchseq([torch.randn(n, 2) for n in (4, 6, 3)])
+    longer = torch.cat([padded, torch.full((3, 3, 2), 9.0)])
+    outputs, state = rollout(wrap(model), longer, Feedback.last(2), lengths=lengths)
+    wanted, wanted_state = rollout(model, padded, Feedback.last(2), lengths=lengths)
+    for i, n in enumerate(lengths.tolist()):
+        torch.testing.assert_close(outputs[:n, i], wanted[:n, i])
+    assert_state(state, wanted_state)
 
 
 @few
@@ -582,6 +600,18 @@ def test_a_distribution_head_is_sampled_with_its_log_probs():
     followed = torch.cat([sample.tokens[1:], sample.next])
     assert sample.tokens.shape == (10, 3, 1)
     torch.testing.assert_close(sample.log_probs, normal(sample.outputs).log_prob(followed)[..., 0])
+
+
+def test_the_log_prob_of_an_image_of_classes_is_the_sum_over_its_pixels():
+    class Pixels(nn.Module):
+        def forward(self, inputs, state=None):
+            outputs = torch.stack([inputs, -inputs, 0.5 * inputs], 2).double()
+            return outputs, torch.zeros(1, inputs.shape[1], 1)
+
+    sample = sample_model(Pixels(), 5, torch.randint(3, (2, 4, 2, 2)), sample_best)
+    followed = torch.cat([sample.tokens[1:], sample.next])
+    wanted = -F.cross_entropy(sample.outputs.flatten(0, 1), followed.flatten(0, 1), reduction="none")
+    torch.testing.assert_close(sample.log_probs, wanted.sum((1, 2)).unflatten(0, (5, 4)))
 
 
 # ---------------------------------------------------------------- sample_model: batches, resuming, stopping

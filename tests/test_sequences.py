@@ -439,6 +439,11 @@ def test_a_stream_loader_refuses_sizes_below_one(batch_size, window):
         StreamLoader(torch.arange(50), batch_size, window)
 
 
+def test_a_stream_loader_refuses_a_list_of_numbers():
+    with pytest.raises(TypeError, match=r"(?s)StreamLoader.*a list.*torch.tensor"):
+        StreamLoader([1, 2, 3, 4, 5], 2, 3)
+
+
 def test_a_stream_loader_refuses_a_stream_too_short_for_its_rows():
     with pytest.raises(ValueError, match=r"(?s)StreamLoader.*3.*(batch_size|rows)"):
         list(StreamLoader(torch.arange(3), 4, 5))

@@ -50,6 +50,13 @@ def test_the_shape_of_the_tree_stays(operation):
     assert len(leaves(state)) == 4
 
 
+def test_a_state_may_be_one_tensor():
+    state = torch.ones(2, 3, 1, requires_grad=True)
+    assert not detach(state).requires_grad
+    assert select_rows(state, torch.tensor([0])).shape == (2, 1, 1)
+    assert reset_rows(state, torch.tensor([True, False, True])).sum() == 2
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_no_state_stays_no_state(operation):
     assert operation(None) is None
