@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,6 @@ from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = [
-    "What comes out",
-    "You will learn",
-    "You need",
-    "The pattern",
-    "The shapes",
-    "The data",
-    "Plain PyTorch",
-    "With rnnkit",
-    "Train, look, doubt",
-    "What goes wrong",
-    "Try it",
-    "Where next",
-]
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
 DRAWS = f"from IPython.display import SVG, display\n\ndisplay(SVG('{SVG}'))\n"
 
@@ -427,22 +412,6 @@ def test_without_an_address_no_link_is_made_up(
 
 
 # --- this repository -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("source", execute.sources(ROOT), ids=lambda path: path.stem)
-def test_a_tutorial_has_its_parts_in_order(source: Path) -> None:
-    made = execute.convert(source)
-    text = "\n".join(cell.source for cell in made.cells if cell.cell_type == "markdown")
-    headings = [part for part in re.findall(r"^## (.+?)\s*$", text, re.M) if part in PARTS]
-    assert headings == PARTS
-    assert re.match(r"# \S", made.cells[0].source), "the first cell is the title and one line"
-    tags = [tag for cell in made.cells for tag in cell.metadata.get("tags", [])]
-    assert tags.count("solution") >= 2, "two exercises with executed answers"
-    assert "alt" in {key for cell in made.cells for key in cell.metadata}, "a figure"
-    assert {tag for tag in tags} <= {"solution", "hide-input", "raises-exception", "skip-execution"}
-    for index, cell in enumerate(made.cells):
-        if cell.cell_type == "code":
-            assert len(cell.source.splitlines()) <= 40, f"{convert.where(source.stem, index, cell)}: too long to read"
 
 
 def test_make_names_the_cure_for_an_old_python(tmp_path: Path) -> None:
