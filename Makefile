@@ -1,6 +1,6 @@
 # make site           install what is pinned, run the tutorials that are stale, build the site, serve it
 # make site SERVE=0   the same, without serving: the strict build in site/
-# make test           install what is pinned, then every check; SLOW=1 adds the downloads in fresh environments
+# make test           install what is pinned, then every check; SLOW=1 adds the slow ones, as CI does
 # make page T=02_seq2seq   run one tutorial, build its page in .run/page, leave the others as they are
 # PYTHON=python3.12 chooses the interpreter, PORT=8001 where the site is served.
 
@@ -14,7 +14,7 @@ EXECUTE := $(BIN)/python docs/_hooks/execute.py
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: site test page tutorials downloads constraints clean
+.PHONY: site test page tutorials slow constraints clean
 
 site: $(INSTALLED)
 	@echo "== tutorials: running what is stale"
@@ -42,14 +42,14 @@ test: $(INSTALLED)
 	@echo "== 6/6 built site"
 	@$(BIN)/pytest -q -m "site and not slow"
 ifneq ($(SLOW),0)
-	@$(MAKE) --no-print-directory downloads
+	@$(MAKE) --no-print-directory slow
 endif
 	@echo "== all checks passed"
 
-# Every downloaded notebook, top to bottom, in a fresh environment with what its install line names.
-downloads: $(INSTALLED)
-	@echo "== downloads: each notebook in a fresh environment"
-	@$(BIN)/pytest -q -m slow --durations=0
+# Minutes of work: the downloads in fresh environments, the tutorials on a package broken on purpose.
+slow: $(INSTALLED)
+	@echo "== slow checks: downloads in fresh environments, tutorials on a broken package"
+	@$(BIN)/pytest -v --tb=short -m slow --durations=0
 
 tutorials: $(INSTALLED)
 	@$(EXECUTE) $(T)
