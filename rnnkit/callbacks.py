@@ -1,19 +1,15 @@
 """What people hang on the events of a Learner."""
 
-import csv
 import math
-import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ._contract import refuse
 from .checkpoint import Checkpoint
-from .learner import CancelFit
+from .events import CancelFit
+from .progress import History, ProgressBar
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -27,98 +23,6 @@ def _average(learner: "Learner", name: str, call: str) -> float:
         fix = "closed_loss is there with BPTTValidationPhase(nfeedback) for nfeedback >= 1."
         raise ValueError(refuse(call, f"monitor={name!r}", f"one of {sorted(averages)}", fix))
     return float(averages[name])
-
-
-class ProgressBar:
-    """Shows each epoch's steps, loss and steps per second: a bar in a terminal, a line per epoch elsewhere.
-
-    Args:
-        every: seconds between two looks at the loss, which on an accelerator waits for it.
-    """
-
-    def __init__(self, every: float = 0.5) -> None:
-        self.every = every
-        self._bar: Any = None
-        self._start = self._seen = 0.0
-        self._steps = 0
-
-    def on_epoch_begin(self, learner: "Learner") -> None:
-        """Start counting."""
-        self._start, self._seen, self._steps = time.perf_counter(), 0.0, 0
-        if sys.stderr.isatty():
-            self._bar = tqdm(desc=f"epoch {learner.epoch_index + 1} {learner.phase_name}", unit=" steps", leave=True)
-
-    def on_step_end(self, learner: "Learner") -> None:
-        """Count a step."""
-        self._steps += 1
-        if self._bar is not None:
-            self._bar.update()
-            now = time.perf_counter()
-            if now - self._seen > self.every and "loss" in learner.sums:
-                self._seen = now
-                self._bar.set_postfix(loss=f"{float(learner.averages['loss']):.4g}")
-
-    def on_epoch_end(self, learner: "Learner") -> None:
-        """Show the epoch's losses."""
-        shown = "  ".join(f"{name} {float(value):.4g}" for name, value in learner.averages.items() if not value.ndim)
-        if self._bar is not None:
-            self._bar.set_postfix_str(shown)
-            self._bar.close()
-            self._bar = None
-            return
-        speed = self._steps / (time.perf_counter() - self._start)
-        print(f"epoch {learner.epoch_index + 1} {learner.phase_name}: {shown}  ({speed:.0f} steps/s)", flush=True)
-
-
-class History:
-    """Keeps every epoch's averages.
-
-    Attributes:
-        rows: one dict for each epoch and phase: `epoch` (from 1), `phase`, `loss` and what else was averaged.
-
-    >>> History().as_dict()
-    {}
-    """
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def on_epoch_end(self, learner: "Learner") -> None:
-        """Add a row."""
-        scalars = {name: float(value) for name, value in learner.averages.items() if not value.ndim}
-        self.rows.append({"epoch": learner.epoch_index + 1, "phase": learner.phase_name, **scalars})
-
-    def as_dict(self) -> dict[str, list[Any]]:
-        """Columns by name, with `None` where a row has no value."""
-        names = dict.fromkeys(name for row in self.rows for name in row)
-        return {name: [row.get(name) for row in self.rows] for name in names}
-
-    def to_csv(self, path: str | Path) -> None:
-        """Write the rows, with a header, to a CSV file."""
-        with Path(path).open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.as_dict()))
-            writer.writeheader()
-            writer.writerows(self.rows)
-
-    def to_frame(self) -> Any:
-        """The rows as a `pandas.DataFrame`.
-
-        Raises:
-            ImportError: if pandas is not there.
-        """
-        try:
-            import pandas as pd  # pyright: ignore[reportMissingTypeStubs, reportMissingImports]
-        except ImportError as error:
-            raise ImportError("History.to_frame: wanted pandas. Likely fix: pip install pandas.") from error
-        return pd.DataFrame(self.rows)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"rows": [dict(row) for row in self.rows]}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
-        self.rows = saved["rows"]
 
 
 class StopOnNaN:
@@ -177,7 +81,8 @@ class EarlyStopping:
         best: the lowest value seen.
 
     Raises:
-        ValueError: if `patience` is below 1, or, at the end of an epoch, there is no such loss.
+        ValueError: if `patience` is below 1 or there is no such phase; in training, if there is no validation to
+            watch or, at the end of an epoch, no such loss.
 
     >>> callback = EarlyStopping(patience=3, monitor="closed_loss")
     """
@@ -185,8 +90,20 @@ class EarlyStopping:
     def __init__(self, patience: int, monitor: str = "loss", phase: str = "validation") -> None:
         if patience < 1:
             raise ValueError(refuse("EarlyStopping", f"patience = {patience}", "patience >= 1", "wait an epoch."))
+        if phase not in ("training", "validation"):
+            fix = "validation is the one that tells of new data."
+            raise ValueError(refuse("EarlyStopping", f"phase={phase!r}", '"training" or "validation"', fix))
         self.patience, self.monitor, self.phase = patience, monitor, phase
         self.best, self.waited = math.inf, 0
+
+    def on_fit_begin(self, learner: "Learner") -> None:
+        """Look whether there is something to watch, and whether the training that is resumed had ended."""
+        names = [phase.name for phase in learner.phases]
+        if self.phase not in names:
+            fix = f'learner.fit(epochs, train, valid), or EarlyStopping({self.patience}, phase="training").'
+            raise ValueError(refuse("EarlyStopping", f"no {self.phase} in this fit", f"one of {names}", fix))
+        if self.waited >= self.patience:
+            raise CancelFit
 
     def on_epoch_end(self, learner: "Learner") -> None:
         """Compare."""
@@ -196,6 +113,10 @@ class EarlyStopping:
         self.best, self.waited = (value, 0) if value < self.best else (self.best, self.waited + 1)
         if self.waited >= self.patience:
             raise CancelFit
+
+    def on_fit_end(self, learner: "Learner") -> None:
+        """Another `fit` may go on."""
+        self.waited = 0 if self.waited >= self.patience else self.waited
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -224,6 +145,10 @@ class Scheduler:
     def __init__(self, scheduler: Any, per: str = "epoch", monitor: str = "loss") -> None:
         if per not in ("epoch", "step"):
             raise ValueError(refuse("Scheduler", f"per={per!r}", '"epoch" or "step"', "most are stepped an epoch."))
+        self.plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        if self.plateau and per == "step":
+            fix = "its patience counts epochs."
+            raise ValueError(refuse("Scheduler", 'ReduceLROnPlateau with per="step"', 'per="epoch"', fix))
         self.scheduler, self.per, self.monitor = scheduler, per, monitor
 
     def on_step_end(self, learner: "Learner") -> None:
@@ -235,7 +160,7 @@ class Scheduler:
         """Step, for a scheduler that counts epochs."""
         if self.per != "epoch" or not learner.last_phase:
             return
-        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if self.plateau:
             self.scheduler.step(_average(learner, self.monitor, "Scheduler"))
         else:
             self.scheduler.step()

@@ -1,15 +1,16 @@
 """Nothing is lost: a training that was killed goes on to bitwise the same result."""
 
+import copy
 import os
 import random
-import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from ._contract import refuse
+from .state import map_leaves
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -50,6 +51,7 @@ class Checkpoint:
 
     def on_fit_begin(self, learner: "Learner") -> None:
         """Resume."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.resume and self.path.exists():
             self.load(learner)
 
@@ -71,95 +73,128 @@ class Checkpoint:
             learner: what is written.
             epoch_done: the epoch is complete; the next one begins.
         """
-        place = (learner.epoch_index + 1, 0) if epoch_done else (learner.epoch_index, learner.step_index)
-        saved = {
-            "format": _FORMAT,
-            "model": learner.model.state_dict(),
-            "optimizer": learner.optimizer.state_dict(),
-            "place": place,
-            "sums": {} if epoch_done else learner.sums,
-            "phases": [phase.state_dict() for phase in learner.phases],
-            "callbacks": {name: part.state_dict() for name, part in _keepers(learner).items()},
-            "rng": rng_state([]),
-            "epoch_rng": learner.epoch_rng,
-        }
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        saved = _take(learner)
+        if epoch_done:
+            saved |= {"place": (learner.epoch_index + 1, 0), "sums": {}}
+        name = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with name.open("wb") as file:
                 torch.save(saved, file)
                 file.flush()
                 os.fsync(file.fileno())
+            self._read(name, mmap=True)  # what cannot be read back does not replace what can
             os.replace(name, self.path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            name.unlink(missing_ok=True)
             raise
-        directory = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        if os.name == "posix":
+            directory = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
 
     def load(self, learner: "Learner") -> None:
-        """Put the learner where the file left it; everything is checked before anything is changed."""
+        """Put the learner where the file left it; where that fails, it is as it was."""
+        call = f"Checkpoint({str(self.path)!r})"
+        saved = self._read(self.path)
+        fix = "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
+        before = copy.deepcopy(_take(learner))
+        for name, came, wanted in _compared(saved, before):
+            if came != wanted:
+                raise ValueError(refuse(call, f"{name} {came}", f"{name} {wanted}", fix))
+        try:
+            _put(learner, saved)
+        except Exception as error:
+            _put(learner, before)
+            came = f"a state that does not fit ({type(error).__name__}: {error})"
+            raise ValueError(refuse(call, came, "the state of this learner", fix)) from error
+        learner.epoch_rng = saved["epoch_rng"]
+        set_rng_state(saved["rng"], generators_of(learner.loaders))
+        if learner.step_index:
+            learner.resume_rng = saved["rng"]
+
+    def _read(self, path: Path, mmap: bool = False) -> dict[str, Any]:
         call = f"Checkpoint({str(self.path)!r})"
         try:
-            saved: Any = torch.load(self.path, weights_only=True, map_location="cpu")
+            saved: Any = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
         except Exception as error:
             fix = "it may have been cut short or hold pickled objects, which are not loaded; use an earlier copy."
+            if mmap:
+                fix = "the state_dict of a callback may hold tensors, numbers, strings, lists, tuples and dicts only."
             came = f"a file that cannot be read ({type(error).__name__})"
             raise ValueError(refuse(call, came, f"a file of the format {_FORMAT!r}", fix)) from error
         if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
             fix = "a bare state_dict goes through model.load_state_dict."
             raise ValueError(refuse(call, "a file of another kind", f"the format {_FORMAT!r}", fix))
-        self._check(call, saved, learner)
-        learner.model.load_state_dict(saved["model"])
-        learner.optimizer.load_state_dict(saved["optimizer"])
-        (learner.epoch_index, learner.step_index), learner.sums = saved["place"], saved["sums"]
-        for phase, state in zip(learner.phases, saved["phases"], strict=True):
-            phase.load_state_dict(state)
-        for name, part in _keepers(learner).items():
-            part.load_state_dict(saved["callbacks"][name])
-        learner.epoch_rng = saved["epoch_rng"]
-        if learner.step_index:
-            learner.resume_rng = saved["rng"]
-        else:
-            set_rng_state(saved["rng"], [])
+        return saved
 
-    @staticmethod
-    def _check(call: str, saved: dict[str, Any], learner: "Learner") -> None:
-        fix = "build the same model, optimizer, phases and callbacks as for the run that wrote it."
-        here: dict[str, Tensor] = learner.model.state_dict()
-        there: dict[str, Tensor] = saved["model"]
-        for name in [*here, *there]:
-            shapes = [tuple(tree[name].shape) if name in tree else "nothing" for tree in (there, here)]
-            if shapes[0] != shapes[1]:
-                raise ValueError(refuse(call, f"another model: {name} {shapes[0]}", f"{name} {shapes[1]}", fix))
-        pairs = (
-            ("parameter groups", [len(group["params"]) for group in saved["optimizer"]["param_groups"]],
-             [len(group["params"]) for group in learner.optimizer.param_groups]),
-            ("callbacks", sorted(saved["callbacks"]), sorted(_keepers(learner))),
-            ("phases", len(saved["phases"]), len(learner.phases)),
-        )  # fmt: skip
-        for name, came, wanted in pairs:
-            if came != wanted:
-                raise ValueError(refuse(call, f"{name} {came}", f"{name} {wanted}", fix))
+
+def _take(learner: "Learner") -> dict[str, Any]:
+    """All that a training is."""
+    return {
+        "format": _FORMAT,
+        "model": learner.model.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
+        "kinds": [type(learner.optimizer).__name__, *(type(phase).__name__ for phase in learner.phases)],
+        "place": (learner.epoch_index, learner.step_index),
+        "sums": learner.sums,
+        "phases": [phase.state_dict() for phase in learner.phases],
+        "callbacks": {name: part.state_dict() for name, part in _keepers(learner).items()},
+        "rng": rng_state(generators_of(learner.loaders)),
+        "epoch_rng": learner.epoch_rng,
+    }
+
+
+def _put(learner: "Learner", saved: dict[str, Any]) -> None:
+    device = learner.parameters[0].device
+    learner.model.load_state_dict(saved["model"])
+    learner.optimizer.load_state_dict(saved["optimizer"])
+    (learner.epoch_index, learner.step_index), learner.sums = saved["place"], saved["sums"]
+    for phase, state in zip(learner.phases, saved["phases"], strict=True):
+        phase.load_state_dict(state)
+        phase.state = map_leaves(lambda leaf: leaf.to(device), phase.state)
+    for name, part in _keepers(learner).items():
+        part.load_state_dict(saved["callbacks"][name])
+
+
+def _compared(there: dict[str, Any], here: dict[str, Any]) -> Iterator[tuple[str, object, object]]:
+    """What must be equal in a file and a learner: a name, what the file has, what the learner has."""
+    for name in here:
+        if name not in there:
+            yield "a file without", name, "and all else that a training is"
+            return
+    for name in {**here["model"], **there["model"]}:
+        came, wanted = (
+            tuple(tree["model"][name].shape) if name in tree["model"] else "nothing" for tree in (there, here)
+        )
+        if came != wanted:
+            yield f"another model: {name}", came, wanted
+    groups = [[len(group["params"]) for group in tree["optimizer"]["param_groups"]] for tree in (there, here)]
+    yield "optimizer and phases", there["kinds"], here["kinds"]
+    yield "parameter groups", groups[0], groups[1]
+    yield "callbacks", sorted(there["callbacks"]), sorted(here["callbacks"])
+    yield "as the loaders' own generators", len(there["rng"]["own"]), len(here["rng"]["own"])
 
 
 def _keepers(learner: "Learner") -> dict[str, Any]:
     """The callbacks that have a state, by their place and class."""
-    keepers = [part for part in learner.callbacks if hasattr(part, "state_dict")]
-    return {f"{i} {type(part).__name__}": part for i, part in enumerate(keepers)}
+    keepers: list[Any] = [part for part in learner.callbacks if hasattr(part, "state_dict")]
+    kinds = [(type(part).__name__, type(getattr(part, "scheduler", part)).__name__) for part in keepers]
+    names = [kind if kind == inner else f"{kind}({inner})" for kind, inner in kinds]
+    return {f"{i} {name}": part for i, (name, part) in enumerate(zip(names, keepers, strict=True))}
 
 
-def generators_of(data: object) -> list[torch.Generator]:
-    """The generators of its own that a data loader draws its order from."""
-    parts = [data, *(getattr(data, name, None) for name in ("sampler", "batch_sampler"))]
-    parts += [getattr(part, "sampler", None) for part in parts]
+def generators_of(loaders: Iterable[object]) -> list[torch.Generator]:
+    """The generators of their own that data loaders draw their order from, each once."""
     found: list[torch.Generator] = []
-    for part in parts:
-        generator = getattr(part, "generator", None)
-        if isinstance(generator, torch.Generator) and all(generator is not other for other in found):
-            found.append(generator)
+    for data in loaders:
+        parts = [data, *(getattr(data, name, None) for name in ("dataset", "sampler", "batch_sampler"))]
+        parts += [getattr(part, "sampler", None) for part in parts]
+        for part in parts:
+            generator = getattr(part, "generator", None)
+            if isinstance(generator, torch.Generator) and all(generator is not other for other in found):
+                found.append(generator)
     return found
 
 

@@ -1,45 +1,21 @@
 """A model, a loss and an optimizer, with events around their steps: a host for phases."""
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._contract import check_model, refuse
 from .checkpoint import generators_of, rng_state, set_rng_state
+from .events import EVENTS, CancelEpoch, CancelFit, CancelStep, handlers
+from .generation import evaluating
 from .host import Loss, Phase, StepState
 from .phases import BPTTTrainingPhase, BPTTValidationPhase
 
 __all__ = ["EVENTS", "CancelEpoch", "CancelFit", "CancelStep", "Learner"]
-
-EVENTS = (
-    "FitBegin",
-    "EpochBegin",
-    "StepBegin",
-    "WindowBegin",
-    "LossBegin",
-    "BackwardBegin",
-    "BackwardEnd",
-    "WindowEnd",
-    "StepEnd",
-    "EpochEnd",
-    "FitEnd",
-)
-
-
-class CancelStep(Exception):
-    """Raised by a callback: the rest of this step is left out, and it is not averaged; `StepEnd` follows."""
-
-
-class CancelEpoch(Exception):
-    """Raised by a callback: the rest of this epoch is left out; `EpochEnd` follows."""
-
-
-class CancelFit(Exception):
-    """Raised by a callback: training ends; `EpochEnd` and `FitEnd` follow."""
 
 
 class Learner:
@@ -97,24 +73,14 @@ class Learner:
         self.parameters = list(model.parameters())
         self.phase: Phase | None = None
         self.phases: tuple[Phase, ...] = ()
+        self.loaders: tuple[Iterable[Any], ...] = ()
         self.state: StepState | None = None
-        self.sums: dict[str, tuple[Tensor, int]] = {}
+        self.sums: dict[str, tuple[Tensor, int | Tensor]] = {}
         self.epoch_index, self.step_index = 0, 0
         self.last_phase = False
         self.resume_rng: dict[str, Any] | None = None
         self.epoch_rng: dict[str, Any] = {}
-        self._handlers = {event: list(self._listeners(event)) for event in EVENTS}
-
-    def _listeners(self, event: str) -> Iterator[Callable[["Learner"], object]]:
-        names = {f"on_{_snake(name)}" for name in EVENTS}
-        for callback in self.callbacks:
-            for method in dir(callback):
-                if method.startswith("on_") and method not in names:
-                    came = f"{type(callback).__name__}.{method}"
-                    raise ValueError(refuse("Learner", came, f"one of {', '.join(sorted(names))}", "rename it."))
-            handler = getattr(callback, f"on_{_snake(event)}", None)
-            if handler is not None:
-                yield handler
+        self._handlers = handlers(self.callbacks)
 
     @property
     def phase_name(self) -> str:
@@ -160,6 +126,7 @@ class Learner:
         training = BPTTTrainingPhase() if training is None else training
         validation = BPTTValidationPhase() if validation is None else validation
         self.phases = (training,) if valid is None else (training, validation)
+        self.loaders = (train,) if valid is None else (train, valid)
         target = self.epoch_index + epochs
         try:
             self.emit("FitBegin")
@@ -171,43 +138,62 @@ class Learner:
                     self.epoch(validation, valid)
         except CancelFit:
             pass
-        self.last_phase = False
-        self.emit("FitEnd")
+        finally:
+            self.last_phase = False
+        for handler in self._handlers["FitEnd"]:
+            with suppress(CancelFit):  # nothing is left to cancel
+                handler(self)
         return self
 
     def epoch(self, phase: Phase, data: Iterable[Any]) -> dict[str, Tensor]:
-        """One pass of `phase` over `data`; returns the weighted averages."""
+        """One pass of `phase` over `data`; returns the weighted averages.
+
+        Raises:
+            ValueError: if there is no batch.
+        """
         self.phase = phase
-        done = self.step_index if phase.name == "training" and self.resume_rng is not None else 0
+        training = phase.name == "training"
+        done = self.step_index if training and self.resume_rng is not None else 0
         if not done:
             phase.reset()
             self.sums = {}
-            self.epoch_rng = rng_state(generators_of(data))
-            if phase.name == "training":
+            self.epoch_rng = rng_state(generators_of([data]))
+            if training:
                 self.step_index = 0
         else:
-            set_rng_state(self.epoch_rng, generators_of(data))
-        self.model.train(phase.name == "training")
+            set_rng_state(self.epoch_rng, generators_of([data]))
+        if training:
+            self.model.train()
         cancelled: CancelFit | None = None
+        empty = not done
         try:
-            self.emit("EpochBegin")
-            for i, batch in enumerate(data):
-                if i < done:
-                    continue
+            with nullcontext() if training else evaluating(self.model):
+                self.emit("EpochBegin")
+                batches = iter(data)
+                for _ in zip(range(done), batches, strict=False):  # seen before the training was killed
+                    pass
                 self._go_on()
-                self.step(phase, batch)
+                for batch in batches:
+                    empty = False
+                    self.step(phase, batch)
+            if empty:
+                fix = "a generator is spent after one epoch; pass a list or a DataLoader."
+                came = f"no batches in epoch {self.epoch_index + 1}"
+                raise ValueError(refuse("Learner", came, f"at least one for {phase.name}", fix))
         except CancelEpoch:
             pass
         except CancelFit as error:
             cancelled = error
         self._go_on()
-        whole = cancelled is None
+        self.last_phase = self.last_phase and cancelled is None
         for handler in self._handlers["EpochEnd"]:
             try:
                 handler(self)
+            except CancelEpoch:
+                pass
             except CancelFit as error:
                 cancelled = error
-        if self.last_phase and whole:
+        if self.last_phase:
             self.epoch_index, self.step_index = self.epoch_index + 1, 0
         if cancelled is not None:
             raise cancelled
@@ -228,15 +214,21 @@ class Learner:
             step = None
         if step is not None:
             for name, (value, weight) in step.parts.items():
-                total, weights = self.sums.get(name, (0.0, 0))
-                if isinstance(total, Tensor) and total.shape != value.shape:
-                    continue
-                self.sums[name] = total + value * weight, weights + weight
+                self._add(name, value, weight)
         if phase.name == "training":
             self.step_index += 1
-        self.emit("StepEnd")
+        with suppress(CancelStep):
+            self.emit("StepEnd")
         return self.state
 
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    def _add(self, name: str, value: Tensor, weight: int | Tensor) -> None:
+        value = (value.float() if value.dtype.itemsize < 4 else value) * weight
+        if name in self.sums:
+            total, weights = self.sums[name]
+            if isinstance(weight, Tensor) and isinstance(weights, Tensor) and len(weight) != len(weights):
+                longest = max(len(weight), len(weights))  # a loss for each step, of batches of different length
+                value, total, weight, weights = (
+                    F.pad(part, (0, longest - len(part))) for part in (value, total, weight, weights)
+                )
+            value, weight = value + total, weight + weights
+        self.sums[name] = value, weight

@@ -1,0 +1,58 @@
+"""The events around a step, and what a callback raises to leave something out."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ._contract import refuse
+
+__all__ = ["EVENTS", "CancelEpoch", "CancelFit", "CancelStep"]
+
+EVENTS = (
+    "FitBegin",
+    "EpochBegin",
+    "StepBegin",
+    "WindowBegin",
+    "LossBegin",
+    "BackwardBegin",
+    "BackwardEnd",
+    "WindowEnd",
+    "StepEnd",
+    "EpochEnd",
+    "FitEnd",
+)
+
+
+class CancelStep(Exception):
+    """Raised by a callback: the rest of this step is left out, and it is not averaged; `StepEnd` follows."""
+
+
+class CancelEpoch(Exception):
+    """Raised by a callback: the rest of this epoch is left out; `EpochEnd` follows."""
+
+
+class CancelFit(Exception):
+    """Raised by a callback: training ends; `EpochEnd` and `FitEnd` follow."""
+
+
+def method_of(event: str) -> str:
+    """The name of a callback's method: `on_backward_end` for `BackwardEnd`."""
+    return "on_" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", event).lower()
+
+
+def handlers(callbacks: Sequence[object]) -> dict[str, list[Callable[[Any], object]]]:
+    """The methods to call for each event, in the callbacks' order; at `FitBegin`, where some resume, in the reverse."""
+    names = {method_of(event) for event in EVENTS}
+    for callback in callbacks:
+        for method in dir(callback):
+            if method.startswith("on_") and method not in names:
+                came = f"{type(callback).__name__}.{method}"
+                raise ValueError(refuse("Learner", came, f"one of {', '.join(sorted(names))}", "rename it."))
+    found: dict[str, list[Callable[[Any], object]]] = {}
+    for event in EVENTS:
+        order = (
+            sorted(callbacks, key=lambda callback: -getattr(callback, "order", 0)) if event == EVENTS[0] else callbacks
+        )
+        methods = (getattr(callback, method_of(event), None) for callback in order)
+        found[event] = [method for method in methods if method is not None]
+    return found

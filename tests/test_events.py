@@ -1,0 +1,212 @@
+"""Events: each phase is held to the list in its own docstring, and cancelling leaves out what it says."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import rnnkit as rk
+from rnnkit.events import EVENTS, method_of
+
+SEQ = rk.seq2seq_loss(nn.MSELoss())
+
+
+def net() -> rk.RecurrentSequential:
+    torch.manual_seed(1)
+    return rk.RecurrentSequential(nn.GRU(2, 3), nn.Linear(3, 2))
+
+
+class Log:
+    """Writes every event down, and raises at the one it is told to, each time or the first time only."""
+
+    def __init__(self, at: str = "", error: type[Exception] | None = None, once: bool = False) -> None:
+        self.events: list[str] = []
+        self.phases: list[str] = []
+        self.at, self.error, self.once = at, error, once
+
+    def put(self, event: str, learner: rk.Learner) -> None:
+        self.events.append(event)
+        self.phases.append(learner.phase_name)
+        if self.error is not None and event == self.at and (not self.once or self.events.count(event) == 1):
+            raise self.error
+
+
+def _method(event: str):
+    return lambda self, learner: self.put(event, learner)
+
+
+for _event in EVENTS:
+    setattr(Log, method_of(_event), _method(_event))
+
+
+def learner_with(*callbacks) -> rk.Learner:
+    model = net()
+    return rk.Learner(model, SEQ, torch.optim.SGD(model.parameters(), 0.1), callbacks)
+
+
+X = torch.arange(14.0).view(7, 1, 2) / 14  # six steps to predict: three windows of two
+STEP = ["StepBegin", "WindowBegin", "LossBegin", "BackwardBegin", "BackwardEnd", "WindowEnd", "StepEnd"]
+
+
+def documented(phase: type, windows: int) -> list[str]:
+    """The events of a step, read from the paragraph `Events:` of the docstring."""
+    paragraph = re.search(r"Events:(.*?)\n\s*\n", phase.__doc__ or "", re.DOTALL)
+    assert paragraph, f"{phase.__name__} says no events"
+    before, middle, after = re.fullmatch(
+        r"(.*?)(?:then for each window (.*), then (.*))?", " ".join(paragraph[1].split()), re.DOTALL
+    ).groups(default="")
+    first, inner, last = (re.findall(r"`(\w+)`", part) for part in (before, middle, after))
+    assert set(first + inner + last) <= set(EVENTS)
+    return first + inner * windows + last
+
+
+@pytest.mark.parametrize("phase", [rk.BPTTTrainingPhase, rk.BPTTValidationPhase])
+@pytest.mark.parametrize("loss", ["seq2seq", "seq2one", "plain"])
+def test_a_phase_fires_the_events_of_its_docstring(phase, loss):
+    log, model = Log(), net()
+    fn = {"seq2seq": SEQ, "seq2one": rk.seq2one_loss(nn.MSELoss()), "plain": nn.MSELoss()}[loss]
+    batch = (X[:-1], torch.ones(1, 2)) if loss == "seq2one" else X
+    learner = rk.Learner(model, fn, torch.optim.SGD(model.parameters(), 0.1), [log])
+    for options in [{}] if phase is rk.BPTTValidationPhase else [{}, {"window": 2}, {"window": 4, "stride": 2}]:
+        log.events.clear()
+        learner.step(phase(**options), batch)
+        windows = 3 if options and loss != "seq2one" else 1
+        assert log.events == documented(phase, windows)
+    if phase is rk.BPTTValidationPhase:
+        log.events.clear()
+        learner.step(phase(nfeedback=3), batch)
+        assert log.events == documented(phase, 1)
+
+
+def test_the_docstrings_say_what_design_says():
+    assert documented(rk.BPTTTrainingPhase, 1) == STEP
+    assert documented(rk.BPTTValidationPhase, 1) == ["StepBegin", "LossBegin", "StepEnd"]
+
+
+def test_the_order_of_a_whole_fit():
+    log = Log()
+    learner_with(log).fit(2, [X, X], [X], training=rk.BPTTTrainingPhase(window=3))
+    window = STEP[1:-1]
+    training = ["EpochBegin", *["StepBegin", *window, *window, "StepEnd"] * 2, "EpochEnd"]
+    validation = ["EpochBegin", "StepBegin", "LossBegin", "StepEnd", "EpochEnd"]
+    assert log.events == ["FitBegin", *[*training, *validation] * 2, "FitEnd"]
+    assert log.phases[:2] == ["", "training"]
+    assert log.phases[len(training) + 1] == "validation"
+
+
+def test_what_a_callback_sees_at_each_event():
+    seen = {}
+
+    class Look:
+        pass
+
+    for event in EVENTS:
+
+        def look(learner, event=event):
+            state, grads = learner.state, [p.grad is not None for p in learner.parameters]
+            weights = learner.parameters[0].detach().clone()
+            seen[event] = (state and state.outputs, state and state.loss, all(grads), weights, learner.step_index)
+
+        setattr(Look, method_of(event), staticmethod(look))
+    learner_with(Look()).fit(1, [X])
+    assert seen["FitBegin"][0] is None
+    assert seen["StepBegin"][1] is None
+    assert seen["LossBegin"][1] is None
+    assert isinstance(seen["BackwardBegin"][1], torch.Tensor)
+    assert not seen["BackwardBegin"][2]
+    assert seen["BackwardEnd"][2]
+    assert torch.equal(seen["BackwardEnd"][3], seen["StepBegin"][3])
+    assert not torch.equal(seen["WindowEnd"][3], seen["StepBegin"][3])
+    assert seen["StepEnd"][0].shape == (6, 1, 2)
+    assert (seen["WindowEnd"][4], seen["StepEnd"][4]) == (0, 1)
+
+
+@pytest.mark.parametrize("event", STEP)
+def test_a_cancelled_step_is_left_out_and_the_next_one_comes(event):
+    log = Log(event, rk.CancelStep, once=True)
+    learner = learner_with(log)
+    averages = learner.epoch(rk.BPTTTrainingPhase(), [X * 5, X])
+    upto = STEP[: STEP.index(event) + 1]
+    first = upto if event == "StepEnd" else [*upto, "StepEnd"]
+    assert log.events == ["EpochBegin", *first, *STEP, "EpochEnd"]
+    assert learner.step_index == 2
+    if event not in ("WindowEnd", "StepEnd"):  # the first step has changed nothing and does not count
+        other = learner_with()
+        assert torch.equal(averages["loss"], other.epoch(rk.BPTTTrainingPhase(), [X])["loss"])
+        assert all(map(torch.equal, learner.parameters, other.parameters))
+
+
+@pytest.mark.parametrize("event", ["EpochBegin", *STEP, "EpochEnd"])
+@pytest.mark.parametrize("with_validation", [False, True])
+def test_a_cancelled_epoch_ends_and_the_next_one_comes(event, with_validation):
+    log = Log(event, rk.CancelEpoch, once=True)
+    learner = learner_with(log).fit(2, [X, X], [X] if with_validation else None)
+    sequence = ["EpochBegin", *STEP, *STEP, "EpochEnd"]
+    cut = sequence[: sequence.index(event) + 1]
+    first = cut if event == "EpochEnd" else [*cut, "EpochEnd"]
+    validation = ["EpochBegin", "StepBegin", "LossBegin", "StepEnd", "EpochEnd"] * with_validation
+    assert log.events == ["FitBegin", *first, *validation, *sequence, *validation, "FitEnd"]
+    assert learner.epoch_index == 2
+
+
+@pytest.mark.parametrize("event", ["FitBegin", "EpochBegin", *STEP, "EpochEnd", "FitEnd"])
+@pytest.mark.parametrize("with_validation", [False, True])
+def test_a_cancelled_fit_ends(event, with_validation):
+    log, after = Log(event, rk.CancelFit), Log()
+    learner = learner_with(log, after).fit(2, [X, X], [X] if with_validation else None)
+    validation = ["EpochBegin", "StepBegin", "LossBegin", "StepEnd", "EpochEnd"] * with_validation
+    sequence = ["FitBegin", "EpochBegin", *STEP, *STEP, "EpochEnd", *validation]
+    cut = sequence[: sequence.index(event) + 1] if event != "FitEnd" else [*sequence, *sequence[1:]]
+    tail = {"FitBegin": ["FitEnd"], "EpochEnd": ["FitEnd"], "FitEnd": ["FitEnd"]}
+    assert log.events == [*cut, *tail.get(event, ["EpochEnd", "FitEnd"])]
+    assert after.events[-1] == "FitEnd"
+    assert after.events.count("EpochEnd") == log.events.count("EpochEnd")
+    done = {"EpochEnd": 0 if with_validation else 1, "FitEnd": 2}
+    assert learner.epoch_index == done.get(event, 0)
+    log.error = None
+    assert learner.fit(1, [X]).epoch_index == done.get(event, 0) + 1
+
+
+def test_every_callback_hears_the_end_of_an_epoch_that_one_of_them_ends_the_fit_at():
+    first, second = Log("EpochEnd", rk.CancelFit), Log()
+    learner_with(first, second).fit(5, [X])
+    assert second.events == ["FitBegin", "EpochBegin", *STEP, "EpochEnd", "FitEnd"]
+
+
+def test_another_error_is_not_swallowed():
+    log = Log("LossBegin", ZeroDivisionError, once=True)
+    learner = learner_with(log)
+    with pytest.raises(ZeroDivisionError):
+        learner.fit(2, [X], [X])
+    with pytest.raises(ZeroDivisionError):
+        learner_with(Log("EpochEnd", ZeroDivisionError)).fit(1, [X])
+    assert learner.fit(2, [X], [X]).epoch_index == 2
+
+
+def test_a_method_that_names_no_event_is_refused():
+    class Typo:
+        def on_epoch_ends(self, learner):
+            raise NotImplementedError
+
+    names = ", ".join(sorted(method_of(event) for event in EVENTS))
+    with pytest.raises(ValueError, match="Typo") as info:
+        learner_with(Typo())
+    assert str(info.value) == f"Learner: got Typo.on_epoch_ends; wanted one of {names}. Likely fix: rename it."
+
+
+def test_callbacks_are_called_in_their_order():
+    calls = []
+
+    class Named:
+        def __init__(self, name, order=0):
+            self.name, self.order = name, order
+
+        def on_fit_begin(self, learner):
+            calls.append(self.name)
+
+        def on_epoch_begin(self, learner):
+            calls.append(self.name.upper())
+
+    learner_with(Named("late", 1), Named("a"), Named("b"), Named("early", -1)).fit(1, [X])
+    assert calls == ["late", "a", "b", "early", "EARLY", "A", "B", "LATE"]

@@ -1,0 +1,350 @@
+"""The Learner: epoch averages, the same training as a plain loop, devices, precision and modes."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import rnnkit as rk
+
+MSE = nn.MSELoss()
+SEQ = rk.seq2seq_loss(MSE)
+
+
+def net(seed: int = 1, dropout: float = 0.0) -> rk.RecurrentSequential:
+    torch.manual_seed(seed)
+    return rk.RecurrentSequential(nn.LSTM(3, 5), nn.Dropout(dropout), nn.Linear(5, 3)).double()
+
+
+def data(*shape: int, seed: int = 7) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def learner_of(model: nn.Module | None = None, loss=SEQ, rate: float = 0.1, **options) -> rk.Learner:
+    model = net() if model is None else model
+    return rk.Learner(model, loss, torch.optim.SGD(model.parameters(), rate), **options)
+
+
+def errors(outputs: Tensor, y: Tensor, lengths: Tensor) -> list[Tensor]:
+    """One tensor of squared errors a row, `(length,)`."""
+    return [(outputs[:n, i] - y[:n, i]).square().mean(1) for i, n in enumerate(lengths.tolist())]
+
+
+batches = st.lists(st.tuples(st.integers(3, 7), st.integers(1, 3), st.booleans()), min_size=1, max_size=4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(shapes=batches, average=st.sampled_from(["step", "sequence"]), n=st.integers(0, 2))
+def test_epoch_averages_weigh_every_batch_by_what_it_averaged(shapes, average, n):
+    loader, every, open_part, closed_part, rows, steps = [], [], [], [], [], {}
+    model = net()
+    for seed, (time, batch, ragged) in enumerate(shapes):
+        x, y = data(time, batch, 3, seed=seed), data(time, batch, 3, seed=seed + 50)
+        lengths = torch.full((batch,), time)
+        if ragged and batch > 1:
+            lengths[1] = 3
+        loader.append((x, y, lengths) if ragged else (x, y))
+        phase = rk.BPTTValidationPhase(nfeedback=n)
+        outputs = phase(model, SEQ, loader[-1]).outputs
+        for error in errors(outputs, y, lengths):
+            every.append(error)
+            rows.append(error.mean())
+            open_part.append(error[: len(error) - n])
+            closed_part.append(error[len(error) - n :])
+            for t, one in enumerate(error):
+                steps.setdefault(t, []).append(one)
+    loss = rk.seq2seq_loss(MSE, average)
+    learner = learner_of(model, loss)
+    averages = learner.epoch(rk.BPTTValidationPhase(nfeedback=n), loader)
+    by_step = torch.stack([torch.stack(steps[t]).mean() for t in range(len(steps))])
+    torch.testing.assert_close(averages["loss_by_step"], by_step)
+    if average == "sequence":
+        torch.testing.assert_close(averages["loss"], torch.stack(rows).mean())
+        return
+    torch.testing.assert_close(averages["loss"], torch.cat(every).mean())
+    torch.testing.assert_close(averages["open_loss"], torch.cat(open_part).mean())
+    assert ("closed_loss" in averages) == (n > 0)
+    if n:
+        torch.testing.assert_close(averages["closed_loss"], torch.cat(closed_part).mean())
+    training = learner_of(model, loss, rate=0.0).epoch(rk.BPTTTrainingPhase(window=2), loader)
+    outputs = [errors(model(b[0])[0].detach(), b[1], b[2] if len(b) > 2 else torch.full((b[0].shape[1],), len(b[0])))
+               for b in loader]  # fmt: skip
+    torch.testing.assert_close(training["loss"], torch.cat([e for batch in outputs for e in batch]).mean())
+
+
+def test_an_average_over_a_long_epoch_is_exact_in_half_precision():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+
+        def forward(self, inputs, state=None):
+            return inputs + self.weight, state
+
+    learner = learner_of(Half(), lambda outputs, targets: (outputs - targets).mean(), rate=0.0)
+    batch = torch.ones(5, 300, 1, dtype=torch.bfloat16), torch.zeros(5, 300, 1, dtype=torch.bfloat16)
+    assert learner.epoch(rk.BPTTTrainingPhase(), [batch] * 300)["loss"].item() == 1.0
+
+
+class Clip:
+    def on_backward_end(self, learner):
+        nn.utils.clip_grad_norm_(learner.parameters, 0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 3}, {"stateful": True}])
+def test_a_plain_loop_equals_the_learner_bitwise(options):
+    loader = list(rk.StreamLoader(data(61, 3), 3, 6))
+
+    def optimizer_of(model):
+        return torch.optim.Adam(model.parameters(), 0.01)
+
+    one, two, three = net(dropout=0.3), net(dropout=0.3), net(dropout=0.3)
+    torch.manual_seed(5)
+    phase, optimizer = rk.BPTTTrainingPhase(**options), optimizer_of(one)
+    losses = []
+    for _ in range(2):
+        phase.reset()
+        losses += [phase(one, SEQ, batch, optimizer).loss for batch in loader]
+    torch.manual_seed(5)
+    learner = rk.Learner(two, SEQ, optimizer_of(two))
+    learner.fit(2, loader, training=rk.BPTTTrainingPhase(**options))
+    torch.manual_seed(5)
+    learner = rk.Learner(three, SEQ, optimizer_of(three), [rk.History()])
+    phase, seen = rk.BPTTTrainingPhase(**options), []
+    for _ in range(2):
+        phase.reset()
+        seen += [learner.step(phase, batch).loss for batch in loader]
+    assert all(map(torch.equal, one.parameters(), two.parameters()))
+    assert all(map(torch.equal, one.parameters(), three.parameters()))
+    assert torch.equal(torch.stack(losses), torch.stack(seen))
+
+
+def test_the_learner_equals_a_loop_in_plain_pytorch_bitwise():
+    loader = [data(9, 3, 3, seed=seed) for seed in range(4)]
+    learner = learner_of(callbacks=[Clip()])
+    learner.fit(2, loader)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(2):
+        for x in loader:
+            hidden, _ = model[0](x[:-1])
+            loss = MSE(model[2](hidden), x[1:])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+    assert all(map(torch.equal, learner.parameters, model.parameters()))
+    assert torch.equal(learner.state.loss, loss.detach())
+
+
+def test_a_step_gives_its_state_and_keeps_it():
+    learner, x = learner_of(), data(6, 2, 3)
+    step = learner.step(rk.BPTTTrainingPhase(), x)
+    assert step is learner.state
+    assert torch.equal(step.inputs, x[:-1])
+    assert torch.equal(step.targets, x[1:])
+    assert step.lengths is None
+    assert (step.outputs.requires_grad, step.loss.requires_grad, step.loss.shape) == (False, False, ())
+    assert (step.weight, step.open_loss, step.closed_loss, step.loss_by_step) == (10, None, None, None)
+    assert learner.step_index == 1
+    validation = learner.step(rk.BPTTValidationPhase(nfeedback=2), x)
+    assert validation is learner.state
+    assert learner.step_index == 1
+    assert validation.loss_by_step.shape == (5,)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_model_and_batches_are_moved_to_the_device(device):
+    seen = []
+
+    class Spy(nn.GRU):
+        def forward(self, inputs, state=None):
+            seen.append(inputs.device.type)
+            return super().forward(inputs, state)
+
+    learner = learner_of(Spy(3, 3), device=device)
+    x = torch.randn(6, 2, 3)
+    for batch in (x, list(x), (x, x), (list(x), list(x)), (x, x, torch.tensor([6, 3])), rk.SequenceBatch(x)):
+        if device == "meta" and isinstance(batch, tuple) and len(batch) == 3:
+            continue  # picking valid steps needs numbers, which meta tensors do not have
+        step = learner.step(rk.BPTTTrainingPhase(), batch)
+        assert (step.inputs.device.type, step.targets.device.type, step.outputs.device.type) == (device,) * 3
+    assert set(seen) == {device}
+    assert {p.device.type for p in learner.parameters} == {device}
+
+
+def test_the_parts_of_an_encoder_decoder_are_moved():
+    model = rk.EncoderDecoder(nn.GRU(2, 4), nn.GRU(3, 4))
+    learner = learner_of(model, device="meta")
+    batch = (torch.randn(5, 2, 2), None, torch.randn(4, 2, 3)), torch.randn(4, 2, 4)
+    step = learner.step(rk.BPTTTrainingPhase(), batch)
+    assert (step.inputs.device.type, step.outputs.device.type, step.loss.device.type) == ("meta",) * 3
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_weights_in_float32():
+    torch.manual_seed(0)
+    x, seen = torch.randn(8, 4, 3), []
+
+    class Spy(nn.Linear):
+        def forward(self, inputs):
+            seen.append((torch.is_autocast_enabled("cpu"), super().forward(inputs).dtype))
+            return super().forward(inputs)
+
+    def build():
+        torch.manual_seed(3)
+        return rk.RecurrentSequential(nn.LSTM(3, 5), Spy(5, 3))
+
+    plain, mixed = learner_of(build()), learner_of(build(), autocast=torch.bfloat16)
+    for learner in (plain, mixed):
+        learner.fit(1, [x], [x])
+    assert seen == [(False, torch.float32)] * 2 + [(True, torch.bfloat16)] * 2
+    assert mixed.state.outputs.dtype == torch.bfloat16
+    assert {p.dtype for p in mixed.parameters} == {torch.float32}
+    assert mixed.state.loss.item() == pytest.approx(plain.state.loss.item(), rel=0.03)
+    assert mixed.state.loss.item() != plain.state.loss.item()
+
+
+def test_the_encoder_runs_under_autocast_too():
+    seen = []
+
+    class Spy(nn.GRU):
+        def forward(self, *args):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(*args)
+
+    learner = learner_of(rk.EncoderDecoder(Spy(2, 4), nn.GRU(3, 4)), autocast=torch.bfloat16)
+    batch = (torch.randn(5, 2, 2), None, torch.randn(4, 2, 3)), torch.randn(4, 2, 4)
+    learner.step(rk.BPTTTrainingPhase(), batch)
+    learner.step(rk.BPTTValidationPhase(), batch)
+    assert seen == [True, True]
+
+
+def test_float16_is_refused():
+    with pytest.raises(TypeError) as info:
+        learner_of(autocast=torch.float16)
+    assert str(info.value) == (
+        "Learner: got autocast = torch.float16; wanted torch.bfloat16 or None. Likely fix: float16 needs a scaler "
+        "around the optimizer; bfloat16 does not."
+    )
+
+
+class Modes:
+    def __init__(self):
+        self.seen = []
+
+    def on_epoch_begin(self, learner):
+        self.seen.append((learner.phase_name, learner.model.training))
+
+    on_step_begin = on_epoch_begin
+
+
+def test_train_and_evaluation_mode():
+    modes, learner = Modes(), None
+    learner = learner_of(net(dropout=0.5), callbacks=[modes])
+    learner.model.eval()
+    x = data(6, 2, 3)
+    learner.fit(1, [x], [x])
+    assert modes.seen == [("training", True)] * 2 + [("validation", False)] * 2
+    assert learner.model.training
+    learner.model.eval()
+    learner.epoch(rk.BPTTValidationPhase(), [x])
+    assert not any(module.training for module in learner.model.modules())
+
+
+def test_a_module_that_a_callback_freezes_stays_frozen():
+    class Freeze:
+        def on_epoch_begin(self, learner):
+            learner.model[1].eval()
+
+    model, x = net(dropout=0.5), data(6, 2, 3)
+    learner = learner_of(model, callbacks=[Freeze()])
+    learner.fit(2, [x], [x])
+    other = learner_of(net(dropout=0.0))
+    other.fit(2, [x], [x])
+    assert all(map(torch.equal, learner.parameters, other.parameters))
+
+
+def test_any_function_is_a_loss():
+    x, y, lengths, seen = data(6, 3, 3), data(6, 3, 3, seed=8), torch.tensor([6, 2, 4]), []
+
+    def loss(outputs, targets, lengths=None):
+        seen.append((tuple(outputs.shape), None if lengths is None else lengths.tolist()))
+        return rk.seq2seq_loss(MSE)(outputs, targets, lengths)
+
+    for batch in [(x, y), (x, y, lengths)]:
+        for phase in (rk.BPTTTrainingPhase(), rk.BPTTTrainingPhase(window=3), rk.BPTTValidationPhase(nfeedback=1)):
+            one, two = learner_of(loss=loss), learner_of()
+            left, right = (learner.epoch(phase, [batch, batch]) for learner in (one, two))
+            assert left.keys() == right.keys()
+            for name in left:
+                torch.testing.assert_close(left[name], right[name])
+            assert all(map(torch.allclose, one.parameters, two.parameters))
+    assert ((6, 3, 3), [6, 2, 4]) in seen
+    assert ((3, 2, 3), [3, 1]) in seen  # the second window, without the row that has ended
+    plain = learner_of(loss=MSE)
+    assert torch.equal(plain.step(rk.BPTTTrainingPhase(), (x, y)).loss, MSE(net()(x)[0], y).detach())
+
+
+def test_epochs_and_steps_are_counted():
+    counts = []
+
+    class Count:
+        def on_step_end(self, learner):
+            counts.append((learner.epoch_index, learner.step_index, learner.phase_name))
+
+    x = data(6, 2, 3)
+    learner = learner_of(callbacks=[Count()])
+    assert learner.fit(2, [x, x], [x]) is learner
+    one = [(0, 1, "training"), (0, 2, "training"), (0, 2, "validation")]
+    assert counts == one + [(1, *rest) for _, *rest in one]
+    assert learner.epoch_index == 2
+    assert learner.fit(1, [x]).epoch_index == 3
+    learner.epoch(rk.BPTTValidationPhase(), [x])
+    assert learner.epoch_index == 3
+
+
+def test_each_epoch_starts_a_stateful_phase_afresh():
+    learner = learner_of(rate=0.0)
+    loader, phase = rk.StreamLoader(data(41, 3), 2, 5), rk.BPTTTrainingPhase(stateful=True)
+    validation = rk.BPTTValidationPhase(stateful=True)
+    history = rk.History()
+    learner = learner_of(rate=0.0, callbacks=[history])
+    learner.fit(3, loader, loader, training=phase, validation=validation)
+    losses = [row["loss"] for row in history.rows]
+    assert losses == pytest.approx([losses[0]] * 6)
+
+
+def test_the_carried_state_of_training_outlives_a_step_of_validation():
+    batches = list(rk.StreamLoader(data(41, 3), 2, 5))
+    one, two = learner_of(), learner_of()
+    training, other = rk.BPTTTrainingPhase(stateful=True), rk.BPTTTrainingPhase(stateful=True)
+    validation = rk.BPTTValidationPhase(stateful=True)
+    for batch in batches:
+        one.step(training, batch)
+        one.step(validation, batch)
+        two.step(other, batch)
+    assert all(map(torch.equal, one.parameters, two.parameters))
+
+
+def test_no_batches_is_an_error():
+    x = data(6, 2, 3)
+    learner = learner_of()
+    with pytest.raises(ValueError, match="no batches") as info:
+        learner.fit(2, (batch for batch in [x, x]))
+    assert str(info.value) == (
+        "Learner: got no batches in epoch 2; wanted at least one for training. Likely fix: a generator is spent after "
+        "one epoch; pass a list or a DataLoader."
+    )
+    with pytest.raises(ValueError, match="at least one for validation"):
+        learner.fit(1, [x], [])
+
+
+def test_a_model_that_breaks_the_layout_is_refused():
+    for model, error, text in [
+        (nn.GRU(3, 3, batch_first=True), ValueError, r"Learner: got GRU\(batch_first=True\)"),
+        (nn.GRUCell(3, 3), TypeError, "Learner: got a cell, GRUCell"),
+        (nn.Linear(3, 3), TypeError, "Learner: got Linear, which takes no state"),
+    ]:
+        with pytest.raises(error, match=text):
+            learner_of(model)
