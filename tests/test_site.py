@@ -36,7 +36,7 @@ SAID = {"canonical", "prev", "next", "alternate", "edit"}  # <link> elements tha
 class Page(HTMLParser):
     """What a page names, links to and loads."""
 
-    text: str
+    text: str = field(repr=False)
     ids: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
