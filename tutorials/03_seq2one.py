@@ -14,8 +14,6 @@
 # one after the last row. This is all of it; the rest of the page explains each line, and doubts the result.
 
 # %%
-from functools import partial
-
 import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
@@ -24,7 +22,8 @@ from sklearn.svm import SVC
 from torch import nn
 from torch.utils.data import DataLoader
 
-from rnnkit import ClipGradients, Learner, RecurrentSequential, batchseq, pad_collate, seq2one_loss, seq2seq_loss
+from rnnkit import ClipGradients, Learner, RecurrentSequential
+from rnnkit import batchseq, pad_collate, seq2one_loss, seq2seq_loss
 
 SEEDS = (0, 1, 2)  # every claim about training is made over all three
 torch.set_num_threads(1)  # the arrays are small: more threads only wait for each other
@@ -32,20 +31,23 @@ plt.style.use("rnnkit.style")
 
 # %%
 pixels, labels = (torch.tensor(array) for array in load_digits(return_X_y=True))
-rows = pixels.float().view(-1, 8, 8).transpose(0, 1) / 16  # (T, B, F): 8 rows, 1,797 images, 8 pixels
+rows = pixels.float().view(-1, 8, 8).transpose(0, 1) / 16  # (T, B, F): (8, 1797, 8)
 
 torch.manual_seed(SEEDS[0])
 model = RecurrentSequential(nn.LSTM(8, 64), nn.Linear(64, 10))
-loss, optimizer = seq2one_loss(nn.CrossEntropyLoss()), torch.optim.Adam(model.parameters(), lr=0.01)
-for _ in range(20):
-    for batch in torch.randperm(1257).split(64):  # the last 540 images stay unseen
+loss = seq2one_loss(nn.CrossEntropyLoss())
+optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+for _ in range(30):
+    for batch in torch.randperm(1257).split(128):  # the last 540 images stay unseen
         optimizer.zero_grad()
         loss.on(model, rows[:, batch], labels[batch]).backward()
         optimizer.step()
 
+# %%
 with torch.no_grad():
-    belief = model(rows[:, -1:])[0].squeeze(1).softmax(dim=1)  # (T, 10): the last image of the file
-print(f"an image of {labels[-1]}; best guess after each row:", *belief.argmax(dim=1).tolist())
+    outputs, _ = model(rows[:, -1:])  # (T, 1, 10): the last image of the file
+belief = outputs.squeeze(1).softmax(dim=1)  # (T, 10)
+print(f"an {labels[-1]}; best guess after each row:", *belief.argmax(dim=1).tolist())
 
 # %% alt="Left, a handwritten digit of 8 by 8 pixels. Right, a table of the same height: after each row, the probability of each of the ten classes. It is spread over several classes after the first rows, changes its favorite on the way, and lies on one class after the last row, which is framed." tags=["hide-input"]
 fig, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(6.4, 3.8))
@@ -99,16 +101,16 @@ T, B, F, H = 5, 2, 2, 16
 inputs, lengths = batchseq([torch.rand(5, F), torch.rand(3, F)])
 outputs, _ = RecurrentSequential(nn.LSTM(F, H), nn.Linear(H, 1))(inputs)
 table = [
-    ("inputs", inputs, (T, B, F), "(T, B, F): zeros after the end of row 1"),
-    ("lengths", lengths, (B,), f"(B,): {lengths.tolist()}, int64, on the CPU"),
-    ("outputs", outputs, (T, B, 1), "(T, B, O): one a step, padding included"),
-    ("answers", outputs[lengths - 1, torch.arange(B)], (B, 1), "(B, O): each row at its last valid step"),
-    ("targets", torch.rand(B, 1), (B, 1), "(B, O): one a sequence"),
+    ("inputs", inputs, (T, B, F), "(T, B, F), padded"),
+    ("lengths", lengths, (B,), "(B,), int64, on the CPU"),
+    ("outputs", outputs, (T, B, 1), "(T, B, O), one a step"),
+    ("answers", outputs[lengths - 1, torch.arange(B)], (B, 1), "(B, O), last valid step"),
+    ("targets", torch.rand(B, 1), (B, 1), "(B, O), one a sequence"),
 ]
 for name, tensor, shape, meaning in table:
     assert tensor.shape == shape, name
     print(f"{name:8} {tuple(tensor.shape)!s:10} {meaning}")
-assert not inputs[3:, 1].any(), "row 1 is padded from step 3 on, counted from 0"
+assert lengths.tolist() == [5, 3] and not inputs[3:, 1].any(), "zeros after the end of row 1"
 
 # %% [markdown]
 # **Time is dim 0, the batch is dim 1**, which is [the rule](../docs/shapes.md) on every page here.
@@ -133,7 +135,7 @@ plt.show()
 
 # %% [markdown]
 # Of the images 1,257 are for training and 540 for testing, in two ways. *Shuffled* draws them at random, anew for each
-# seed. *File order* tests on the last 540 of the file. The sceptic's baseline sees all 64 pixels at once and knows no
+# seed. *File order* tests on the last 540 of the file. The skeptic's baseline sees all 64 pixels at once and knows no
 # order: logistic regression.
 
 
@@ -148,9 +150,11 @@ def accuracies(classifier, name):
     return [classifier.fit(pixels[a] / 16, labels[a]).score(pixels[b] / 16, labels[b]) for a, b in parts]
 
 
-logistic = {name: accuracies(LogisticRegression(max_iter=1000), name) for name in ("shuffled", "file order")}
+linear, splits = LogisticRegression(max_iter=1000), ("shuffled", "file order")
+logistic = {name: accuracies(linear, name) for name in splits}
+print("accuracy of logistic regression")
 for name, scores in logistic.items():
-    print(f"logistic regression, {name:10}: accuracy", " ".join(f"{score:.3f}" for score in scores))
+    print(f"  {name:10}", " ".join(f"{score:.3f}" for score in scores))
 
 # %% [markdown]
 # The same model does worse on the end of the file. Keep that in mind until the [doubts](#the-digits).
@@ -165,7 +169,7 @@ for name, scores in logistic.items():
 
 # %%
 def adding_problem(count, seed, shortest=10, longest=40):
-    """`count` pairs: a sequence (T_i, 2) of numbers and marks, and the sum of its two marked numbers, (1,)."""
+    """Pairs of a sequence (T_i, 2), numbers and marks, and the sum of its marked numbers, (1,)."""
     generator, pairs = torch.Generator().manual_seed(seed), []
     for _ in range(count):
         length = int(torch.randint(shortest, longest + 1, (), generator=generator))
@@ -202,7 +206,7 @@ errors = (sums - 1).square()
 ours, standard_error = errors.mean().item(), errors.std().item() / len(errors) ** 0.5
 print(f"always saying 1: MSE {ours:.5f}, give or take {standard_error:.5f}")
 for name, figure in (("computed, 1/6", 1 / 6), ("published, 0.1767", 0.1767)):
-    print(f"{name:18} is {abs(figure - ours) / standard_error:5.1f} standard errors away")
+    print(f"{name:17} is {abs(figure - ours) / standard_error:5.1f} standard errors off")
 assert abs(ours - 1 / 6) < 5 * standard_error, "always saying 1 has an MSE of 1/6"
 assert abs(ours - 0.1767) > 20 * standard_error, "and not one of 0.1767"
 
@@ -248,7 +252,7 @@ def last_valid(outputs, lengths):
 
 
 def train_plain(model, loader):
-    optimizer, losses = torch.optim.Adam(model.parameters(), lr=0.01), []
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=0.02), []
     for inputs, targets, lengths in loader:
         optimizer.zero_grad()
         loss = nn.functional.mse_loss(last_valid(model(inputs), lengths), targets)
@@ -282,12 +286,14 @@ class Losses(list):
 
 
 def fit(model, loss, loader, epochs):
-    losses, optimizer = Losses(), torch.optim.Adam(model.parameters(), lr=0.01)
+    losses, optimizer = Losses(), torch.optim.Adam(model.parameters(), lr=0.02)
     Learner(model, loss, optimizer, [ClipGradients(1.0), losses]).fit(epochs, loader)
     return losses
 
 
 # %%
+from functools import partial
+
 loss = seq2one_loss(nn.MSELoss())
 collate_one = partial(pad_collate, per="sequence")
 
@@ -295,9 +301,11 @@ collate_one = partial(pad_collate, per="sequence")
 def train_adding(seed, epochs):
     torch.manual_seed(seed)
     model = RecurrentSequential(nn.LSTM(2, 32), nn.Linear(32, 1))
-    return model, fit(model, loss, DataLoader(train_pairs, 64, shuffle=True, collate_fn=collate_one), epochs)
+    loader = DataLoader(train_pairs, 64, shuffle=True, collate_fn=collate_one)
+    return model, fit(model, loss, loader, epochs)
 
 
+# %%
 model, losses = train_adding(SEEDS[0], epochs=1)
 difference = (torch.tensor(losses) - torch.tensor(plain_losses)).abs().max().item()
 print(f"largest difference to plain PyTorch in {len(losses)} steps: {difference:.1g}")
@@ -311,22 +319,21 @@ torch.testing.assert_close(list(model.parameters()), list(plain.parameters()))
 # %%
 batch, weights = test_pairs[:16], list(model.parameters())
 padded = loss.on(model, *collate_one(batch))
-one_by_one = torch.stack(
-    [loss.on(model, sequence.unsqueeze(1), target.unsqueeze(0)) for sequence, target in batch]
-).mean()
-print(f"as a batch {padded.item():.6f}, one by one {one_by_one.item():.6f}")
-torch.testing.assert_close(padded, one_by_one)
-torch.testing.assert_close(torch.autograd.grad(padded, weights), torch.autograd.grad(one_by_one, weights))
+alone = torch.stack([loss.on(model, x.unsqueeze(1), y.unsqueeze(0)) for x, y in batch]).mean()
+print(f"as a batch {padded.item():.6f}, one by one {alone.item():.6f}")
+torch.testing.assert_close(padded, alone)
+of_batch, of_each = torch.autograd.grad(padded, weights), torch.autograd.grad(alone, weights)
+torch.testing.assert_close(of_batch, of_each)
 
 # %% [markdown]
 # ## Train, look, doubt
 #
 # ### Adding
 #
-# Seven epochs, three seeds. Beside the mean squared error stands the share of answers that are off by less than 0.08.
+# Six epochs, three seeds. Beside the mean squared error stands the share of answers that are off by less than 0.08.
 
 # %%
-runs = [train_adding(seed, epochs=7) for seed in SEEDS]
+runs = [train_adding(seed, epochs=6) for seed in SEEDS]
 
 
 @torch.no_grad()
@@ -336,62 +343,68 @@ def answer(model, pairs):
 
 
 def report(name, outputs, targets):
-    mse = nn.functional.mse_loss(outputs, targets).item()
-    print(f"{name:16} MSE {mse:.4f}   off by less than 0.08: {((outputs - targets).abs() < 0.08).float().mean():6.1%}")
+    mse, near = nn.functional.mse_loss(outputs, targets).item(), (outputs - targets).abs() < 0.08
+    print(f"{name:16} {mse:.4f}  {near.float().mean():10.1%}")
     return mse
 
 
 # %%
 targets = answer(model, test_pairs)[1]
+print("                    MSE  error<0.08")
 constant = report("always saying 1", torch.ones_like(targets), targets)
-errors = [report(f"LSTM, seed {seed}", *answer(run[0], test_pairs)) for seed, run in zip(SEEDS, runs, strict=True)]
-# Worst of ten seeds tried: 0.010 of the constant's error. The bound leaves room for another torch.
-assert max(errors) < 0.1 * constant, "the LSTM adds: its error is less than a tenth of the constant's"
+errors = [report(f"LSTM, seed {seed}", *answer(runs[i][0], test_pairs)) for i, seed in enumerate(SEEDS)]
+# Worst of 13 seeds tried: 0.016 of the constant's error.
+assert max(errors) < 0.1 * constant, "the LSTM adds: less than a tenth of the constant's error"
 
-# %% alt="Training loss over 700 steps for three seeds. All three curves stay at a dashed line, one sixth, for the first hundreds of steps, then fall steeply to nearly zero, each at a time of its own." tags=["hide-input"]
+# %%
+smooth = [torch.tensor(losses).unfold(0, 25, 1).mean(dim=1) for _, losses in runs]  # over 25 steps
+halved = [25 + int((curve < 1 / 12).nonzero()[0]) for curve in smooth]
+print("steps until the loss is half of 1/6:", halved)
+
+# %% alt="Training loss over 600 steps for three seeds. All three curves stay at a dashed line, one sixth, at first, then fall steeply to nearly zero, each at a time of its own." tags=["hide-input"]
 fig, ax = plt.subplots()
-for _, losses in runs:
-    smooth = torch.tensor(losses).unfold(0, 25, 1).mean(dim=1)
-    ax.plot(range(25, len(losses) + 1), smooth)
+for curve in smooth:
+    ax.plot(range(25, 25 + len(curve)), curve)
 ax.axhline(1 / 6, color="C4", linestyle="--", linewidth=1.2)
-ax.text(700, 1 / 6 + 0.004, "always saying 1: 1/6", ha="right", color="C4")
-ax.text(700, 0.012, "three seeds", ha="right")
+ax.text(600, 1 / 6 + 0.004, "always saying 1: 1/6", ha="right", color="C4")
+ax.text(600, 0.03, "three seeds", ha="right")
 ax.set(xlabel="training step (64 sequences each)", ylabel="MSE, mean of 25 steps", ylim=(0, 0.2))
 ax.set_title("The loss waits at 1/6, then the network adds")
 plt.show()
 
 # %% [markdown]
-# For hundreds of steps the network is no better than a constant. Then it finds the marks, and the loss falls at once. A
-# loss that stands still at the variance of the targets says that nothing has been read *yet*. It does not say whether the
+# At first the network is no better than a constant, for some seeds much longer than for others. Then it finds the marks,
+# and the loss falls at once. A loss that stands still at the variance of the targets says that nothing has been read *yet*. It does not say whether the
 # task is hard, the training short, or the loss wrong; [below](#a-missing-dimension) is a wrong one that stays there.
 #
 # > [!NOTE]
 # > The 0.08 comes from Hochreiter and Schmidhuber. They scale the sum to a range of 1 and call an error below 0.04 right;
 # > our sums have a range of 2. Their LSTM stopped, with its last 2,000 sequences all right, after 74,000 sequences of 100
-# > to 110 steps. Ours has seen 44,800 (6,400 different ones) of 10 to 40 steps. It is no race: the lengths and the optimizers differ.
+# > to 110 steps. Ours has seen 38,400 (6,400 different ones) of 10 to 40 steps. It is no race: the lengths and the optimizers differ.
 #
 # **Where it fails.** It was trained on 10 to 40 steps. Give it others.
 
 # %%
-reach = (10, 25, 40, 80, 120, 160, 200)
+reach = (10, 40, 80, 120, 200)
 by_length = torch.zeros(len(reach), len(SEEDS))
 for i, length in enumerate(reach):
     pairs = adding_problem(500, seed=length, shortest=length, longest=length)
     for j, (model, _) in enumerate(runs):
         by_length[i, j] = nn.functional.mse_loss(*answer(model, pairs))
-print("steps         ", "  ".join(f"{length:6}" for length in reach))
-print("MSE, best seed ", "  ".join(f"{error:.4f}" for error in by_length.amin(dim=1)))
-print("MSE, worst seed", "  ".join(f"{error:.4f}" for error in by_length.amax(dim=1)))
-assert by_length[-1].min() > 5 * by_length[2].max(), "at 200 steps every seed is far worse than any at 40"
+print("steps", *(f"{length:6}" for length in reach))
+print("best ", *(f"{error:.4f}" for error in by_length.amin(dim=1).tolist()))
+print("worst", *(f"{error:.4f}" for error in by_length.amax(dim=1).tolist()))
+# Least of 13 seeds tried: 3.5 times the error at 40 steps.
+assert (by_length[-1] > 2 * by_length[1]).all(), "at 200 steps every seed is far worse than at 40"
 
-# %% alt="Test error against the length of the sequences for three seeds. From 10 to 40 steps, the trained lengths, shaded, it is near zero. Beyond, it climbs for all three seeds, toward or past the dashed line of the constant, one sixth." tags=["hide-input"]
+# %% alt="Test error against the length of the sequences for three seeds. From 10 to 40 steps, the trained lengths, shaded, it is about a thousandth. Beyond, it climbs for all three seeds, many times over. The axis is logarithmic; a dashed line marks the constant, one sixth." tags=["hide-input"]
 fig, ax = plt.subplots()
 ax.plot(reach, by_length, marker="o")
 ax.axvspan(10, 40, color="#E4E4E4", zorder=0)
-ax.text(44, 0.08, "trained on\n10 to 40 steps")
+ax.text(44, 0.0006, "trained on 10 to 40 steps")
 ax.axhline(1 / 6, color="C4", linestyle="--", linewidth=1.2)
-ax.text(10, 1 / 6 + 0.006, "always saying 1: 1/6", color="C4")
-ax.set(xlabel="steps of the test sequences", ylabel="MSE", ylim=(0, None))
+ax.text(10, 0.19, "always saying 1: 1/6", color="C4")
+ax.set(xlabel="steps of the test sequences", ylabel="MSE", yscale="log", ylim=(3e-4, 0.5))
 ax.set_title("Beyond the lengths of training the sum drifts")
 plt.show()
 
@@ -413,12 +426,8 @@ def train_digits(name, seed, loss=classify, collate=pad_collate):
     train, test = split(name, seed)
     torch.manual_seed(seed)
     model = RecurrentSequential(nn.LSTM(8, 64), nn.Linear(64, 10))
-    fit(
-        model,
-        loss,
-        DataLoader([(rows[:, i], labels[i]) for i in train], 64, shuffle=True, collate_fn=collate),
-        epochs=20,
-    )
+    pairs = [(rows[:, i], labels[i]) for i in train]
+    fit(model, loss, DataLoader(pairs, 128, shuffle=True, collate_fn=collate), epochs=15)
     with torch.no_grad():
         right = model(rows[:, test])[0].argmax(dim=2) == labels[test]  # (T, 540)
     return right.float().mean(dim=1)  # (T,): accuracy after each row; [-1] is the answer
@@ -431,12 +440,12 @@ for name, lstm in ((name, scores[:, -1]) for name, scores in after_rows.items())
     linear, svm = torch.tensor(logistic[name]), torch.tensor(accuracies(SVC(), name))
     print(name)
     for title, scores in (("logistic regression", linear), ("LSTM", lstm), ("SVM", svm)):
-        print(f"  {title:20} {scores.mean():.3f} ({scores.min():.3f} to {scores.max():.3f})")
+        print(f"  {title:19} {scores.mean():.3f} ({scores.min():.3f} to {scores.max():.3f})")
     chance = (lstm.mean() * (1 - lstm.mean()) / 540).sqrt()
-    print(f"  LSTM minus logistic regression: {100 * (lstm - linear).mean():+.1f} points")
-    print(f"  one standard error of a test of 540 images: {100 * chance:.1f} points")
+    print(f"  LSTM minus logistic: {100 * (lstm - linear).mean():+.1f} points")
+    print(f"  one standard error, 540 images: {100 * chance:.1f}")
     assert abs((lstm - linear).mean()) < 0.04, "the LSTM neither wins nor loses by much"
-    assert svm.mean() > linear.mean() + 0.01, "a method that is blind to order does better than logistic regression"
+    assert svm.mean() > linear.mean() + 0.01, "a method blind to order does better"
 
 # %% [markdown]
 # So: **on these digits the LSTM and logistic regression are level**, within a few standard errors on both splits, and the
@@ -453,34 +462,25 @@ for name, lstm in ((name, scores[:, -1]) for name, scores in after_rows.items())
 # ### Reading the padding
 #
 # `outputs[-1]` is the last step of the *batch*. For every shorter row it lies in the padding. rnnkit cannot save you if
-# you forget `lengths`: nothing in a padded tensor says where a row ends.
+# you forget `lengths`: nothing in a padded tensor says where a row ends. Below, the same 2,000 sequences and the same
+# networks, read in three ways. For the third, `outputs[-1]` again, one row of 200 steps has joined the batch.
 
 # %%
-model = runs[0][0]
 inputs, targets, lengths = collate_one(test_pairs)
-with torch.no_grad():
-    outputs, _ = model(inputs)
-right, forgotten = loss(outputs, targets, lengths), loss(outputs, targets)
-silent = nn.functional.mse_loss(outputs[-1], targets)
-print(f"last valid step                 MSE {right:.4f}")
-print(f"outputs[-1]                     MSE {silent:.4f}")
-print(f"seq2one_loss, lengths forgotten MSE {forgotten:.4f}")
-assert silent == forgotten and silent > 3 * right, "reading the padding costs most of the accuracy, and no error"
+joined = collate_one(test_pairs + adding_problem(1, seed=300, shortest=200, longest=200)).inputs
+print("MSE     last valid  outputs[-1]  beside long row")
+for seed, (model, _) in zip(SEEDS, runs, strict=True):
+    with torch.no_grad():
+        outputs, beside = model(inputs)[0], model(joined)[0][:, :-1]
+    right, at_end, far = loss(outputs, targets, lengths), loss(outputs, targets), loss(beside, targets)
+    print(f"seed {seed}  {right:10.4f}  {at_end:11.4f}  {far:15.4f}")
+    assert at_end == nn.functional.mse_loss(outputs[-1], targets), "without lengths the loss reads outputs[-1]"
+    # Least of 13 seeds tried: 26 times.
+    assert far > 5 * right, "one long row in the batch spoils the answers for all the others"
 
 # %% [markdown]
-# The wrong number looks like a result. What gives it away: the answer for a sequence depends on its neighbors in the
-# batch. Here is the shortest test sequence, alone, then beside the longest.
-
-# %%
-short, long = test_pairs[lengths.argmin()], test_pairs[lengths.argmax()]
-with torch.no_grad():
-    alone = model(short[0].unsqueeze(1))[0][-1, 0].item()
-    inputs, _, lengths = collate_one([short, long])
-    beside = model(inputs)[0]
-in_batch, at_end = last_valid(beside, lengths)[0].item(), beside[-1, 0].item()
-print(f"alone {alone:.4f}; in a batch, last valid step {in_batch:.4f}; in a batch, outputs[-1] {at_end:.4f}")
-assert abs(in_batch - alone) < 1e-5, "at its last valid step a row does not know its neighbors"
-assert abs(at_end - alone) > 1e-3, "at the end of the padding it does"
+# No error, and numbers that look like results. With a little padding some networks hold their answer and you get away
+# with it. What gives the mistake away: the answer for a sequence depends on its neighbors in the batch.
 
 # %% [markdown]
 # > [!WARNING]
@@ -501,11 +501,11 @@ for name, last in (("outputs[-1]", outputs[-1]), ("outputs[:, -1]", outputs[:, -
     value = nn.functional.cross_entropy(last, labels[:8])
     gradient = torch.autograd.grad(value, images, retain_graph=True)[0]
     reached = gradient.abs().sum(dim=(0, 2)).nonzero().flatten().tolist()
-    print(f"{name:14} loss {value:.3f}, gradient reaches the images {reached}")
-assert reached == [7], "seven of eight images teach nothing"
+    print(f"{name:13} loss {value:.3f}, images reached: {len(reached)}")
+assert reached == [7], "only the last image teaches anything"
 
 # %% [markdown]
-# Both losses are near $\ln 10$, as they should be before training. Only the gradient tells. The cure is to index no time
+# Both losses are near $\ln 10$, as before any training. The gradient tells: it reaches eight images, or only the last. The cure is to index no time
 # axis by hand: the loss knows where time is, and refuses a model that has it elsewhere.
 
 # %% tags=["raises-exception"]
@@ -517,16 +517,17 @@ classify.on(nn.LSTM(8, 10, batch_first=True), images, labels[:8])
 # Outputs `(B, 1)` minus targets `(B,)` is a table of `(B, B)`: every answer against every target.
 
 # %%
+model = runs[0][0]
 outputs, targets = answer(model, test_pairs)
 flat = targets.squeeze(1)
-print("outputs", tuple(outputs.shape), "minus targets", tuple(flat.shape), "is", tuple((outputs - flat).shape))
+print(tuple(outputs.shape), "minus", tuple(flat.shape), "is", tuple((outputs - flat).shape))
 for name, guess in (("LSTM, seed 0", outputs), ("always saying 1", torch.ones_like(outputs))):
     print(f"{name:16} MSE {(guess - targets).square().mean():.4f}, broadcast {(guess - flat).square().mean():.4f}")
 assert (outputs - flat).square().mean() > 1.5 * (1 - flat).square().mean(), "the wrong loss prefers the constant"
 
 # %% [markdown]
-# The wrong loss ranks the constant above the network that adds. It is the variance of the targets plus the distance of the
-# answers from the mean target, so its lowest value is the plateau, and training stays there:
+# The wrong loss ranks the constant above the network that adds. It is the variance of the targets plus the mean squared
+# distance of the answers from the mean target, so its lowest value is the plateau, and training stays there:
 #
 # $$
 # \frac{1}{B^2} \sum_{i,j} (\hat y_i - y_j)^2 = \frac{1}{B} \sum_i (\hat y_i - \bar y)^2 + \mathrm{Var}(y)
@@ -575,11 +576,11 @@ def every_row(pairs):
 
 every = seq2seq_loss(nn.CrossEntropyLoss())
 asked = torch.stack([train_digits("shuffled", seed, every, every_row) for seed in SEEDS])
-print("rows read        ", *(f"{row:5}" for row in range(1, 9)))
-for name, scores in (("loss on the last", after_rows["shuffled"]), ("loss on every row", asked)):
-    print(f"{name:17}", *(f"{score:.3f}" for score in scores.mean(dim=0)))
-assert (asked[:, 3] > 0.5).all() and (after_rows["shuffled"][:, 3] < 0.3).all(), "after four rows it now knows a lot"
-assert (asked[:, -1] < after_rows["shuffled"][:, -1]).all(), "and after eight a little less: early answers have a price"
+print("right after row, % ", *(f"{row:2}" for row in range(1, 9)))
+for name, scores in (("last row has a loss", after_rows["shuffled"]), ("every row has one", asked)):
+    print(f"{name:19}", *(f"{100 * score:2.0f}" for score in scores.mean(dim=0)))
+assert (asked[:, 3] > 0.5).all() and (after_rows["shuffled"][:, 3] < 0.3).all(), "after four rows it knows a lot"
+assert (asked[:, -1] < after_rows["shuffled"][:, -1]).all(), "and after eight a little less"
 
 # %% [markdown]
 # ## Where next
