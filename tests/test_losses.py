@@ -376,6 +376,38 @@ def test_seq2one_refuses_targets_of_another_batch():
         seq2one_loss(nn.MSELoss())(torch.zeros(5, 3, 1), torch.zeros(2, 1))
 
 
+@pytest.mark.parametrize("make", [seq2seq_loss, seq2one_loss])
+def test_what_is_no_loss_function_is_refused(make):
+    with pytest.raises(TypeError, match=rf"(?s){make.__name__}.*a str.*loss function"):
+        make("mse")
+
+
+def test_the_last_step_only_is_another_loss():
+    with pytest.raises(ValueError, match=r"(?s)seq2seq_loss.*last.*seq2one_loss"):
+        seq2seq_loss(nn.MSELoss(), average="last")
+
+
+def test_lengths_in_a_list_are_refused():
+    with pytest.raises(TypeError, match=r"(?s)seq2seq_loss.*lengths = a list of 3.*int64"):
+        seq2seq_loss(nn.MSELoss())(torch.zeros(5, 3, 1), torch.zeros(5, 3, 1), [5, 2, 1])
+
+
+def test_seq2one_refuses_a_list_of_targets():
+    with pytest.raises(TypeError, match=r"(?s)seq2one_loss.*a list of 5.*\(3, \*Y\).*seq2seq_loss"):
+        seq2one_loss(nn.MSELoss())(torch.zeros(5, 3, 1), [torch.zeros(3, 1)] * 5)
+
+
+@pytest.mark.parametrize("wrong", [lambda x, y: (x - y).sum(0), lambda x, y: 0.0], ids=["summed over steps", "a float"])
+def test_a_loss_function_that_gives_neither_a_number_nor_one_loss_a_step_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"(?s)seq2seq_loss.*from the loss.*reduction"):
+        seq2seq_loss(wrong)(torch.zeros(5, 3, 2), torch.zeros(5, 3, 2))
+
+
+def test_a_model_that_loses_steps_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)seq2seq_loss.*\(1, 3, 2\).*\(5, 3, 2\).*the same T and B"):
+        seq2seq_loss(nn.MSELoss()).on(lambda x, state: (x[-1:], state), torch.zeros(5, 3, 2), torch.zeros(5, 3, 2))
+
+
 def test_an_unknown_average_is_refused():
     with pytest.raises(ValueError, match=r"(?s)seq2seq_loss.*average.*batch.*step.*sequence"):
         seq2seq_loss(nn.MSELoss(), average="batch")

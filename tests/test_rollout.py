@@ -264,6 +264,12 @@ def test_a_schedule_is_asked_with_the_training_step():
     assert asked == [99, 100]
 
 
+def test_a_policy_says_what_it_is():
+    policies = [Feedback.never(), Feedback.last(3), Feedback.every(2), Feedback.probability(0.25, per="row")]
+    for policy, name in zip(policies, ["never()", "last(3)", "every(2", "probability(0.25, per='row')"], strict=True):
+        assert f"Feedback.{name}" in repr(policy)
+
+
 def test_a_policy_can_be_pickled():
     for policy in (Feedback.last(2), Feedback.every(3), Feedback.probability(1.0)):
         assert torch.equal(pickle.loads(pickle.dumps(policy)).mask(6, 2), policy.mask(6, 2))
@@ -535,6 +541,13 @@ def test_the_shapes_of_a_sample():
     assert sample.outputs.shape == (20, 3, V)
     assert sample.log_probs.shape == (20, 3)
     assert sample.next.shape == (1, 3)
+
+
+def test_a_sample_can_be_taken_apart():
+    sample = sample_model(language_model(), 20, torch.randint(V, (4, 3)), sample_best)
+    tokens, outputs, log_probs, following, state = sample
+    assert tokens is sample.tokens and outputs is sample.outputs
+    assert log_probs is sample.log_probs and following is sample.next and state is sample.state
 
 
 def test_the_primer_comes_first_and_counts():
@@ -907,6 +920,24 @@ def test_a_beam_that_has_stopped_keeps_its_score():
     assert sample.tokens[1:, 0].eq(0).all()
 
 
+def test_a_beam_search_ends_when_every_candidate_has_stopped():
+    class Stopping(nn.Module):
+        def forward(self, inputs, state=None):
+            outputs = torch.tensor([0.0, -torch.inf]).expand(*inputs.shape, 2)
+            return outputs, torch.ones(1, inputs.shape[1], 1)
+
+    sample = beam_search(Counting(Stopping()), 1000, torch.tensor([[1, 1]]), width=1, stop=0)
+    assert sample.tokens.tolist() == [[1, 1], [0, 0]]
+    assert sample.lengths.tolist() == [2, 2]
+
+
+def test_a_beam_search_of_the_primer_alone_draws_the_next_token_only():
+    model, primer = language_model(), torch.randint(V, (4, 3))
+    sample = beam_search(model, 4, primer, width=3)
+    assert torch.equal(sample.tokens, primer)
+    assert torch.equal(sample.next[0], model(primer)[0][-1].argmax(1))
+
+
 # ---------------------------------------------------------------- bad input, and what is said about it
 
 
@@ -1032,6 +1063,37 @@ def test_a_beam_narrower_than_1_is_refused(width):
 def test_a_beam_search_over_continuous_outputs_is_refused():
     with pytest.raises((ValueError, TypeError), match=r"(?s)beam_search"):
         beam_search(continuous_model(), 10, torch.zeros(4, 3, 2), 2)
+
+
+def test_a_beam_search_over_images_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)beam_search.*\(4, 3, 2, 7\).*\(T, B, V\)"):
+        beam_search(lambda x, state: (torch.zeros(*x.shape, 2, 7), None), 10, torch.zeros(4, 3, dtype=torch.int64), 2)
+
+
+def test_no_primer_at_all_is_refused():
+    with pytest.raises(TypeError, match=r"(?s)sample_model.*primer"):
+        sample_model(language_model(), 10, None, sample_best)
+
+
+def test_a_stop_that_does_not_say_which_rows_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*stop \(3, 2\).*\(B,\)"):
+        sample_model(continuous_model(), 10, torch.zeros(4, 3, 2), stop=1)
+
+
+def test_a_model_that_loses_steps_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)rollout.*\(1, 3, 2\).*\(4, 3, 2\).*the same T and B"):
+        rollout(lambda x, state: (x[-1:], state), torch.zeros(4, 3, 2))
+
+
+def test_a_model_that_unpacks_what_it_was_given_packed_is_refused():
+    class Unpacking(nn.Module):
+        takes_packed = True
+
+        def forward(self, inputs, state=None):
+            return inputs.data, state
+
+    with pytest.raises(TypeError, match=r"(?s)rollout.*Unpacking.*PackedSequence"):
+        rollout(Unpacking(), torch.zeros(4, 3, 2), lengths=torch.tensor([4, 2, 1]))
 
 
 @pytest.mark.parametrize("lengths", [[5, 1, 1], [4, 0, 1], [4, 1]], ids=str)

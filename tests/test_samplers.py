@@ -284,3 +284,8 @@ def test_a_softmax_sampler_wants_one_step(wrong):
     shape = str(tuple(wrong.shape)).replace("(", r"\(").replace(")", r"\)")
     with pytest.raises(ValueError, match=rf"(?s)SoftmaxSampler.*{shape}.*\(B, V\)"):
         SoftmaxSampler()(wrong)
+
+
+def test_sample_best_wants_a_class_dimension():
+    with pytest.raises(ValueError, match=r"(?s)sample_best.*\(4,\).*\(B, V\)"):
+        sample_best(torch.zeros(4))

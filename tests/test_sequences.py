@@ -69,6 +69,16 @@ def test_steps_refuses_an_empty_list():
         steps([])
 
 
+def test_steps_refuses_a_list_of_numbers():
+    with pytest.raises(TypeError, match=r"(?s)steps.*a list that holds a float.*\(B, \*F\)"):
+        steps([1.0, 2.0])
+
+
+def test_steps_refuses_a_tensor_without_a_batch():
+    with pytest.raises(ValueError, match=r"(?s)steps.*\(5,\).*\(T, B, \*F\).*unsqueeze\(1\)"):
+        steps(torch.zeros(5))
+
+
 @pytest.mark.parametrize("wrong", [None, 3, "abc", {"a": 1}])
 def test_steps_refuses_what_is_no_sequence(wrong):
     with pytest.raises(TypeError, match="steps"):
@@ -134,6 +144,24 @@ def test_a_sequence_batch_without_targets_is_shifted_and_so_are_its_lengths():
         assert torch.equal(unbatchseq(targets, shifted)[i], sequence[1:])
 
 
+def test_a_sequence_batch_without_targets_and_lengths_is_shifted():
+    sequence = torch.arange(10.0).reshape(5, 2, 1)
+    inputs, targets = get_inout_seq(SequenceBatch(sequence))
+    assert torch.equal(inputs, sequence[:-1])
+    assert torch.equal(targets, sequence[1:])
+
+
+def test_one_step_has_no_next_one():
+    with pytest.raises(ValueError, match=r"(?s)get_inout_seq.*\(1, 2, 1\).*at least two steps"):
+        get_inout_seq(torch.zeros(1, 2, 1))
+
+
+def test_a_row_of_one_step_has_no_next_one():
+    padded, lengths = batchseq([torch.zeros(5), torch.zeros(1)])
+    with pytest.raises(ValueError, match=r"(?s)get_inout_seq.*lengths from 1"):
+        get_inout_seq(SequenceBatch(padded, lengths=lengths))
+
+
 @pytest.mark.parametrize("wrong", [None, 3.0, "abc", {"x": torch.zeros(2, 1)}, (torch.zeros(2, 1),), (1, 2, 3, 4)])
 def test_anything_else_is_a_type_error(wrong):
     with pytest.raises(TypeError, match="get_inout_seq"):
@@ -196,6 +224,21 @@ def test_batchseq_refuses_sequences_of_unequal_feature_shape():
         batchseq([torch.zeros(3, 2), torch.zeros(4, 5)])
 
 
+def test_batchseq_refuses_an_empty_sequence():
+    with pytest.raises(ValueError, match=r"(?s)batchseq.*index 1.*drop"):
+        batchseq([torch.zeros(3, 2), torch.zeros(0, 2)])
+
+
+def test_batchseq_refuses_sequences_of_unequal_dtype():
+    with pytest.raises(TypeError, match=r"(?s)batchseq.*float32.*int64.*one dtype"):
+        batchseq([torch.zeros(3), torch.zeros(3, dtype=torch.int64)])
+
+
+def test_batchseq_refuses_what_is_no_tensor():
+    with pytest.raises(TypeError, match=r"(?s)batchseq.*a list of 2.*as_tensor"):
+        batchseq([[1.0, 2.0], [3.0]])
+
+
 @pytest.mark.parametrize(
     ("lengths", "word"),
     [
@@ -232,6 +275,13 @@ def test_a_sequence_batch_moves_with_to_and_its_lengths_stay_on_the_cpu():
     assert moved.targets.device.type == "meta"
     assert moved.lengths.tolist() == [5, 3]
     assert SequenceBatch(torch.zeros(5, 2, 1)).to("meta").targets is None
+
+
+def test_the_batch_of_an_encoder_decoder_moves_too():
+    source, lengths, inputs = torch.zeros(7, 2, 1), torch.tensor([7, 4]), torch.zeros(5, 2, 1)
+    moved = SequenceBatch((source, lengths, inputs), torch.zeros(5, 2, 1)).to("meta")
+    assert moved.inputs[0].device.type == moved.inputs[2].device.type == "meta"
+    assert moved.inputs[1] is lengths
 
 
 def test_pad_collate_of_sequences_through_a_data_loader():
@@ -333,6 +383,12 @@ def test_no_window_is_longer_than_asked():
     windows = [batch.inputs.shape[0] for batch in StreamLoader(torch.arange(50), 2, 7)]
     assert max(windows) == 7
     assert all(w == 7 for w in windows[:-1])
+
+
+def test_the_length_of_a_stream_loader_is_its_number_of_windows():
+    for stream in (torch.arange(50), [document(0, 9), document(1, 4), document(2, 12)]):
+        loader = StreamLoader(stream, 2, 7)
+        assert len(loader) == len(list(loader))
 
 
 def test_a_stream_loader_can_be_iterated_twice():
