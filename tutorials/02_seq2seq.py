@@ -82,7 +82,7 @@ assert rmse(forecast, test) < 0.75 * rmse(repeat, test), "the network has learne
 #
 # ## You need
 #
-# The install line above and two CPU cores: the page runs in under a minute, and the footer has the measured seconds.
+# The install line above and, in round numbers, half a minute of one CPU core; the footer has the seconds of the last run.
 # You should know what a [state](../docs/glossary.md#state) is; [tutorial 01](01_sequences.py) is about the axes.
 #
 # ## The pattern
