@@ -96,13 +96,18 @@ def gradient_flow(
     every step feeds every lag, which can hide both.
 
     Args:
-        model, loss, inputs, targets, lengths: as in [gradient_by_step][rnnkit.gradient_by_step].
+        model: this and the others as in [gradient_by_step][rnnkit.gradient_by_step].
+        loss: called `loss(outputs, targets)`, or with `lengths` where they are given.
+        inputs: `(T, B, *F)`.
+        targets: what the loss takes.
+        lengths: int64 CPU `(B,)`, or `None`.
 
     Returns:
         Parameter name -> `(T,)`.
 
     Raises:
-        TypeError, ValueError: as in `gradient_by_step`.
+        TypeError: as in `gradient_by_step`.
+        ValueError: as in `gradient_by_step`.
 
     From Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2013.
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SITE = Path(os.environ.get("RNNKIT_SITE_DIR", ROOT / "site"))
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
 TUTORIALS = [page for page in PAGES if re.fullmatch(r"tutorials/\d\d_\w+/index\.html", page)]
-LIMIT = 120_000, 30_000  # bytes of HTML in a tutorial's page, figures aside: as it is, and compressed as it is sent
+LIMIT = 90_000, 30_000  # bytes of HTML in a tutorial's page, figures aside: as it is, and compressed as it is sent
 LOADED = {
     "img": "src",
     "script": "src",
