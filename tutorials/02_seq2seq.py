@@ -83,7 +83,7 @@ assert rmse(forecast, test) < 0.75 * rmse(repeat, test), "the network has learne
 # ## You need
 #
 # The install line above and, in round numbers, half a minute of one CPU core; the footer has the seconds of the last run.
-# You should know what a [state](../docs/glossary.md#state) is; [tutorial 01](01_sequences.py) is about the axes.
+# You should know what a [state](../docs/glossary.md#state) is; [Shapes and layouts](../docs/shapes.md) is about the axes.
 #
 # ## The pattern
 #
@@ -312,9 +312,6 @@ alone = [loss.on(models[0], *get_inout_seq(row.unsqueeze(1))) for row in rows]
 by_hand = (19 * alone[0] + 59 * alone[1]) / (19 + 59)
 print(f"as a batch {as_batch:.4f}, one by one {by_hand:.4f}")
 torch.testing.assert_close(as_batch, by_hand)
-
-# %% [markdown]
-# More of this in [tutorial 05](05_lengths.py).
 
 # %% [markdown]
 # ## Train, look, doubt
@@ -660,7 +657,7 @@ assert who_hears(both_ways)[1] == "#" * 10, "the steps before it hear it too"
 # - One target for the whole sequence: [03 Sequence to one](03_seq2one.py).
 # - More than one step ahead, by feeding the network its own outputs: [04 Generate from a primer](04_generate.py); what
 #   that does to the error: [08 Closed-loop validation](08_closed_loop.py).
-# - Rows of different lengths: [05](05_lengths.py). A sequence too long for one pass: [07](07_tbptt.py).
+# - A sequence too long for one pass: [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase] with a `window`.
 # - The API: [get_inout_seq][rnnkit.get_inout_seq], [batchseq][rnnkit.batchseq], [seq2seq_loss][rnnkit.seq2seq_loss],
 #   [RecurrentSequential][rnnkit.RecurrentSequential].
 # - The papers: predicting the next step as a way to find structure,

@@ -793,9 +793,9 @@ assert (alone - predicted).abs().max() < 2, "the forget gate alone explains this
 # %% [markdown]
 # ## Where next
 #
-# - [Truncated BPTT](07_tbptt.py): detaching on purpose, on a stream too long for memory.
+# - [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase]: detaching on purpose, in windows, on a stream too long for memory.
 # - [Sequence to one](03_seq2one.py): a task whose loss needs a long reach.
-# - [Your own cell](11_cells.py): a cell you wrote, and a check of its gradient.
+# - [Unroll][rnnkit.Unroll]: a cell you wrote, stepped over time.
 # - API: [gradient_by_step][rnnkit.gradient_by_step], [gradient_flow][rnnkit.gradient_flow],
 #   [plot_gradient_flow][rnnkit.plot_gradient_flow], [detach][rnnkit.detach],
 #   [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase].
