@@ -50,7 +50,7 @@ N = 83  # steps that the network feeds itself; the last of them is 84 steps ahea
 train = values[:3000]
 valid = torch.stack([values[i : i + 384] for i in range(3000, 5617, 50)], dim=1)  # (384, 53, 1)
 test = values[6000:].view(50, 1084, 1).transpose(0, 1)  # (1084, 50, 1): 50 runs, one after the other
-H, EPOCHS, HOLD = 32, 42, 28  # the learning rate is constant for HOLD epochs, then falls to zero
+H, EPOCHS, HOLD = 32, 36, 24  # the learning rate is constant for HOLD epochs, then falls to zero
 passes = list(StreamLoader(train, batch_size=8, window=50)) * 10  # an epoch reads the training data ten times
 loss = seq2seq_loss(nn.MSELoss())
 
@@ -325,7 +325,7 @@ assert 50 * start > 2 * (one_step.sum() - 50 * start), "most of this open loss i
 # The training at the top validated after every epoch, and the `Keep` callback held on to the loss of each step. The
 # open loss below leaves 100 steps of warm-up out, so that nothing speaks against it but the loop.
 
-# %% alt="Learning curves of three seeds on a logarithmic axis, over 42 epochs. The open-loop loss falls steadily. The closed-loop loss is some thousand times larger and jumps up and down until the learning rate falls, after epoch 28; then it becomes calm and falls too." tags=["hide-input"]
+# %% alt="Learning curves of three seeds on a logarithmic axis, over 36 epochs. The open-loop loss falls steadily. The closed-loop loss is some thousand times larger and jumps up and down until the learning rate falls, after epoch 24; then it becomes calm and falls too." tags=["hide-input"]
 history = torch.stack([torch.stack(keep.by_step) for keep in kept])  # (seeds, epochs, T)
 open_loop, closed_loop = history[..., 100:-N].mean(-1), history[..., -N:].mean(-1)  # (seeds, epochs)
 fig, ax = plt.subplots()
@@ -377,7 +377,7 @@ plt.show()
 # ### Which epoch would you keep?
 #
 # Every epoch left its weights behind. Let the test runs judge the closed loop of each of them. Then choose one epoch by
-# the open loss of validation and one by the closed loss, for a training that stops after 14, 28 or all 42 epochs.
+# the open loss of validation and one by the closed loss, for a training that stops after 12, 24 or all 36 epochs.
 
 
 # %%
@@ -397,20 +397,20 @@ judged = torch.tensor([[judge(weights) for weights in keep.weights] for keep in 
 
 # %%
 print("epochs  seed   by open loss           by closed loss")
-for budget in (14, HOLD, EPOCHS):
+for budget in (12, HOLD, EPOCHS):
     for row, seed in enumerate(SEEDS):
         epochs = [losses[row, :budget].argmin().item() for losses in (open_loop, closed_loop)]
         both = [f"epoch {epoch + 1:2}, test {judged[row, epoch]:.4f}" for epoch in epochs]
         print(f"{budget:6} {seed:5}   " + "   ".join(both))
 
 # %%
-noisy = torch.stack([choose(open_loop, b) / choose(closed_loop, b) for b in range(8, HOLD + 1)])  # (21, seeds)
+noisy = torch.stack([choose(open_loop, b) / choose(closed_loop, b) for b in range(8, HOLD + 1)])  # (17, seeds)
 calm = choose(open_loop, EPOCHS) / choose(closed_loop, EPOCHS)
 early, late = noisy.log().mean().exp(), calm.log().mean().exp()  # geometric means
 print(f"stopped after 8 to {HOLD} epochs: factor {early:.1f}, from {noisy.min():.1f} to {noisy.max():.1f}")
 print(f"after all {EPOCHS}: factor {late:.1f}, from {calm.min():.1f} to {calm.max():.1f}")
-# Over any three of six seeds and two learning rates here: early 1.25 to 6.8, late 0.7 to 1.2.
-assert early > 1.1, "stopped early, choosing by the closed loss pays on average"
+# Seeds 0 to 2 give 4.8 and 1.0 here, seeds 3 to 5 give 1.3 and 1.0. Two equal choices give 1.
+assert early > 1.05, "stopped early, choosing by the closed loss pays on average"
 assert 0.5 < late < 2, "at the end, it hardly matters"
 
 # %% [markdown]
@@ -575,11 +575,11 @@ for name, mistake in {"right": {}, "off by one": {"twice": True}, "forgets": {"f
     sine_error = wrong_loop(oscillator, sine, 10, **mistake)[1:].max()
     print(f"{name:10} closed loss " + ", ".join(f"{c:.4f}" for c in closed) + f"   sine {sine_error:.0e}")
     assert (sine_error < 1e-20) == (not mistake), "the sine finds the wrong loops, and only them"
-    assert not mistake or min(closed) > 0.3, "a wrong loop looks like a network that learned nothing"
+    assert not mistake or all(c > 10 * step.closed_loss for c, step in zip(closed, steps, strict=True))
 
 # %% [markdown]
-# Both wrong loops do no better than the mean, whose loss is about 1. Nothing fails, so you would blame the network. The
-# sine finds the fault where it is.
+# Both wrong loops give a closed loss more than ten times the right one, near to that of the mean or beyond it. Nothing
+# fails, so you would blame the network. The sine finds the fault where it is.
 #
 # ### What is fed back is not what was read
 #
