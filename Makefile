@@ -21,7 +21,7 @@ site: $(INSTALLED)
 	@$(EXECUTE)
 ifeq ($(SERVE),0)
 	@echo "== site: strict build"
-	@RNNKIT_EXECUTE=never $(BIN)/mkdocs build --strict --quiet
+	@RNNKIT_EXECUTE=never $(BIN)/mkdocs build --strict
 	@echo "== site/index.html is built"
 else
 	@echo "== site: building, then serving on http://localhost:$(PORT)/ (Ctrl-C ends it)"
@@ -38,7 +38,7 @@ test: $(INSTALLED)
 	@echo "== 4/6 tutorials: running what is stale"
 	@$(EXECUTE)
 	@echo "== 5/6 site: strict build"
-	@RNNKIT_EXECUTE=never $(BIN)/mkdocs build --strict --quiet
+	@RNNKIT_EXECUTE=never $(BIN)/mkdocs build --strict
 	@echo "== 6/6 built site"
 	@$(BIN)/pytest -q -m "site and not slow"
 ifneq ($(SLOW),0)
@@ -57,7 +57,7 @@ tutorials: $(INSTALLED)
 page: $(INSTALLED)
 	@test -n "$(T)" || { echo "which one? make page T=02_seq2seq"; exit 1; }
 	@$(EXECUTE) $(T)
-	@RNNKIT_EXECUTE=never $(BIN)/mkdocs build --quiet --site-dir .run/page
+	@RNNKIT_EXECUTE=never $(BIN)/mkdocs build --site-dir .run/page
 	@echo "== .run/page/tutorials/$(T)/index.html"
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -428,3 +429,10 @@ def test_make_names_the_cure_for_an_old_python(tmp_path: Path) -> None:
     assert done.returncode
     assert "rnnkit needs Python 3.11 or newer" in done.stdout
     assert "Likely fix" in done.stdout
+
+
+def test_the_strict_build_is_not_quiet() -> None:
+    """With --quiet MkDocs does not count warnings either, and --strict passes whatever is wrong."""
+    used = re.findall(r"mkdocs.*build.*", (ROOT / "Makefile").read_text())
+    assert sum("--strict" in line for line in used) == 2
+    assert not [line for line in used if re.search(r"--quiet|\s-q\b", line)]
