@@ -578,9 +578,9 @@ def every_row(pairs):
 
 every = seq2seq_loss(nn.CrossEntropyLoss())
 asked = torch.stack([train_digits("shuffled", seed, every, every_row) for seed in SEEDS])
-print("right after row, % ", *(f"{row:2}" for row in range(1, 9)))
-for name, scores in (("last row has a loss", after_rows["shuffled"]), ("every row has one", asked)):
-    print(f"{name:19}", *(f"{100 * score:2.0f}" for score in scores.mean(dim=0)))
+print("% after row", *(f"{row:2}" for row in range(1, 9)))
+for name, scores in (("loss at end", after_rows["shuffled"]), ("loss at all", asked)):
+    print(f"{name}", *(f"{100 * score:2.0f}" for score in scores.mean(dim=0)))
 assert (asked[:, 3] > 0.5).all() and (after_rows["shuffled"][:, 3] < 0.3).all(), "after four rows it knows a lot"
 assert (asked[:, -1] < after_rows["shuffled"][:, -1]).all(), "and after eight a little less"
 
