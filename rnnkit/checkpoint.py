@@ -169,12 +169,12 @@ def _compared(there: dict[str, Any], here: dict[str, Any]) -> Iterator[tuple[str
             tuple(tree["model"][name].shape) if name in tree["model"] else "nothing" for tree in (there, here)
         )
         if came != wanted:
-            yield f"another model: {name}", came, wanted
+            yield f"a model's {name}", came, wanted
     groups = [[len(group["params"]) for group in tree["optimizer"]["param_groups"]] for tree in (there, here)]
-    yield "optimizer and phases", there["kinds"], here["kinds"]
+    yield "the optimizer and phases", there["kinds"], here["kinds"]
     yield "parameter groups", groups[0], groups[1]
     yield "callbacks", sorted(there["callbacks"]), sorted(here["callbacks"])
-    yield "as the loaders' own generators", len(there["rng"]["own"]), len(here["rng"]["own"])
+    yield "the loaders' own generators:", len(there["rng"]["own"]), len(here["rng"]["own"])
 
 
 def _keepers(learner: "Learner") -> dict[str, Any]:
@@ -211,7 +211,7 @@ def rng_state(generators: list[torch.Generator]) -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any], generators: list[torch.Generator]) -> None:
     """Put the generators back."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
     version, inner, gauss = state["python"]
     random.setstate((version, tuple(inner), gauss))
