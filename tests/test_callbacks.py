@@ -1,0 +1,367 @@
+"""Callbacks: what is shown, kept, clipped, stopped and scheduled, held to PyTorch and to counting by hand."""
+
+import csv
+import fcntl
+import os
+import pty
+import struct
+import sys
+import termios
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+
+import rnnkit as rk
+
+MSE = nn.MSELoss()
+SEQ = rk.seq2seq_loss(MSE)
+
+
+def data(*shape: int, seed: int = 7) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def learner_of(*callbacks, rate: float = 0.1, loss=SEQ) -> rk.Learner:
+    torch.manual_seed(1)
+    model = rk.RecurrentSequential(nn.LSTM(3, 5), nn.Linear(5, 3)).double()
+    return rk.Learner(model, loss, torch.optim.SGD(model.parameters(), rate), callbacks)
+
+
+def refused(text: str, call) -> None:
+    with pytest.raises(ValueError, match=text.partition(":")[0]) as info:
+        call()
+    assert str(info.value) == text
+
+
+# ProgressBar
+
+
+def test_away_from_a_terminal_there_is_a_line_for_each_epoch(capsys):
+    history, x = rk.History(), data(6, 2, 3)
+    learner_of(history, rk.ProgressBar()).fit(2, [x, x], [x], validation=rk.BPTTValidationPhase(nfeedback=2))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    for line, row in zip(lines, history.rows, strict=True):
+        losses = "  ".join(f"{name} {row[name]:.4g}" for name in row if name not in ("epoch", "phase"))
+        head, _, speed = line.rpartition("  ")
+        assert head == f"epoch {row['epoch']} {row['phase']}: {losses}"
+        assert speed.startswith("(")
+        assert speed.endswith(" steps/s)")
+        assert int(speed[1:].split()[0]) >= 0
+    assert "closed_loss" in lines[1]
+
+
+def test_in_a_terminal_there_is_a_bar(monkeypatch, capsys):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    shown: list[bytes] = []
+
+    def read() -> None:
+        try:
+            while part := os.read(ours, 4096):
+                shown.append(part)
+        except OSError:  # how Linux tells the end of a terminal
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    history, x = rk.History(), data(6, 2, 3)
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        learner_of(history, rk.ProgressBar(every=0.0)).fit(2, [x] * 7, [x])
+        monkeypatch.undo()
+    reader.join()
+    os.close(ours)
+    text = b"".join(shown).decode()
+    finals = [line.split("\r")[-1] for line in text.replace("\r\n", "\n").split("\n")][:-1]
+    assert len(finals) == 4
+    for line, row in zip(finals, history.rows, strict=True):
+        assert line.startswith(f"epoch {row['epoch']} {row['phase']}: {7 if row['phase'] == 'training' else 1} steps [")
+        assert f"loss {row['loss']:.4g}" in line
+    assert "loss=" in text  # while the epoch runs
+    assert capsys.readouterr().out == ""
+
+
+# History
+
+
+def test_history_keeps_every_epoch_in_every_form(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    history, x, seen = rk.History(), data(6, 2, 3), []
+
+    class Look:
+        def on_epoch_end(self, learner):
+            seen.append(
+                (learner.phase_name, {name: value for name, value in learner.averages.items() if not value.ndim})
+            )
+
+    assert history.as_dict() == {}
+    learner = learner_of(history, Look())
+    learner.fit(2, [x, 2 * x], [x], validation=rk.BPTTValidationPhase(nfeedback=2))
+    assert [(row["epoch"], row["phase"]) for row in history.rows] == [
+        (1, "training"), (1, "validation"), (2, "training"), (2, "validation")
+    ]  # fmt: skip
+    for row, (phase, averages) in zip(history.rows, seen, strict=True):
+        assert phase == row["phase"]
+        assert {name: float(value) for name, value in averages.items()} == {
+            name: value for name, value in row.items() if name not in ("epoch", "phase")
+        }
+    columns = history.as_dict()
+    assert list(columns) == ["epoch", "phase", "loss", "open_loss", "closed_loss"]
+    assert columns["epoch"] == [1, 1, 2, 2]
+    assert columns["closed_loss"] == [None, history.rows[1]["closed_loss"], None, history.rows[3]["closed_loss"]]
+    history.to_csv(tmp_path / "history.csv")
+    with (tmp_path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [{k: v for k, v in row.items() if v} for row in rows] == [
+        {name: str(value) for name, value in row.items()} for row in history.rows
+    ]
+    frame = history.to_frame()
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame.columns) == list(columns)
+    assert frame["loss"].tolist() == columns["loss"]
+    assert frame["closed_loss"].isna().tolist() == [True, False, True, False]
+    learner.fit(1, [x])
+    assert history.rows[-1]["epoch"] == 3
+
+
+def test_history_says_what_it_needs_for_a_frame(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError) as info:
+        rk.History().to_frame()
+    assert str(info.value) == "History.to_frame: wanted pandas. Likely fix: pip install pandas."
+
+
+# StopOnNaN
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("window", [None, 2])
+def test_a_loss_that_is_no_number_stops_before_it_does_harm(bad, window):
+    x = data(6, 2, 3)
+    worse = x.clone()
+    worse[-1, 0, 0] = bad  # a target of the last step: the windows before it are sound
+    kept = {}
+
+    class Keep:
+        def on_window_begin(self, learner):
+            kept["weights"] = [p.detach().clone() for p in learner.parameters]
+
+    learner = learner_of(Keep(), rk.StopOnNaN())
+    batches = [[x, x, x], [x, worse, x]]
+    phase = rk.BPTTTrainingPhase(window=window)
+    learner.fit(1, batches[0], training=phase)
+    refused(f"StopOnNaN: got a loss of {bad} in epoch 2, step 2; wanted a finite loss. Likely fix: clip the gradients "
+            "with ClipGradients(1.0), lower the learning rate, or look for it in the data.",
+            lambda: learner.fit(1, batches[1], training=phase))  # fmt: skip
+    assert all(map(torch.equal, kept["weights"], learner.parameters))
+    assert all(p.isfinite().all() for p in learner.parameters)
+    careless = learner_of()
+    careless.fit(1, [worse])
+    assert not all(p.isfinite().all() for p in careless.parameters)
+
+
+# ClipGradients
+
+
+@pytest.mark.parametrize("max_norm", [0.01, 1e9])
+def test_clipping_is_that_of_pytorch(max_norm):
+    clip, x = rk.ClipGradients(max_norm), data(6, 2, 3)
+    seen: list[list[Tensor]] = []
+
+    class Keep:
+        def on_backward_end(self, learner):
+            seen.append([p.grad.clone() for p in learner.parameters])
+
+    class KeepAfter(Keep):
+        order = 1
+
+    learner = learner_of(Keep(), clip, KeepAfter())
+    learner.step(rk.BPTTTrainingPhase(), x)
+    before, after = seen
+    for p, gradient in zip(learner.parameters, before, strict=True):
+        p.grad = gradient.clone()
+    norm = nn.utils.clip_grad_norm_(learner.parameters, max_norm)
+    assert torch.equal(norm, clip.norm)
+    assert all(torch.equal(p.grad, gradient) for p, gradient in zip(learner.parameters, after, strict=True))
+    total = torch.cat([gradient.flatten() for gradient in after]).norm().item()
+    assert total == pytest.approx(min(max_norm, norm.item()), rel=1e-3)
+
+
+def test_every_window_is_clipped():
+    norms = []
+
+    class Norms:
+        order = 1
+
+        def on_backward_end(self, learner):
+            norms.append(torch.cat([p.grad.flatten() for p in learner.parameters]).norm().item())
+
+    learner_of(rk.ClipGradients(0.01), Norms()).step(rk.BPTTTrainingPhase(window=2), data(7, 2, 3))
+    assert norms == pytest.approx([0.01] * 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("max_norm", [0, -1.0, float("nan")])
+def test_a_norm_must_be_above_zero(max_norm):
+    refused(f"ClipGradients: got max_norm = {max_norm}; wanted max_norm > 0. Likely fix: 1.0 is common.",
+            lambda: rk.ClipGradients(max_norm))  # fmt: skip
+
+
+# EarlyStopping
+
+
+class Given:
+    """A loss that is, in each epoch, what is given."""
+
+    def __init__(self, training: list[float], validation: list[float]) -> None:
+        self.values = {"training": training, "validation": validation}
+        self.learner: rk.Learner | None = None
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        assert self.learner is not None
+        return outputs.sum() * 0 + self.values[self.learner.phase_name][self.learner.epoch_index]
+
+
+def stopped(losses: list[float], patience: int, phase: str = "validation") -> tuple[int, rk.EarlyStopping]:
+    """The epochs made of those for which there is a loss."""
+    flat = [1.0] * len(losses)
+    loss = Given(losses, flat) if phase == "training" else Given(flat, losses)
+    callback = rk.EarlyStopping(patience, phase=phase)
+    learner = loss.learner = learner_of(callback, loss=loss)
+    x = data(3, 1, 3)
+    learner.fit(len(losses), [x], [x] if phase == "validation" else None)
+    return learner.epoch_index, callback
+
+
+@pytest.mark.parametrize("phase", ["validation", "training"])
+@pytest.mark.parametrize(("losses", "patience", "epochs", "best"), [
+    ([5, 4, 3, 2, 1], 1, 5, 1),
+    ([5, 6, 4, 3], 1, 2, 5),
+    ([5, 6, 4, 3], 2, 4, 3),
+    ([5, 5, 5, 5], 2, 3, 5),
+    ([3, 4, 2, 4, 4, 4, 1], 3, 6, 2),
+    ([3, float("nan"), float("nan"), 1], 2, 3, 3),
+])  # fmt: skip
+def test_training_stops_after_epochs_without_a_new_best(losses, patience, epochs, best, phase):
+    made, callback = stopped([float(loss) for loss in losses], patience, phase)
+    assert made == epochs
+    assert callback.best == best
+
+
+def test_a_stopped_learner_may_go_on():
+    callback = rk.EarlyStopping(1)
+    learner = learner_of(callback, rate=0.0)
+    x = data(6, 2, 3)
+    assert learner.fit(5, [x], [x]).epoch_index == 2
+    assert learner.fit(5, [x], [x]).epoch_index == 3
+
+
+def test_early_stopping_watches_the_closed_loop():
+    callback, history, x = rk.EarlyStopping(1, "closed_loss"), rk.History(), data(9, 2, 3)
+    learner_of(history, callback).fit(3, [x], [x], validation=rk.BPTTValidationPhase(nfeedback=4))
+    assert callback.best == min(row["closed_loss"] for row in history.rows if row["phase"] == "validation")
+
+
+def test_early_stopping_refuses_what_is_not_there():
+    refused("EarlyStopping: got patience = 0; wanted patience >= 1. Likely fix: wait an epoch.",
+            lambda: rk.EarlyStopping(0))  # fmt: skip
+    refused("EarlyStopping: got phase='valid'; wanted \"training\" or \"validation\". Likely fix: validation is the "
+            "one that tells of new data.", lambda: rk.EarlyStopping(1, phase="valid"))  # fmt: skip
+    x = data(6, 2, 3)
+    fix = "Likely fix: closed_loss is there with BPTTValidationPhase(nfeedback) for nfeedback >= 1."
+    wanted = "['loss', 'loss_by_step', 'open_loss']"
+    refused(f"EarlyStopping: got monitor='closed_loss'; wanted one of {wanted}. {fix}",
+            lambda: learner_of(rk.EarlyStopping(1, "closed_loss")).fit(1, [x], [x]))  # fmt: skip
+    refused("EarlyStopping: got no validation in this fit; wanted one of ['training']. Likely fix: "
+            'learner.fit(epochs, train, valid), or EarlyStopping(2, phase="training").',
+            lambda: learner_of(rk.EarlyStopping(2)).fit(1, [x]))  # fmt: skip
+
+
+# Scheduler
+
+
+class Rates:
+    """The learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_backward_begin(self, learner: rk.Learner) -> None:
+        self.seen.append(learner.optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("valid", [False, True])
+@pytest.mark.parametrize("make", [
+    lambda o: lr_scheduler.StepLR(o, 2, 0.5),
+    lambda o: lr_scheduler.CosineAnnealingLR(o, 4),
+    lambda o: lr_scheduler.SequentialLR(o, [lr_scheduler.LinearLR(o, 0.1, 1.0, 2), lr_scheduler.ExponentialLR(o, 0.5)],
+                                        [2]),
+])  # fmt: skip
+@pytest.mark.parametrize("per", ["epoch", "step"])
+def test_a_scheduler_steps_as_in_a_plain_loop(per, make, valid):
+    rates, x = Rates(), data(4, 1, 3)
+    learner = learner_of(rates)
+    learner = rk.Learner(learner.model, SEQ, learner.optimizer, [rates, rk.Scheduler(make(learner.optimizer), per)])
+    learner.fit(4, [x] * 3, [x] * 2 if valid else None)
+    optimizer = learner_of().optimizer
+    scheduler, expected = make(optimizer), []
+    for _ in range(4):
+        for _ in range(3):
+            expected.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if per == "step":
+                scheduler.step()
+        if per == "epoch":
+            scheduler.step()
+    assert rates.seen == expected
+    assert len(set(expected)) > 1
+
+
+@pytest.mark.parametrize("phase", ["training", "validation"])
+def test_a_plateau_lowers_the_rate(phase):
+    losses, flat = [3.0, 2.0, 2.0, 2.0, 1.0], [1.0] * 5
+    loss = Given(losses, flat) if phase == "training" else Given(flat, losses)
+    learner, rates = learner_of(loss=loss), Rates()
+    plateau = lr_scheduler.ReduceLROnPlateau(learner.optimizer, factor=0.5, patience=1)
+    learner = loss.learner = rk.Learner(learner.model, loss, learner.optimizer, [rates, rk.Scheduler(plateau)])
+    x = data(3, 1, 3)
+    learner.fit(5, [x], [x] if phase == "validation" else None)
+    assert rates.seen == [0.1, 0.1, 0.1, 0.1, 0.05]
+    assert plateau.best == 1.0
+
+
+def test_a_plateau_watches_what_it_is_told():
+    x = data(9, 2, 3)
+    history, learner = rk.History(), learner_of()
+    plateau = lr_scheduler.ReduceLROnPlateau(learner.optimizer)
+    learner = rk.Learner(learner.model, SEQ, learner.optimizer,
+                         [history, rk.Scheduler(plateau, monitor="closed_loss")])  # fmt: skip
+    learner.fit(2, [x], [x], validation=rk.BPTTValidationPhase(nfeedback=4))
+    assert plateau.best == min(row["closed_loss"] for row in history.rows if row["phase"] == "validation")
+    fix = "Likely fix: closed_loss is there with BPTTValidationPhase(nfeedback) for nfeedback >= 1."
+    refused(f"Scheduler: got monitor='closed_loss'; wanted one of ['loss']. {fix}", lambda: learner.fit(1, [x]))
+
+
+def test_a_scheduler_refuses_what_makes_no_sense():
+    optimizer = learner_of().optimizer
+    refused("Scheduler: got per='batch'; wanted \"epoch\" or \"step\". Likely fix: most are stepped an epoch.",
+            lambda: rk.Scheduler(lr_scheduler.StepLR(optimizer, 2), "batch"))  # fmt: skip
+    refused('Scheduler: got ReduceLROnPlateau with per="step"; wanted per="epoch". Likely fix: its patience counts '
+            "epochs.", lambda: rk.Scheduler(lr_scheduler.ReduceLROnPlateau(optimizer), "step"))  # fmt: skip
+
+
+# Order
+
+
+def test_the_checkpoint_writes_after_the_callbacks_whose_state_it_keeps(tmp_path):
+    history = rk.History()
+    learner = learner_of(rk.Checkpoint(tmp_path / "a.pt"), history)
+    learner = rk.Learner(learner.model, SEQ, learner.optimizer, [rk.Checkpoint(tmp_path / "a.pt"), history])
+    learner.fit(1, [data(6, 2, 3)])
+    assert learner.callbacks[0] is history
+    saved = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert saved["callbacks"]["0 History"]["rows"] == history.rows
+    assert len(history.rows) == 1
