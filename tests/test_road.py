@@ -399,6 +399,18 @@ def test_a_built_page_has_its_parts(
     assert 'href="tutorials/01_a/"' in (project / "site" / "index.html").read_text()
 
 
+def test_a_page_is_edited_where_the_tutorial_lies(
+    project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNKIT_EXECUTE", "never")
+    keep(project, write(project, "# %% [markdown]\n# # Title\n"))
+    with (project / "mkdocs.yml").open("a") as config:
+        config.write("repo_url: https://github.com/someone/rnnkit\nedit_uri: edit/main/docs/\n")
+    assert strict_build(project, caplog) == []
+    html = (project / "site" / "tutorials" / "01_a" / "index.html").read_text()
+    assert "https://github.com/someone/rnnkit/edit/main/tutorials/01_a.py" in html
+
+
 def test_without_an_address_no_link_is_made_up(
     project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
