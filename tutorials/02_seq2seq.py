@@ -170,7 +170,7 @@ plt.show()
 # years to 1955 choose the epoch to stop at, and nothing about the network is chosen by the years after 1955. The mean
 # and the standard deviation come from the training years alone.
 #
-# A sceptic asks for two baselines. **Persistence** repeats last year's number. **AR(k)** is a linear function of the
+# A skeptic asks for two baselines. **Persistence** repeats last year's number. **AR(k)** is a linear function of the
 # last k years, fitted by least squares. [Yule](https://doi.org/10.1098/rsta.1927.0007) introduced it in 1927, for
 # sunspot numbers, with k = 2.
 

@@ -588,7 +588,7 @@ assert (asked[:, -1] < after_rows["shuffled"][:, -1]).all(), "and after eight a 
 # ## Where next
 #
 # - [Sequence to sequence](02_seq2seq.py): a loss at every step.
-# - [Different lengths](05_lengths.py): masks, packing and buckets.
+# - [BucketSampler][rnnkit.BucketSampler]: batches of like length, so that less padding is computed.
 # - [Where the gradient comes from](06_gradients.py): how much of it reaches the first steps.
 # - API: [seq2one_loss][rnnkit.seq2one_loss], [pad_collate][rnnkit.pad_collate], [batchseq][rnnkit.batchseq],
 #   [RecurrentSequential][rnnkit.RecurrentSequential], [Learner][rnnkit.Learner].

@@ -173,7 +173,7 @@ for start in range(3000, 8000, 1000):
     print(repr(text[start : start + 50]))
 
 # %% [markdown]
-# There is no split: nothing on this page is trained. The sceptic's baseline is a **referee**. Move one weight by
+# There is no split: nothing on this page is trained. The skeptic's baseline is a **referee**. Move one weight by
 # $\pm\varepsilon$, run the network twice, and take the slope. That needs no chain rule, so it cannot make the same
 # mistake.
 
