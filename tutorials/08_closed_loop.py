@@ -427,12 +427,12 @@ assert early > 1.05, "stopped early, choosing by the closed loss pays on average
 assert 0.5 < late < 2, "at the end, it hardly matters"
 
 # %% [markdown]
-# The numbers are factors: how much larger the closed loss on the test runs becomes by choosing with the open loss,
-# as a geometric mean over seeds and budgets, and the smallest and largest. While the
-# learning rate is constant, the closed loss is the better guide on average, though not every time: it is noisy, and a
-# lucky epoch on validation need not be one on the test. At the end of a calm training both choose about the same, and
-# the cheap one will do. The open loss alone cannot tell you which case you are in: among these checkpoints there are
-# pairs with the same open loss and very different loops.
+# The numbers are factors: how much larger the closed loss on the test runs becomes by choosing with the open loss, as
+# a geometric mean over seeds and budgets, and the smallest and largest. While the learning rate is constant, the
+# closed loss is the better guide on average, though not every time: it is noisy, and a lucky epoch on validation need
+# not be one on the test. At the end of a calm training both choose about the same, and the cheap one will do. The
+# open loss alone cannot tell you which case you are in: among these checkpoints there are pairs with the same open
+# loss and very different loops.
 
 # %%
 x, y = open_loop.flatten().log(), closed_loop.flatten().log()
@@ -531,9 +531,9 @@ plt.show()
 
 # %% [markdown]
 # One and two years ahead the LSTM is clearly better. Five to eleven years ahead, repeating the number of eleven years
-# ago does about as well or better, and needs no training. (Beyond eleven years that number is not known yet, and the loop repeats its own: the
-# number of 22 years ago.) The open loss of [tutorial 02](02_seq2seq.py) could not have told you. Eleven is chosen with
-# hindsight, by what is known of the sunspots. That favors the baseline, and is meant to.
+# ago does about as well or better, and needs no training. (Beyond eleven years that number is not known yet, and the
+# loop repeats its own: the number of 22 years ago.) The open loss of [tutorial 02](02_seq2seq.py) could not have told
+# you. Eleven is chosen with hindsight, by what is known of the sunspots. That favors the baseline, and is meant to.
 
 # %% [markdown]
 # ## What goes wrong
