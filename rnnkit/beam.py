@@ -91,9 +91,10 @@ def beam_search(
             beam = parent[row, beam]
         drawn = torch.stack(tokens[::-1]) if tokens else inputs[:0]
         answers_all = torch.cat([head, torch.stack(answers[::-1])]) if answers else head
+        hit = torch.zeros(drawn.shape, dtype=torch.bool) if stop is None else (drawn == stop).cpu()
+        stopped = hit.any(0)
         ends = torch.full((batch,), time + len(drawn))
-        if stop is not None and len(drawn):
-            hit = (drawn == stop).cpu()
-            ends = torch.where(hit.any(0), time + hit.int().argmax(0) + 1, ends)
+        if stopped.any():
+            ends = torch.where(stopped, time + hit.int().argmax(0) + 1, ends)
         after = sample_best(answers_all[-1]).unsqueeze(0)
-        return gather(torch.cat([inputs, drawn]), answers_all, after, state, ends, sample_best)
+        return gather(torch.cat([inputs, drawn]), answers_all, after, state, ends, stopped, sample_best)

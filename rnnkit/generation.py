@@ -115,7 +115,7 @@ def sample_model(
                 if not going.any():
                     break
         drawn = draw(chosen, answers[-1][-1], inputs[0], "sample_model").unsqueeze(0)
-        return gather(torch.cat(consumed), torch.cat(answers), drawn, state, ended, sampler)
+        return gather(torch.cat(consumed), torch.cat(answers), drawn, state, ended, ~going, sampler)
 
 
 def start(
@@ -160,7 +160,10 @@ def _stops(stop: Stop, tokens: Tensor) -> Tensor:
     return hit.cpu()
 
 
-def gather(tokens: Tensor, outputs: Tensor, after: Tensor, state: State, ended: Tensor, sampler: Sampler) -> Sample:
+def gather(
+    tokens: Tensor, outputs: Tensor, after: Tensor, state: State, ended: Tensor, stopped: Tensor, sampler: Sampler
+) -> Sample:
+    """A sample with the log-probabilities of its tokens; `ended (B,)` counts them, `stopped (B,)` marks a row's stop."""
     followed = torch.cat([tokens[1:], after])
     score = getattr(sampler, "log_prob", None)
     if score is not None:
@@ -173,7 +176,6 @@ def gather(tokens: Tensor, outputs: Tensor, after: Tensor, state: State, ended: 
     else:
         log_probs = None
     ended = ended.clamp(max=len(tokens))
-    stopped = ended < len(tokens)
     if log_probs is not None and bool(stopped.any()):
         filled = stopped & (torch.arange(len(tokens)).unsqueeze(1) >= ended - 1)
         log_probs = log_probs.masked_fill(filled.to(log_probs.device), 0.0)
