@@ -163,7 +163,7 @@ def _stops(stop: Stop, tokens: Tensor) -> Tensor:
 def gather(
     tokens: Tensor, outputs: Tensor, after: Tensor, state: State, ended: Tensor, stopped: Tensor, sampler: Sampler
 ) -> Sample:
-    """A sample with the log-probabilities of its tokens; `ended (B,)` counts them, `stopped (B,)` marks a row's stop."""
+    """A sample with its log-probabilities; `ended (B,)` counts the tokens, `stopped (B,)` marks a row that stopped."""
     followed = torch.cat([tokens[1:], after])
     score = getattr(sampler, "log_prob", None)
     if score is not None:
