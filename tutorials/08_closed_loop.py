@@ -129,7 +129,8 @@ plt.show()
 #
 # The install line above and two CPU cores: the page runs in about a minute, and the footer has the measured seconds.
 # You should know [teacher forcing](../docs/glossary.md#teacher-forcing) from [tutorial 02](02_seq2seq.py). The training
-# above carries its [state](../docs/glossary.md#stateful) from window to window, which is [tutorial 07](07_tbptt.py).
+# above carries its [state](../docs/glossary.md#stateful) from window to window:
+# [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase] with `stateful=True`.
 #
 # ## The pattern
 #
@@ -201,7 +202,7 @@ plt.show()
 # The series is split in time: 3000 values to train, 3000 to choose by, and then 50 runs of 1084 to test. The sunspots,
 # which `statsmodels` ships, come [later](#sunspots-the-same-question-another-answer).
 #
-# A sceptic asks for two baselines at every horizon: **persistence**, the last true value for ever, and the **mean** of
+# A skeptic asks for two baselines at every horizon: **persistence**, the last true value for ever, and the **mean** of
 # the training data. Both can be written as models, so that they go through the very same loop as the network:
 
 
@@ -669,9 +670,9 @@ for seed, model in zip(SEEDS, models, strict=True):
 #
 # ## Where next
 #
-# - Train in the loop that you validate: [09 Training with feedback](09_feedback.py).
+# - Train in the loop that you validate: [Feedback][rnnkit.Feedback] in the training phase.
 # - The same loop as a generator: [04 Generate from a primer](04_generate.py).
-# - A state carried from window to window: [07 Truncated BPTT](07_tbptt.py).
+# - A state carried from window to window: [StreamLoader][rnnkit.StreamLoader].
 # - The API: [BPTTValidationPhase][rnnkit.BPTTValidationPhase], [Feedback][rnnkit.Feedback],
 #   [rollout][rnnkit.rollout], [plot_horizon][rnnkit.plot_horizon], [Learner][rnnkit.Learner].
 # - The papers: [Mackey and Glass 1977](https://doi.org/10.1126/science.267326);
