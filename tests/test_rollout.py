@@ -47,12 +47,14 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def language_model(recurrent=nn.LSTM, layers=1, scale=3.0, **options):
-    """Tokens in, logits out; the head is scaled so that the logits are far from uniform."""
-    model = RecurrentSequential(nn.Embedding(V, 4), recurrent(4, H, num_layers=layers, **options), nn.Linear(H, V))
-    with torch.no_grad():
-        model[-1].weight.mul_(scale)
-    return model
+def language_model(recurrent=nn.LSTM, layers=1):
+    """Tokens in, logits out."""
+    return RecurrentSequential(nn.Embedding(V, 4), recurrent(4, H, num_layers=layers), nn.Linear(H, V))
+
+
+def wander(outputs):
+    """A sampler without chance that repeats itself less than `sample_best`: the smallest change of a logit matters."""
+    return (1000 * outputs).sin().argmax(1)
 
 
 def continuous_model(recurrent=nn.GRU, features=2):
@@ -308,8 +310,8 @@ def test_rollout_of_a_continuous_model_is_the_hand_written_loop(policy):
 @every_named_policy
 def test_rollout_of_a_language_model_is_the_hand_written_loop(policy):
     model, inputs = language_model(layers=2), torch.randint(V, (9, 3))
-    outputs, state = rollout(model, inputs, policy(), sample_best)
-    wanted, wanted_state = by_hand(model, inputs, policy().mask(9, 3), sample_best)
+    outputs, state = rollout(model, inputs, policy(), wander)
+    wanted, wanted_state = by_hand(model, inputs, policy().mask(9, 3), wander)
     torch.testing.assert_close(outputs, wanted)
     assert_state(state, wanted_state)
 
@@ -469,8 +471,8 @@ def test_scheduled_sampling_mixes_rows_of_tokens():
     model, inputs = language_model(), torch.randint(V, (9, 6))
     mask = Feedback.probability(0.5, generator=seeded(2)).mask(9, 6)
     assert mask.any(1).ne(mask.all(1)).any(), "some step mixes fed and driven rows"
-    outputs, _ = rollout(model, inputs, Feedback.probability(0.5, generator=seeded(2)), sample_best)
-    torch.testing.assert_close(outputs, by_hand(model, inputs, mask, sample_best)[0])
+    outputs, _ = rollout(model, inputs, Feedback.probability(0.5, generator=seeded(2)), wander)
+    torch.testing.assert_close(outputs, by_hand(model, inputs, mask, wander)[0])
 
 
 # ---------------------------------------------------------------- sample_model: what comes out
@@ -490,10 +492,19 @@ def generate_by_hand(model, length, primer, sampler, state=None):
 
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_samples_of_these_tests_do_not_repeat_one_token(recurrent, layers):
+    """Else a sampler that reads the wrong step or row would go unnoticed."""
+    tokens = sample_model(language_model(recurrent, layers), 20, torch.randint(V, (4, 5)), wander).tokens[4:]
+    assert all(len(row.unique()) >= 4 for row in tokens.T)
+    assert len(tokens.T.unique(dim=0)) == 5
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("layers", [1, 2, 3])
 def test_sample_model_is_the_loop_over_plain_model_calls(recurrent, layers):
     model, primer = language_model(recurrent, layers), torch.randint(V, (4, 3))
-    sample = sample_model(model, 20, primer, sample_best)
-    tokens, outputs, following, state = generate_by_hand(model, 20, primer, sample_best)
+    sample = sample_model(model, 20, primer, wander)
+    tokens, outputs, following, state = generate_by_hand(model, 20, primer, wander)
     assert torch.equal(sample.tokens, tokens)
     assert torch.equal(sample.next[0], following)
     torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
@@ -544,7 +555,7 @@ def test_the_shapes_of_a_sample():
 
 
 def test_a_sample_can_be_taken_apart():
-    sample = sample_model(language_model(), 20, torch.randint(V, (4, 3)), sample_best)
+    sample = sample_model(language_model(), 20, torch.randint(V, (4, 3)), wander)
     tokens, outputs, log_probs, following, state = sample
     assert tokens is sample.tokens and outputs is sample.outputs
     assert log_probs is sample.log_probs and following is sample.next and state is sample.state
@@ -552,15 +563,15 @@ def test_a_sample_can_be_taken_apart():
 
 def test_the_primer_comes_first_and_counts():
     primer = torch.randint(V, (4, 3))
-    sample = sample_model(language_model(), 20, primer, sample_best)
+    sample = sample_model(language_model(), 20, primer, wander)
     assert torch.equal(sample.tokens[:4], primer)
 
 
 def test_a_length_of_the_primer_draws_the_next_token_only():
     model, primer = language_model(), torch.randint(V, (4, 3))
-    sample = sample_model(model, 4, primer, sample_best)
+    sample = sample_model(model, 4, primer, wander)
     assert torch.equal(sample.tokens, primer)
-    assert torch.equal(sample.next[0], model(primer)[0][-1].argmax(1))
+    assert torch.equal(sample.next[0], wander(model(primer)[0][-1]))
 
 
 def test_log_probs_are_what_the_model_gave_the_token_that_followed():
@@ -586,7 +597,7 @@ def test_a_sample_has_no_gradient():
 
 def test_what_was_sampled_can_be_trained_on():
     model = language_model()
-    sample = sample_model(model, 10, torch.randint(V, (4, 3)), sample_best)
+    sample = sample_model(model, 10, torch.randint(V, (4, 3)), wander)
     outputs, _ = model(sample.tokens, None)
     F.cross_entropy(outputs[:-1].flatten(0, 1), sample.tokens[1:].flatten()).backward()
     _, state = model(sample.next, sample.state)
@@ -633,9 +644,9 @@ def test_the_log_prob_of_an_image_of_classes_is_the_sum_over_its_pixels():
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
 def test_a_batch_is_its_rows_alone(recurrent):
     model, primer = language_model(recurrent, 2), torch.randint(V, (4, 5))
-    together = sample_model(model, 20, primer, sample_best)
+    together = sample_model(model, 20, primer, wander)
     for row in range(5):
-        alone = sample_model(model, 20, primer[:, row : row + 1], sample_best)
+        alone = sample_model(model, 20, primer[:, row : row + 1], wander)
         assert torch.equal(together.tokens[:, row], alone.tokens[:, 0])
         assert torch.equal(together.next[:, row], alone.next[:, 0])
         torch.testing.assert_close(together.outputs[:, row], alone.outputs[:, 0])
@@ -668,9 +679,9 @@ def test_primers_of_different_length_go_on_from_their_own_ends(lengths, wrap):
     model = language_model(layers=2)
     primers = [torch.randint(V, (n,)) for n in lengths]
     total = 12
-    together = sample_model(wrap(model), total, batchseq(primers), sample_best)
+    together = sample_model(wrap(model), total, batchseq(primers), wander)
     for row, primer in enumerate(primers):
-        alone = sample_model(model, total, primer[:, None], sample_best)
+        alone = sample_model(model, total, primer[:, None], wander)
         assert torch.equal(together.tokens[:, row], alone.tokens[:, 0])
         assert torch.equal(together.next[:, row], alone.next[:, 0])
         torch.testing.assert_close(together.outputs[:, row], alone.outputs[:, 0])
@@ -680,17 +691,17 @@ def test_primers_of_different_length_go_on_from_their_own_ends(lengths, wrap):
 def test_lengths_can_be_given_beside_the_primer():
     model = language_model()
     padded, lengths = batchseq([torch.randint(V, (n,)) for n in (4, 1, 3)])
-    paired = sample_model(model, 12, (padded, lengths), sample_best)
-    beside = sample_model(model, 12, padded, sample_best, lengths=lengths)
+    paired = sample_model(model, 12, (padded, lengths), wander)
+    beside = sample_model(model, 12, padded, wander, lengths=lengths)
     assert torch.equal(paired.tokens, beside.tokens)
 
 
 def test_a_sample_from_primers_of_different_length_goes_on():
     model = language_model(layers=2)
     primer = batchseq([torch.randint(V, (n,)) for n in (4, 1, 3)])
-    whole = sample_model(model, 20, primer, sample_best)
-    first = sample_model(model, 9, primer, sample_best)
-    then = sample_model(model, 11, first.next, sample_best, first.state)
+    whole = sample_model(model, 20, primer, wander)
+    first = sample_model(model, 9, primer, wander)
+    then = sample_model(model, 11, first.next, wander, first.state)
     assert torch.equal(torch.cat([first.tokens, then.tokens]), whole.tokens)
     assert_state(then.state, whole.state, rtol=1e-10, atol=1e-10)
 
@@ -700,7 +711,7 @@ class Successor(nn.Module):
 
     def forward(self, inputs, state=None):
         state = torch.zeros(1, inputs.shape[1], 1) if state is None else state
-        return 100 * F.one_hot((inputs + 1) % V, V).double(), state + inputs.shape[0]
+        return 5 * F.one_hot((inputs + 1) % V, V).double(), state + inputs.shape[0]
 
 
 def test_each_row_stops_at_its_own_stop_token():
@@ -736,9 +747,28 @@ def test_without_a_stop_every_row_has_the_whole_length():
     assert sample.lengths.tolist() == [10, 10]
 
 
-def test_the_stop_token_in_a_primer_does_not_stop_a_row():
-    sample = sample_model(Successor(), 6, torch.tensor([[5], [0]]), sample_best, stop=5)
-    assert sample.tokens[:, 0].tolist() == [5, 0, 1, 2, 3, 4]
+@pytest.mark.parametrize("primer", [[5, 0], [0, 5], [5]], ids=str)
+def test_the_stop_token_in_a_primer_does_not_stop_a_row(primer):
+    sample = sample_model(Successor(), 6, torch.tensor(primer)[:, None], sample_best, stop=5)
+    then = [(primer[-1] + i + 1) % V for i in range(6 - len(primer))]
+    assert sample.tokens[:, 0].tolist() == primer + then
+
+
+def test_the_stop_token_in_the_longer_of_two_primers_does_not_stop_its_row():
+    primers = batchseq([torch.tensor([0]), torch.tensor([3, 5, 6])])
+    sample = sample_model(Successor(), 8, primers, sample_best, stop=5)
+    assert sample.tokens[:, 1].tolist() == [3, 5, 6, 0, 1, 2, 3, 4]
+    assert sample.lengths.tolist() == [6, 8]
+
+
+def test_log_probs_count_the_stop_token_and_nothing_after_it():
+    primer = torch.tensor([[0, 2, 4]])
+    whole = sample_model(Successor(), 10, primer, sample_best)
+    stopped = sample_model(Successor(), 10, primer, sample_best, stop=5)
+    for row, length in enumerate([6, 4, 2]):
+        torch.testing.assert_close(stopped.log_probs[: length - 1, row], whole.log_probs[: length - 1, row])
+        assert stopped.log_probs[: length - 1, row].ne(0).all()
+        assert stopped.log_probs[length - 1 :, row].eq(0).all()
 
 
 # ---------------------------------------------------------------- sample_model: it leaves the model as it was
@@ -748,7 +778,7 @@ def test_the_stop_token_in_a_primer_does_not_stop_a_row():
 def test_dropout_sleeps_while_sampling_and_the_mode_comes_back(training):
     model = RecurrentSequential(nn.Embedding(V, 4), nn.LSTM(4, H), nn.Dropout(0.5), nn.Linear(H, V)).train(training)
     primer = torch.randint(V, (4, 3))
-    first, again = sample_model(model, 20, primer, sample_best), sample_model(model, 20, primer, sample_best)
+    first, again = sample_model(model, 20, primer, wander), sample_model(model, 20, primer, wander)
     assert torch.equal(first.outputs, again.outputs)
     assert all(module.training == training for module in model.modules())
 
@@ -770,7 +800,7 @@ def test_the_mode_comes_back_after_an_error_too():
 
 def test_the_backend_switches_are_as_before():
     before = (torch.backends.mkldnn.enabled, torch.is_grad_enabled(), torch.get_rng_state())
-    sample_model(language_model(), 10, torch.randint(V, (2, 3)), sample_best)
+    sample_model(language_model(), 10, torch.randint(V, (2, 3)), wander)
     assert torch.backends.mkldnn.enabled == before[0]
     assert torch.is_grad_enabled() == before[1]
 
@@ -780,15 +810,15 @@ def test_hooks_still_fire_while_sampling(member):
     model = language_model()
     hooked, calls = model if member is None else model[member], []
     hooked.register_forward_hook(lambda *_: calls.append(1))
-    sample_model(model, 12, torch.randint(V, (4, 3)), sample_best)
+    sample_model(model, 12, torch.randint(V, (4, 3)), wander)
     assert len(calls) == 9, "once for the primer and once for each of the 8 further steps"
 
 
 def test_a_hook_that_changes_the_state_changes_the_sample():
     model, primer = language_model(), torch.randint(V, (4, 3))
     model[1].register_forward_hook(lambda module, args, result: (2 * result[0], result[1]))
-    sample = sample_model(model, 12, primer, sample_best)
-    _, outputs, _, _ = generate_by_hand(model, 12, primer, sample_best)
+    sample = sample_model(model, 12, primer, wander)
+    _, outputs, _, _ = generate_by_hand(model, 12, primer, wander)
     torch.testing.assert_close(sample.outputs, outputs)
 
 
@@ -799,8 +829,8 @@ def test_a_subclass_of_a_fused_module_keeps_its_own_forward():
             return 2 * outputs, state
 
     model, primer = RecurrentSequential(nn.Embedding(V, 4), Doubled(4, H), nn.Linear(H, V)), torch.randint(V, (4, 3))
-    sample = sample_model(model, 12, primer, sample_best)
-    _, outputs, _, _ = generate_by_hand(model, 12, primer, sample_best)
+    sample = sample_model(model, 12, primer, wander)
+    _, outputs, _, _ = generate_by_hand(model, 12, primer, wander)
     torch.testing.assert_close(sample.outputs, outputs)
 
 
@@ -809,14 +839,14 @@ def test_parametrized_weights_are_read_through_their_parametrization():
     torch.nn.utils.parametrizations.weight_norm(model[1], "weight_hh_l0")
     with torch.no_grad():
         model[1].parametrizations.weight_hh_l0.original0.mul_(2)
-    sample = sample_model(model, 12, primer, sample_best)
-    _, outputs, _, _ = generate_by_hand(model, 12, primer, sample_best)
+    sample = sample_model(model, 12, primer, wander)
+    _, outputs, _, _ = generate_by_hand(model, 12, primer, wander)
     torch.testing.assert_close(sample.outputs, outputs)
 
 
 def test_single_precision_is_stepped_closely_too():
     model, primer = language_model(layers=2).float(), torch.randint(V, (4, 3))
-    sample = sample_model(model, 12, primer, sample_best)
+    sample = sample_model(model, 12, primer, wander)
     assert sample.outputs.dtype == torch.float32
     torch.testing.assert_close(sample.outputs, model(sample.tokens)[0].detach(), rtol=1e-5, atol=1e-5)
 
@@ -890,6 +920,8 @@ def test_an_exact_beam_is_never_less_likely_than_greedy():
 
 def test_a_batch_of_beams_is_its_rows_alone():
     model, primer = language_model(), torch.randint(V, (4, 3))
+    with torch.no_grad():
+        model[-1].weight.mul_(30)
     together = beam_search(model, 10, primer, width=3)
     for row in range(3):
         alone = beam_search(model, 10, primer[:, row : row + 1], width=3)
@@ -918,6 +950,8 @@ def test_a_beam_that_has_stopped_keeps_its_score():
 
     sample = beam_search(Ending(), 5, torch.tensor([[1]]), width=3, stop=0)
     assert sample.tokens[1:, 0].eq(0).all()
+    assert sample.lengths.tolist() == [2]
+    assert sample.log_probs.sum().item() == pytest.approx(math.log(0.6))
 
 
 def test_a_beam_search_ends_when_every_candidate_has_stopped():
@@ -943,17 +977,17 @@ def test_a_beam_search_of_the_primer_alone_draws_the_next_token_only():
 
 def test_an_empty_primer_is_refused():
     with pytest.raises(ValueError, match=r"(?s)sample_model.*empty primer"):
-        sample_model(language_model(), 10, torch.zeros(0, 3, dtype=torch.int64), sample_best)
+        sample_model(language_model(), 10, torch.zeros(0, 3, dtype=torch.int64), wander)
 
 
 def test_an_empty_list_as_primer_is_refused():
     with pytest.raises(ValueError, match=r"(?s)primer.*empty"):
-        sample_model(language_model(), 10, [], sample_best)
+        sample_model(language_model(), 10, [], wander)
 
 
 def test_a_length_shorter_than_the_primer_is_refused():
     with pytest.raises(ValueError, match=r"(?s)sample_model.*length.*3.*\(4, 3\)|sample_model.*\(4, 3\).*length.*3"):
-        sample_model(language_model(), 3, torch.zeros(4, 3, dtype=torch.int64), sample_best)
+        sample_model(language_model(), 3, torch.zeros(4, 3, dtype=torch.int64), wander)
 
 
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
@@ -961,7 +995,7 @@ def test_a_state_of_another_batch_is_refused(recurrent):
     model = language_model(recurrent)
     _, state = model(torch.zeros(4, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"(?s)sample_model.*\(1, 2, 5\).*batch of 3"):
-        sample_model(model, 10, torch.zeros(4, 3, dtype=torch.int64), sample_best, state)
+        sample_model(model, 10, torch.zeros(4, 3, dtype=torch.int64), wander, state)
 
 
 def test_rollout_refuses_a_state_of_another_batch():
@@ -1072,7 +1106,7 @@ def test_a_beam_search_over_images_is_refused():
 
 def test_no_primer_at_all_is_refused():
     with pytest.raises(TypeError, match=r"(?s)sample_model.*primer"):
-        sample_model(language_model(), 10, None, sample_best)
+        sample_model(language_model(), 10, None, wander)
 
 
 def test_a_stop_that_does_not_say_which_rows_is_refused():
@@ -1099,7 +1133,7 @@ def test_a_model_that_unpacks_what_it_was_given_packed_is_refused():
 @pytest.mark.parametrize("lengths", [[5, 1, 1], [4, 0, 1], [4, 1]], ids=str)
 def test_primer_lengths_that_do_not_fit_are_refused(lengths):
     with pytest.raises(ValueError, match=r"(?s)sample_model.*lengths"):
-        sample_model(language_model(), 10, (torch.zeros(4, 3, dtype=torch.int64), torch.tensor(lengths)), sample_best)
+        sample_model(language_model(), 10, (torch.zeros(4, 3, dtype=torch.int64), torch.tensor(lengths)), wander)
 
 
 @pytest.mark.parametrize("lengths", [[5, 1, 1], [4, 0, 1], [4, 1]], ids=str)
