@@ -140,13 +140,17 @@ class Phase:
         lengths = rest[0] if rest else None
         if host.device is not None:
             inputs, targets = _move(inputs, host.device), _move(targets, host.device)
-        with host.context():
-            inputs, state = first_state(host.model, inputs)
-        inputs = as_sequence(inputs, call)
+        state: State = None
+        if isinstance(inputs, tuple):
+            with host.context():
+                inputs, state = first_state(host.model, inputs)
+        if type(inputs) is not Tensor or inputs.ndim < 2 or not inputs.numel():
+            inputs = as_sequence(inputs, call)
         time, batch_size = inputs.shape[:2]
         per_step = not reads_last(host.loss)
         if per_step:
-            targets = as_sequence(targets, call, "targets")
+            if type(targets) is not Tensor or targets.ndim < 2 or not targets.numel():
+                targets = as_sequence(targets, call, "targets")
             if targets.shape[:2] != inputs.shape[:2]:
                 fix = "one target for each step and row; a target a sequence goes with seq2one_loss."
                 came = f"inputs {shape(inputs)} and targets {shape(targets)}"

@@ -217,18 +217,20 @@ class Learner:
                 self._add(name, value, weight)
         if phase.name == "training":
             self.step_index += 1
-        with suppress(CancelStep):
+        with suppress(CancelStep):  # nothing is left to cancel
             self.emit("StepEnd")
         return self.state
 
     def _add(self, name: str, value: Tensor, weight: int | Tensor) -> None:
-        value = (value.float() if value.dtype.itemsize < 4 else value) * weight
-        if name in self.sums:
-            total, weights = self.sums[name]
-            if isinstance(weight, Tensor) and isinstance(weights, Tensor) and len(weight) != len(weights):
-                longest = max(len(weight), len(weights))  # a loss for each step, of batches of different length
-                value, total, weight, weights = (
-                    F.pad(part, (0, longest - len(part))) for part in (value, total, weight, weights)
-                )
-            value, weight = value + total, weight + weights
-        self.sums[name] = value, weight
+        value = value.float() if value.dtype.itemsize < 4 else value
+        if name not in self.sums:
+            self.sums[name] = value * weight, weight
+            return
+        total, weights = self.sums[name]
+        if isinstance(weight, int):
+            self.sums[name] = total.add(value, alpha=weight), weights + weight
+            return
+        longest = max(len(value), len(total))  # a loss for each step, of batches of different length
+        parts = (total, torch.as_tensor(weights), value * weight, weight)
+        total, counted, value, weight = (F.pad(part, (0, longest - len(part))) for part in parts)
+        self.sums[name] = total + value, counted + weight

@@ -129,7 +129,7 @@ class BPTTTrainingPhase(Phase):
                 if start < split < end:  # stop where the next window's gradient will begin
                     part, state, previous = self._part(host, step, mask, start, split, state, previous)
                     head.append(part)
-                    kept = detach(state), previous.detach()
+                    kept = detach(state), detach(previous)
                     part, _, _ = self._part(host, step, mask, split, end, state, previous)
                     head.append(part)
                     start, (state, previous) = split, kept
@@ -137,31 +137,32 @@ class BPTTTrainingPhase(Phase):
                     part, after, last = self._part(host, step, mask, start, end, state, previous)
                     head.append(part)
                     if split > start:
-                        start, state, previous = split, after, last.detach()
-                    state = detach(state)
+                        start, state, previous = split, after, detach(last)
+                    if end < time:
+                        state = detach(state)
                 outputs = torch.cat(head)[new - end :] if len(head) > 1 or len(head[0]) > end - new else head[0]
                 targets = step.targets if end - new == time else step.targets[new:end]
                 lengths = None if step.lengths is None else (step.lengths - new).clamp(0, end - new)
                 host.emit("LossBegin")
                 loss, weight = call_loss(host.loss, outputs, targets, lengths, "BPTTTrainingPhase")
-            _update(host, step, loss)
+            loss = _update(host, step, loss)
             if end - new < time:  # windows are weighed by their steps, whatever the loss averages
                 weight = outputs.shape[0] * outputs.shape[1] if lengths is None else int(lengths.sum())
-            yield outputs.detach(), loss.detach(), weight
+            yield outputs.detach(), loss, weight
             host.emit("WindowEnd")
         if self.stateful:
             self.state = detach(state)
 
     def _part(
         self, host: Host, step: StepState, mask: Tensor | None, a: int, b: int, state: State, previous: Tensor | None
-    ) -> tuple[Tensor, State, Tensor]:
+    ) -> tuple[Tensor, State, Tensor | None]:
         whole = b - a == len(step.inputs)
         inputs = step.inputs if whole else step.inputs[a:b]
         lengths = None if step.lengths is None else (step.lengths - a).clamp(0, b - a)
         fed = None if mask is None else mask[a:b]
         call = "BPTTTrainingPhase"
         outputs, state = roll(host.model, inputs, fed, self.sampler, state, lengths, call, self.stateful, previous)
-        return outputs, state, outputs[-1]
+        return outputs, state, None if mask is None else outputs[-1]
 
     def _last_window(self, host: Host, step: StepState, state: State, mask: Tensor | None) -> Iterator[Piece]:
         """One loss at each row's end, its gradient through the row's last `window` steps."""
@@ -186,25 +187,26 @@ class BPTTTrainingPhase(Phase):
             )
             host.emit("LossBegin")
             loss, weight = call_loss(host.loss, outputs, step.targets, inner, call)
-        _update(host, step, loss)
+        loss = _update(host, step, loss)
         everything = torch.cat([head, head.new_zeros(time - longest, *head.shape[1:])])
         everything[index[valid].to(device), rows.expand_as(index)[valid].to(device)] = outputs.detach()[
             valid.to(device)
         ]
-        yield everything, loss.detach(), weight
+        yield everything, loss, weight
         host.emit("WindowEnd")
         if self.stateful:
             self.state = detach(state)
 
 
-def _update(host: Host, step: StepState, loss: Tensor) -> None:
+def _update(host: Host, step: StepState, loss: Tensor) -> Tensor:
     if not loss.requires_grad:
         fix = "compute it from the outputs, without .detach(), .item() or torch.no_grad()."
         came = "a loss without gradient"
         raise ValueError(refuse("BPTTTrainingPhase", came, "one that depends on the parameters", fix))
-    step.loss = loss.detach()
+    step.loss = detached = loss.detach()
     host.emit("BackwardBegin")
     host.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     host.emit("BackwardEnd")
     host.optimizer.step()
+    return detached
