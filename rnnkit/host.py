@@ -163,6 +163,10 @@ class Phase:
             if is_bidirectional(host.model):
                 fix = "make the model one-directional, or stateful=False."
                 raise ValueError(refuse(call, "a bidirectional model, stateful", "a state that goes on", fix))
+            if state is not None:
+                came = "a source in the batch, stateful"
+                fix = "stateful=False: each batch starts from its own source."
+                raise ValueError(refuse(call, came, "one place that the first state comes from", fix))
             if self.state is not None:
                 try:
                     check_state(self.state, batch_size, f"{call}(stateful=True)")

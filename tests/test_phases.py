@@ -760,6 +760,15 @@ def test_a_bidirectional_model_is_refused_where_time_is_cut():
         phase(model, SEQ, x, sgd(model))
 
 
+def test_a_source_and_a_carried_state_are_refused():
+    model = rk.EncoderDecoder(nn.GRU(2, 3), nn.GRU(3, 3)).double()
+    batch = (data(4, 2, 2), None, data(5, 2, 3)), data(5, 2, 3)
+    for phase in (rk.BPTTTrainingPhase(stateful=True), rk.BPTTValidationPhase(stateful=True)):
+        refused(f"{type(phase).__name__}: got a source in the batch, stateful; wanted one place that the first state "
+                "comes from. Likely fix: stateful=False: each batch starts from its own source.",
+                lambda phase=phase: phase(model, SEQ, batch, sgd(model)))  # fmt: skip
+
+
 def test_inputs_and_targets_must_match():
     model, x = net(), data(6, 2, 3)
     fix = "Likely fix: one target for each step and row; a target a sequence goes with seq2one_loss."
