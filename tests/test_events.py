@@ -184,6 +184,15 @@ def test_another_error_is_not_swallowed():
     assert learner.fit(2, [X], [X]).epoch_index == 2
 
 
+def test_an_error_in_validation_does_not_make_the_next_epoch_one_of_a_fit():
+    log = Log()
+    learner = learner_with(log)
+    with pytest.raises(TypeError):
+        learner.fit(2, [X], ["no batch"])
+    learner.epoch(rk.BPTTValidationPhase(), [X])
+    assert learner.epoch_index == 0
+
+
 def test_a_method_that_names_no_event_is_refused():
     class Typo:
         def on_epoch_ends(self, learner):
