@@ -27,7 +27,8 @@ class Checkpoint:
     place in the epoch, and the states of PyTorch's and Python's generators and of the data loader's own. A training
     killed at any moment and resumed gives bitwise the weights and the history of one that was not, as long as the
     loader gives the same batches for the same generator. It is written beside the old file and then put in its
-    place, so a good one is there at any moment; it is read with `weights_only=True`.
+    place, so a good one is there at any moment; it is read with `weights_only=True`. A kill within a write leaves
+    its unfinished file, `.name.process`, behind. NumPy's generator is not kept.
 
     Args:
         path: the file.

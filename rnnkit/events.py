@@ -32,7 +32,7 @@ class CancelEpoch(Exception):
 
 
 class CancelFit(Exception):
-    """Raised by a callback: training ends; `EpochEnd` and `FitEnd` follow."""
+    """Raised by a callback: training ends; `EpochEnd` and `FitEnd` follow, and an epoch cut short is not counted."""
 
 
 def method_of(event: str) -> str:
