@@ -32,17 +32,19 @@ plt.style.use("rnnkit.style")
 
 # %%
 FILES = {
-    "training": "difflib doctest http/cookiejar imaplib optparse tarfile unittest/case xml/dom/minidom",
+    "training": "difflib doctest http/cookiejar imaplib optparse tarfile"
+    " unittest/case xml/dom/minidom",
     "validation": "calendar pprint",
     "test": "gettext pstats shelve textwrap trace weakref",
 }
 LIBRARY = Path(sysconfig.get_paths()["stdlib"])  # of the Python that runs this page
-DEPTHS = 10  # a line break and the indent after it are one character: 0 to 9 times four spaces
+DEPTHS = 10  # a line break and its indent of 0 to 9 times four spaces: one character
 ALPHABET = "".join(map(chr, [*range(DEPTHS), *range(32, 127)]))
 V = len(ALPHABET)  # 105 characters
 
+# %%
 def read(names):
-    """Files of the standard library, one after the other, in characters of ALPHABET."""
+    """Files of the standard library as one text, in characters of ALPHABET."""
     files = [LIBRARY / f"{name}.py" for name in names.split()]
     text = "".join(file.read_text(encoding="utf-8") for file in files).expandtabs()
     return "".join(c if c in ALPHABET else "?" for c in fold(text))
@@ -63,7 +65,7 @@ def decode(tokens):
 
 # %%
 texts = {part: read(names) for part, names in FILES.items()}
-train, valid, test = (torch.tensor([ALPHABET.index(c) for c in text]) for text in texts.values())  # each (N,)
+train, valid, test = (encode(text) for text in texts.values())  # each (N,)
 loss = seq2seq_loss(nn.CrossEntropyLoss())
 
 @torch.no_grad()
@@ -109,7 +111,7 @@ model = fit(make_network(0, H), train, 3, watch)
 # %%
 START = "class Reader:\n    def "
 primer = encode(START).unsqueeze(1)  # (T0, B): one row
-sampler = SoftmaxSampler(temperature=0.5, generator=torch.Generator().manual_seed(0))
+sampler = SoftmaxSampler(temperature=0.8, generator=torch.Generator().manual_seed(0))
 sample = sample_model(model, len(primer) + 500, primer, sampler)
 
 def show(sample, lines=12, row=0):
@@ -176,14 +178,16 @@ for name, tensor, shape, axes in [
     print(f"{name:10}{tuple(tensor.shape)!s:14}{axes}")
 
 # %% [markdown]
-# `length` counts all that the model reads, the primer too: `tokens[:T0]` is the primer. `next` is the character drawn
-# last, which the model has not read yet.
+# > [!NOTE]
+# > `length` counts all that the model reads, the primer too: `tokens[:T0]` is the primer. `next` is the character drawn
+# > last, which the model has not read yet.
 
 # %%
 assert torch.equal(inputs[1:], targets[:-1]), "a target is the next input"
-assert torch.equal(sample.tokens[:T0], inputs[:T0, :B]), "the tokens begin with the primer"
-assert torch.equal(sample.tokens[T0:], sample.outputs[T0 - 1 : -1].argmax(2)), "then each is drawn from the output before"
-assert torch.equal(sample.next[0], sample.outputs[-1].argmax(1)), "and next from the last output"
+assert torch.equal(sample.tokens[:T0], inputs[:T0, :B]), "first the primer"
+best = sample.outputs.argmax(2)
+assert torch.equal(sample.tokens[T0:], best[T0 - 1 : -1]), "then each from the output before it"
+assert torch.equal(sample.next[0], best[-1]), "and next from the last output"
 
 # %% [markdown]
 # ## The data
@@ -195,8 +199,9 @@ assert torch.equal(sample.next[0], sample.outputs[-1].argmax(1)), "and next from
 # %%
 print(f"Python {sys.version_info.major}.{sys.version_info.minor}")
 for part, names in FILES.items():
-    text, count = texts[part], len(names.split())
-    print(f"{part:11}{count} files, {len(text) / 1000:4.0f} thousand characters, {len(unfold(text).splitlines())} lines")
+    text, files = texts[part], len(names.split())
+    lines = unfold(text).count("\n")
+    print(f"{part:11}{files} files, {len(text) / 1000:4.0f} thousand characters, {lines} lines")
 
 a_look = unfold(texts["test"][texts["test"].index("def dedent") :])
 print("\n" + "\n".join(a_look.split("\n")[:7]))
@@ -211,7 +216,7 @@ def long_lines(text):
 known = set(long_lines(texts["training"]))
 lines = long_lines(texts["test"])
 seen = [line for line in lines if line in known]
-print(f"{len(seen)} of {len(lines)} test lines of 30 characters and more stand in the training part")
+print(f"{len(seen)} of {len(lines)} long test lines stand in the training part")
 assert len(seen) < 0.02 * len(lines), "the test text is new"
 
 # %% [markdown]
@@ -320,7 +325,8 @@ from itertools import islice
 torch.manual_seed(0)
 by_hand = plain_training(CharacterModel(), train, windows=20)
 small = make_network(0, H)
-optimizer, phase = torch.optim.Adam(small.parameters(), lr=0.01), BPTTTrainingPhase(stateful=True)
+optimizer = torch.optim.Adam(small.parameters(), lr=0.01)
+phase = BPTTTrainingPhase(stateful=True)
 batches = islice(StreamLoader(train, BATCH, WINDOW), 20)
 losses = [phase(small, loss, batch, optimizer).loss.item() for batch in batches]
 difference = (torch.tensor(losses) - torch.tensor(by_hand)).abs().max()
@@ -415,7 +421,7 @@ assert curve[-1, 1] < curve[one_pass, 1] < bigram_valid, "validation falls to th
 
 # %%
 table = {"all characters alike": math.log2(V), "bigram": bigram, "best count": best_count}
-table |= {"LSTM": of_model, "lzma, test text alone": alone, "lzma, after the training text": prefixed}
+table |= {"LSTM": of_model, "lzma, test text": alone, "lzma, after training text": prefixed}
 for name, value in table.items():
     print(f"{name:30}{value:.2f}")
 assert of_model < 0.75 * bigram, "the network beats the bigram model by far"
@@ -587,20 +593,20 @@ for name, tokens in written.items():
     print("{:16}{:6.2f}{:6.0%}{:6.0%}{:6}".format(name, *report[name]))
 
 # %%
-surprises, news, real, loops = (dict(zip(report, column, strict=True)) for column in zip(*report.values(), strict=True))
+columns = zip(*report.values(), strict=True)
+surprises, news, real, loops = (dict(zip(report, column, strict=True)) for column in columns)
 assert loops["the best"] > 20, "most greedy texts end in a loop"
-assert loops["temperature 1"] == loops["temperature 1.5"] == loops["the real text"] == 0, "with chance, none"
+assert loops["temperature 1"] == loops["the real text"] == 0, "with chance, none"
 assert real["temperature 1"] < real["the real text"] < real["temperature 0.5"], "words"
 assert news["the best"] < 0.5 < news["temperature 1"], "greedy text repeats itself"
 ordered = [surprises[f"temperature {t}"] for t in (0.5, 1, 1.5)]
-assert 1.4 * ordered[0] < ordered[1] < ordered[2] / 1.4, "temperature sets how surprising a text is"
-off = {name: abs(value - surprises["the real text"]) for name, value in surprises.items()}
-del off["the real text"]
-assert min(off, key=off.get) == "temperature 1", "temperature 1 surprises about as much as real text"
+assert 1.4 * ordered[0] < ordered[1] < ordered[2] / 1.4, "temperature sets the surprise"
+off = {name: abs(surprises[name] - surprises["the real text"]) for name in list(written)[1:]}
+assert min(off, key=off.get) == "temperature 1", "the closest to real text"
 
 # %% [markdown]
-# - At temperature 1 the text is about as surprising as the real one: the network learned these probabilities. But many
-#   of its words do not exist.
+# - At temperature 1 the text comes closest to the real one in surprise: these are the probabilities that were learned.
+#   But half of its words stand in no training file, far more than in real text.
 # - Sharper sampling gives words that exist and a text that surprises too little. Some of it loops even so. The best
 #   character at each step is the end of that road.
 # - The cuts, at temperature 1, work in the same direction. None of these numbers says which text is best: that depends on what you want.
@@ -646,10 +652,10 @@ assert ends["the best"] < 0.25 < 0.6 < ends["temperature 1"], "the message of th
 
 # %%
 for seed, network in zip(SEEDS, small_ones, strict=True):
-    greedy, drawn = (
-        sample_model(network, T0 + STEPS, primers, sampler).tokens for sampler in (sample_best, drawing(seed))
-    )
-    looping = [sum(period(row) > 0 for row in tokens.unbind(1)) for tokens in (greedy, drawn)]
+    looping = []
+    for sampler in sample_best, drawing(seed):
+        tokens = sample_model(network, T0 + STEPS, primers, sampler).tokens
+        looping.append(sum(period(row) > 0 for row in tokens.unbind(1)))
     print(f"seed {seed}: greedy {looping[0]} of 40 loop, temperature 1 {looping[1]}")
     assert looping[0] > 20 and looping[1] == 0, "the same in every network"
 
@@ -665,12 +671,13 @@ from rnnkit import beam_search
 some = primers[:, ::2]
 greedy = sample_model(model, T0 + 60, some, sample_best)
 beam = beam_search(model, T0 + 60, some, width=8)
-likelihood = {name: s.log_probs[T0 - 1 : -1].sum(0) / math.log(2) for name, s in (("greedy", greedy), ("beam", beam))}
-for name, value in likelihood.items():
-    print(f"{name:7}{-value.mean() / 60:.2f} bits per character")
+def bits_drawn(sample):
+    return -sample.log_probs[T0 - 1 : -1].mean().item() / math.log(2)
+
+print(f"greedy {bits_drawn(greedy):.2f}, beam {bits_drawn(beam):.2f} bits per character")
 print(repr(decode(beam.tokens[T0:, 3])))
-assert likelihood["beam"].mean() > likelihood["greedy"].mean() + 5, "a likelier text"
-assert -likelihood["beam"].mean() / 60 < 0.5 * surprises["the real text"], "real text is never that likely"
+assert bits_drawn(beam) < 0.9 * bits_drawn(greedy), "a likelier text"
+assert bits_drawn(beam) < 0.5 * surprises["the real text"], "real text is not that likely"
 
 # %% [markdown]
 # It finds likelier text, and real text is far from likely. The likeliest text is the wrong goal here. Where there is one
@@ -681,8 +688,8 @@ assert -likelihood["beam"].mean() / 60 < 0.5 * surprises["the real text"], "real
 #
 # ### The state is lost between two calls
 #
-# A model is called once for each character, and each call starts from zeros. This is a
-# [question asked since 2015](https://github.com/keras-team/keras/issues/1128). No error, only gibberish:
+# A model is called once for each character, and each call starts from zeros. Users
+# [have asked about it](https://github.com/keras-team/keras/issues/1128) for years. No error, only gibberish:
 
 
 # %%
@@ -692,11 +699,14 @@ def forgetful(inputs, state=None):
 tokens = sample_model(forgetful, T0 + STEPS, primers, drawing(1)).tokens
 print(decode(tokens[T0 : T0 + 150, 5]))
 print(f"\nbits: {surprise(tokens):.2f}, with the state {surprises['temperature 1']:.2f}")
-assert surprise(tokens) > 1.5 * surprises["temperature 1"], "gibberish"
+assert surprise(tokens) > 1.2 * surprises["temperature 1.5"], "gibberish"
 
 # %% [markdown]
-# The temperature is right, the weights are right, and the text is worse than at temperature 1.5. Keep the test that
-# finds it beside every model: one call on `T` steps must equal `T` calls of one step with the state carried on.
+# The temperature is right, the weights are right, and the text is worse than at temperature 1.5.
+#
+# > [!TIP]
+# > Keep the test that finds it beside every model: one call on `T` steps must equal `T` calls of one step with the state
+# > carried on.
 
 # %%
 @torch.no_grad()
@@ -709,9 +719,9 @@ def step_by_step(model, inputs):
 
 with torch.no_grad():
     at_once = model(primers)[0]
-apart = {f.__name__: (step_by_step(f, primers) - at_once).abs().max() for f in (model.forward, forgetful)}
-print(*(f"{name}: largest difference {value:.0e}" for name, value in apart.items()), sep="\n")
-assert apart["forward"] < 1e-3 < 1 < apart["forgetful"], "the test finds it"
+right, wrong = ((step_by_step(f, primers) - at_once).abs().max() for f in (model, forgetful))
+print(f"largest difference: model {right:.0e}, forgetful {wrong:.0e}")
+assert right < 1e-3 and wrong > 1, "the test finds it"
 
 # %% [markdown]
 # ### Drawing again from the outputs
@@ -751,7 +761,7 @@ def of_probabilities(outputs):
     return cold(outputs.softmax(1))  # softmax, divide, softmax
 
 wrong = surprise(write(of_probabilities))
-print(f"bits at temperature 0.5: right {surprises['temperature 0.5']:.2f}, of probabilities {wrong:.2f}")
+print(f"bits: on outputs {surprises['temperature 0.5']:.2f}, on probabilities {wrong:.2f}")
 assert wrong > surprises["temperature 1.5"], "colder was wanted, and it is hotter than 1.5"
 
 # %% [markdown]
@@ -767,8 +777,10 @@ assert wrong > surprises["temperature 1.5"], "colder was wanted, and it is hotte
 def always_new(outputs):
     return drawing(0)(outputs)
 
-without = [sample_model(model, 200, primer, SoftmaxSampler()).tokens for _ in range(2)]
-seeded = [sample_model(model, 200, primer, drawing(0)).tokens for _ in range(2)]
+def twice(make_sampler):
+    return [sample_model(model, 200, primer, make_sampler()).tokens for _ in range(2)]
+
+without, seeded = twice(SoftmaxSampler), twice(lambda: drawing(0))
 assert not torch.equal(*without), "without a generator: another text each time"
 assert torch.equal(*seeded), "with the same seed: the same text"
 same_luck = write(always_new)
@@ -822,7 +834,8 @@ rest = sample.lengths - T0  # with the line break
 real_rest = ends_line(many[T0:]).int().argmax(0) + 1
 print(f"{len(sample.tokens) - T0} steps were needed for the longest line")
 print(f"rest of the line, median: {rest.median()} characters, real {real_rest.median()}")
-assert all(ends_line(sample.tokens[n - 1, i]) for i, n in enumerate(sample.lengths)), "each ends a line"
+last = sample.tokens[sample.lengths - 1, range(500)]
+assert ends_line(last).all(), "each ends a line"
 assert 0.6 < rest.median() / real_rest.median() < 1.6, "about as long as real ones"
 
 # %% [markdown]
