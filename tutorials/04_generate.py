@@ -194,7 +194,7 @@ assert torch.equal(sample.next[0], best[-1]), "and next from the last output"
 #
 # The standard library of Python is licensed under the
 # [PSF License Version 2](https://docs.python.org/3/license.html). The files are read from the running Python, so
-# another version of it has slightly other text. These fourteen change little from one version to the next.
+# another version of it has slightly other text. These sixteen change little from one version to the next.
 
 # %%
 print(f"Python {sys.version_info.major}.{sys.version_info.minor}")
@@ -220,7 +220,7 @@ print(f"{len(seen)} of {len(lines)} long test lines stand in the training part")
 assert len(seen) < 0.02 * len(lines), "the test text is new"
 
 # %% [markdown]
-# A sceptic asks for two baselines. The first counts: how often did each character follow the last *n* in the training
+# A skeptic asks for two baselines. The first counts: how often did each character follow the last *n* in the training
 # text? With *n* = 1 that is the **bigram model**. Counts of longer contexts are mixed with those of shorter ones, by the
 # rule of [Witten and Bell (1991)](https://doi.org/10.1109/18.87000): the more different characters have followed a
 # context, the less its own counts weigh.
