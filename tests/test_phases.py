@@ -314,6 +314,18 @@ def test_stateful_windows_equal_one_pass_over_the_unbroken_stream(kind, window, 
     assert not torch.allclose(other[8:], torch.cat(outputs)[8:])
 
 
+@pytest.mark.parametrize("window", [None, 3, 1])
+def test_a_state_is_carried_with_one_target_a_sequence_too(window):
+    x, y, model = data(14, 3, 3), data(3, 3, seed=8), net()
+    phase = rk.BPTTTrainingPhase(window=window, stateful=True)
+    lengths = torch.tensor([7, 2, 5])
+    phase(model, LAST, (x[:7], y, lengths), sgd(model, 0.0))
+    outputs = phase(model, LAST, (x[7:], y), sgd(model, 0.0)).outputs
+    for i, n in enumerate(lengths.tolist()):
+        rest = torch.cat([x[:n, i : i + 1], x[7:, i : i + 1]])
+        close([outputs[:, i]], [rnn_of(model)(rest)[0][n:, 0].detach()])
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 @pytest.mark.parametrize("options", [{}, {"window": 3}, {"window": 3, "stride": 1}, "validation"])
 def test_documents_start_from_zero_and_rows_run_dry(kind, options):
