@@ -94,6 +94,8 @@ def test_a_page_is_accessible(seen: dict[str, Any], name: str, scheme: str, widt
     assert view["overflow"] <= 0, "the page scrolls sideways"
     assert view["unreachable"] == 0, "something scrolls that the keyboard cannot reach"
     assert view["math"] == 0, "math that is not typeset"
+    assert view["plain"] == 0, "code without colors"
+    assert view["recolored"], "coloring changed the text of the code"
     assert view["copied"] == 0, "a copy button on an output"
 
 

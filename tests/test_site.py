@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SITE = Path(os.environ.get("RNNKIT_SITE_DIR", ROOT / "site"))
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
 TUTORIALS = [page for page in PAGES if re.fullmatch(r"tutorials/\d\d_\w+/index\.html", page)]
-LIMIT = 90_000, 30_000  # bytes of HTML in a tutorial's page, figures aside: as it is, and compressed as it is sent
+# Bytes of HTML in a tutorial's page, figures aside: as it is, and compressed as it is sent. The aim is 60,000; half of
+# each longer page is its text.
+LIMIT = 60_000, 22_000
+LONGER = {"04_generate": 80_000, "06_gradients": 75_000, "08_closed_loop": 70_000}
 LOADED = {
     "img": "src",
     "script": "src",
@@ -146,7 +149,7 @@ def test_a_page_is_well_made(name: str) -> None:
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_tutorial_is_light(name: str) -> None:
     html = page(name).text.encode()
-    assert len(html) < LIMIT[0]
+    assert len(html) < LONGER.get(name.split("/")[1], LIMIT[0])
     assert len(gzip.compress(html)) < LIMIT[1]
 
 

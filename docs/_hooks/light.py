@@ -1,18 +1,21 @@
-"""A page hook: pages without what nobody sees. Both were more than half of a tutorial's page.
+"""A page hook: pages without what nobody reads. It was more than half of a tutorial's page.
 
-Code keeps the colors of keywords, strings, comments and the names that are defined; everything else in it is drawn in
-one color, without tags of its own. Outside code, a run of white space over several lines is one line break.
+The code of a tutorial is plain text, and docs/assets/site.js colors it; other code is without the tags that change no
+color. Outside code, a run of white space over several lines is one line break.
 """
 
 import re
 from typing import Any
 
-PLAIN = re.compile(r'<span class="(?:n|o|p|w|mi|mf|si|nb|ow|bp|nn|fm|ne|sa|se)">([^<]*)</span>')
+PLAIN = re.compile(r'<span class="(?:n|o|p|w)">([^<]*)</span>')
+INPUT = re.compile(r'(<div class=")language-python (input highlight"><pre>)(.*?)(</pre>)', re.DOTALL)
+SPAN = re.compile(r"</?span[^>]*>")
 VERBATIM = re.compile(r"(<(pre|script|style|textarea)\b.*?</\2>)", re.DOTALL)
 BLANK = re.compile(r"\s*\n\s*")
 
 
 def on_page_content(html: str, **_: Any) -> str:
+    html = INPUT.sub(lambda found: found[1] + found[2] + SPAN.sub("", found[3]) + found[4], html)
     return PLAIN.sub(r"\1", html)
 
 

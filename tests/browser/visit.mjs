@@ -23,11 +23,15 @@ async function open(url) {
   return { context, page, requests, problems };
 }
 
-function facts() {
+async function facts() {
+  const code = (root) => [...root.querySelectorAll(".input.highlight code")];
+  const served = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
   const left = [...document.querySelectorAll(".arithmatex")].filter((node) => !node.querySelector(".katex-html"));
   return {
     scheme: document.body.getAttribute("data-md-color-scheme"),
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    plain: code(document).filter((node) => /^import /m.test(node.textContent) && !node.querySelector(".k")).length,
+    recolored: code(document).map((n) => n.textContent).join() === code(served).map((n) => n.textContent).join(),
     math: left.length + document.querySelectorAll(".katex-error").length,
     copied: document.querySelectorAll(".output .md-code__button").length,
     unreachable: [...document.querySelectorAll("pre > code, .md-typeset__scrollwrap, div.arithmatex")].filter(
