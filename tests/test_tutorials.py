@@ -1,6 +1,7 @@
 """The tutorials themselves: each has its twelve parts, and each goes red when the package is broken."""
 
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import nbformat
@@ -159,6 +160,22 @@ BREAKS = {
 }
 
 
+def run(notebook, folder):
+    """The executed notebook and the error it ended with; a kernel that never started is started again."""
+    for attempt in range(3):
+        copy = deepcopy(notebook)
+        client = NotebookClient(copy, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}})
+        try:
+            client.execute()
+            return copy, None
+        except CellExecutionError as error:
+            return copy, error
+        except RuntimeError:
+            if attempt == 2 or any(cell.get("execution_count") for cell in copy.cells):
+                raise
+    raise AssertionError("unreachable")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", BREAKS)
 def test_breaking_the_package_breaks_a_tutorial(broken, tmp_path, monkeypatch):
@@ -168,8 +185,7 @@ def test_breaking_the_package_breaks_a_tutorial(broken, tmp_path, monkeypatch):
     notebook.cells.insert(0, nbformat.v4.new_code_cell(lines))
     for key, value in environment(ROOT).items():
         monkeypatch.setenv(key, value)
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
-    with pytest.raises(CellExecutionError):
-        client.execute()
+    notebook, error = run(notebook, tmp_path)
+    assert error is not None, "the tutorial does not notice"
     assert notebook.cells[0].execution_count == 1
     assert not any(output.output_type == "error" for output in notebook.cells[0].outputs), "the patch itself failed"

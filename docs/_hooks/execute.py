@@ -27,6 +27,7 @@ import nbformat
 from convert import clean, to_markdown, where
 
 TIMEOUT = 600  # seconds a cell may take
+KERNELS = 3  # kernels to try until one starts: several that start at once can pick the same port
 
 
 def say(text: str) -> None:
@@ -115,7 +116,6 @@ def run(root: Path, source: Path, library: str) -> list[str]:
     start = time.monotonic()
     stage.parent.mkdir(exist_ok=True)
     try:
-        nbformat.write(convert(source), stage)
         pytest = [
             "pytest",
             "-q",
@@ -129,8 +129,12 @@ def run(root: Path, source: Path, library: str) -> list[str]:
         ]
         nbmake = ["--nbmake", "--overwrite", f"--nbmake-timeout={TIMEOUT}", "--nbmake-kernel=python3", str(stage)]
         command = [sys.executable, "-m", *pytest, f"--rootdir={root}", *nbmake]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment(root), check=False)
-        notebook = clean(nbformat.read(stage, 4))
+        for _ in range(KERNELS):
+            nbformat.write(convert(source), stage)
+            result = subprocess.run(command, capture_output=True, text=True, env=environment(root), check=False)
+            notebook = clean(nbformat.read(stage, 4))
+            if not result.returncode or any(cell.get("execution_count") for cell in notebook.cells):
+                break  # it ran to its end or to a cell that failed; else its kernel never started
     finally:
         stage.unlink(missing_ok=True)
     seconds = time.monotonic() - start
