@@ -37,6 +37,8 @@ def shape(value: object) -> str:
 
 def as_sequence(sequence: Steps, call: str, name: str = "inputs", least: int = 2) -> Tensor:
     """A sequence `(T, B, *F)`, from itself or from a list of `T` steps `(B, *F)`."""
+    if type(sequence) is Tensor and sequence.ndim >= max(least, 2) and sequence.numel():
+        return sequence
     if isinstance(sequence, Sequence) and not isinstance(sequence, str | PackedSequence):
         if not sequence or not all(isinstance(step, Tensor) for step in sequence):
             came = "an empty list" if not sequence else f"a list that holds {shape(sequence[0])}"
@@ -96,12 +98,16 @@ def check_model(model: Model, call: str) -> None:
             raise ValueError(refuse(call, f"{name}(batch_first=True)", "time as dim 0, the batch as dim 1", fix))
 
 
-def check_state(state: State, batch: int, call: str) -> None:
+def check_state(
+    state: State,
+    batch: int,
+    call: str,
+    fix: str = "start with state=None, or keep the rows that go on with select_rows(state, rows).",
+) -> None:
     """Every leaf of a state that comes in must have the batch as dim 1."""
 
     def check(leaf: Tensor) -> Tensor:
         if leaf.ndim < 2 or leaf.shape[1] != batch:
-            fix = "start with state=None, or keep the rows that go on with select_rows(state, rows)."
             raise ValueError(
                 refuse(call, f"a state leaf {shape(leaf)} for a batch of {batch}", f"(layers, {batch}, *F)", fix)
             )

@@ -109,7 +109,7 @@ def sample_model(
             consumed.append(tokens)
             answers.append(outputs)
             if stop is not None:
-                last, t = tokens[-1], read - 1 if len(consumed) == 1 else read - 2 + len(consumed)
+                last, t = tokens[-1], read - 2 + len(consumed)
                 hit = _stops(stop, last) & going & mask[t]
                 ended[hit], going = t + 1, going & ~hit
                 if not going.any():

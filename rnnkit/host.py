@@ -144,13 +144,11 @@ class Phase:
         if isinstance(inputs, tuple):
             with host.context():
                 inputs, state = first_state(host.model, inputs)
-        if type(inputs) is not Tensor or inputs.ndim < 2 or not inputs.numel():
-            inputs = as_sequence(inputs, call)
+        inputs = as_sequence(inputs, call)
         time, batch_size = inputs.shape[:2]
         per_step = not reads_last(host.loss)
         if per_step:
-            if type(targets) is not Tensor or targets.ndim < 2 or not targets.numel():
-                targets = as_sequence(targets, call, "targets")
+            targets = as_sequence(targets, call, "targets")
             if targets.shape[:2] != inputs.shape[:2]:
                 fix = "one target for each step and row; a target a sequence goes with seq2one_loss."
                 came = f"inputs {shape(inputs)} and targets {shape(targets)}"
@@ -168,13 +166,8 @@ class Phase:
                 fix = "stateful=False: each batch starts from its own source."
                 raise ValueError(refuse(call, came, "one place that the first state comes from", fix))
             if self.state is not None:
-                try:
-                    check_state(self.state, batch_size, f"{call}(stateful=True)")
-                except ValueError as error:
-                    fix = (
-                        "StreamLoader and DataLoader(drop_last=True) keep the batch size; phase.reset() starts afresh."
-                    )
-                    raise ValueError(f"{str(error).partition(' Likely fix:')[0]} Likely fix: {fix}") from None
+                fix = "StreamLoader and DataLoader(drop_last=True) keep the batch size; phase.reset() starts afresh."
+                check_state(self.state, batch_size, f"{call}(stateful=True)", fix)
                 state = self.state if restart is None else reset_rows(self.state, restart)
         host.state = StepState(inputs, targets, lengths)
         host.emit("StepBegin")
