@@ -20,9 +20,9 @@ Sampler: TypeAlias = Callable[[Tensor], Tensor]
 Steps: TypeAlias = Tensor | Sequence[Tensor]
 
 
-def refuse(call: str, came: str, wanted: str, fix: str) -> str:
-    """The text of an error, in the one voice of the package."""
-    return f"{call}: got {came}; wanted {wanted}. Likely fix: {fix}"
+def refuse(call: str, came: str, wanted: str, fix: str, kind: type[Exception] = ValueError) -> Exception:
+    """An error to raise, in the one voice of the package."""
+    return kind(f"{call}: got {came}; wanted {wanted}. Likely fix: {fix}")
 
 
 def shape(value: object) -> str:
@@ -43,24 +43,22 @@ def as_sequence(sequence: Steps, call: str, name: str = "inputs", least: int = 2
         if not sequence or not all(isinstance(step, Tensor) for step in sequence):
             came = "an empty list" if not sequence else f"a list that holds {shape(sequence[0])}"
             fix = "pass at least one step, each a tensor (B, *F)."
-            raise (TypeError if sequence else ValueError)(
-                refuse(call, f"{name} = {came}", "a list of steps (B, *F)", fix)
+            raise refuse(
+                call, f"{name} = {came}", "a list of steps (B, *F)", fix, TypeError if sequence else ValueError
             )
         if len({step.shape for step in sequence}) > 1:
             shapes = ", ".join(shape(step) for step in sequence[:4])
             fix = "a list is T steps of one batch; sequences of unequal length go through batchseq."
-            raise ValueError(refuse(call, f"{name} = a list of {shapes}", "steps of equal shape (B, *F)", fix))
+            raise refuse(call, f"{name} = a list of {shapes}", "steps of equal shape (B, *F)", fix)
         sequence = torch.stack(tuple(sequence))
     if not isinstance(sequence, Tensor):
         fix = "stack the steps along a first dimension, time."
-        raise TypeError(refuse(call, f"{name} = {shape(sequence)}", "a tensor (T, B, *F) or a list of steps", fix))
+        raise refuse(call, f"{name} = {shape(sequence)}", "a tensor (T, B, *F) or a list of steps", fix, TypeError)
     if sequence.ndim < least:
         fix = "time is dim 0 and the batch is dim 1; give a single sequence a batch of one with unsqueeze(1)."
-        raise ValueError(refuse(call, f"{name} {shape(sequence)}", f"{name} (T, B, *F)", fix))
+        raise refuse(call, f"{name} {shape(sequence)}", f"{name} (T, B, *F)", fix)
     if 0 in sequence.shape[:2]:
-        raise ValueError(
-            refuse(call, f"empty {name} {shape(sequence)}", "at least one step and one row", "drop empty sequences.")
-        )
+        raise refuse(call, f"empty {name} {shape(sequence)}", "at least one step and one row", "drop empty sequences.")
     return sequence
 
 
@@ -69,16 +67,16 @@ def check_lengths(lengths: Tensor, time: int, batch: int, call: str, least: int 
     fix = "lengths is what batchseq and pad_collate return: torch.tensor([len(s) for s in sequences])."
     wanted = f"an int64 CPU tensor ({batch},)"
     if not isinstance(lengths, Tensor):
-        raise TypeError(refuse(call, f"lengths = {shape(lengths)}", wanted, fix))
+        raise refuse(call, f"lengths = {shape(lengths)}", wanted, fix, TypeError)
     if lengths.dtype != torch.int64 or lengths.device.type != "cpu":
         came = f"lengths of {lengths.dtype} on {lengths.device}"
-        raise TypeError(refuse(call, came, wanted, "lengths.to('cpu', torch.int64)."))
+        raise refuse(call, came, wanted, "lengths.to('cpu', torch.int64).", TypeError)
     if lengths.shape != (batch,):
-        raise ValueError(refuse(call, f"lengths {shape(lengths)} for a batch of {batch}", wanted, fix))
+        raise refuse(call, f"lengths {shape(lengths)} for a batch of {batch}", wanted, fix)
     low, high = int(lengths.min()), int(lengths.max())
     if low < least or high > time:
         fix = "drop empty sequences; lengths count the steps of each row before padding."
-        raise ValueError(refuse(call, f"lengths from {low} to {high}", f"lengths from {least} to T = {time}", fix))
+        raise refuse(call, f"lengths from {low} to {high}", f"lengths from {least} to T = {time}", fix)
     return lengths
 
 
@@ -86,16 +84,16 @@ def check_model(model: Model, call: str) -> None:
     """Refuse what cannot keep the contract: cells, `batch_first` modules."""
     if isinstance(model, nn.RNNCellBase):
         fix = f"Unroll({type(model).__name__}(...)) steps a cell over time."
-        raise TypeError(refuse(call, f"a cell, {type(model).__name__}", "a model over (T, B, *F)", fix))
+        raise refuse(call, f"a cell, {type(model).__name__}", "a model over (T, B, *F)", fix, TypeError)
     if isinstance(model, nn.Linear | nn.Sequential) and not getattr(model, "recurrent", ()):
         fix = "RecurrentSequential threads the state through a stack of layers."
         came = f"{type(model).__name__}, which takes no state"
-        raise TypeError(refuse(call, came, "outputs, state = model(inputs, state)", fix))
+        raise refuse(call, came, "outputs, state = model(inputs, state)", fix, TypeError)
     for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, nn.RNNBase) and module.batch_first:
             name = type(module).__name__
             fix = f"build {name} without batch_first and transpose a (B, T, F) batch with x.transpose(0, 1)."
-            raise ValueError(refuse(call, f"{name}(batch_first=True)", "time as dim 0, the batch as dim 1", fix))
+            raise refuse(call, f"{name}(batch_first=True)", "time as dim 0, the batch as dim 1", fix)
 
 
 def check_state(
@@ -108,9 +106,7 @@ def check_state(
 
     def check(leaf: Tensor) -> Tensor:
         if leaf.ndim < 2 or leaf.shape[1] != batch:
-            raise ValueError(
-                refuse(call, f"a state leaf {shape(leaf)} for a batch of {batch}", f"(layers, {batch}, *F)", fix)
-            )
+            raise refuse(call, f"a state leaf {shape(leaf)} for a batch of {batch}", f"(layers, {batch}, *F)", fix)
         return leaf
 
     map_leaves(check, state)
@@ -121,7 +117,7 @@ def call_model(model: Model, inputs: Any, state: State, call: str) -> tuple[Any,
     result = model(inputs, state)
     if not isinstance(result, tuple) or isinstance(result, PackedSequence) or len(result) != 2:
         fix = "return (outputs, state) like torch.nn.LSTM; RecurrentSequential does it for a stack of layers."
-        raise TypeError(refuse(call, f"{shape(result)} from {_name(model)}", "a pair (outputs, state)", fix))
+        raise refuse(call, f"{shape(result)} from {_name(model)}", "a pair (outputs, state)", fix, TypeError)
     return result
 
 
@@ -154,9 +150,7 @@ def run_model(
         outputs = torch.cat(parts)
     if not isinstance(outputs, Tensor) or outputs.shape[:2] != inputs.shape[:2]:
         fix = "a model maps (T, B, *F) to (T, B, *O); to read one step of it is the loss's affair."
-        raise ValueError(
-            refuse(call, f"outputs {shape(outputs)} for inputs {shape(inputs)}", "the same T and B for both", fix)
-        )
+        raise refuse(call, f"outputs {shape(outputs)} for inputs {shape(inputs)}", "the same T and B for both", fix)
     return outputs, state
 
 
@@ -175,7 +169,7 @@ def _run_packed(model: Model, inputs: Tensor, state: State, lengths: Tensor, cal
     outputs, state = call_model(model, packed, state, call)
     if not isinstance(outputs, PackedSequence):
         fix = "a model with takes_packed = True gives a PackedSequence for a PackedSequence."
-        raise TypeError(refuse(call, f"{shape(outputs)} from {_name(model)}", "a PackedSequence", fix))
+        raise refuse(call, f"{shape(outputs)} from {_name(model)}", "a PackedSequence", fix, TypeError)
     return pad_packed_sequence(outputs, total_length=len(inputs))[0], state
 
 

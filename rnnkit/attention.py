@@ -128,7 +128,7 @@ class EncoderDecoder(nn.Module):
         if state is None:
             if not isinstance(inputs, tuple) or len(inputs) != 3:
                 fix = "state = model.encode(source, lengths), or inputs = (source, lengths or None, inputs)."
-                raise TypeError(refuse("EncoderDecoder", f"inputs {shape(inputs)} and no state", "a source", fix))
+                raise refuse("EncoderDecoder", f"inputs {shape(inputs)} and no state", "a source", fix, TypeError)
             source, lengths, inputs = inputs
             state = self.encode(source, lengths)
         outputs, inner = call_model(self.decoder, inputs, state[0], "EncoderDecoder")

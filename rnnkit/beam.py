@@ -48,11 +48,11 @@ def beam_search(
     torch.Size([6, 2])
     """
     if width < 1:
-        raise ValueError(refuse("beam_search", f"width = {width}", "width >= 1", "1 is greedy decoding."))
+        raise refuse("beam_search", f"width = {width}", "width >= 1", "1 is greedy decoding.")
     inputs, _ = start("beam_search", model, length, primer, None, state)
     if inputs.is_floating_point() or inputs.ndim != 2:
         came = f"a primer {shape(inputs)} of {inputs.dtype}"
-        raise TypeError(refuse("beam_search", came, "tokens, int64 (T0, B)", "beams are made of classes."))
+        raise refuse("beam_search", came, "tokens, int64 (T0, B)", "beams are made of classes.", TypeError)
     time, batch = inputs.shape
     device = inputs.device
     with torch.no_grad(), evaluating(model):
@@ -60,7 +60,7 @@ def beam_search(
         _, outputs, state = next(walk(model, inputs, first, sample_best, state, None, "beam_search"))
         if outputs.ndim != 3:
             fix = "end the model with nn.Linear(H, V)."
-            raise ValueError(refuse("beam_search", f"outputs {shape(outputs)}", "logits (T, B, V)", fix))
+            raise refuse("beam_search", f"outputs {shape(outputs)}", "logits (T, B, V)", fix)
         head, step, classes = outputs, fast_step(model), outputs.shape[2]
         scores = torch.zeros(batch, 1, device=device, dtype=outputs.dtype)
         done = torch.zeros(batch, 1, dtype=torch.bool, device=device)

@@ -21,7 +21,7 @@ def _average(learner: "Learner", name: str, call: str) -> float:
     averages = learner.averages
     if name not in averages:
         fix = "closed_loss is there with BPTTValidationPhase(nfeedback) for nfeedback >= 1."
-        raise ValueError(refuse(call, f"monitor={name!r}", f"one of {sorted(averages)}", fix))
+        raise refuse(call, f"monitor={name!r}", f"one of {sorted(averages)}", fix)
     return float(averages[name])
 
 
@@ -38,7 +38,7 @@ class StopOnNaN:
         if loss is not None and not math.isfinite(float(loss)):
             came = f"a loss of {float(loss)} in epoch {learner.epoch_index + 1}, step {learner.step_index + 1}"
             fix = "clip the gradients with ClipGradients(1.0), lower the learning rate, or look for it in the data."
-            raise ValueError(refuse("StopOnNaN", came, "a finite loss", fix))
+            raise refuse("StopOnNaN", came, "a finite loss", fix)
 
 
 class ClipGradients:
@@ -60,7 +60,7 @@ class ClipGradients:
 
     def __init__(self, max_norm: float) -> None:
         if not max_norm > 0:
-            raise ValueError(refuse("ClipGradients", f"max_norm = {max_norm}", "max_norm > 0", "1.0 is common."))
+            raise refuse("ClipGradients", f"max_norm = {max_norm}", "max_norm > 0", "1.0 is common.")
         self.max_norm = max_norm
         self.norm: torch.Tensor | None = None
 
@@ -89,10 +89,10 @@ class EarlyStopping:
 
     def __init__(self, patience: int, monitor: str = "loss", phase: str = "validation") -> None:
         if patience < 1:
-            raise ValueError(refuse("EarlyStopping", f"patience = {patience}", "patience >= 1", "wait an epoch."))
+            raise refuse("EarlyStopping", f"patience = {patience}", "patience >= 1", "wait an epoch.")
         if phase not in ("training", "validation"):
             fix = "validation is the one that tells of new data."
-            raise ValueError(refuse("EarlyStopping", f"phase={phase!r}", '"training" or "validation"', fix))
+            raise refuse("EarlyStopping", f"phase={phase!r}", '"training" or "validation"', fix)
         self.patience, self.monitor, self.phase = patience, monitor, phase
         self.best, self.waited = math.inf, 0
 
@@ -101,7 +101,7 @@ class EarlyStopping:
         names = [phase.name for phase in learner.phases]
         if self.phase not in names:
             fix = f'learner.fit(epochs, train, valid), or EarlyStopping({self.patience}, phase="training").'
-            raise ValueError(refuse("EarlyStopping", f"no {self.phase} in this fit", f"one of {names}", fix))
+            raise refuse("EarlyStopping", f"no {self.phase} in this fit", f"one of {names}", fix)
         if self.waited >= self.patience:
             raise CancelFit
 
@@ -144,11 +144,11 @@ class Scheduler:
 
     def __init__(self, scheduler: Any, per: str = "epoch", monitor: str = "loss") -> None:
         if per not in ("epoch", "step"):
-            raise ValueError(refuse("Scheduler", f"per={per!r}", '"epoch" or "step"', "most are stepped an epoch."))
+            raise refuse("Scheduler", f"per={per!r}", '"epoch" or "step"', "most are stepped an epoch.")
         self.plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if self.plateau and per == "step":
             fix = "its patience counts epochs."
-            raise ValueError(refuse("Scheduler", 'ReduceLROnPlateau with per="step"', 'per="epoch"', fix))
+            raise refuse("Scheduler", 'ReduceLROnPlateau with per="step"', 'per="epoch"', fix)
         self.scheduler, self.per, self.monitor = scheduler, per, monitor
 
     def on_step_end(self, learner: "Learner") -> None:

@@ -47,7 +47,7 @@ class Checkpoint:
     def __init__(self, path: str | Path, every: int | None = None, resume: bool = False) -> None:
         if every is not None and every < 1:
             fix = "None writes at the end of each epoch only."
-            raise ValueError(refuse("Checkpoint", f"every = {every}", "every >= 1", fix))
+            raise refuse("Checkpoint", f"every = {every}", "every >= 1", fix)
         self.path, self.every, self.resume = Path(path), every, resume
 
     def on_fit_begin(self, learner: "Learner") -> None:
@@ -103,13 +103,13 @@ class Checkpoint:
         before = copy.deepcopy(_take(learner))
         for name, came, wanted in _compared(saved, before):
             if came != wanted:
-                raise ValueError(refuse(call, f"{name} {came}", f"{name} {wanted}", fix))
+                raise refuse(call, f"{name} {came}", f"{name} {wanted}", fix)
         try:
             _put(learner, saved)
         except Exception as error:
             _put(learner, before)
             came = f"a state that does not fit ({type(error).__name__}: {error})"
-            raise ValueError(refuse(call, came, "the state of this learner", fix)) from error
+            raise refuse(call, came, "the state of this learner", fix) from error
         learner.epoch_rng = saved["epoch_rng"]
         set_rng_state(saved["rng"], generators_of(learner.loaders))
         if learner.step_index:
@@ -124,10 +124,10 @@ class Checkpoint:
             if mmap:
                 fix = "the state_dict of a callback may hold tensors, numbers, strings, lists, tuples and dicts only."
             came = f"a file that cannot be read ({type(error).__name__})"
-            raise ValueError(refuse(call, came, f"a file of the format {_FORMAT!r}", fix)) from error
+            raise refuse(call, came, f"a file of the format {_FORMAT!r}", fix) from error
         if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
             fix = "a bare state_dict goes through model.load_state_dict."
-            raise ValueError(refuse(call, "a file of another kind", f"the format {_FORMAT!r}", fix))
+            raise refuse(call, "a file of another kind", f"the format {_FORMAT!r}", fix)
         return saved
 
 

@@ -47,7 +47,7 @@ def handlers(callbacks: Sequence[object]) -> dict[str, list[Callable[[Any], obje
         for method in dir(callback):
             if method.startswith("on_") and method not in names:
                 came = f"{type(callback).__name__}.{method}"
-                raise ValueError(refuse("Learner", came, f"one of {', '.join(sorted(names))}", "rename it."))
+                raise refuse("Learner", came, f"one of {', '.join(sorted(names))}", "rename it.")
     found: dict[str, list[Callable[[Any], object]]] = {}
     for event in EVENTS:
         order = (

@@ -48,7 +48,7 @@ class Feedback:
             ValueError: if `n` is negative, or, by the mask, not below the length of a sequence.
         """
         if n < 0:
-            raise ValueError(refuse(f"Feedback.last({n})", f"n = {n}", "n >= 0", "0 is Feedback.never()."))
+            raise refuse(f"Feedback.last({n})", f"n = {n}", "n >= 0", "0 is Feedback.never().")
         return cls(partial(_last, n), f"last({n})")
 
     @classmethod
@@ -64,7 +64,7 @@ class Feedback:
             ValueError: if `k` is below 1.
         """
         if k < 1:
-            raise ValueError(refuse(f"Feedback.every({k})", f"k = {k}", "k >= 1", "1 is Feedback.always()."))
+            raise refuse(f"Feedback.every({k})", f"k = {k}", "k >= 1", "1 is Feedback.always().")
         return cls(partial(_every, k, forced), f"every({k}, forced={forced})")
 
     @classmethod
@@ -93,7 +93,7 @@ class Feedback:
         """
         if per not in ("step", "row", "sequence"):
             fix = "a coin for each step of each row is the paper's."
-            raise ValueError(refuse("Feedback.probability", f"per={per!r}", '"step", "row" or "sequence"', fix))
+            raise refuse("Feedback.probability", f"per={per!r}", '"step", "row" or "sequence"', fix)
 
         if not callable(p):
             _chance(p, 0)
@@ -128,7 +128,7 @@ def _last(n: int, time: int, batch: int, lengths: Tensor, step: int) -> Tensor:
     if n and len(active) and int(active.min()) <= n:
         came = f"a sequence of {int(active.min())} steps"
         fix = "the first step must be driven, so n is at most T - 1."
-        raise ValueError(refuse(f"Feedback.last({n})", came, f"at least {n + 1} steps", fix))
+        raise refuse(f"Feedback.last({n})", came, f"at least {n + 1} steps", fix)
     return torch.arange(time).unsqueeze(1) >= lengths - n
 
 
@@ -147,5 +147,5 @@ def _chance(p: float | Schedule, step: int) -> float:
     value = float(p(step) if callable(p) else p)
     if not 0 <= value <= 1:
         came = f"p = {value}" + (f" at step {step}" if callable(p) else "")
-        raise ValueError(refuse("Feedback.probability", came, "0 <= p <= 1", "clip the schedule."))
+        raise refuse("Feedback.probability", came, "0 <= p <= 1", "clip the schedule.")
     return value

@@ -126,14 +126,14 @@ def start(
         primer, lengths = primer
     if primer is None or (isinstance(primer, Tensor) and not len(primer)):
         fix = "start from a first step of your own: a token that begins a text, or a zero input."
-        raise (TypeError if primer is None else ValueError)(
-            refuse(call, "an empty primer", "at least one step (T0, B, *F)", fix)
+        raise refuse(
+            call, "an empty primer", "at least one step (T0, B, *F)", fix, TypeError if primer is None else ValueError
         )
     inputs = as_sequence(primer, call, "primer")
     time, batch = inputs.shape[:2]
     if length < time:
         fix = "length counts the primer; generate n new steps with length = len(primer) + n."
-        raise ValueError(refuse(call, f"length = {length} and a primer {shape(inputs)}", f"length >= {time}", fix))
+        raise refuse(call, f"length = {length} and a primer {shape(inputs)}", f"length >= {time}", fix)
     check_model(model, call)
     check_state(state, batch, call)
     return inputs, torch.full((batch,), time) if lengths is None else check_lengths(lengths, time, batch, call)
@@ -156,7 +156,7 @@ def _stops(stop: Stop, tokens: Tensor) -> Tensor:
     hit = stop(tokens) if callable(stop) else tokens == stop
     if hit.shape != tokens.shape[:1]:
         fix = "pass a function of tokens (B, *F) to bool (B,)."
-        raise ValueError(refuse("sample_model", f"stop {shape(hit)} for tokens {shape(tokens)}", "bool (B,)", fix))
+        raise refuse("sample_model", f"stop {shape(hit)} for tokens {shape(tokens)}", "bool (B,)", fix)
     return hit.cpu()
 
 

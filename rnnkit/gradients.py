@@ -76,11 +76,11 @@ def gradient_by_step(
         if not torch.allclose(outputs, whole, close, close, equal_nan=True):
             came = f"outputs that differ by up to {float((outputs - whole).detach().abs().max()):.2g} between the two"
             fix = "model.eval() for dropout and batch norm; a model that looks ahead in time has no shares by step."
-            raise ValueError(refuse(call, came, "the same from T calls of one step as from one call of T", fix))
+            raise refuse(call, came, "the same from T calls of one step as from one call of T", fix)
         total = loss(outputs, targets) if lengths is None else loss(outputs, targets, lengths)
         if not isinstance(total, Tensor) or total.ndim or not total.requires_grad:
             fix = "average the loss over the steps, and keep the outputs attached: no detach, no .item()."
-            raise ValueError(refuse(call, f"a loss {shape(total)}", "a tensor () that depends on a parameter", fix))
+            raise refuse(call, f"a loss {shape(total)}", "a tensor () that depends on a parameter", fix)
         leaves = [leaf for parameters in copies for leaf in parameters.values()]
         grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
     return {name: torch.stack(grads[i :: len(named)]) for i, name in enumerate(named)}
@@ -125,13 +125,13 @@ def _check_model(model: nn.Module, call: str) -> None:
     check_model(model, call)
     if not isinstance(model, nn.Module):
         fix = "pass the module whose parameters you ask about."
-        raise TypeError(refuse(call, f"model = {shape(model)}", "a torch.nn.Module", fix))
+        raise refuse(call, f"model = {shape(model)}", "a torch.nn.Module", fix, TypeError)
     if is_bidirectional(model):
         fix = "ask about a one-directional model."
-        raise ValueError(refuse(call, "a bidirectional model", "a model that reads time in one direction", fix))
+        raise refuse(call, "a bidirectional model", "a model that reads time in one direction", fix)
     for module in model.modules():
         name = type(module).__name__
         rate = getattr(module, "p" if "Dropout" in name else "dropout", 0)
         if module.training and isinstance(rate, float | int) and rate > 0:
             fix = "model.eval() before the call, model.train() after it."
-            raise ValueError(refuse(call, f"{name} with dropout {rate:g} in train mode", "no randomness", fix))
+            raise refuse(call, f"{name} with dropout {rate:g} in train mode", "no randomness", fix)

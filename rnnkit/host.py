@@ -152,7 +152,7 @@ class Phase:
             if targets.shape[:2] != inputs.shape[:2]:
                 fix = "one target for each step and row; a target a sequence goes with seq2one_loss."
                 came = f"inputs {shape(inputs)} and targets {shape(targets)}"
-                raise ValueError(refuse(call, came, "the same T and B for both", fix))
+                raise refuse(call, came, "the same T and B for both", fix)
         if lengths is not None:
             check_lengths(lengths, time, batch_size, call, least=0 if restart is not None else 1)
             longest = int(lengths.max())
@@ -160,11 +160,11 @@ class Phase:
         if self.stateful:
             if is_bidirectional(host.model):
                 fix = "make the model one-directional, or stateful=False."
-                raise ValueError(refuse(call, "a bidirectional model, stateful", "a state that goes on", fix))
+                raise refuse(call, "a bidirectional model, stateful", "a state that goes on", fix)
             if state is not None:
                 came = "a source in the batch, stateful"
                 fix = "stateful=False: each batch starts from its own source."
-                raise ValueError(refuse(call, came, "one place that the first state comes from", fix))
+                raise refuse(call, came, "one place that the first state comes from", fix)
             if self.state is not None:
                 fix = "StreamLoader and DataLoader(drop_last=True) keep the batch size; phase.reset() starts afresh."
                 check_state(self.state, batch_size, f"{call}(stateful=True)", fix)
@@ -188,7 +188,7 @@ def call_loss(loss: Loss, outputs: Tensor, targets: Any, lengths: Tensor | None,
     value = loss(outputs, targets) if lengths is None else loss(outputs, targets, lengths)
     if not isinstance(value, Tensor) or value.ndim:
         fix = "average it: seq2seq_loss takes an unreduced loss and does."
-        raise ValueError(refuse(call, f"a loss {shape(value)}", "a scalar tensor", fix))
+        raise refuse(call, f"a loss {shape(value)}", "a scalar tensor", fix)
     if isinstance(loss, SequenceLoss):
         return value, loss.weight(outputs, lengths)
     return value, outputs.shape[0] * outputs.shape[1] if lengths is None else int(lengths.sum())

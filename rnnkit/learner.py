@@ -65,7 +65,7 @@ class Learner:
         check_model(model, "Learner")
         if autocast not in (None, torch.bfloat16):
             fix = "float16 needs a scaler around the optimizer; bfloat16 does not."
-            raise TypeError(refuse("Learner", f"autocast = {autocast}", "torch.bfloat16 or None", fix))
+            raise refuse("Learner", f"autocast = {autocast}", "torch.bfloat16 or None", fix, TypeError)
         self.device = None if device is None else torch.device(device)
         self.model: Any = model if self.device is None else model.to(self.device)
         self.loss, self.optimizer, self.autocast = loss, optimizer, autocast
@@ -179,7 +179,7 @@ class Learner:
             if empty:
                 fix = "a generator is spent after one epoch; pass a list or a DataLoader."
                 came = f"no batches in epoch {self.epoch_index + 1}"
-                raise ValueError(refuse("Learner", came, f"at least one for {phase.name}", fix))
+                raise refuse("Learner", came, f"at least one for {phase.name}", fix)
         except CancelEpoch:
             pass
         except CancelFit as error:

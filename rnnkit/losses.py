@@ -20,9 +20,9 @@ class SequenceLoss:
 
     def __init__(self, loss_fn: Callable[..., Tensor], average: Literal["step", "sequence", "last"], name: str) -> None:
         if not callable(loss_fn):
-            raise TypeError(refuse(name, shape(loss_fn), "a loss function (outputs, targets)", "nn.MSELoss()."))
+            raise refuse(name, shape(loss_fn), "a loss function (outputs, targets)", "nn.MSELoss().", TypeError)
         if average not in ("step", "sequence", "last"):
-            raise ValueError(refuse(name, f"average={average!r}", '"step" or "sequence"', "choose what is averaged."))
+            raise refuse(name, f"average={average!r}", '"step" or "sequence"', "choose what is averaged.")
         self.loss_fn, self.average, self.name = loss_fn, average, name
 
     def __call__(self, outputs: Steps, targets: Steps, lengths: Tensor | None = None) -> Tensor:
@@ -34,7 +34,7 @@ class SequenceLoss:
         if targets.shape[:2] != (time, batch):
             came = f"outputs {shape(outputs)} and targets {shape(targets)}"
             fix = "one target for each step and row; one target for a whole sequence is seq2one_loss."
-            raise ValueError(refuse(self.name, came, "the same T and B for both", fix))
+            raise refuse(self.name, came, "the same T and B for both", fix)
         self._refuse_broadcast(outputs, targets)
         if lengths is None:
             return self._average(outputs.flatten(0, 1), targets.flatten(0, 1), None, time, batch)
@@ -80,12 +80,12 @@ class SequenceLoss:
         time, batch = outputs.shape[:2]
         if not isinstance(targets, Tensor):
             fix = "torch.as_tensor(targets); one target for each step is seq2seq_loss."
-            raise TypeError(refuse(self.name, f"targets = {shape(targets)}", f"targets ({batch}, *Y)", fix))
+            raise refuse(self.name, f"targets = {shape(targets)}", f"targets ({batch}, *Y)", fix, TypeError)
         every_step = targets.shape[:2] == (time, batch) and not targets.is_floating_point()
         if targets.shape[:1] != (batch,) or targets.shape == outputs.shape or every_step:
             came = f"outputs {shape(outputs)} and targets {shape(targets)}"
             fix = "for a target at every step use seq2seq_loss; for the last one pass targets[-1]."
-            raise ValueError(refuse(self.name, came, f"one target a sequence, ({batch}, *Y)", fix))
+            raise refuse(self.name, came, f"one target a sequence, ({batch}, *Y)", fix)
         self._refuse_broadcast(outputs[-1], targets)
         if lengths is None:
             return self._call(outputs[-1], targets).mean()
@@ -100,14 +100,14 @@ class SequenceLoss:
         if (elementwise and outputs.shape != targets.shape) or (floats and (*fewer, 1) == tuple(more)):
             came = f"outputs {shape(outputs)} and targets {shape(targets)}"
             fix = "they would broadcast to a wrong number; add the missing dimension with targets.unsqueeze(-1)."
-            raise ValueError(refuse(self.name, came, "equal shapes", fix))
+            raise refuse(self.name, came, "equal shapes", fix)
 
     def _call(self, outputs: Tensor, targets: Tensor) -> Tensor:
         losses = self.loss_fn(outputs, targets)
         if not isinstance(losses, Tensor) or (losses.ndim > 0 and losses.shape[0] != outputs.shape[0]):
             came = f"{shape(losses)} from the loss of outputs {shape(outputs)}"
             fix = 'use a loss with reduction "mean" or "none".'
-            raise ValueError(refuse(self.name, came, "a scalar, or one loss a step", fix))
+            raise refuse(self.name, came, "a scalar, or one loss a step", fix)
         return losses
 
 
@@ -142,7 +142,7 @@ def seq2seq_loss(loss_fn: Callable[..., Tensor], average: Literal["step", "seque
     1.0
     """
     if average == "last":
-        raise ValueError(refuse("seq2seq_loss", "average='last'", '"step" or "sequence"', "that is seq2one_loss."))
+        raise refuse("seq2seq_loss", "average='last'", '"step" or "sequence"', "that is seq2one_loss.")
     return SequenceLoss(loss_fn, average, "seq2seq_loss")
 
 

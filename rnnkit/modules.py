@@ -79,7 +79,7 @@ class RecurrentSequential(nn.Sequential):
         count = sum(self.recurrent)
         if state is not None and (not isinstance(state, tuple) or len(state) != count):
             fix = "pass the state that this model returned; it has one entry for each recurrent member."
-            raise ValueError(refuse("RecurrentSequential", f"a state = {shape(state)}", f"a tuple of {count}", fix))
+            raise refuse("RecurrentSequential", f"a state = {shape(state)}", f"a tuple of {count}", fix)
         before: list[State] = [None] * count if state is None else list(state)
         after: list[State] = []
         for module, recurrent in zip(self, self.recurrent, strict=True):
@@ -93,7 +93,7 @@ class RecurrentSequential(nn.Sequential):
             if isinstance(inputs, tuple) and not isinstance(inputs, PackedSequence):
                 fix = "call the second parameter of a recurrent member's forward `state`, so that it is given one."
                 came = f"{shape(inputs)} from {type(module).__name__}"
-                raise TypeError(refuse("RecurrentSequential", came, "outputs alone from a stateless member", fix))
+                raise refuse("RecurrentSequential", came, "outputs alone from a stateless member", fix, TypeError)
         return inputs, tuple(after)
 
 
@@ -121,7 +121,7 @@ class PerStep(nn.Module):
         if isinstance(inputs, PackedSequence):
             return _like(inputs, self.module(inputs.data))
         if inputs.ndim < 2:
-            raise ValueError(refuse("PerStep", f"inputs {shape(inputs)}", "(T, B, *F)", "add the batch as dim 1."))
+            raise refuse("PerStep", f"inputs {shape(inputs)}", "(T, B, *F)", "add the batch as dim 1.")
         return self.module(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
 
 
@@ -151,7 +151,7 @@ class Unroll(nn.Module):
     def __init__(self, *cells: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
         if not cells:
-            raise ValueError(refuse("Unroll", "no cell", "one cell a layer", "Unroll(nn.LSTMCell(3, 8))."))
+            raise refuse("Unroll", "no cell", "one cell a layer", "Unroll(nn.LSTMCell(3, 8)).")
         self.cells, self.dropout = nn.ModuleList(cells), dropout
 
     @classmethod
@@ -175,15 +175,15 @@ class Unroll(nn.Module):
         make: Any = next((cell for kind, cell in _CELLS.items() if isinstance(fused, kind)), None)
         if make is None:
             fix = "any other cell goes into Unroll(cell) directly."
-            raise TypeError(refuse("Unroll.from_fused", shape(fused), "nn.LSTM, nn.GRU or nn.RNN", fix))
+            raise refuse("Unroll.from_fused", shape(fused), "nn.LSTM, nn.GRU or nn.RNN", fix, TypeError)
         if fused.bidirectional or fused.proj_size or fused.batch_first:
             fix = "a cell sees one step at a time, forward in time."
             wanted = "one direction, no projection, batch_first=False"
-            raise ValueError(refuse("Unroll.from_fused", repr(fused), wanted, fix))
+            raise refuse("Unroll.from_fused", repr(fused), wanted, fix)
         options = {"nonlinearity": fused.nonlinearity} if isinstance(fused, nn.RNN) else {}
         if not all(isinstance(weight, nn.Parameter) for weights in fused.all_weights for weight in weights):
             fix, wanted = "remove the parametrization first.", "weights that are parameters"
-            raise ValueError(refuse("Unroll.from_fused", "weights that are computed", wanted, fix))
+            raise refuse("Unroll.from_fused", "weights that are computed", wanted, fix)
         cells: list[nn.Module] = []
         for layer in range(fused.num_layers):
             size = fused.input_size if layer == 0 else fused.hidden_size

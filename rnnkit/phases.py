@@ -72,11 +72,11 @@ class BPTTTrainingPhase(Phase):
         for name, value in (("window", window), ("stride", stride)):
             if value is not None and value < 1:
                 fix = f"{name}=None is full BPTT." if name == "window" else "None makes it equal to window."
-                raise ValueError(refuse("BPTTTrainingPhase", f"{name} = {value}", f"{name} >= 1", fix))
+                raise refuse("BPTTTrainingPhase", f"{name} = {value}", f"{name} >= 1", fix)
         if stride is not None and (window is None or stride > window):
             fix = "window = k2 is how far a gradient goes back, stride = k1 how often; k1 <= k2."
             came = f"stride = {stride} and window = {window}"
-            raise ValueError(refuse("BPTTTrainingPhase", came, "stride <= window", fix))
+            raise refuse("BPTTTrainingPhase", came, "stride <= window", fix)
         self.window, self.stride, self.feedback = window, window if stride is None else stride, feedback
 
     def run(self, host: Host, batch: Any) -> StepState:
@@ -84,7 +84,7 @@ class BPTTTrainingPhase(Phase):
         model = host.model
         if host.optimizer is None:
             fix = "phase(model, loss, batch, optimizer); BPTTValidationPhase needs none."
-            raise ValueError(refuse("BPTTTrainingPhase", "no optimizer", "one over the model's parameters", fix))
+            raise refuse("BPTTTrainingPhase", "no optimizer", "one over the model's parameters", fix)
         if getattr(model, "training", True) is False:
             model.train()
         step, state = self.begin(host, batch)
@@ -92,7 +92,7 @@ class BPTTTrainingPhase(Phase):
         if self.stride is not None and self.stride < time and is_bidirectional(model):
             fix = "window=None, or a one-directional model."
             came = f"a bidirectional model and stride = {self.stride} for {time} steps"
-            raise ValueError(refuse("BPTTTrainingPhase", came, "a model whose state goes on forward only", fix))
+            raise refuse("BPTTTrainingPhase", came, "a model whose state goes on forward only", fix)
         mask = None
         if self.feedback is not None:
             mask = self.feedback.mask(time, step.inputs.shape[1], step.lengths, self.steps)
@@ -202,7 +202,7 @@ def _update(host: Host, step: StepState, loss: Tensor) -> Tensor:
     if not loss.requires_grad:
         fix = "compute it from the outputs, without .detach(), .item() or torch.no_grad()."
         came = "a loss without gradient"
-        raise ValueError(refuse("BPTTTrainingPhase", came, "one that depends on the parameters", fix))
+        raise refuse("BPTTTrainingPhase", came, "one that depends on the parameters", fix)
     step.loss = detached = loss.detach()
     host.emit("BackwardBegin")
     host.optimizer.zero_grad(set_to_none=True)

@@ -51,7 +51,7 @@ def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
                 curves.setdefault(label, []).append((float(row["epoch"]), float(row[key])))
     if not curves:
         fix = "fit at least one epoch with the History callback first."
-        raise ValueError(refuse("plot_history", f"{len(rows)} rows and no loss", "rows with epoch, phase, loss", fix))
+        raise refuse("plot_history", f"{len(rows)} rows and no loss", "rows with epoch, phase, loss", fix)
     drawn = _axes(ax, "plot_history")
     for label, points in curves.items():
         x, y = zip(*points, strict=True)
@@ -90,16 +90,16 @@ def plot_horizon(
     curves = {label: _curve(value, call, label) for label, value in named.items()}
     if len({curve.shape[1] for curve in curves.values()}) != 1:
         came = ", ".join(f"{label} {shape(named[label])}" for label in curves) or "no curve"
-        raise ValueError(refuse(call, came, "the same T for all", "cut them to the steps they share."))
+        raise refuse(call, came, "the same T for all", "cut them to the steps they share.")
     time = next(iter(curves.values())).shape[1]
     if nfeedback is not None and not 0 <= nfeedback < time:
         fix = "nfeedback is the number that BPTTValidationPhase was given."
-        raise ValueError(refuse(call, f"nfeedback={nfeedback} for T = {time}", f"0 to {time - 1}", fix))
+        raise refuse(call, f"nfeedback={nfeedback} for T = {time}", f"0 to {time - 1}", fix)
     grays = {name: torch.as_tensor(value).detach().cpu() for name, value in (baselines or {}).items()}
     for name, value in grays.items():
         if value.shape not in ((), (time,)):
             came = f"the baseline {name} {shape(value)} for T = {time}"
-            raise ValueError(refuse(call, came, f"a number or ({time},)", "average it over rows and seeds."))
+            raise refuse(call, came, f"a number or ({time},)", "average it over rows and seeds.")
     drawn, steps = _axes(ax, call), list(range(time))
     for label, curve in curves.items():
         (line,) = drawn.plot(steps, curve.mean(0).numpy(), label=label)
@@ -138,7 +138,7 @@ def plot_gradient_flow(flow: Mapping[str, Tensor], ax: "Axes | None" = None) -> 
     if not flow or any(norms.ndim != 1 for norms in flow.values()):
         came = ", ".join(f"{name} {shape(norms)}" for name, norms in flow.items()) or "no parameter"
         fix = "pass what gradient_flow returned; gradient_by_step returns the shares themselves."
-        raise ValueError(refuse("plot_gradient_flow", came, "norms (T,)", fix))
+        raise refuse("plot_gradient_flow", came, "norms (T,)", fix)
     drawn = _axes(ax, "plot_gradient_flow")
     drawn.set_yscale("log")
     for name, norms in flow.items():
@@ -151,7 +151,7 @@ def _axes(ax: "Axes | None", call: str) -> Any:  # Any: matplotlib leaves its ke
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError(refuse(call, "no matplotlib", "matplotlib", 'pip install "rnnkit[plot]".')) from error
+        raise refuse(call, "no matplotlib", "matplotlib", 'pip install "rnnkit[plot]".', ImportError) from error
     return plt.subplots()[1] if ax is None else ax
 
 
@@ -159,7 +159,7 @@ def _curve(value: Any, call: str, label: str) -> Tensor:
     curve = torch.as_tensor(value).detach().cpu().double()
     if curve.ndim not in (1, 2) or 0 in curve.shape:
         fix = "average over rows and features; validation's loss_by_step is (T,)."
-        raise ValueError(refuse(call, f"{label} {shape(curve)}", "(T,) or (seeds, T)", fix))
+        raise refuse(call, f"{label} {shape(curve)}", "(T,) or (seeds, T)", fix)
     return curve if curve.ndim == 2 else curve.unsqueeze(0)
 
 

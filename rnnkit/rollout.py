@@ -114,7 +114,7 @@ def walk(
     """Stretch after stretch: the inputs consumed `(n, B, *F)`, the outputs `(n, B, *O)` and the state after them."""
     if is_bidirectional(model):
         fix = "train it with Feedback.never(), or make it one-directional."
-        raise ValueError(refuse(call, "a bidirectional model", "one that can be stepped: it reads the future", fix))
+        raise refuse(call, "a bidirectional model", "one that can be stepped: it reads the future", fix)
     some, every = mask.any(1).tolist(), mask.all(1).tolist()
     starts = [t for t, fed in enumerate(some) if fed or t == 0]
     single = fast_step(model)
@@ -142,7 +142,7 @@ def draw(sampler: Sampler, outputs: Tensor, like: Tensor, call: str) -> Tensor:
     if drawn.shape != like.shape or drawn.is_floating_point() != like.is_floating_point():
         came = f"{shape(drawn)} of {drawn.dtype} from the sampler, for outputs {shape(outputs)}"
         fix = "tokens come from sample_best or SoftmaxSampler, one-hot rows from SoftmaxSampler(one_hot=True)."
-        raise ValueError(refuse(call, came, f"the model's next input, {shape(like)} of {like.dtype}", fix))
+        raise refuse(call, came, f"the model's next input, {shape(like)} of {like.dtype}", fix)
     return drawn.to(like.dtype)
 
 

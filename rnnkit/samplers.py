@@ -39,7 +39,7 @@ def sample_best(outputs: Tensor) -> Tensor:
     [1, 0]
     """
     if outputs.ndim < 2:
-        raise ValueError(refuse("sample_best", f"outputs {shape(outputs)}", "(B, V)", "keep the batch dimension."))
+        raise refuse("sample_best", f"outputs {shape(outputs)}", "(B, V)", "keep the batch dimension.")
     return outputs.argmax(1)
 
 
@@ -105,7 +105,7 @@ class SoftmaxSampler:
         for name, value, good, wanted in checks:
             if not good:
                 fix = "None leaves the cut out." if name != "temperature" else "1.0 leaves the logits as they are."
-                raise ValueError(refuse("SoftmaxSampler", f"{name} = {value}", f"{name} {wanted}", fix))
+                raise refuse("SoftmaxSampler", f"{name} = {value}", f"{name} {wanted}", fix)
         self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
         self.one_hot, self.generator = one_hot, generator
 
@@ -113,7 +113,7 @@ class SoftmaxSampler:
         """What a draw is made from: `(B, V)`, each row summing to 1, zero where a class was cut."""
         if outputs.ndim != 2 or not outputs.is_floating_point():
             fix = "end the model with nn.Linear(H, V); identity is for outputs that are inputs."
-            raise ValueError(refuse("SoftmaxSampler", f"outputs {shape(outputs)}", "float logits (B, V)", fix))
+            raise refuse("SoftmaxSampler", f"outputs {shape(outputs)}", "float logits (B, V)", fix)
         p = (outputs if self.temperature == 1 else outputs / self.temperature).softmax(1)
         if self.top_k is not None and self.top_k < p.shape[1]:
             best = p.topk(self.top_k, 1).indices
@@ -163,7 +163,7 @@ class DistributionSampler:
         made = self.make(outputs)
         if not isinstance(made, Distribution):
             fix = "return torch.distributions.Normal(mean, scale), or another distribution."
-            raise TypeError(refuse("DistributionSampler", f"{shape(made)} from make", "a Distribution", fix))
+            raise refuse("DistributionSampler", f"{shape(made)} from make", "a Distribution", fix, TypeError)
         return made
 
     def __call__(self, outputs: Tensor) -> Tensor:

@@ -105,11 +105,11 @@ def get_inout_seq(batch: Any) -> tuple[Any, ...]:
         sequence = as_sequence(batch, "get_inout_seq", "a sequence", least=1)
         if len(sequence) < 2:
             fix = "one step has no next step to predict; drop it."
-            raise ValueError(refuse("get_inout_seq", f"a sequence {shape(sequence)}", "at least two steps", fix))
+            raise refuse("get_inout_seq", f"a sequence {shape(sequence)}", "at least two steps", fix)
         return sequence[:-1], sequence[1:]
     fix = "a tuple is a pair (inputs, targets); a list is the T steps of one sequence."
     came = shape(batch)
-    raise TypeError(refuse("get_inout_seq", came, "a tuple of two or three, a SequenceBatch or one sequence", fix))
+    raise refuse("get_inout_seq", came, "a tuple of two or three, a SequenceBatch or one sequence", fix, TypeError)
 
 
 def batchseq(sequences: Sequence[Tensor], pad: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -132,18 +132,18 @@ def batchseq(sequences: Sequence[Tensor], pad: float = 0.0) -> tuple[Tensor, Ten
     """
     items = list(sequences)
     if not items:
-        raise ValueError(refuse("batchseq", "an empty list", "at least one sequence (T_i, *F)", "check the filter."))
+        raise refuse("batchseq", "an empty list", "at least one sequence (T_i, *F)", "check the filter.")
     if not all(isinstance(item, Tensor) for item in items) or len({item.dtype for item in items}) > 1:
         came = ", ".join(sorted({str(item.dtype) if isinstance(item, Tensor) else shape(item) for item in items}))
-        raise TypeError(refuse("batchseq", came, "tensors of one dtype", "torch.as_tensor(sequence, dtype=...)."))
+        raise refuse("batchseq", came, "tensors of one dtype", "torch.as_tensor(sequence, dtype=...).", TypeError)
     if any(item.ndim == 0 for item in items) or len({item.shape[1:] for item in items}) > 1:
         came = ", ".join(sorted({shape(item) for item in items})[:4])
         fix = "only the first dimension, time, may differ between sequences."
-        raise ValueError(refuse("batchseq", f"sequences {came}", "sequences (T_i, *F) of equal F", fix))
+        raise refuse("batchseq", f"sequences {came}", "sequences (T_i, *F) of equal F", fix)
     lengths = torch.tensor([len(item) for item in items])
     if not lengths.all():
         came = f"an empty sequence at index {int((lengths == 0).nonzero()[0])}"
-        raise ValueError(refuse("batchseq", came, "at least one step in each", "drop empty sequences."))
+        raise refuse("batchseq", came, "at least one step in each", "drop empty sequences.")
     return pad_sequence(items, padding_value=pad), lengths
 
 
@@ -192,9 +192,9 @@ def pad_collate(items: Sequence[Any], per: Literal["step", "sequence"] = "step",
     """
     if per not in ("step", "sequence"):
         fix = 'a target for each step is "step", one for a sequence is "sequence".'
-        raise ValueError(refuse("pad_collate", f"per={per!r}", '"step" or "sequence"', fix))
+        raise refuse("pad_collate", f"per={per!r}", '"step" or "sequence"', fix)
     if not items:
-        raise ValueError(refuse("pad_collate", "an empty list", "at least one item", "check the batch sampler."))
+        raise refuse("pad_collate", "an empty list", "at least one item", "check the batch sampler.")
     if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
         inputs, lengths = batchseq(items, pad)
         return SequenceBatch(inputs, lengths=lengths)
@@ -206,5 +206,5 @@ def pad_collate(items: Sequence[Any], per: Literal["step", "sequence"] = "step",
         if target.ndim == 0 or len(target) != lengths[i]:
             came = f"a target {shape(target)} for a sequence of {int(lengths[i])} steps at index {i}"
             fix = 'one target for the whole sequence is functools.partial(pad_collate, per="sequence").'
-            raise ValueError(refuse("pad_collate", came, "a target for every step", fix))
+            raise refuse("pad_collate", came, "a target for every step", fix)
     return SequenceBatch(inputs, batchseq(targets, pad)[0], lengths)

@@ -42,20 +42,20 @@ class StreamLoader:
     def __init__(self, stream: Any, batch_size: int, window: int) -> None:
         if batch_size < 1 or window < 1:
             came = f"batch_size = {batch_size}, window = {window}"
-            raise ValueError(refuse("StreamLoader", came, "both at least 1", "count rows and steps."))
+            raise refuse("StreamLoader", came, "both at least 1", "count rows and steps.")
         self.batch_size, self.window = batch_size, window
         if isinstance(stream, list | tuple):
             documents: Sequence[Any] = stream
             if not all(hasattr(document, "__len__") and len(document) for document in documents):
                 fix = "a list is a list of documents; one stream is a tensor, torch.tensor(stream)."
-                raise TypeError(refuse("StreamLoader", f"a list that holds {shape(documents[0])}", "sequences", fix))
+                raise refuse("StreamLoader", f"a list that holds {shape(documents[0])}", "sequences", fix, TypeError)
             self._segments = [(document, 0, len(document) - 1) for document in documents if len(document) > 1]
         else:
             row = (len(stream) - 1) // batch_size
             self._segments = [(stream, i * row, (i + 1) * row) for i in range(batch_size)] if row > 0 else []
         if not self._segments:
             came = f"{shape(stream)} for {batch_size} rows"
-            raise ValueError(refuse("StreamLoader", came, "at least two steps a row", "use fewer rows."))
+            raise refuse("StreamLoader", came, "at least two steps a row", "use fewer rows.")
 
     def _plan(self) -> Iterator[list[tuple[Any, int, int, bool]]]:
         """For each window and row: the source, its first step, the number of steps, whether it starts afresh."""
@@ -122,7 +122,7 @@ class BucketSampler(Sampler[list[int]]):
         if batch_size < 1 or self.lengths.ndim != 1 or not len(self.lengths):
             came = f"lengths {shape(self.lengths)}, batch_size = {batch_size}"
             fix = "pass the length of every sequence of the data set."
-            raise ValueError(refuse("BucketSampler", came, "lengths (N,) with N >= 1 and batch_size >= 1", fix))
+            raise refuse("BucketSampler", came, "lengths (N,) with N >= 1 and batch_size >= 1", fix)
         self.batch_size, self.shuffle, self.generator = batch_size, shuffle, generator
 
     def __len__(self) -> int:

@@ -56,7 +56,7 @@ class BPTTValidationPhase(Phase):
         super().__init__(sampler, stateful)
         if nfeedback < 0:
             fix = "0 validates with teacher forcing."
-            raise ValueError(refuse("BPTTValidationPhase", f"nfeedback = {nfeedback}", "nfeedback >= 0", fix))
+            raise refuse("BPTTValidationPhase", f"nfeedback = {nfeedback}", "nfeedback >= 0", fix)
         self.nfeedback = nfeedback
 
     def run(self, host: Host, batch: Any) -> StepState:
@@ -70,7 +70,7 @@ class BPTTValidationPhase(Phase):
             if n >= int(active.min()):
                 came = f"nfeedback = {n} and a sequence of {int(active.min())} steps"
                 fix = "the first step must be driven: nfeedback is at most T - 1."
-                raise ValueError(refuse(call, came, "nfeedback < T", fix))
+                raise refuse(call, came, "nfeedback < T", fix)
             mask = Feedback.last(n).mask(time, size, step.lengths) if n else None
             with host.context():
                 outputs, state = roll(
