@@ -6,16 +6,26 @@ from .callbacks import Checkpoint, ClipGradients, EarlyStopping, History, Progre
 from .feedback import Feedback
 from .generation import Sample, sample_model
 from .gradients import gradient_by_step, gradient_flow
-from .learner import CancelEpoch, CancelFit, CancelStep, Learner
+from .host import CancelEpoch, CancelFit, CancelStep, StepState
+from .learner import Learner
 from .losses import seq2one_loss, seq2seq_loss
 from .modules import PerStep, RecurrentSequential, Unroll
-from .phases import BPTTTrainingPhase, BPTTValidationPhase, StepState
+from .phases import BPTTTrainingPhase
 from .plots import plot_gradient_flow, plot_history, plot_horizon
 from .rollout import rollout
 from .samplers import DistributionSampler, SoftmaxSampler, identity, sample_best, sample_softmax
-from .sequences import SequenceBatch, batchseq, get_inout_seq, pad_collate, steps, unbatchseq
+from .sequences import (
+    BucketSampler,
+    SequenceBatch,
+    StreamLoader,
+    batchseq,
+    get_inout_seq,
+    pad_collate,
+    steps,
+    unbatchseq,
+)
 from .state import detach, reset_rows, select_rows
-from .streams import BucketSampler, StreamLoader
+from .validation import BPTTValidationPhase
 
 __version__ = "0.1.0"
 

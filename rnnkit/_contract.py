@@ -37,17 +37,16 @@ def shape(value: object) -> str:
 
 def as_sequence(sequence: Steps, call: str, name: str = "inputs", least: int = 2) -> Tensor:
     """A sequence `(T, B, *F)`, from itself or from a list of `T` steps `(B, *F)`."""
-    if type(sequence) is Tensor and sequence.ndim >= max(least, 2) and sequence.numel():
+    if type(sequence) is Tensor and sequence.ndim > 1 and sequence.numel():
         return sequence
     if isinstance(sequence, Sequence) and not isinstance(sequence, str | PackedSequence):
-        if not sequence or not all(isinstance(step, Tensor) for step in sequence):
-            came = "an empty list" if not sequence else f"a list that holds {shape(sequence[0])}"
-            fix = "pass at least one step, each a tensor (B, *F)."
-            raise refuse(
-                call, f"{name} = {came}", "a list of steps (B, *F)", fix, TypeError if sequence else ValueError
-            )
+        wanted, fix = "a list of steps (B, *F)", "pass at least one step, each a tensor (B, *F)."
+        if not sequence:
+            raise refuse(call, f"{name} = an empty list", wanted, fix)
+        if not all(isinstance(step, Tensor) for step in sequence):
+            raise refuse(call, f"{name} = a list that holds {shape(sequence[0])}", wanted, fix, TypeError)
         if len({step.shape for step in sequence}) > 1:
-            shapes = ", ".join(shape(step) for step in sequence[:4])
+            shapes = ", ".join(map(shape, sequence[:4]))
             fix = "a list is T steps of one batch; sequences of unequal length go through batchseq."
             raise refuse(call, f"{name} = a list of {shapes}", "steps of equal shape (B, *F)", fix)
         sequence = torch.stack(tuple(sequence))
@@ -112,6 +111,18 @@ def check_state(
     map_leaves(check, state)
 
 
+def check_call(
+    call: str, model: Model, inputs: Steps, state: State = None, lengths: Tensor | None = None, name: str = "inputs"
+) -> Tensor:
+    """The inputs `(T, B, *F)` that a model is to be called on, after what a boundary checks."""
+    inputs = as_sequence(inputs, call, name)
+    check_model(model, call)
+    check_state(state, inputs.shape[1], call)
+    if lengths is not None:
+        check_lengths(lengths, len(inputs), inputs.shape[1], call)
+    return inputs
+
+
 def call_model(model: Model, inputs: Any, state: State, call: str) -> tuple[Any, State]:
     """`outputs, state = model(inputs, state)`, or a clear error where the model gives something else."""
     result = model(inputs, state)
@@ -127,6 +138,12 @@ def is_bidirectional(model: Model) -> bool:
         return False
     own = getattr(model, "bidirectional", None)
     return any(getattr(m, "bidirectional", False) is True for m in model.modules()) if own is None else bool(own)
+
+
+def check_one_way(model: Model, call: str, came: str, wanted: str, fix: str) -> None:
+    """Refuse a model that reads time in both directions."""
+    if is_bidirectional(model):
+        raise refuse(call, f"a bidirectional model{came}", wanted, fix)
 
 
 def run_model(

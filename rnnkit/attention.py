@@ -6,20 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._contract import (
-    Model,
-    State,
-    Steps,
-    as_sequence,
-    call_model,
-    check_lengths,
-    check_model,
-    refuse,
-    run_model,
-    shape,
-)
-
-__all__ = ["Attention", "EncoderDecoder"]
+from ._contract import State, Steps, call_model, check_call, check_model, refuse, run_model, shape
 
 
 class Attention(nn.Module):
@@ -103,26 +90,21 @@ class EncoderDecoder(nn.Module):
     bidirectional = False  # an encoder that is reads the source, not what the decoder is fed
 
     def encode(self, source: Steps, lengths: Tensor | None = None) -> State:
-        """The first state: each row's source read to its own end.
-
-        Args:
-            source: `(S, B, *F)`.
-            lengths: int64 CPU `(B,)`, of the source.
+        """The first state: each row's source `(S, B, *F)` read to its own end, `lengths` int64 CPU `(B,)`.
 
         Raises:
             ValueError: if the lengths do not fit the source.
         """
-        source = as_sequence(source, "EncoderDecoder.encode", "source")
-        time, batch = source.shape[:2]
-        if lengths is not None:
-            check_lengths(lengths, time, batch, "EncoderDecoder.encode")
-        memory, state = run_model(self.encoder, source, None, lengths, "EncoderDecoder.encode")
+        call = "EncoderDecoder.encode"
+        source = check_call(call, self.encoder, source, None, lengths, "source")
+        memory, state = run_model(self.encoder, source, None, lengths, call)
         state = state if self.bridge is None else self.bridge(state)
         if self.attention is None:
             return (state,)
-        steps = torch.arange(time).unsqueeze(1)
-        mask = (steps < (torch.full((batch,), time) if lengths is None else lengths)).to(source.device)
-        return state, memory, mask
+        mask = torch.ones(source.shape[:2], dtype=torch.bool)
+        if lengths is not None:
+            mask = torch.arange(len(source)).unsqueeze(1) < lengths
+        return state, memory, mask.to(source.device)
 
     def forward(self, inputs: Any, state: State = None) -> tuple[Tensor, State]:
         if state is None:
@@ -135,11 +117,3 @@ class EncoderDecoder(nn.Module):
         if self.attention is not None:
             outputs = self.attention(outputs, state[1], state[2])
         return outputs, (inner, *state[1:])
-
-
-def first_state(model: Model, inputs: Any) -> tuple[Any, State]:
-    """Inputs and first state of a batch: an encoder-decoder's come from its source, any other's is `None`."""
-    if isinstance(inputs, tuple) and isinstance(model, EncoderDecoder) and len(inputs) == 3:
-        source, lengths, inputs = inputs
-        return inputs, model.encode(source, lengths)
-    return inputs, None

@@ -5,11 +5,9 @@ from torch import Tensor
 
 from ._contract import Model, State, Steps, refuse, shape
 from .generation import Sample, evaluating, gather, start
-from .rollout import fast_step, walk
+from .rollout import Roller, one_step
 from .samplers import sample_best
 from .state import select_rows
-
-__all__ = ["beam_search"]
 
 
 def beam_search(
@@ -47,54 +45,48 @@ def beam_search(
     >>> beam_search(model, 6, torch.tensor([[0, 1]]), width=3).tokens.shape
     torch.Size([6, 2])
     """
+    call = "beam_search"
     if width < 1:
-        raise refuse("beam_search", f"width = {width}", "width >= 1", "1 is greedy decoding.")
-    inputs, _ = start("beam_search", model, length, primer, None, state)
+        raise refuse(call, f"width = {width}", "width >= 1", "1 is greedy decoding.")
+    inputs, _ = start(call, model, length, primer, None, state)
     if inputs.is_floating_point() or inputs.ndim != 2:
         came = f"a primer {shape(inputs)} of {inputs.dtype}"
-        raise refuse("beam_search", came, "tokens, int64 (T0, B)", "beams are made of classes.", TypeError)
+        raise refuse(call, came, "tokens, int64 (T0, B)", "beams are made of classes.", TypeError)
     time, batch = inputs.shape
-    device = inputs.device
+    rows, end = torch.arange(batch, device=inputs.device), -1 if stop is None else stop  # no class is -1
     with torch.no_grad(), evaluating(model):
-        first = torch.zeros(time, 1, dtype=torch.bool)
-        _, outputs, state = next(walk(model, inputs, first, sample_best, state, None, "beam_search"))
-        if outputs.ndim != 3:
-            fix = "end the model with nn.Linear(H, V)."
-            raise refuse("beam_search", f"outputs {shape(outputs)}", "logits (T, B, V)", fix)
-        head, step, classes = outputs, fast_step(model), outputs.shape[2]
-        scores = torch.zeros(batch, 1, device=device, dtype=outputs.dtype)
-        done = torch.zeros(batch, 1, dtype=torch.bool, device=device)
+        driven = torch.zeros(time, 1, dtype=torch.bool)
+        _, head, state = next(Roller(model, sample_best, call).walk(inputs, driven, state))
+        if head.ndim != 3:
+            raise refuse(call, f"outputs {shape(head)}", "logits (T, B, V)", "end the model with nn.Linear(H, V).")
+        classes, answer = head.shape[2], head[-1].unsqueeze(1)
+        scores, done = head.new_zeros(batch, 1), torch.zeros(batch, 1, dtype=torch.bool, device=head.device)
+        ended = head.new_full((classes,), float("-inf"))
+        ended[end] = 0.0
+        step = one_step(model, batch * width)
         trail: list[tuple[Tensor, Tensor, Tensor]] = []
         for _ in range(length - time):
             beams = scores.shape[1]
-            follow = outputs[-1].log_softmax(-1).view(batch, beams, classes)
-            if stop is not None:
-                only = torch.full((classes,), float("-inf"), device=device, dtype=scores.dtype)
-                only[stop] = 0.0
-                follow = torch.where(done.unsqueeze(2), only, follow)
+            follow = torch.where(done.unsqueeze(2), ended, answer.log_softmax(-1))
             scores, best = (scores.unsqueeze(2) + follow).flatten(1).topk(min(width, beams * classes), 1)
             parent, token = best // classes, best % classes
-            rows = (parent + torch.arange(batch, device=device).unsqueeze(1) * beams).flatten()
-            outputs, state = step(token.flatten().unsqueeze(0), select_rows(state, rows))
-            done = done.gather(1, parent) if stop is None else done.gather(1, parent) | (token == stop)
-            trail.append((parent, token, outputs[0].view(batch, -1, classes)))
+            state = select_rows(state, (parent + rows.unsqueeze(1) * beams).flatten())
+            outputs, state = step(token.view(1, -1), state)
+            answer = outputs[0].view(batch, -1, classes)
+            done = done.gather(1, parent) | (token == end)
+            trail.append((parent, token, answer))
             if done.all():
                 break
-        row = torch.arange(batch, device=device)
         beam = scores.argmax(1)
-        state = select_rows(state, row * scores.shape[1] + beam)
-        tokens: list[Tensor] = []
-        answers: list[Tensor] = []
+        state = select_rows(state, rows * scores.shape[1] + beam)
+        tokens: list[Tensor] = [inputs]
+        answers: list[Tensor] = [head]
         for parent, token, answer in reversed(trail):
-            tokens.append(token[row, beam])
-            answers.append(answer[row, beam])
-            beam = parent[row, beam]
-        drawn = torch.stack(tokens[::-1]) if tokens else inputs[:0]
-        answers_all = torch.cat([head, torch.stack(answers[::-1])]) if answers else head
-        hit = torch.zeros(drawn.shape, dtype=torch.bool) if stop is None else (drawn == stop).cpu()
+            tokens.insert(1, token[rows, beam].unsqueeze(0))
+            answers.insert(1, answer[rows, beam].unsqueeze(0))
+            beam = parent[rows, beam]
+        consumed, outputs = torch.cat(tokens), torch.cat(answers)
+        hit = (consumed[time:] == end).cpu()
         stopped = hit.any(0)
-        ends = torch.full((batch,), time + len(drawn))
-        if stopped.any():
-            ends = torch.where(stopped, time + hit.int().argmax(0) + 1, ends)
-        after = sample_best(answers_all[-1]).unsqueeze(0)
-        return gather(torch.cat([inputs, drawn]), answers_all, after, state, ends, stopped, sample_best)
+        lengths = time + (hit.cumsum(0) == 0).sum(0) + stopped
+        return gather(consumed, outputs, sample_best(outputs[-1]).unsqueeze(0), state, lengths, sample_best, stopped)

@@ -1,41 +1,115 @@
-"""What people hang on the events of a Learner."""
+"""What people hang on the events of a Learner: what is shown, kept, clipped, stopped and scheduled."""
 
+import csv
 import math
+import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from tqdm import tqdm
 
 from ._contract import refuse
-from .checkpoint import Checkpoint
-from .events import CancelFit
-from .progress import History, ProgressBar
+from .checkpoint import Checkpoint as Checkpoint
+from .host import CancelFit
 
 if TYPE_CHECKING:
     from .learner import Learner
 
-__all__ = ["Checkpoint", "ClipGradients", "EarlyStopping", "History", "ProgressBar", "Scheduler", "StopOnNaN"]
 
-
-def _average(learner: "Learner", name: str, call: str) -> float:
-    averages = learner.averages
-    if name not in averages:
+def _monitored(learner: "Learner", name: str, call: str) -> float:
+    if name not in learner.sums:
         fix = "closed_loss is there with BPTTValidationPhase(nfeedback) for nfeedback >= 1."
-        raise refuse(call, f"monitor={name!r}", f"one of {sorted(averages)}", fix)
-    return float(averages[name])
+        raise refuse(call, f"monitor={name!r}", f"one of {sorted(learner.sums)}", fix)
+    return float(learner.averages[name])
+
+
+class ProgressBar:
+    """Shows each epoch's steps, loss and steps per second: a bar in a terminal, a line per epoch elsewhere.
+
+    Args:
+        every: seconds between two looks at the loss, which on an accelerator waits for it.
+    """
+
+    def __init__(self, every: float = 0.5) -> None:
+        self.every = every
+        self._bar: Any = None
+        self._start, self._seen, self._steps = 0.0, 0.0, 0
+
+    def on_epoch_begin(self, learner: "Learner") -> None:
+        self._start, self._seen, self._steps = time.perf_counter(), 0.0, 0
+        if sys.stderr.isatty():
+            self._bar = tqdm(desc=f"epoch {learner.epoch_index + 1} {learner.phase_name}", unit=" steps")
+
+    def on_step_end(self, learner: "Learner") -> None:
+        self._steps += 1
+        if self._bar is not None:
+            self._bar.update()
+            if time.perf_counter() - self._seen > self.every and "loss" in learner.sums:
+                self._seen = time.perf_counter()
+                self._bar.set_postfix(loss=f"{float(learner.averages['loss']):.4g}")
+
+    def on_epoch_end(self, learner: "Learner") -> None:
+        shown = "  ".join(f"{name} {float(value):.4g}" for name, value in learner.averages.items() if not value.ndim)
+        if self._bar is None:
+            speed = self._steps / (time.perf_counter() - self._start)
+            print(f"epoch {learner.epoch_index + 1} {learner.phase_name}: {shown}  ({speed:.0f} steps/s)", flush=True)
+        else:
+            self._bar.set_postfix_str(shown)
+            self._bar.close()
+            self._bar = None
+
+
+class History:
+    """Keeps every epoch's averages.
+
+    Attributes:
+        rows: one dict for each epoch and phase: `epoch` (from 1), `phase`, `loss` and what else was averaged.
+
+    >>> History().as_dict()
+    {}
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def on_epoch_end(self, learner: "Learner") -> None:
+        scalars = {name: float(value) for name, value in learner.averages.items() if not value.ndim}
+        self.rows.append({"epoch": learner.epoch_index + 1, "phase": learner.phase_name, **scalars})
+
+    def as_dict(self) -> dict[str, list[Any]]:
+        """Columns by name, with `None` where a row has no value."""
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        return {name: [row.get(name) for row in self.rows] for name in names}
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the rows, with a header, to a CSV file."""
+        columns = self.as_dict()
+        with Path(path).open("w", newline="") as file:
+            csv.writer(file).writerows([list(columns), *zip(*columns.values(), strict=True)])
+
+    def to_frame(self) -> Any:
+        """The rows as a `pandas.DataFrame`; an `ImportError` without pandas."""
+        try:
+            import pandas as pd  # pyright: ignore[reportMissingTypeStubs, reportMissingImports]
+        except ImportError as error:
+            raise ImportError("History.to_frame: wanted pandas. Likely fix: pip install pandas.") from error
+        return pd.DataFrame(self.rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": [dict(row) for row in self.rows]}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.rows = saved["rows"]
 
 
 class StopOnNaN:
-    """Stops with an error at the first loss that is not a number, before the optimizer uses it.
-
-    Raises:
-        ValueError: by the step, with the epoch and the step where it happened.
-    """
+    """Raises ValueError, naming epoch and step, at the first loss that is not finite, before the optimizer uses it."""
 
     def on_backward_begin(self, learner: "Learner") -> None:
-        """Look at the loss."""
         loss = None if learner.state is None else learner.state.loss
-        if loss is not None and not math.isfinite(float(loss)):
+        if loss is not None and not loss.isfinite():
             came = f"a loss of {float(loss)} in epoch {learner.epoch_index + 1}, step {learner.step_index + 1}"
             fix = "clip the gradients with ClipGradients(1.0), lower the learning rate, or look for it in the data."
             raise refuse("StopOnNaN", came, "a finite loss", fix)
@@ -43,9 +117,6 @@ class StopOnNaN:
 
 class ClipGradients:
     """Scales the gradients down where their norm, over all parameters, is above `max_norm`.
-
-    Args:
-        max_norm: above 0.
 
     Attributes:
         norm: the norm before clipping, of the last window; scalar tensor.
@@ -65,12 +136,11 @@ class ClipGradients:
         self.norm: torch.Tensor | None = None
 
     def on_backward_end(self, learner: "Learner") -> None:
-        """Clip."""
-        self.norm = nn.utils.clip_grad_norm_(learner.parameters, self.max_norm)
+        self.norm = torch.nn.utils.clip_grad_norm_(learner.parameters, self.max_norm)
 
 
 class EarlyStopping:
-    """Ends the training when a loss has not improved for some epochs.
+    """Ends the training when a loss has not improved for some epochs; another `fit` may go on.
 
     Args:
         patience: epochs without a new best before the end, at least 1.
@@ -81,8 +151,7 @@ class EarlyStopping:
         best: the lowest value seen.
 
     Raises:
-        ValueError: if `patience` is below 1 or there is no such phase; in training, if there is no validation to
-            watch or, at the end of an epoch, no such loss.
+        ValueError: if `patience` or `phase` is not as above; by `fit`, if there is no such phase or loss to watch.
 
     >>> callback = EarlyStopping(patience=3, monitor="closed_loss")
     """
@@ -97,33 +166,27 @@ class EarlyStopping:
         self.best, self.waited = math.inf, 0
 
     def on_fit_begin(self, learner: "Learner") -> None:
-        """Look whether there is something to watch, and whether the training that is resumed had ended."""
         names = [phase.name for phase in learner.phases]
         if self.phase not in names:
             fix = f'learner.fit(epochs, train, valid), or EarlyStopping({self.patience}, phase="training").'
             raise refuse("EarlyStopping", f"no {self.phase} in this fit", f"one of {names}", fix)
-        if self.waited >= self.patience:
+        if self.waited >= self.patience:  # the training that is resumed had ended
             raise CancelFit
 
     def on_epoch_end(self, learner: "Learner") -> None:
-        """Compare."""
-        if learner.phase_name != self.phase:
-            return
-        value = _average(learner, self.monitor, "EarlyStopping")
-        self.best, self.waited = (value, 0) if value < self.best else (self.best, self.waited + 1)
-        if self.waited >= self.patience:
-            raise CancelFit
+        if learner.phase_name == self.phase:
+            value = _monitored(learner, self.monitor, "EarlyStopping")
+            self.best, self.waited = (value, 0) if value < self.best else (self.best, self.waited + 1)
+            if self.waited >= self.patience:
+                raise CancelFit
 
     def on_fit_end(self, learner: "Learner") -> None:
-        """Another `fit` may go on."""
         self.waited = 0 if self.waited >= self.patience else self.waited
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
         self.best, self.waited = saved["best"], saved["waited"]
 
 
@@ -136,7 +199,7 @@ class Scheduler:
         monitor: for `ReduceLROnPlateau`: which of the epoch's averages of the last phase.
 
     Raises:
-        ValueError: if `per` is neither, or, at the end of an epoch, there is no such loss.
+        ValueError: if `per` is neither, or `"step"` for `ReduceLROnPlateau`; by `fit`, if there is no such loss.
 
     >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
     >>> callback = Scheduler(torch.optim.lr_scheduler.StepLR(optimizer, 10))
@@ -147,28 +210,20 @@ class Scheduler:
             raise refuse("Scheduler", f"per={per!r}", '"epoch" or "step"', "most are stepped an epoch.")
         self.plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if self.plateau and per == "step":
-            fix = "its patience counts epochs."
-            raise refuse("Scheduler", 'ReduceLROnPlateau with per="step"', 'per="epoch"', fix)
+            raise refuse("Scheduler", 'ReduceLROnPlateau with per="step"', 'per="epoch"', "its patience counts epochs.")
         self.scheduler, self.per, self.monitor = scheduler, per, monitor
 
     def on_step_end(self, learner: "Learner") -> None:
-        """Step, for a scheduler that counts training steps."""
         if self.per == "step" and learner.phase_name == "training":
             self.scheduler.step()
 
     def on_epoch_end(self, learner: "Learner") -> None:
-        """Step, for a scheduler that counts epochs."""
-        if self.per != "epoch" or not learner.last_phase:
-            return
-        if self.plateau:
-            self.scheduler.step(_average(learner, self.monitor, "Scheduler"))
-        else:
-            self.scheduler.step()
+        if self.per == "epoch" and learner.last_phase:
+            given = [_monitored(learner, self.monitor, "Scheduler")] if self.plateau else []
+            self.scheduler.step(*given)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
         return self.scheduler.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
         self.scheduler.load_state_dict(saved)

@@ -3,7 +3,7 @@
 import copy
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +15,18 @@ from .state import map_leaves
 if TYPE_CHECKING:
     from .learner import Learner
 
-__all__ = ["Checkpoint"]
-
 _FORMAT = "rnnkit checkpoint 1"
+_FIX = "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
 
 
 class Checkpoint:
     """Writes the whole training to a file, at the end of each epoch and every so many steps, and goes on from it.
 
-    The file holds the weights, the optimizer, the phases' carried states and counts, the callbacks' states, the
-    place in the epoch, and the states of PyTorch's and Python's generators and of the data loader's own. A training
-    killed at any moment and resumed gives bitwise the weights and the history of one that was not, as long as the
-    loader gives the same batches for the same generator. It is written beside the old file and then put in its
-    place, so a good one is there at any moment; it is read with `weights_only=True`. A kill within a write leaves
-    its unfinished file, `.name.process`, behind. NumPy's generator is not kept.
+    The file holds the weights, the states of the optimizer, phases and callbacks, the place in the epoch, and the
+    generators of PyTorch, of Python and of the data loader (not NumPy's). A training killed at any moment and resumed
+    gives bitwise the weights and the history of one that was not, as long as the loader gives the same batches for
+    the same generator. It is written beside the old file, `.name.process`, and then put in its place, so a good one
+    is there at any moment; it is read with `weights_only=True`.
 
     Args:
         path: the file.
@@ -49,31 +47,24 @@ class Checkpoint:
             fix = "None writes at the end of each epoch only."
             raise refuse("Checkpoint", f"every = {every}", "every >= 1", fix)
         self.path, self.every, self.resume = Path(path), every, resume
+        self._call = f"Checkpoint({str(self.path)!r})"
 
     def on_fit_begin(self, learner: "Learner") -> None:
-        """Resume."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.resume and self.path.exists():
             self.load(learner)
 
     def on_step_end(self, learner: "Learner") -> None:
-        """Write, every so many training steps."""
         due = self.every is not None and learner.step_index % self.every == 0
         if due and learner.phase_name == "training":
             self.save(learner)
 
     def on_epoch_end(self, learner: "Learner") -> None:
-        """Write, after the last phase of an epoch."""
         if learner.last_phase:
             self.save(learner, epoch_done=True)
 
     def save(self, learner: "Learner", epoch_done: bool = False) -> None:
-        """Write the file atomically.
-
-        Args:
-            learner: what is written.
-            epoch_done: the epoch is complete; the next one begins.
-        """
+        """Write the file atomically; with `epoch_done` it says that the next epoch begins."""
         saved = _take(learner)
         if epoch_done:
             saved |= {"place": (learner.epoch_index + 1, 0), "sums": {}}
@@ -97,26 +88,26 @@ class Checkpoint:
 
     def load(self, learner: "Learner") -> None:
         """Put the learner where the file left it; where that fails, it is as it was."""
-        call = f"Checkpoint({str(self.path)!r})"
-        saved = self._read(self.path)
-        fix = "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
-        before = copy.deepcopy(_take(learner))
-        for name, came, wanted in _compared(saved, before):
-            if came != wanted:
-                raise refuse(call, f"{name} {came}", f"{name} {wanted}", fix)
+        saved, before = self._read(self.path), copy.deepcopy(_take(learner))
+        if missing := [name for name in before if name not in saved]:
+            raise refuse(self._call, f"a file without {', '.join(missing)}", "all that a training is", _FIX)
+        there, here = _made_of(saved), _made_of(before)
+        for name in here | there:
+            if there.get(name, "nothing") != here.get(name, "nothing"):
+                came, wanted = (f"{name} {made.get(name, 'nothing')}" for made in (there, here))
+                raise refuse(self._call, came, wanted, _FIX)
         try:
             _put(learner, saved)
         except Exception as error:
             _put(learner, before)
             came = f"a state that does not fit ({type(error).__name__}: {error})"
-            raise refuse(call, came, "the state of this learner", fix) from error
+            raise refuse(self._call, came, "the state of this learner", _FIX) from error
         learner.epoch_rng = saved["epoch_rng"]
         set_rng_state(saved["rng"], generators_of(learner.loaders))
         if learner.step_index:
             learner.resume_rng = saved["rng"]
 
     def _read(self, path: Path, mmap: bool = False) -> dict[str, Any]:
-        call = f"Checkpoint({str(self.path)!r})"
         try:
             saved: Any = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
         except Exception as error:
@@ -124,10 +115,10 @@ class Checkpoint:
             if mmap:
                 fix = "the state_dict of a callback may hold tensors, numbers, strings, lists, tuples and dicts only."
             came = f"a file that cannot be read ({type(error).__name__})"
-            raise refuse(call, came, f"a file of the format {_FORMAT!r}", fix) from error
+            raise refuse(self._call, came, f"a file of the format {_FORMAT!r}", fix) from error
         if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
             fix = "a bare state_dict goes through model.load_state_dict."
-            raise refuse(call, "a file of another kind", f"the format {_FORMAT!r}", fix)
+            raise refuse(self._call, "a file of another kind", f"the format {_FORMAT!r}", fix)
         return saved
 
 
@@ -159,44 +150,33 @@ def _put(learner: "Learner", saved: dict[str, Any]) -> None:
         part.load_state_dict(saved["callbacks"][name])
 
 
-def _compared(there: dict[str, Any], here: dict[str, Any]) -> Iterator[tuple[str, object, object]]:
-    """What must be equal in a file and a learner: a name, what the file has, what the learner has."""
-    for name in here:
-        if name not in there:
-            yield "a file without", name, "and all else that a training is"
-            return
-    for name in {**here["model"], **there["model"]}:
-        came, wanted = (
-            tuple(tree["model"][name].shape) if name in tree["model"] else "nothing" for tree in (there, here)
-        )
-        if came != wanted:
-            yield f"a model's {name}", came, wanted
-    groups = [[len(group["params"]) for group in tree["optimizer"]["param_groups"]] for tree in (there, here)]
-    yield "the optimizer and phases", there["kinds"], here["kinds"]
-    yield "parameter groups", groups[0], groups[1]
-    yield "callbacks", sorted(there["callbacks"]), sorted(here["callbacks"])
-    yield "the loaders' own generators:", len(there["rng"]["own"]), len(here["rng"]["own"])
+def _made_of(saved: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same in a file and in the learner that goes on from it."""
+    return {
+        **{f"a model's {name}": tuple(value.shape) for name, value in saved["model"].items()},
+        "the optimizer and phases": saved["kinds"],
+        "parameter groups": [len(group["params"]) for group in saved["optimizer"]["param_groups"]],
+        "callbacks": sorted(saved["callbacks"]),
+        "the loaders' own generators:": len(saved["rng"]["own"]),
+    }
 
 
 def _keepers(learner: "Learner") -> dict[str, Any]:
     """The callbacks that have a state, by their place and class."""
     keepers: list[Any] = [part for part in learner.callbacks if hasattr(part, "state_dict")]
-    kinds = [(type(part).__name__, type(getattr(part, "scheduler", part)).__name__) for part in keepers]
-    names = [kind if kind == inner else f"{kind}({inner})" for kind, inner in kinds]
-    return {f"{i} {name}": part for i, (name, part) in enumerate(zip(names, keepers, strict=True))}
+    kinds = [dict.fromkeys(type(p).__name__ for p in (part, getattr(part, "scheduler", part))) for part in keepers]
+    return {f"{i} {'('.join(kind) + ')' * (len(kind) - 1)}": keepers[i] for i, kind in enumerate(kinds)}
 
 
 def generators_of(loaders: Iterable[object]) -> list[torch.Generator]:
     """The generators of their own that data loaders draw their order from, each once."""
-    found: list[torch.Generator] = []
+    found: dict[int, torch.Generator] = {}
     for data in loaders:
         parts = [data, *(getattr(data, name, None) for name in ("dataset", "sampler", "batch_sampler"))]
         parts += [getattr(part, "sampler", None) for part in parts]
-        for part in parts:
-            generator = getattr(part, "generator", None)
-            if isinstance(generator, torch.Generator) and all(generator is not other for other in found):
-                found.append(generator)
-    return found
+        generators = [getattr(part, "generator", None) for part in parts]
+        found |= {id(generator): generator for generator in generators if isinstance(generator, torch.Generator)}
+    return list(found.values())
 
 
 def rng_state(generators: list[torch.Generator]) -> dict[str, Any]:

@@ -1,17 +1,12 @@
 """Which steps a model is fed its own output at: one policy for training, validation and generation."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ._contract import refuse
-
-__all__ = ["Feedback"]
-
-Schedule = Callable[[int], float]
 
 
 class Feedback:
@@ -23,9 +18,8 @@ class Feedback:
     [False, False, False, True, True]
     """
 
-    def __init__(self, rule: Callable[[int, int, Tensor, int], Tensor], name: str) -> None:
-        self._rule, self._name = rule, name
-        self.generator: torch.Generator | None = None
+    def __init__(self, rule: tuple[Any, ...], name: str, generator: Generator | None = None) -> None:
+        self._rule, self._name, self.generator = rule, name, generator
 
     def __repr__(self) -> str:
         return f"Feedback.{self._name}"
@@ -33,60 +27,48 @@ class Feedback:
     @classmethod
     def never(cls) -> "Feedback":
         """Teacher forcing: every step is fed by the data."""
-        return cls(partial(_constant, False), "never()")
+        return cls(("last", 0), "never()")
 
     @classmethod
     def always(cls) -> "Feedback":
         """Free running: every step but the first is fed by the model."""
-        return cls(partial(_constant, True), "always()")
+        return cls(("every", 1, False), "always()")
 
     @classmethod
     def last(cls, n: int) -> "Feedback":
         """The last `n` steps of each sequence are fed by the model: a closed loop after a driven part.
 
-        Raises:
-            ValueError: if `n` is negative, or, by the mask, not below the length of a sequence.
+        Raises `ValueError` if `n` is negative or, by the mask, not below the length of a sequence.
         """
         if n < 0:
             raise refuse(f"Feedback.last({n})", f"n = {n}", "n >= 0", "0 is Feedback.never().")
-        return cls(partial(_last, n), f"last({n})")
+        return cls(("last", n), f"last({n})")
 
     @classmethod
     def every(cls, k: int, forced: bool = False) -> "Feedback":
         """Steps `k`, `2k`, `3k`, ... are fed by the model; `every(1)` is `always()`.
 
-        Args:
-            k: the distance between two such steps.
-            forced: the reverse, sparse teacher forcing: those steps are fed by the data and all others by the model
-                (Hess et al. 2023, <https://arxiv.org/abs/2306.04406>).
-
-        Raises:
-            ValueError: if `k` is below 1.
+        With `forced` it is the reverse, sparse teacher forcing: those steps are fed by the data and all others by the
+        model (Hess et al. 2023, <https://arxiv.org/abs/2306.04406>). Raises `ValueError` if `k` is below 1.
         """
         if k < 1:
             raise refuse(f"Feedback.every({k})", f"k = {k}", "k >= 1", "1 is Feedback.always().")
-        return cls(partial(_every, k, forced), f"every({k}, forced={forced})")
+        return cls(("every", k, forced), f"every({k}, forced={forced})")
 
     @classmethod
     def probability(
         cls,
-        p: float | Schedule,
+        p: float | Callable[[int], float],
         per: Literal["step", "row", "sequence"] = "step",
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> "Feedback":
-        """Scheduled sampling: a coin with probability `p` decides what feeds a step.
+        """Scheduled sampling: a coin decides what feeds a step (Bengio et al. 2015, <https://arxiv.org/abs/1506.03099>).
 
         Args:
             p: the probability of feeding the model's own output, or a schedule: a function of the number of training
-                steps made so far.
-            per: one coin for each step of each row (as in the paper), for each row of the batch, kept for its whole
-                sequence, or for the whole batch of sequences.
+                steps made so far. Outside [0, 1] it is a `ValueError`, of a schedule at that step.
+            per: a coin for each step of each row, as in the paper, for each row, or for the whole batch of sequences.
             generator: the source of randomness; PyTorch's global one where it is `None`.
-
-        Raises:
-            ValueError: if `p` is outside [0, 1], at once or, of a schedule, at the step where it is.
-
-        Source: Bengio et al. 2015, <https://arxiv.org/abs/1506.03099>.
 
         >>> Feedback.probability(lambda step: min(1.0, step / 100)).mask(4, 2, step=100).float().mean().item()
         0.75
@@ -94,56 +76,36 @@ class Feedback:
         if per not in ("step", "row", "sequence"):
             fix = "a coin for each step of each row is the paper's."
             raise refuse("Feedback.probability", f"per={per!r}", '"step", "row" or "sequence"', fix)
-
         if not callable(p):
             _chance(p, 0)
-        feedback = cls(partial(_probability, p, per, generator), f"probability({p}, per={per!r})")
-        feedback.generator = generator
-        return feedback
+        return cls(("probability", p, per), f"probability({p}, per={per!r})", generator)
 
     def mask(self, time: int, batch: int, lengths: Tensor | None = None, step: int = 0) -> Tensor:
-        """Where the model feeds itself.
+        """Where the model feeds itself: bool CPU `(T, B)`, for `time`, `T` steps, and `batch`, `B` rows.
 
-        Args:
-            time: `T`, steps.
-            batch: `B`, rows.
-            lengths: int64 CPU `(B,)`; `T` each where it is `None`. Steps after a row's end are never fed back.
-            step: training steps made so far, for a schedule.
-
-        Returns:
-            bool CPU `(T, B)`.
+        Nothing is fed back after a row's end, by `lengths`, int64 CPU `(B,)`, or `T` each where it is `None`. A
+        schedule is asked with `step`, the number of training steps made so far.
         """
         lengths = torch.full((batch,), time) if lengths is None else lengths
-        mask = self._rule(time, batch, lengths, step).expand(time, batch) & (torch.arange(time).unsqueeze(1) < lengths)
-        mask[0] = False
-        return mask
+        t = torch.arange(time).unsqueeze(1)
+        match self._rule:
+            case "last", n:
+                short = lengths[(lengths > 0) & (lengths <= n)]
+                if len(short):
+                    came, wanted = f"a sequence of {int(short.min())} steps", f"at least {n + 1} steps"
+                    fix = "the first step must be driven, so n is at most T - 1."
+                    raise refuse(f"Feedback.last({n})", came, wanted, fix)
+                fed = t >= lengths - n
+            case "every", k, forced:
+                fed = (t % k == 0) ^ forced
+            case _:
+                _, p, per = self._rule
+                size = {"step": (time, batch), "row": (1, batch), "sequence": (1, 1)}[per]
+                fed = torch.rand(size, generator=self.generator) < _chance(p, step)
+        return fed & (t > 0) & (t < lengths)
 
 
-def _constant(fed: bool, time: int, batch: int, lengths: Tensor, step: int) -> Tensor:
-    return torch.full((time, 1), fed)
-
-
-def _last(n: int, time: int, batch: int, lengths: Tensor, step: int) -> Tensor:
-    active = lengths[lengths > 0]
-    if n and len(active) and int(active.min()) <= n:
-        came = f"a sequence of {int(active.min())} steps"
-        fix = "the first step must be driven, so n is at most T - 1."
-        raise refuse(f"Feedback.last({n})", came, f"at least {n + 1} steps", fix)
-    return torch.arange(time).unsqueeze(1) >= lengths - n
-
-
-def _every(k: int, forced: bool, time: int, batch: int, lengths: Tensor, step: int) -> Tensor:
-    return ((torch.arange(time) % k == 0) ^ forced).unsqueeze(1)
-
-
-def _probability(
-    p: float | Schedule, per: str, generator: torch.Generator | None, time: int, batch: int, lengths: Tensor, step: int
-) -> Tensor:
-    size = {"step": (time, batch), "row": (1, batch), "sequence": (1, 1)}[per]
-    return (torch.rand(size, generator=generator) < _chance(p, step)).expand(time, -1)
-
-
-def _chance(p: float | Schedule, step: int) -> float:
+def _chance(p: float | Callable[[int], float], step: int) -> float:
     value = float(p(step) if callable(p) else p)
     if not 0 <= value <= 1:
         came = f"p = {value}" + (f" at step {step}" if callable(p) else "")

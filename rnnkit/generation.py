@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ._contract import Model, Sampler, State, Steps, as_sequence, check_lengths, check_model, check_state, refuse, shape
-from .rollout import draw, walk
+from ._contract import Model, Sampler, State, Steps, check_call, refuse, shape
+from .rollout import Roller
 from .samplers import identity
-
-__all__ = ["Sample", "sample_model"]
 
 Stop = int | Callable[[Tensor], Tensor]
 
@@ -84,38 +82,37 @@ def sample_model(
     >>> sample.tokens.shape, sample.tokens[:2, 0].tolist()
     (torch.Size([20, 1]), [0, 1])
     """
-    inputs, lengths = start("sample_model", model, length, primer, lengths, state)
+    call = "sample_model"
+    inputs, lengths = start(call, model, length, primer, lengths, state)
     time, batch = inputs.shape[:2]
-    read = int(lengths.min())
     mask = torch.arange(length).unsqueeze(1) >= lengths
     inputs = torch.cat([inputs, inputs.new_zeros(length - time, *inputs.shape[1:])])
-    ended = torch.full((batch,), length)
-    going = torch.ones(batch, dtype=torch.bool)
-    last: Tensor | None = None
+    ended, going = torch.full((batch,), length), torch.ones(batch, dtype=torch.bool)
+    consumed: list[Tensor] = []
+    answers: list[Tensor] = []
 
     def hold(outputs: Tensor) -> Tensor:
         """The draw, in which a row that stopped repeats the token it stopped at."""
         drawn = sampler(outputs)
-        if last is None or bool(going.all()):
+        if going.all():
             return drawn
-        return torch.where(going.to(drawn.device).view(-1, *[1] * (drawn.ndim - 1)), drawn, last)
+        return torch.where(going.to(drawn.device).view(-1, *[1] * (drawn.ndim - 1)), drawn, consumed[-1][-1])
 
-    consumed: list[Tensor] = []
-    answers: list[Tensor] = []
     with torch.no_grad(), evaluating(model):
-        chosen = sampler if stop is None else hold
-        for tokens, outputs, new in walk(model, inputs, mask, chosen, state, None, "sample_model"):
-            state = new
+        roller = Roller(model, sampler if stop is None else hold, call)
+        t = -1
+        for tokens, outputs, after in roller.walk(inputs, mask, state):
+            state = after
             consumed.append(tokens)
             answers.append(outputs)
+            t += len(tokens)
             if stop is not None:
-                last, t = tokens[-1], read - 2 + len(consumed)
-                hit = _stops(stop, last) & going & mask[t]
+                hit = _stops(stop, tokens[-1]) & going & mask[t]
                 ended[hit], going = t + 1, going & ~hit
                 if not going.any():
                     break
-        drawn = draw(chosen, answers[-1][-1], inputs[0], "sample_model").unsqueeze(0)
-        return gather(torch.cat(consumed), torch.cat(answers), drawn, state, ended, ~going, sampler)
+        drawn = roller.draw(answers[-1][-1], inputs[0]).unsqueeze(0)
+        return gather(torch.cat(consumed), torch.cat(answers), drawn, state, ended, sampler, ~going)
 
 
 def start(
@@ -126,17 +123,14 @@ def start(
         primer, lengths = primer
     if primer is None or (isinstance(primer, Tensor) and not len(primer)):
         fix = "start from a first step of your own: a token that begins a text, or a zero input."
-        raise refuse(
-            call, "an empty primer", "at least one step (T0, B, *F)", fix, TypeError if primer is None else ValueError
-        )
-    inputs = as_sequence(primer, call, "primer")
+        kind = TypeError if primer is None else ValueError
+        raise refuse(call, "an empty primer", "at least one step (T0, B, *F)", fix, kind)
+    inputs = check_call(call, model, primer, state, lengths, "primer")
     time, batch = inputs.shape[:2]
     if length < time:
         fix = "length counts the primer; generate n new steps with length = len(primer) + n."
         raise refuse(call, f"length = {length} and a primer {shape(inputs)}", f"length >= {time}", fix)
-    check_model(model, call)
-    check_state(state, batch, call)
-    return inputs, torch.full((batch,), time) if lengths is None else check_lengths(lengths, time, batch, call)
+    return inputs, torch.full((batch,), time) if lengths is None else lengths
 
 
 @contextmanager
@@ -161,22 +155,19 @@ def _stops(stop: Stop, tokens: Tensor) -> Tensor:
 
 
 def gather(
-    tokens: Tensor, outputs: Tensor, after: Tensor, state: State, ended: Tensor, stopped: Tensor, sampler: Sampler
+    tokens: Tensor, outputs: Tensor, after: Tensor, state: State, ended: Tensor, sampler: Sampler, stopped: Tensor
 ) -> Sample:
-    """A sample with its log-probabilities; `ended (B,)` counts the tokens, `stopped (B,)` marks a row that stopped."""
+    """A sample with its log-probabilities; `ended (B,)` counts the tokens of each row."""
     followed = torch.cat([tokens[1:], after])
-    score = getattr(sampler, "log_prob", None)
+    score, log_probs = getattr(sampler, "log_prob", None), None
     if score is not None:
-        log_probs: Tensor | None = score(outputs, followed)
+        log_probs = score(outputs, followed)
     elif not followed.is_floating_point() and outputs.ndim == followed.ndim + 1:
-        scores = outputs.log_softmax(2).gather(2, followed.unsqueeze(2))
-        log_probs = scores.reshape(*scores.shape[:2], -1).sum(2)
+        log_probs = outputs.log_softmax(2).gather(2, followed.unsqueeze(2)).flatten(2).sum(2)
     elif getattr(sampler, "one_hot", False):
         log_probs = (outputs.log_softmax(-1) * followed).sum(-1)
-    else:
-        log_probs = None
     ended = ended.clamp(max=len(tokens))
-    if log_probs is not None and bool(stopped.any()):
+    if log_probs is not None and stopped.any():
         filled = stopped & (torch.arange(len(tokens)).unsqueeze(1) >= ended - 1)
         log_probs = log_probs.masked_fill(filled.to(log_probs.device), 0.0)
     return Sample(tokens, outputs, log_probs, after, state, ended)

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ._contract import State, Steps, as_sequence, check_lengths, check_model, is_bidirectional, refuse, run_model, shape
-
-__all__ = ["gradient_by_step", "gradient_flow"]
+from ._contract import Steps, as_sequence, check_lengths, check_model, is_bidirectional, refuse, run_model, shape
 
 
 def gradient_by_step(
@@ -18,14 +16,11 @@ def gradient_by_step(
     r"""The share of each time step in the gradient of every parameter; the shares sum to the gradient.
 
     A recurrent model uses one weight $W$ at every step. With a copy $W_t$ of it that only step $t$ uses,
-
-    $$\frac{dL}{dW} = \sum_{t} d_t, \qquad d_t = \frac{dL}{dW_t}.$$
-
-    The model is run step by step with such copies. Where the loss is on the last step, detaching the state before
-    that step leaves its share alone: truncated BPTT keeps the last shares.
+    $dL/dW = \sum_t d_t$, where $d_t = dL/dW_t$ is the share of step $t$. Where the loss is on the last step, detaching
+    the state before that step leaves its share alone: truncated BPTT keeps the last shares.
 
     Args:
-        model: a recurrent module, `outputs, state = model(inputs, state)`. It keeps its `.grad` and its buffers.
+        model: a recurrent module, run step by step with such copies. It keeps its `.grad` and its buffers.
         loss: `loss(outputs, targets)`, or `loss(outputs, targets, lengths)` where lengths are given, to a number.
         inputs: `(T, B, *F)` or a list of `T` steps `(B, *F)`.
         targets: what the loss wants, handed on as it is; None for a loss that ignores it.
@@ -53,61 +48,45 @@ def gradient_by_step(
     call = "gradient_by_step"
     _check_model(model, call)
     inputs = as_sequence(inputs, call)
-    if lengths is not None:
-        check_lengths(lengths, len(inputs), inputs.shape[1], call)
+    extra = () if lengths is None else (check_lengths(lengths, *inputs.shape[:2], call=call),)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    copies: dict[str, Tensor] = {}
 
-    def run(parameters: dict[str, Tensor], sequence: Tensor, state: State) -> tuple[Tensor, State]:
-        def stepped(*args: Any) -> Any:
-            return functional_call(model, {**buffers, **parameters}, args)
-
-        return run_model(stepped, sequence, state, None, call)
+    def stepped(*args: Any) -> Any:
+        return functional_call(model, {**buffers, **copies}, args)
 
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    copies = [{name: parameter.detach().requires_grad_() for name, parameter in named.items()} for _ in inputs]
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # cuDNN has no backward in eval mode
-        parts: list[Tensor] = []
-        state: State = None
-        for t, parameters in enumerate(copies):
-            output, state = run(parameters, inputs[t : t + 1], state)
+        leaves = [p.detach().expand(len(inputs), *p.shape).requires_grad_() for p in named.values()]
+        parts, state = list[Tensor](), None
+        for step, *weights in zip(inputs.split(1), *map(torch.unbind, leaves), strict=True):
+            copies = dict(zip(named, weights, strict=True))
+            output, state = run_model(stepped, step, state, None, call)
             parts.append(output)
-        outputs, whole = torch.cat(parts), run({}, inputs, None)[0]
+        copies = {}
+        outputs, whole = torch.cat(parts), run_model(stepped, inputs, None, None, call)[0]
         close = torch.finfo(whole.dtype).eps ** 0.5
         if not torch.allclose(outputs, whole, close, close, equal_nan=True):
             came = f"outputs that differ by up to {float((outputs - whole).detach().abs().max()):.2g} between the two"
             fix = "model.eval() for dropout and batch norm; a model that looks ahead in time has no shares by step."
             raise refuse(call, came, "the same from T calls of one step as from one call of T", fix)
-        total = loss(outputs, targets) if lengths is None else loss(outputs, targets, lengths)
+        total = loss(outputs, targets, *extra)
         if not isinstance(total, Tensor) or total.ndim or not total.requires_grad:
             fix = "average the loss over the steps, and keep the outputs attached: no detach, no .item()."
             raise refuse(call, f"a loss {shape(total)}", "a tensor () that depends on a parameter", fix)
-        leaves = [leaf for parameters in copies for leaf in parameters.values()]
-        grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
-    return {name: torch.stack(grads[i :: len(named)]) for i, name in enumerate(named)}
+        shares = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    return dict(zip(named, shares, strict=True))
 
 
 def gradient_flow(
     model: nn.Module, loss: Callable[..., Tensor], inputs: Steps, targets: Steps | None, lengths: Tensor | None = None
 ) -> dict[str, Tensor]:
-    r"""How far back a gradient reaches: the norm of each step's share, by lag.
+    r"""How far back a gradient reaches: the norm of each step's share, parameter name -> `(T,)`, by lag.
 
     Entry $k$ is $\lVert d_{T-1-k} \rVert$, the lag $k$ counted back from the last step of the batch. With a loss on the
     last step, norms that shrink with the lag are a vanishing gradient, norms that grow an exploding one. A loss on
-    every step feeds every lag, which can hide both.
-
-    Args:
-        model: this and the others as in [gradient_by_step][rnnkit.gradient_by_step].
-        loss: called `loss(outputs, targets)`, or with `lengths` where they are given.
-        inputs: `(T, B, *F)`.
-        targets: what the loss takes.
-        lengths: int64 CPU `(B,)`, or `None`.
-
-    Returns:
-        Parameter name -> `(T,)`.
-
-    Raises:
-        TypeError: as in `gradient_by_step`.
-        ValueError: as in `gradient_by_step`.
+    every step feeds every lag, which can hide both. Arguments and errors are those of
+    [gradient_by_step][rnnkit.gradient_by_step].
 
     From Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2013.
 
@@ -127,8 +106,8 @@ def _check_model(model: nn.Module, call: str) -> None:
         fix = "pass the module whose parameters you ask about."
         raise refuse(call, f"model = {shape(model)}", "a torch.nn.Module", fix, TypeError)
     if is_bidirectional(model):
-        fix = "ask about a one-directional model."
-        raise refuse(call, "a bidirectional model", "a model that reads time in one direction", fix)
+        wanted = "a model that reads time in one direction"
+        raise refuse(call, "a bidirectional model", wanted, "ask about a one-directional model.")
     for module in model.modules():
         name = type(module).__name__
         rate = getattr(module, "p" if "Dropout" in name else "dropout", 0)

@@ -1,37 +1,40 @@
-"""What a phase is given and gives back: a host around it, a batch taken apart, a state carried between batches."""
+"""What a phase is given and gives back: a host with its events, a batch taken apart, a state carried on."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._contract import (
-    Model,
-    Sampler,
-    State,
-    as_sequence,
-    check_lengths,
-    check_model,
-    check_state,
-    is_bidirectional,
-    refuse,
-    shape,
-)
-from .attention import first_state
+from ._contract import Sampler, as_sequence, check_lengths, check_model, check_one_way, check_state, refuse, shape
 from .feedback import Feedback
 from .losses import SequenceLoss
 from .sequences import SequenceBatch, get_inout_seq
 from .state import reset_rows
 
-__all__ = ["StepState"]
-
 Loss = Callable[..., Tensor]
+EVENTS = (
+    "FitBegin", "EpochBegin", "StepBegin", "WindowBegin", "LossBegin", "BackwardBegin", "BackwardEnd", "WindowEnd",
+    "StepEnd", "EpochEnd", "FitEnd",
+)  # fmt: skip
 
 
-@dataclass
+class CancelStep(Exception):
+    """Raised by a callback: the rest of this step is left out, and it is not averaged; `StepEnd` follows."""
+
+
+class CancelEpoch(Exception):
+    """Raised by a callback: the rest of this epoch is left out; `EpochEnd` follows."""
+
+
+class CancelFit(Exception):
+    """Raised by a callback: training ends; `EpochEnd` and `FitEnd` follow, and an epoch cut short is not counted."""
+
+
+@dataclass(slots=True)
 class StepState:
     """What a step was given and what came of it.
 
@@ -57,40 +60,22 @@ class StepState:
     open_loss: Tensor | None = None
     closed_loss: Tensor | None = None
     loss_by_step: Tensor | None = None
-    parts: dict[str, tuple[Tensor, int | Tensor]] = field(default_factory=dict[str, tuple[Tensor, int | Tensor]])
+    parts: dict[str, tuple[Tensor, int | Tensor]] = field(default_factory=dict)
 
 
-class Host(Protocol):
-    """What a phase needs around it: a Learner, or three objects in a plain loop."""
+class Host:
+    """What a phase needs around it: the three objects of a plain PyTorch loop, to which a Learner adds the rest."""
 
-    model: Any
-    loss: Loss
-    optimizer: Any
-    device: Any
-    state: StepState | None
-
-    def emit(self, event: str) -> None:
-        """Tell the callbacks."""
-        ...
-
-    def context(self) -> AbstractContextManager[Any]:
-        """Around the forward pass: autocast."""
-        ...
-
-
-class Bare:
-    """A host without callbacks: the three objects of a plain PyTorch loop."""
-
-    def __init__(self, model: Model, loss: Loss, optimizer: Any) -> None:
+    def __init__(self, model: Any, loss: Loss, optimizer: Any) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
-        self.device: Any = None
+        self.device: torch.device | None = None
         self.state: StepState | None = None
 
     def emit(self, event: str) -> None:
-        """Nobody listens."""
+        """Tell the callbacks."""
 
     def context(self) -> AbstractContextManager[Any]:
-        """Nothing around the forward pass."""
+        """What the forward pass and the loss run under."""
         return nullcontext()
 
 
@@ -99,16 +84,15 @@ class Phase:
 
     name = "phase"
 
-    def __init__(self, sampler: Sampler, stateful: bool) -> None:
-        self.sampler, self.stateful = sampler, stateful
-        self.feedback: Feedback | None = None
-        self.state: State = None
+    def __init__(self, sampler: Sampler, stateful: bool, feedback: Feedback | None = None) -> None:
+        self.sampler, self.stateful, self.feedback = sampler, stateful, feedback
+        self.state: Any = None
         self.steps = 0
 
-    def __call__(self, model: Model, loss: Loss, batch: Any, optimizer: Any = None) -> StepState:
+    def __call__(self, model: Any, loss: Loss, batch: Any, optimizer: Any = None) -> StepState:
         """One step in a plain PyTorch loop, without a Learner."""
         check_model(model, type(self).__name__)
-        return self.run(Bare(model, loss, optimizer), batch)
+        return self.run(Host(model, loss, optimizer), batch)
 
     def run(self, host: Host, batch: Any) -> StepState:
         """One step for a host."""
@@ -118,56 +102,55 @@ class Phase:
         """Forget the carried state: the next batch starts afresh."""
         self.state = None
 
+    def _generators(self) -> list[torch.Generator | None]:
+        return [getattr(part, "generator", None) for part in (self.feedback, self.sampler)]
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: steps made, the carried state, and the generators' states."""
-        generators = [getattr(part, "generator", None) for part in (self.feedback, self.sampler)]
-        kept = [None if generator is None else generator.get_state() for generator in generators]
+        kept = [None if generator is None else generator.get_state() for generator in self._generators()]
         return {"steps": self.steps, "state": self.state, "generators": kept}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
         self.steps, self.state = saved["steps"], saved["state"]
-        for part, kept in zip((self.feedback, self.sampler), saved["generators"], strict=True):
-            generator = getattr(part, "generator", None)
+        for generator, kept in zip(self._generators(), saved["generators"], strict=True):
             if generator is not None and kept is not None:
                 generator.set_state(kept)
 
-    def begin(self, host: Host, batch: Any) -> tuple[StepState, State]:
+    def begin(self, host: Host, batch: Any) -> tuple[StepState, Any]:
         """The batch as a StepState, the state it starts from, and the event StepBegin."""
         call = type(self).__name__
         restart = batch.restart if isinstance(batch, SequenceBatch) else None
         inputs, targets, *rest = get_inout_seq(batch)
-        lengths = rest[0] if rest else None
+        lengths: Tensor | None = rest[0] if rest else None
         if host.device is not None:
             inputs, targets = _move(inputs, host.device), _move(targets, host.device)
-        state: State = None
-        if isinstance(inputs, tuple):
+        state: Any = None
+        if isinstance(inputs, tuple) and len(inputs) == 3 and hasattr(host.model, "encode"):
+            source, source_lengths, inputs = inputs
             with host.context():
-                inputs, state = first_state(host.model, inputs)
+                state = host.model.encode(source, source_lengths)
         inputs = as_sequence(inputs, call)
-        time, batch_size = inputs.shape[:2]
+        time, rows = inputs.shape[:2]
         per_step = not reads_last(host.loss)
         if per_step:
             targets = as_sequence(targets, call, "targets")
-            if targets.shape[:2] != inputs.shape[:2]:
-                fix = "one target for each step and row; a target a sequence goes with seq2one_loss."
+            if targets.shape[:2] != (time, rows):
                 came = f"inputs {shape(inputs)} and targets {shape(targets)}"
+                fix = "one target for each step and row; a target a sequence goes with seq2one_loss."
                 raise refuse(call, came, "the same T and B for both", fix)
         if lengths is not None:
-            check_lengths(lengths, time, batch_size, call, least=0 if restart is not None else 1)
-            longest = int(lengths.max())
+            longest = int(check_lengths(lengths, time, rows, call, least=0 if restart is not None else 1).max())
             inputs, targets = inputs[:longest], targets[:longest] if per_step else targets
         if self.stateful:
-            if is_bidirectional(host.model):
-                fix = "make the model one-directional, or stateful=False."
-                raise refuse(call, "a bidirectional model, stateful", "a state that goes on", fix)
+            fix = "make the model one-directional, or stateful=False."
+            check_one_way(host.model, call, ", stateful", "a state that goes on", fix)
             if state is not None:
-                came = "a source in the batch, stateful"
                 fix = "stateful=False: each batch starts from its own source."
-                raise refuse(call, came, "one place that the first state comes from", fix)
+                raise refuse(call, "a source in the batch, stateful", "one place that the first state comes from", fix)
             if self.state is not None:
                 fix = "StreamLoader and DataLoader(drop_last=True) keep the batch size; phase.reset() starts afresh."
-                check_state(self.state, batch_size, f"{call}(stateful=True)", fix)
+                check_state(self.state, rows, f"{call}(stateful=True)", fix)
                 state = self.state if restart is None else reset_rows(self.state, restart)
         host.state = StepState(inputs, targets, lengths)
         host.emit("StepBegin")
@@ -179,19 +162,23 @@ def reads_last(loss: Loss) -> bool:
     return isinstance(loss, SequenceLoss) and loss.average == "last"
 
 
-def call_loss(loss: Loss, outputs: Tensor, targets: Any, lengths: Tensor | None, call: str) -> tuple[Tensor, int]:
-    """The scalar loss of a stretch and its weight; rows of length 0 take no part."""
+def weight_of(loss: Loss, outputs: Tensor, lengths: Tensor | None) -> int:
+    """What an epoch weighs a loss by: valid steps, or sequences where the loss averages those."""
+    if isinstance(loss, SequenceLoss) and loss.average != "step":
+        return outputs.shape[1] if lengths is None else int((lengths > 0).sum())
+    return outputs.shape[0] * outputs.shape[1] if lengths is None else int(lengths.sum())
+
+
+def call_loss(loss: Loss, outputs: Tensor, targets: Any, lengths: Tensor | None, call: str) -> Tensor:
+    """The scalar loss of a stretch; rows of length 0 take no part."""
     if lengths is not None and not lengths.all():
-        rows = (lengths > 0).nonzero().squeeze(1)
-        index, lengths = rows.to(outputs.device), lengths[rows]
-        outputs, targets = outputs[:, index], targets[index] if reads_last(loss) else targets[:, index]
+        rows, lengths = lengths.nonzero().squeeze(1), lengths[lengths > 0]
+        outputs, targets = outputs[:, rows], targets[rows] if reads_last(loss) else targets[:, rows]
     value = loss(outputs, targets) if lengths is None else loss(outputs, targets, lengths)
     if not isinstance(value, Tensor) or value.ndim:
         fix = "average it: seq2seq_loss takes an unreduced loss and does."
         raise refuse(call, f"a loss {shape(value)}", "a scalar tensor", fix)
-    if isinstance(loss, SequenceLoss):
-        return value, loss.weight(outputs, lengths)
-    return value, outputs.shape[0] * outputs.shape[1] if lengths is None else int(lengths.sum())
+    return value
 
 
 def _move(value: Any, device: torch.device) -> Any:
@@ -201,3 +188,24 @@ def _move(value: Any, device: torch.device) -> Any:
     if isinstance(value, list):
         return [_move(item, device) for item in value]
     return value.to(device) if isinstance(value, Tensor) else value
+
+
+def method_of(event: str) -> str:
+    """The name of a callback's method: `on_backward_end` for `BackwardEnd`."""
+    return "on" + re.sub(r"([A-Z])", r"_\1", event).lower()
+
+
+def handlers(callbacks: Sequence[object]) -> dict[str, list[Callable[[Any], object]]]:
+    """The methods to call for each event, in the callbacks' order; at `FitBegin`, where some resume, in the reverse."""
+    names = {method_of(event) for event in EVENTS}
+    for callback in callbacks:
+        for method in dir(callback):
+            if method.startswith("on_") and method not in names:
+                came = f"{type(callback).__name__}.{method}"
+                raise refuse("Learner", came, f"one of {', '.join(sorted(names))}", "rename it.")
+    resuming = sorted(callbacks, key=lambda callback: -getattr(callback, "order", 0))
+    found: dict[str, list[Callable[[Any], object]]] = {}
+    for event in EVENTS:
+        methods = [getattr(c, method_of(event), None) for c in (resuming if event == "FitBegin" else callbacks)]
+        found[event] = [method for method in methods if method is not None]
+    return found

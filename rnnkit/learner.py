@@ -10,15 +10,13 @@ from torch import Tensor, nn
 
 from ._contract import check_model, refuse
 from .checkpoint import generators_of, rng_state, set_rng_state
-from .events import EVENTS, CancelEpoch, CancelFit, CancelStep, handlers
 from .generation import evaluating
-from .host import Loss, Phase, StepState
-from .phases import BPTTTrainingPhase, BPTTValidationPhase
+from .host import CancelEpoch, CancelFit, CancelStep, Host, Loss, Phase, StepState, handlers
+from .phases import BPTTTrainingPhase
+from .validation import BPTTValidationPhase
 
-__all__ = ["EVENTS", "CancelEpoch", "CancelFit", "CancelStep", "Learner"]
 
-
-class Learner:
+class Learner(Host):
     """Trains and validates a recurrent model, and tells its callbacks about each part of it.
 
     A callback is any object with a method for an event, `on_backward_end(learner)` for `BackwardEnd`. In order:
@@ -35,7 +33,7 @@ class Learner:
         autocast: `torch.bfloat16` for mixed precision in the forward pass and the loss.
 
     Attributes:
-        phase: the running phase.
+        phase: the running phase; `phase_name` is `"training"` or `"validation"`.
         state: the [StepState][rnnkit.StepState] of the step, as far as it has come.
         averages: of the running epoch, weighted: `loss`, in validation `open_loss`, `closed_loss`, `loss_by_step`.
         epoch_index: epochs completed.
@@ -66,20 +64,19 @@ class Learner:
         if autocast not in (None, torch.bfloat16):
             fix = "float16 needs a scaler around the optimizer; bfloat16 does not."
             raise refuse("Learner", f"autocast = {autocast}", "torch.bfloat16 or None", fix, TypeError)
+        super().__init__(model if device is None else model.to(device), loss, optimizer)
         self.device = None if device is None else torch.device(device)
-        self.model: Any = model if self.device is None else model.to(self.device)
-        self.loss, self.optimizer, self.autocast = loss, optimizer, autocast
+        self.autocast = autocast
         self.callbacks = sorted(callbacks, key=lambda callback: getattr(callback, "order", 0))
         self.parameters = list(model.parameters())
         self.phase: Phase | None = None
         self.phases: tuple[Phase, ...] = ()
         self.loaders: tuple[Iterable[Any], ...] = ()
-        self.state: StepState | None = None
         self.sums: dict[str, tuple[Tensor, int | Tensor]] = {}
         self.epoch_index, self.step_index = 0, 0
-        self.last_phase = False
-        self.resume_rng: dict[str, Any] | None = None
-        self.epoch_rng: dict[str, Any] = {}
+        self.last_phase = False  # of an epoch of `fit`
+        self.epoch_rng: dict[str, Any] = {}  # the generators when the epoch began
+        self.resume_rng: dict[str, Any] | None = None  # and when the training that is resumed was killed
         self._handlers = handlers(self.callbacks)
 
     @property
@@ -98,7 +95,7 @@ class Learner:
             handler(self)
 
     def context(self) -> AbstractContextManager[Any]:
-        """What the forward pass and the loss run under."""
+        """What the forward pass and the loss run under: autocast, where it was asked for."""
         if self.autocast is None:
             return nullcontext()
         return torch.autocast((self.device or self.parameters[0].device).type, self.autocast)
@@ -123,26 +120,22 @@ class Learner:
         Returns:
             The learner itself.
         """
-        training = BPTTTrainingPhase() if training is None else training
-        validation = BPTTValidationPhase() if validation is None else validation
-        self.phases = (training,) if valid is None else (training, validation)
-        self.loaders = (train,) if valid is None else (train, valid)
+        parts = [(BPTTTrainingPhase() if training is None else training, train)]
+        if valid is not None:
+            parts.append((BPTTValidationPhase() if validation is None else validation, valid))
+        self.phases, self.loaders = zip(*parts, strict=True)
         target = self.epoch_index + epochs
         try:
             self.emit("FitBegin")
             while self.epoch_index < target:
-                self.last_phase = valid is None
-                self.epoch(training, train)
-                if valid is not None:
-                    self.last_phase = True
-                    self.epoch(validation, valid)
+                for phase, data in parts:
+                    self.last_phase = phase is self.phases[-1]
+                    self.epoch(phase, data)
         except CancelFit:
             pass
         finally:
             self.last_phase = False
-        for handler in self._handlers["FitEnd"]:
-            with suppress(CancelFit):  # nothing is left to cancel
-                handler(self)
+        self._tell_all("FitEnd")
         return self
 
     def epoch(self, phase: Phase, data: Iterable[Any]) -> dict[str, Tensor]:
@@ -151,28 +144,25 @@ class Learner:
         Raises:
             ValueError: if there is no batch.
         """
-        self.phase = phase
-        training = phase.name == "training"
-        done = self.step_index if training and self.resume_rng is not None else 0
-        if not done:
-            phase.reset()
-            self.sums = {}
-            self.epoch_rng = rng_state(generators_of([data]))
-            if training:
-                self.step_index = 0
-        else:
+        self.phase, training = phase, phase.name == "training"
+        seen = self.step_index if training and self.resume_rng is not None else 0
+        if seen:
             set_rng_state(self.epoch_rng, generators_of([data]))
+        else:
+            phase.reset()
+            self.sums, self.epoch_rng = {}, rng_state(generators_of([data]))
         if training:
+            self.step_index = seen
             self.model.train()
         cancelled: CancelFit | None = None
-        empty = not done
         try:
             with nullcontext() if training else evaluating(self.model):
                 self.emit("EpochBegin")
                 batches = iter(data)
-                for _ in zip(range(done), batches, strict=False):  # seen before the training was killed
+                for _ in zip(range(seen), batches, strict=False):  # before the training was killed
                     pass
                 self._go_on()
+                empty = not seen
                 for batch in batches:
                     empty = False
                     self.step(phase, batch)
@@ -183,16 +173,9 @@ class Learner:
         except CancelEpoch:
             pass
         except CancelFit as error:
-            cancelled = error
+            cancelled, self.last_phase = error, False
         self._go_on()
-        self.last_phase = self.last_phase and cancelled is None
-        for handler in self._handlers["EpochEnd"]:
-            try:
-                handler(self)
-            except CancelEpoch:
-                pass
-            except CancelFit as error:
-                cancelled = error
+        cancelled = self._tell_all("EpochEnd") or cancelled
         if self.last_phase:
             self.epoch_index, self.step_index = self.epoch_index + 1, 0
         if cancelled is not None:
@@ -205,16 +188,26 @@ class Learner:
             set_rng_state(self.resume_rng, [])
             self.resume_rng = None
 
+    def _tell_all(self, event: str) -> CancelFit | None:
+        """`emit` of an end: what one callback cancels, the others hear all the same."""
+        cancelled = None
+        for handler in self._handlers[event]:
+            try:
+                handler(self)
+            except CancelEpoch:
+                pass
+            except CancelFit as error:
+                cancelled = error
+        return cancelled
+
     def step(self, phase: Phase, batch: Any) -> StepState | None:
         """One step of `phase` on `batch`; returns its [StepState][rnnkit.StepState], kept as `learner.state`."""
         self.phase = phase
         try:
-            step = phase.run(self, batch)
-        except CancelStep:
-            step = None
-        if step is not None:
-            for name, (value, weight) in step.parts.items():
+            for name, (value, weight) in phase.run(self, batch).parts.items():
                 self._add(name, value, weight)
+        except CancelStep:
+            pass
         if phase.name == "training":
             self.step_index += 1
         with suppress(CancelStep):  # nothing is left to cancel
@@ -230,7 +223,7 @@ class Learner:
         if isinstance(weight, int):
             self.sums[name] = total.add(value, alpha=weight), weights + weight
             return
-        longest = max(len(value), len(total))  # a loss for each step, of batches of different length
         parts = (total, torch.as_tensor(weights), value * weight, weight)
-        total, counted, value, weight = (F.pad(part, (0, longest - len(part))) for part in parts)
-        self.sums[name] = total + value, counted + weight
+        longest = max(len(value), len(total))  # a loss for each step, of batches of different length
+        total, weights, value, weight = (F.pad(part, (0, longest - len(part))) for part in parts)
+        self.sums[name] = total + value, weights + weight

@@ -1,15 +1,13 @@
 """What is averaged over what: losses over sequences that know where each sequence ends."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._contract import Model, Steps, as_sequence, check_lengths, check_model, refuse, run_model, shape
-
-__all__ = ["seq2one_loss", "seq2seq_loss"]
+from ._contract import Model, Steps, as_sequence, check_call, check_lengths, refuse, run_model, shape
 
 _ELEMENTWISE = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
 _ELEMENTWISE_MODULES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
@@ -18,56 +16,39 @@ _ELEMENTWISE_MODULES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 class SequenceLoss:
     """What [seq2seq_loss][rnnkit.seq2seq_loss] and [seq2one_loss][rnnkit.seq2one_loss] make."""
 
-    def __init__(self, loss_fn: Callable[..., Tensor], average: Literal["step", "sequence", "last"], name: str) -> None:
+    def __init__(self, loss_fn: Callable[..., Tensor], average: str, name: str) -> None:
         if not callable(loss_fn):
             raise refuse(name, shape(loss_fn), "a loss function (outputs, targets)", "nn.MSELoss().", TypeError)
         if average not in ("step", "sequence", "last"):
             raise refuse(name, f"average={average!r}", '"step" or "sequence"', "choose what is averaged.")
         self.loss_fn, self.average, self.name = loss_fn, average, name
+        self._elementwise = loss_fn in _ELEMENTWISE or isinstance(loss_fn, _ELEMENTWISE_MODULES)
 
     def __call__(self, outputs: Steps, targets: Steps, lengths: Tensor | None = None) -> Tensor:
         outputs = as_sequence(outputs, self.name, "outputs")
-        if self.average == "last":
-            return self._last(outputs, targets, lengths)
-        targets = as_sequence(targets, self.name, "targets")
         time, batch = outputs.shape[:2]
+        if self.average == "last":
+            targets = self._check_last(outputs, targets)
+            if lengths is None:
+                return self._call(outputs[-1], targets).mean()
+            last = check_lengths(lengths, time, batch, self.name).to(outputs.device) - 1
+            return self._call(outputs[last, torch.arange(batch, device=outputs.device)], targets).mean()
+        targets = as_sequence(targets, self.name, "targets")
         if targets.shape[:2] != (time, batch):
             came = f"outputs {shape(outputs)} and targets {shape(targets)}"
             fix = "one target for each step and row; one target for a whole sequence is seq2one_loss."
             raise refuse(self.name, came, "the same T and B for both", fix)
         self._refuse_broadcast(outputs, targets)
+        valid = None
         if lengths is None:
-            return self._average(outputs.flatten(0, 1), targets.flatten(0, 1), None, time, batch)
-        check_lengths(lengths, time, batch, self.name)
-        valid = (torch.arange(time).unsqueeze(1) < lengths).to(outputs.device)
-        return self._average(outputs[valid], targets[valid], valid, time, batch)
-
-    def on(self, model: Model, inputs: Steps, targets: Steps, lengths: Tensor | None = None) -> Tensor:
-        """The loss of a model from its first state: the form `loss(model, xs, ys)` of issue 144."""
-        inputs = as_sequence(inputs, f"{self.name}.on")
-        check_model(model, f"{self.name}.on")
-        if lengths is not None:
-            check_lengths(lengths, len(inputs), inputs.shape[1], f"{self.name}.on")
-        return self(run_model(model, inputs, None, lengths, f"{self.name}.on", carry=False)[0], targets, lengths)
-
-    def weight(self, outputs: Tensor, lengths: Tensor | None) -> int:
-        """How many terms the average is over: what an epoch weighs this loss by."""
-        if self.average != "step":
-            return outputs.shape[1]
-        return outputs.shape[0] * outputs.shape[1] if lengths is None else int(lengths.sum())
-
-    def by_step(self, outputs: Tensor, targets: Tensor, lengths: Tensor | None) -> Tensor:
-        """The loss of each step alone, over the rows that have it: `(T,)`."""
-        losses: list[Tensor] = []
-        for t, (output, target) in enumerate(zip(outputs, targets, strict=True)):
-            rows = slice(None) if lengths is None else (lengths > t).to(output.device)
-            losses.append(self._call(output[rows], target[rows]).mean())
-        return torch.stack(losses)
-
-    def _average(self, outputs: Tensor, targets: Tensor, valid: Tensor | None, time: int, batch: int) -> Tensor:
+            outputs, targets = outputs.flatten(0, 1), targets.flatten(0, 1)
+        else:
+            check_lengths(lengths, time, batch, self.name)
+            valid = (torch.arange(time).unsqueeze(1) < lengths).to(outputs.device)
+            outputs, targets = outputs[valid], targets[valid]
         losses = self._call(outputs, targets)
         if self.average == "step":
-            return losses if losses.ndim == 0 else losses.mean()
+            return losses.mean() if losses.ndim else losses
         rows = torch.arange(batch, device=outputs.device).expand(time, batch)
         rows = rows.flatten() if valid is None else rows[valid]
         if losses.ndim == 0:
@@ -76,7 +57,13 @@ class SequenceLoss:
         sums = each.new_zeros(batch).index_add(0, rows, each)
         return (sums / torch.bincount(rows, minlength=batch)).mean()
 
-    def _last(self, outputs: Tensor, targets: Any, lengths: Tensor | None) -> Tensor:
+    def on(self, model: Model, inputs: Steps, targets: Steps, lengths: Tensor | None = None) -> Tensor:
+        """The loss of a model from its first state: the form `loss(model, xs, ys)` of issue 144."""
+        call = f"{self.name}.on"
+        inputs = check_call(call, model, inputs, lengths=lengths)
+        return self(run_model(model, inputs, None, lengths, call, carry=False)[0], targets, lengths)
+
+    def _check_last(self, outputs: Tensor, targets: object) -> Tensor:
         time, batch = outputs.shape[:2]
         if not isinstance(targets, Tensor):
             fix = "torch.as_tensor(targets); one target for each step is seq2seq_loss."
@@ -87,24 +74,19 @@ class SequenceLoss:
             fix = "for a target at every step use seq2seq_loss; for the last one pass targets[-1]."
             raise refuse(self.name, came, f"one target a sequence, ({batch}, *Y)", fix)
         self._refuse_broadcast(outputs[-1], targets)
-        if lengths is None:
-            return self._call(outputs[-1], targets).mean()
-        check_lengths(lengths, time, batch, self.name)
-        last = outputs[lengths.to(outputs.device) - 1, torch.arange(batch, device=outputs.device)]
-        return self._call(last, targets).mean()
+        return targets
 
     def _refuse_broadcast(self, outputs: Tensor, targets: Tensor) -> None:
-        elementwise = self.loss_fn in _ELEMENTWISE or isinstance(self.loss_fn, _ELEMENTWISE_MODULES)
-        floats = outputs.is_floating_point() and targets.is_floating_point()
+        if not (self._elementwise or targets.is_floating_point()) or outputs.shape == targets.shape:
+            return
         fewer, more = sorted((outputs.shape, targets.shape), key=len)
-        if (elementwise and outputs.shape != targets.shape) or (floats and (*fewer, 1) == tuple(more)):
-            came = f"outputs {shape(outputs)} and targets {shape(targets)}"
+        if self._elementwise or (outputs.is_floating_point() and (*fewer, 1) == more):
             fix = "they would broadcast to a wrong number; add the missing dimension with targets.unsqueeze(-1)."
-            raise refuse(self.name, came, "equal shapes", fix)
+            raise refuse(self.name, f"outputs {shape(outputs)} and targets {shape(targets)}", "equal shapes", fix)
 
     def _call(self, outputs: Tensor, targets: Tensor) -> Tensor:
         losses = self.loss_fn(outputs, targets)
-        if not isinstance(losses, Tensor) or (losses.ndim > 0 and losses.shape[0] != outputs.shape[0]):
+        if not isinstance(losses, Tensor) or (losses.ndim and losses.shape[0] != outputs.shape[0]):
             came = f"{shape(losses)} from the loss of outputs {shape(outputs)}"
             fix = 'use a loss with reduction "mean" or "none".'
             raise refuse(self.name, came, "a scalar, or one loss a step", fix)
@@ -121,17 +103,14 @@ def seq2seq_loss(loss_fn: Callable[..., Tensor], average: Literal["step", "seque
     $$
 
     Args:
-        loss_fn: any loss of PyTorch's signature, reduced or not. It is called once, on the valid steps in one row:
-            outputs `(N, *O)` and targets `(N, *Y)`. (A reduced one under `average="sequence"` is called a sequence.)
+        loss_fn: any loss of PyTorch's signature, reduced or not. It is called once, on all valid steps: outputs
+            `(N, *O)` and targets `(N, *Y)`. (A reduced one under `average="sequence"` is called once a sequence.)
         average: over steps, each counting alike, or over sequences, each counting alike.
 
     Returns:
-        `loss(outputs (T, B, *O), targets (T, B, *Y), lengths=None)`, a scalar tensor; and `.on(model, inputs,
-        targets, lengths=None)`, the same of a model's outputs.
-
-    Raises:
-        ValueError: by the loss, if `T`, `B` or lengths do not fit, or an elementwise loss would broadcast.
-        TypeError: by the loss, if lengths are not int64 on the CPU.
+        `loss(outputs (T, B, *O), targets (T, B, *Y), lengths=None)`, a scalar tensor, which raises `ValueError` where
+            `T`, `B` or lengths do not fit or an elementwise loss would broadcast, `TypeError` where lengths are not
+            int64 on the CPU; and `.on(model, inputs, targets, lengths=None)`, the same of a model's outputs.
 
     From [FluxTraining.jl issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144).
 
@@ -153,12 +132,8 @@ def seq2one_loss(loss_fn: Callable[..., Tensor]) -> SequenceLoss:
         loss_fn: any loss of PyTorch's signature, reduced or not, called once on `(B, *O)` and `(B, *Y)`.
 
     Returns:
-        `loss(outputs (T, B, *O), targets (B, *Y), lengths=None)`, a scalar tensor; and `.on(model, inputs, targets,
-        lengths=None)`, the same of a model's outputs.
-
-    Raises:
-        ValueError: by the loss, if it is given a target for every step, or lengths do not fit.
-        TypeError: by the loss, if lengths are not int64 on the CPU.
+        `loss(outputs (T, B, *O), targets (B, *Y), lengths=None)`, a scalar tensor, which raises `ValueError` where it
+            is given a target for every step; the rest as for [seq2seq_loss][rnnkit.seq2seq_loss].
 
     From [FluxTraining.jl issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144).
 

@@ -5,8 +5,8 @@ Each is called like `torch.nn.LSTM`, `outputs, state = model(inputs, state)`, ov
 """
 
 import inspect
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,6 @@ from torch.nn.utils.rnn import PackedSequence
 from ._contract import State, as_sequence, call_model, check_model, check_state, refuse, shape
 from .state import map_leaves, select_rows
 
-__all__ = ["PerStep", "RecurrentSequential", "Unroll"]
-
 _CELLS = {nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell, nn.RNN: nn.RNNCell}
 
 
@@ -25,16 +23,10 @@ def _like(packed: PackedSequence, data: Tensor) -> PackedSequence:
     return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
 
 
-def _stacked(inputs: Any, call: str) -> Any:
-    """A list of steps as `(T, B, *F)`; anything else as it is."""
-    return as_sequence(inputs, call) if isinstance(inputs, list) else inputs
-
-
 def _is_recurrent(module: nn.Module) -> bool:
     """Whether `forward` takes a state: its second parameter is called `state` or `hx`."""
     module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
-    parameters = list(inspect.signature(module.forward).parameters)
-    return len(parameters) > 1 and parameters[1] in ("state", "hx")
+    return list(inspect.signature(module.forward).parameters)[1:2] in (["state"], ["hx"])
 
 
 class RecurrentSequential(nn.Sequential):
@@ -61,30 +53,39 @@ class RecurrentSequential(nn.Sequential):
 
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__(*modules)
-        self.recurrent = tuple(_is_recurrent(module) for module in self)
+        self._recurrent: tuple[bool, ...] = ()
         for module, recurrent in zip(self, self.recurrent, strict=True):
             if recurrent or isinstance(module, nn.RNNBase | nn.RNNCellBase):
                 check_model(module, "RecurrentSequential")
 
     @property
+    def recurrent(self) -> tuple[bool, ...]:
+        """Which members are."""
+        if len(self._recurrent) != len(self):  # a member was appended or taken away
+            self._recurrent = tuple(_is_recurrent(module) for module in self)
+        return self._recurrent
+
+    @property
     def takes_packed(self) -> bool:
         """Whether every recurrent member takes a `PackedSequence`."""
         members = [module for module, recurrent in zip(self, self.recurrent, strict=True) if recurrent]
-        return all(isinstance(m, nn.RNNBase) or bool(getattr(m, "takes_packed", False)) for m in members)
+        return all(isinstance(m, nn.RNNBase) or getattr(m, "takes_packed", False) for m in members)
 
     def forward(self, inputs: Any, state: State = None) -> tuple[Any, State]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if len(self.recurrent) != len(self):  # a member was appended or taken away
-            self.recurrent = tuple(_is_recurrent(module) for module in self)
-        inputs = _stacked(inputs, "RecurrentSequential")
+        inputs = as_sequence(inputs, "RecurrentSequential") if isinstance(inputs, list) else inputs
         count = sum(self.recurrent)
         if state is not None and (not isinstance(state, tuple) or len(state) != count):
             fix = "pass the state that this model returned; it has one entry for each recurrent member."
             raise refuse("RecurrentSequential", f"a state = {shape(state)}", f"a tuple of {count}", fix)
-        before: list[State] = [None] * count if state is None else list(state)
+        return self.thread(self, inputs, state)
+
+    def thread(self, members: Iterable[Callable[..., Any]], inputs: Any, state: State) -> tuple[Any, State]:
+        """What `forward` does, through `members` in place of this stack's own."""
         after: list[State] = []
-        for module, recurrent in zip(self, self.recurrent, strict=True):
+        for module, recurrent in zip(members, self.recurrent, strict=True):
             if recurrent:
-                inputs, new = call_model(module, inputs, before[len(after)], "RecurrentSequential")
+                before = None if state is None else state[len(after)]
+                inputs, new = call_model(module, inputs, before, "RecurrentSequential")
                 after.append(new)
             elif isinstance(inputs, PackedSequence) and not isinstance(module, PerStep):
                 inputs = _like(inputs, module(inputs.data))
@@ -172,21 +173,21 @@ class Unroll(nn.Module):
         >>> torch.allclose(Unroll.from_fused(lstm)(torch.ones(5, 2, 3))[0], lstm(torch.ones(5, 2, 3))[0], atol=1e-6)
         True
         """
+        call = "Unroll.from_fused"
         make: Any = next((cell for kind, cell in _CELLS.items() if isinstance(fused, kind)), None)
         if make is None:
             fix = "any other cell goes into Unroll(cell) directly."
-            raise refuse("Unroll.from_fused", shape(fused), "nn.LSTM, nn.GRU or nn.RNN", fix, TypeError)
+            raise refuse(call, shape(fused), "nn.LSTM, nn.GRU or nn.RNN", fix, TypeError)
         if fused.bidirectional or fused.proj_size or fused.batch_first:
             fix = "a cell sees one step at a time, forward in time."
-            wanted = "one direction, no projection, batch_first=False"
-            raise refuse("Unroll.from_fused", repr(fused), wanted, fix)
-        options = {"nonlinearity": fused.nonlinearity} if isinstance(fused, nn.RNN) else {}
+            raise refuse(call, repr(fused), "one direction, no projection, batch_first=False", fix)
         if not all(isinstance(weight, nn.Parameter) for weights in fused.all_weights for weight in weights):
-            fix, wanted = "remove the parametrization first.", "weights that are parameters"
-            raise refuse("Unroll.from_fused", "weights that are computed", wanted, fix)
+            fix = "remove the parametrization first."
+            raise refuse(call, "weights that are computed", "weights that are parameters", fix)
+        options = {"nonlinearity": fused.nonlinearity} if isinstance(fused, nn.RNN) else {}
         cells: list[nn.Module] = []
         for layer in range(fused.num_layers):
-            size = fused.input_size if layer == 0 else fused.hidden_size
+            size = fused.hidden_size if layer else fused.input_size
             cell = make(size, fused.hidden_size, bias=fused.bias, device="meta", **options)
             for name, _ in list(cell.named_parameters()):
                 setattr(cell, name, getattr(fused, f"{name}_l{layer}"))
@@ -194,15 +195,13 @@ class Unroll(nn.Module):
         return cls(*cells, dropout=fused.dropout).train(fused.training)
 
     def forward(self, inputs: Any, state: State = None) -> tuple[Any, State]:
-        inputs = _stacked(inputs, "Unroll")
-        packed = inputs if isinstance(inputs, PackedSequence) else None
-        steps: Sequence[Tensor]
-        if packed is not None:
-            steps = packed.data.split(packed.batch_sizes.tolist())
+        packed: PackedSequence | None = None
+        if isinstance(inputs, PackedSequence):
+            packed, steps = inputs, inputs.data.split(inputs.batch_sizes.tolist())
             if state is not None and packed.sorted_indices is not None:
                 state = select_rows(state, packed.sorted_indices)
         else:
-            steps = cast("Tensor", inputs).unbind(0)
+            steps = as_sequence(inputs, "Unroll", least=1).unbind(0)
         check_state(state, len(steps[0]), "Unroll")
         last: list[State] = []
         for layer, cell in enumerate(self.cells):
@@ -224,12 +223,12 @@ def _scan(cell: nn.Module, steps: Sequence[Tensor], state: State) -> tuple[list[
     outputs: list[Tensor] = []
     ended: list[State] = []
     for step in steps:
-        if outputs and len(step) < len(outputs[-1]):
-            count = len(step)
-            ended.append(map_leaves(lambda leaf, count=count: leaf[count:], state))
+        count = len(step)
+        if outputs and count < len(outputs[-1]):
+            ended.insert(0, map_leaves(lambda leaf, count=count: leaf[count:], state))
             state = map_leaves(lambda leaf, count=count: leaf[:count], state)
         state = cell(step, state)
         outputs.append(state[0] if isinstance(state, tuple) else state)
     if ended:
-        state = map_leaves(lambda *leaves: torch.cat(leaves), state, *reversed(ended))
+        state = map_leaves(lambda *leaves: torch.cat(leaves), state, *ended)
     return outputs, state

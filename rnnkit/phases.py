@@ -1,23 +1,18 @@
 """What one training step is: backpropagation through time, full or truncated."""
 
-from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._contract import Sampler, State, is_bidirectional, refuse
+from ._contract import Sampler, State, check_one_way, refuse
 from .feedback import Feedback
-from .host import Host, Phase, StepState, call_loss, reads_last
-from .losses import SequenceLoss
-from .rollout import roll
+from .host import Host, Phase, StepState, call_loss, reads_last, weight_of
+from .rollout import Roller
 from .samplers import identity
 from .state import detach
-from .validation import BPTTValidationPhase
-
-__all__ = ["BPTTTrainingPhase", "BPTTValidationPhase", "StepState"]
-
-Piece = tuple[Tensor, Tensor, int]
 
 
 class BPTTTrainingPhase(Phase):
@@ -68,145 +63,128 @@ class BPTTTrainingPhase(Phase):
         feedback: Feedback | None = None,
         sampler: Sampler = identity,
     ) -> None:
-        super().__init__(sampler, stateful)
+        call = "BPTTTrainingPhase"
+        super().__init__(sampler, stateful, feedback)
         for name, value in (("window", window), ("stride", stride)):
             if value is not None and value < 1:
                 fix = f"{name}=None is full BPTT." if name == "window" else "None makes it equal to window."
-                raise refuse("BPTTTrainingPhase", f"{name} = {value}", f"{name} >= 1", fix)
+                raise refuse(call, f"{name} = {value}", f"{name} >= 1", fix)
         if stride is not None and (window is None or stride > window):
             fix = "window = k2 is how far a gradient goes back, stride = k1 how often; k1 <= k2."
-            came = f"stride = {stride} and window = {window}"
-            raise refuse("BPTTTrainingPhase", came, "stride <= window", fix)
-        self.window, self.stride, self.feedback = window, window if stride is None else stride, feedback
+            raise refuse(call, f"stride = {stride} and window = {window}", "stride <= window", fix)
+        self.window, self.stride = window, window if stride is None else stride
 
     def run(self, host: Host, batch: Any) -> StepState:
         """One step for a host."""
-        model = host.model
+        call = "BPTTTrainingPhase"
         if host.optimizer is None:
             fix = "phase(model, loss, batch, optimizer); BPTTValidationPhase needs none."
-            raise refuse("BPTTTrainingPhase", "no optimizer", "one over the model's parameters", fix)
-        if getattr(model, "training", True) is False:
-            model.train()
+            raise refuse(call, "no optimizer", "one over the model's parameters", fix)
+        if getattr(host.model, "training", True) is False:
+            host.model.train()
         step, state = self.begin(host, batch)
-        time = len(step.inputs)
-        if self.stride is not None and self.stride < time and is_bidirectional(model):
+        time, rows = step.inputs.shape[:2]
+        if self.stride is not None and self.stride < time:
+            came = f" and stride = {self.stride} for {time} steps"
             fix = "window=None, or a one-directional model."
-            came = f"a bidirectional model and stride = {self.stride} for {time} steps"
-            raise refuse("BPTTTrainingPhase", came, "a model whose state goes on forward only", fix)
-        mask = None
-        if self.feedback is not None:
-            mask = self.feedback.mask(time, step.inputs.shape[1], step.lengths, self.steps)
-        last = reads_last(host.loss)
-        if last and self.window is not None and self.window < time:
-            pieces = self._last_window(host, step, state, mask)
+            check_one_way(host.model, call, came, "a model whose state goes on forward only", fix)
+        mask = None if self.feedback is None else self.feedback.mask(time, rows, step.lengths, self.steps)
+        roller = Roller(host.model, self.sampler, call, self.stateful)
+        if self.window is not None and self.window < time and reads_last(host.loss):
+            outputs, loss = self._last_window(host, step, state, mask, roller, self.window)
+        elif self.stride is not None and self.stride < time and not reads_last(host.loss):
+            outputs, loss = self._windows(host, step, state, mask, roller, self.stride)
         else:
-            pieces = self._windows(host, step, state, mask, None if last else self.stride)
-        outputs, losses, weights = zip(*pieces, strict=True)
-        step.outputs = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        step.weight = sum(weights)
-        loss = losses[0]
-        if len(losses) > 1:
-            loss = (torch.stack(losses) * torch.tensor(weights, device=loss.device)).sum() / step.weight
-            if isinstance(host.loss, SequenceLoss) and host.loss.average == "sequence":
-                step.weight = len(step.inputs[0]) if step.lengths is None else int((step.lengths > 0).sum())
-        step.loss, step.parts = loss, {"loss": (loss, step.weight)}
+            host.emit("WindowBegin")
+            with host.context():
+                outputs, state = roller.run(step.inputs, mask, state, step.lengths)
+            outputs, loss = self._update(host, step, outputs, step.targets, step.lengths)
+            if self.stateful:
+                self.state = detach(state)
         self.steps += 1
+        step.outputs, step.loss, step.weight = outputs, loss, weight_of(host.loss, outputs, step.lengths)
+        step.parts = {"loss": (loss, step.weight)}
         return step
 
     def _windows(
-        self, host: Host, step: StepState, state: State, mask: Tensor | None, stride: int | None
-    ) -> Iterator[Piece]:
-        time = len(step.inputs)
-        stride = time if stride is None else stride
-        back = 0 if self.window is None else self.window - stride
-        start, previous = 0, None
+        self, host: Host, step: StepState, state: State, mask: Tensor | None, roller: Roller, stride: int
+    ) -> tuple[Tensor, Tensor]:
+        """A loss for the new steps of every window, its gradient through the window's steps."""
+        time, back = len(step.inputs), (self.window or stride) - stride
+        answers: list[Tensor] = []
+        losses: list[Tensor] = []
+        weights: list[int] = []
+        start, previous = 0, None  # where the window's gradient begins; `state` and `previous` are what was there
         for new in range(0, time, stride):
             end = min(new + stride, time)
+            split = max(start, end - back) if end < time else end  # where the next window's gradient will begin
             host.emit("WindowBegin")
+            parts: list[Tensor] = []
+            following = state, previous
             with host.context():
-                split = max(0, end - back) if end < time else end
-                head: list[Tensor] = []
-                if start < split < end:  # stop where the next window's gradient will begin
-                    part, state, previous = self._part(host, step, mask, start, split, state, previous)
-                    head.append(part)
-                    kept = detach(state), detach(previous)
-                    part, _, _ = self._part(host, step, mask, split, end, state, previous)
-                    head.append(part)
-                    start, (state, previous) = split, kept
-                else:
-                    part, after, last = self._part(host, step, mask, start, end, state, previous)
-                    head.append(part)
-                    if split > start:
-                        start, state, previous = split, after, detach(last)
-                    if end < time:
-                        state = detach(state)
-                outputs = torch.cat(head)[new - end :] if len(head) > 1 or len(head[0]) > end - new else head[0]
-                targets = step.targets if end - new == time else step.targets[new:end]
-                lengths = None if step.lengths is None else (step.lengths - new).clamp(0, end - new)
-                host.emit("LossBegin")
-                loss, weight = call_loss(host.loss, outputs, targets, lengths, "BPTTTrainingPhase")
-            loss = _update(host, step, loss)
-            if end - new < time:  # windows are weighed by their steps, whatever the loss averages
-                weight = outputs.shape[0] * outputs.shape[1] if lengths is None else int(lengths.sum())
-            yield outputs.detach(), loss, weight
-            host.emit("WindowEnd")
+                for a, b in pairwise(sorted({start, split, end})):
+                    fed = None if mask is None else mask[a:b]
+                    part, state = roller.run(step.inputs[a:b], fed, state, _between(step.lengths, a, b), previous)
+                    parts.append(part)
+                    previous = None if mask is None else part[-1]
+                    if b == split:
+                        following = state, previous
+            lengths, outputs = _between(step.lengths, new, end), torch.cat(parts)[new - start :]
+            weights.append((end - new) * outputs.shape[1] if lengths is None else int(lengths.sum()))
+            outputs, loss = self._update(host, step, outputs, step.targets[new:end], lengths)
+            answers.append(outputs)
+            losses.append(loss)
+            start, (state, previous) = split, detach(following)
         if self.stateful:
-            self.state = detach(state)
+            self.state = state
+        total = torch.stack(losses) @ torch.tensor(weights, dtype=losses[0].dtype, device=losses[0].device)
+        return torch.cat(answers), total / sum(weights)
 
-    def _part(
-        self, host: Host, step: StepState, mask: Tensor | None, a: int, b: int, state: State, previous: Tensor | None
-    ) -> tuple[Tensor, State, Tensor | None]:
-        whole = b - a == len(step.inputs)
-        inputs = step.inputs if whole else step.inputs[a:b]
-        lengths = None if step.lengths is None else (step.lengths - a).clamp(0, b - a)
-        fed = None if mask is None else mask[a:b]
-        call = "BPTTTrainingPhase"
-        outputs, state = roll(host.model, inputs, fed, self.sampler, state, lengths, call, self.stateful, previous)
-        return outputs, state, None if mask is None else outputs[-1]
-
-    def _last_window(self, host: Host, step: StepState, state: State, mask: Tensor | None) -> Iterator[Piece]:
+    def _last_window(
+        self, host: Host, step: StepState, state: State, mask: Tensor | None, roller: Roller, window: int
+    ) -> tuple[Tensor, Tensor]:
         """One loss at each row's end, its gradient through the row's last `window` steps."""
-        call, device = "BPTTTrainingPhase", step.inputs.device
         time, batch = step.inputs.shape[:2]
         lengths = torch.full((batch,), time) if step.lengths is None else step.lengths
-        ahead = (lengths - (self.window or time)).clamp(min=0)
-        inner, rows = lengths - ahead, torch.arange(batch)
-        offsets = torch.arange(int(inner.max())).unsqueeze(1)
-        index, valid = (ahead + offsets).clamp(max=time - 1), offsets < inner
-        longest = int(ahead.max())
+        ahead = (lengths - window).clamp(min=0)
+        within, longest, rows = lengths - ahead, int(ahead.max()), torch.arange(batch)
+        offsets = torch.arange(int(within.max())).unsqueeze(1)
+        index, valid = (ahead + offsets).clamp(max=time - 1), offsets < within
         host.emit("WindowBegin")
         with torch.no_grad(), host.context():  # a context of its own: autocast keeps the casts it made without gradient
             fed = None if mask is None else mask[:longest]
-            head, state = roll(host.model, step.inputs[:longest], fed, self.sampler, state, ahead, call)
+            head, state = replace(roller, carry=True).run(step.inputs[:longest], fed, state, ahead)
         with host.context():
             fed = None if mask is None else mask[index, rows] & valid
-            previous = head[(ahead - 1).clamp(min=0).to(device), rows.to(device)]
-            inputs = step.inputs[index.to(device), rows.to(device)]
-            outputs, state = roll(
-                host.model, inputs, fed, self.sampler, detach(state), inner, call, self.stateful, previous
-            )
-            host.emit("LossBegin")
-            loss, weight = call_loss(host.loss, outputs, step.targets, inner, call)
-        loss = _update(host, step, loss)
-        everything = torch.cat([head, head.new_zeros(time - longest, *head.shape[1:])])
-        everything[index[valid].to(device), rows.expand_as(index)[valid].to(device)] = outputs.detach()[
-            valid.to(device)
-        ]
-        yield everything, loss, weight
-        host.emit("WindowEnd")
+            previous = head[(ahead - 1).clamp(min=0), rows]
+            outputs, state = roller.run(step.inputs[index, rows], fed, detach(state), within, previous)
+        outputs, loss = self._update(host, step, outputs, step.targets, within)
         if self.stateful:
             self.state = detach(state)
+        everything = torch.cat([head, head.new_zeros(time - longest, *head.shape[1:])])
+        everything[index[valid], rows.expand_as(index)[valid]] = outputs[valid]
+        return everything, loss
+
+    def _update(
+        self, host: Host, step: StepState, outputs: Tensor, targets: Any, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of a window, its gradient, and the optimizer's step."""
+        call = "BPTTTrainingPhase"
+        with host.context():
+            host.emit("LossBegin")
+            loss = call_loss(host.loss, outputs, targets, lengths, call)
+        if not loss.requires_grad:
+            fix = "compute it from the outputs, without .detach(), .item() or torch.no_grad()."
+            raise refuse(call, "a loss without gradient", "one that depends on the parameters", fix)
+        step.loss = loss.detach()
+        host.emit("BackwardBegin")
+        host.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        host.emit("BackwardEnd")
+        host.optimizer.step()
+        host.emit("WindowEnd")
+        return outputs.detach(), step.loss
 
 
-def _update(host: Host, step: StepState, loss: Tensor) -> Tensor:
-    if not loss.requires_grad:
-        fix = "compute it from the outputs, without .detach(), .item() or torch.no_grad()."
-        came = "a loss without gradient"
-        raise refuse("BPTTTrainingPhase", came, "one that depends on the parameters", fix)
-    step.loss = detached = loss.detach()
-    host.emit("BackwardBegin")
-    host.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    host.emit("BackwardEnd")
-    host.optimizer.step()
-    return detached
+def _between(lengths: Tensor | None, start: int, end: int) -> Tensor | None:
+    return None if lengths is None else (lengths - start).clamp(0, end - start)

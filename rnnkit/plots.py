@@ -1,12 +1,9 @@
-"""Figures people look at: the learning curve, the error by horizon, the gradient by lag.
-
-They need matplotlib, `pip install "rnnkit[plot]"`, draw on the axes they are given or on new ones, and return them.
-`plt.style.use("rnnkit.style")` is the style of the tutorials. Lines are labeled where they end, in their own color.
-"""
+"""Figures people look at, with matplotlib: the learning curve, the error by horizon, the gradient by lag."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,24 +13,14 @@ from ._contract import refuse, shape
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_gradient_flow", "plot_history", "plot_horizon"]
-
-Curves: TypeAlias = Tensor | Mapping[str, Tensor]
-_DASHES = ("--", ":", "-.")
-
 
 def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
-    """The learning curve: the loss of training and validation, epoch by epoch.
-
-    Where validation has an open-loop and a closed-loop part, both are drawn.
+    """The learning curve: the loss of training and validation, and of validation's two loops, epoch by epoch.
 
     Args:
         history: a [History][rnnkit.History], or its `rows`: dicts with `epoch`, `phase` and `loss`, and perhaps
             `open_loss` and `closed_loss`.
-        ax: matplotlib axes; None makes new ones.
-
-    Returns:
-        The axes drawn on, one line for each curve.
+        ax: the matplotlib axes to draw on and return; None makes new ones.
 
     Raises:
         ImportError: without matplotlib.
@@ -43,7 +30,7 @@ def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
     >>> [text.get_text() for text in ax.texts]
     ['training']
     """
-    rows: Sequence[Mapping[str, Any]] = getattr(history, "rows", history)
+    rows = getattr(history, "rows", history)
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for key, label in (("loss", str(row["phase"])), ("open_loss", "open loop"), ("closed_loss", "closed loop")):
@@ -54,28 +41,24 @@ def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
         raise refuse("plot_history", f"{len(rows)} rows and no loss", "rows with epoch, phase, loss", fix)
     drawn = _axes(ax, "plot_history")
     for label, points in curves.items():
-        x, y = zip(*points, strict=True)
-        drawn.plot(x, y, label=label, marker="o" if len(x) == 1 else "")
+        drawn.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) == 1 else "")
     return _finish(drawn, "epoch", "loss")
 
 
 def plot_horizon(
-    loss_by_step: Curves,
+    loss_by_step: Tensor | Mapping[str, Tensor],
     ax: "Axes | None" = None,
     nfeedback: int | None = None,
     baselines: Mapping[str, float | Tensor] | None = None,
 ) -> "Axes":
-    """The error by horizon: the loss at every time step, and where the loop closes.
+    """The error by horizon: the loss at every time step, counted from 0, and where the loop closes.
 
     Args:
         loss_by_step: `(T,)`, as validation records it; `(seeds, T)`, drawn as the mean over seeds in a band from the
             smallest to the largest; or label -> one of the two.
-        ax: matplotlib axes; None makes new ones.
+        ax: the matplotlib axes to draw on and return; None makes new ones.
         nfeedback: the last `nfeedback` steps were fed by the model itself; a vertical line stands before them.
         baselines: name -> the loss, a number or `(T,)`, of what the model has to beat; drawn in gray.
-
-    Returns:
-        The axes drawn on; steps are counted from 0.
 
     Raises:
         ImportError: without matplotlib.
@@ -87,11 +70,15 @@ def plot_horizon(
     """
     call = "plot_horizon"
     named = loss_by_step if isinstance(loss_by_step, Mapping) else {"model": loss_by_step}
-    curves = {label: _curve(value, call, label) for label, value in named.items()}
-    if len({curve.shape[1] for curve in curves.values()}) != 1:
-        came = ", ".join(f"{label} {shape(named[label])}" for label in curves) or "no curve"
+    curves = {label: torch.as_tensor(value).detach().cpu().double() for label, value in named.items()}
+    for label, curve in curves.items():
+        if curve.ndim not in (1, 2) or 0 in curve.shape:
+            fix = "average over rows and features; validation's loss_by_step is (T,)."
+            raise refuse(call, f"{label} {shape(curve)}", "(T,) or (seeds, T)", fix)
+    if len({curve.shape[-1] for curve in curves.values()}) != 1:
+        came = ", ".join(f"{label} {shape(value)}" for label, value in named.items()) or "no curve"
         raise refuse(call, came, "the same T for all", "cut them to the steps they share.")
-    time = next(iter(curves.values())).shape[1]
+    time = next(iter(curves.values())).shape[-1]
     if nfeedback is not None and not 0 <= nfeedback < time:
         fix = "nfeedback is the number that BPTTValidationPhase was given."
         raise refuse(call, f"nfeedback={nfeedback} for T = {time}", f"0 to {time - 1}", fix)
@@ -100,32 +87,29 @@ def plot_horizon(
         if value.shape not in ((), (time,)):
             came = f"the baseline {name} {shape(value)} for T = {time}"
             raise refuse(call, came, f"a number or ({time},)", "average it over rows and seeds.")
-    drawn, steps = _axes(ax, call), list(range(time))
+    drawn = _axes(ax, call)
     for label, curve in curves.items():
-        (line,) = drawn.plot(steps, curve.mean(0).numpy(), label=label)
-        if len(curve) > 1:
-            low, high = curve.amin(0).numpy(), curve.amax(0).numpy()
-            drawn.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    for i, (name, value) in enumerate(grays.items()):
-        dash = _DASHES[i % len(_DASHES)]
-        drawn.plot(steps, value.expand(time).numpy(), dash, color="#666666", linewidth=1.5, label=name)
+        seeds = torch.atleast_2d(curve)
+        (line,) = drawn.plot(seeds.mean(0).numpy(), label=label)
+        if len(seeds) > 1:
+            band = seeds.amin(0).numpy(), seeds.amax(0).numpy()
+            drawn.fill_between(range(time), *band, color=line.get_color(), alpha=0.2, linewidth=0)
+    for (name, value), dash in zip(grays.items(), cycle(("--", ":", "-.")), strict=False):
+        drawn.plot(value.expand(time).numpy(), dash, color="#666666", linewidth=1.5, label=name)
     if nfeedback:
-        edge = time - nfeedback - 0.5
-        drawn.axvline(edge, color="#444444", linewidth=1)
-        place = {"xytext": (4, -2), "textcoords": "offset points", "va": "top", "color": "#444444"}
-        drawn.annotate("loop closes", (edge, 1), xycoords=drawn.get_xaxis_transform(), **place)
+        edge, gray = time - nfeedback - 0.5, "#444444"
+        drawn.axvline(edge, color=gray, linewidth=1)
+        place = {"xytext": (4, -2), "textcoords": "offset points", "va": "top"}
+        drawn.annotate("loop closes", (edge, 1), xycoords=drawn.get_xaxis_transform(), color=gray, **place)
     return _finish(drawn, "time step", "loss at the step")
 
 
 def plot_gradient_flow(flow: Mapping[str, Tensor], ax: "Axes | None" = None) -> "Axes":
-    """How far back the gradient reaches: the norm of each step's share by lag, on a logarithmic axis.
+    """How far back the gradient reaches: for each parameter, the norm of each step's share by lag, logarithmic.
 
     Args:
-        flow: parameter name -> `(T,)`, from [gradient_flow][rnnkit.gradient_flow]. A share of zero leaves a gap.
-        ax: matplotlib axes; None makes new ones.
-
-    Returns:
-        The axes drawn on, one line for each parameter.
+        flow: parameter name -> `(T,)`, from [gradient_flow][rnnkit.gradient_flow]; a share of zero leaves a gap.
+        ax: the matplotlib axes to draw on and return; None makes new ones.
 
     Raises:
         ImportError: without matplotlib.
@@ -143,7 +127,7 @@ def plot_gradient_flow(flow: Mapping[str, Tensor], ax: "Axes | None" = None) -> 
     drawn.set_yscale("log")
     for name, norms in flow.items():
         seen = norms.detach().cpu().double()
-        drawn.plot(range(len(seen)), seen.where(seen > 0, torch.nan).numpy(), label=name)
+        drawn.plot(seen.where(seen > 0, torch.nan).numpy(), label=name)
     return _finish(drawn, "lag (steps before the last)", "norm of the share")
 
 
@@ -155,30 +139,21 @@ def _axes(ax: "Axes | None", call: str) -> Any:  # Any: matplotlib leaves its ke
     return plt.subplots()[1] if ax is None else ax
 
 
-def _curve(value: Any, call: str, label: str) -> Tensor:
-    curve = torch.as_tensor(value).detach().cpu().double()
-    if curve.ndim not in (1, 2) or 0 in curve.shape:
-        fix = "average over rows and features; validation's loss_by_step is (T,)."
-        raise refuse(call, f"{label} {shape(curve)}", "(T,) or (seeds, T)", fix)
-    return curve if curve.ndim == 2 else curve.unsqueeze(0)
-
-
 def _finish(ax: Any, xlabel: str, ylabel: str) -> "Axes":
-    """Names the axes and writes each line's label where it ends, moved up where two would overlap."""
+    """Names the axes and writes each line's label where it ends, in its color, moved up where two would overlap."""
     from matplotlib.ticker import MaxNLocator
 
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.get_ylim()  # brings up to date the limits, on which a label's place depends
-    ends: list[tuple[float, float, float, Any]] = []
+    ends: list[tuple[float, tuple[float, ...], Any]] = []
     for line in ax.get_lines():
-        points = [(float(x), float(y)) for x, y in line.get_xydata() if math.isfinite(y)]
+        points = [tuple(point) for point in line.get_xydata() if math.isfinite(point[1])]
         if points and not line.get_label().startswith("_"):  # matplotlib's mark of a line without a label
-            height = ax.transData.transform(points[-1])[1] * 72 / ax.figure.dpi
-            ends.append((height, *points[-1], line))
+            ends.append((ax.transData.transform(points[-1])[1] * 72 / ax.figure.dpi, points[-1], line))
     free = -math.inf
-    for height, x, y, line in sorted(ends, key=lambda end: end[0]):
+    for height, end, line in sorted(ends, key=lambda end: end[0]):
         free = max(height, free + 14)
         place = {"xytext": (6, free - height), "textcoords": "offset points", "va": "center"}
-        ax.annotate(line.get_label(), (x, y), color=line.get_color(), annotation_clip=False, **place)
+        ax.annotate(line.get_label(), end, color=line.get_color(), annotation_clip=False, **place)
     return ax

@@ -1,34 +1,24 @@
 """The one place where a model is stepped: stretches fed by the data as one call, single steps fed by the model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._contract import (
-    Model,
-    Sampler,
-    State,
-    Steps,
-    as_sequence,
-    call_model,
-    check_lengths,
-    check_model,
-    check_state,
-    is_bidirectional,
-    refuse,
-    run_model,
-    shape,
-)
+from ._contract import Model, Sampler, State, Steps, call_model, check_call, check_one_way, refuse, run_model, shape
 from .feedback import Feedback
-from .modules import RecurrentSequential
+from .modules import RecurrentSequential, Unroll
 from .samplers import identity
 from .state import where_rows
 
-__all__ = ["Feedback", "rollout"]
-
-_FORWARD: dict[Any, type[nn.RNNBase]] = {kind.forward: kind for kind in (nn.LSTM, nn.GRU, nn.RNN)}
+_FUSED = [kind.forward for kind in (nn.LSTM, nn.GRU, nn.RNN)]
+_FEW = 16  # rows up to which cells are the quicker step on every processor tried: tests/benchmarks
+_SMALL = 256  # classes for which a table of gates costs less than a few steps: bytes and characters, not words
 
 
 def rollout(
@@ -66,156 +56,136 @@ def rollout(
     >>> outputs.shape
     torch.Size([10, 4, 1])
     """
-    inputs = as_sequence(inputs, "rollout")
-    time, batch = inputs.shape[:2]
-    check_model(model, "rollout")
-    check_state(state, batch, "rollout")
-    if lengths is not None:
-        check_lengths(lengths, time, batch, "rollout")
-    mask = None if feedback is None else feedback.mask(time, batch, lengths, step)
-    return roll(model, inputs, mask, sampler, state, lengths, "rollout")
+    inputs = check_call("rollout", model, inputs, state, lengths)
+    mask = None if feedback is None else feedback.mask(len(inputs), inputs.shape[1], lengths, step)
+    return Roller(model, sampler, "rollout").run(inputs, mask, state, lengths)
 
 
-def roll(
-    model: Model,
-    inputs: Tensor,
-    mask: Tensor | None,
-    sampler: Sampler,
-    state: State,
-    lengths: Tensor | None,
-    call: str,
-    carry: bool = True,
-    previous: Tensor | None = None,
-) -> tuple[Tensor, State]:
-    """[rollout][rnnkit.rollout] after its checks.
+@dataclass
+class Roller:
+    """A model and a sampler, rolled over sequences that were checked; without `carry` no state is asked for.
 
-    Without `carry` the state may have run on over padding; `previous` is the output before the first step.
+    The state may then have run on over padding. `call` is who asks, in the words of an error.
     """
-    if mask is None or not mask.any():
-        return run_model(model, inputs, state, lengths, call, carry)
-    parts: list[Tensor] = []
-    for _, outputs, new in walk(model, inputs, mask, sampler, state, lengths, call, carry, previous):
-        parts.append(outputs)
-        state = new
-    return torch.cat(parts), state
 
+    model: Model
+    sampler: Sampler
+    call: str
+    carry: bool = True
 
-def walk(
-    model: Model,
-    inputs: Tensor,
-    mask: Tensor,
-    sampler: Sampler,
-    state: State,
-    lengths: Tensor | None,
-    call: str,
-    carry: bool = True,
-    previous: Tensor | None = None,
-) -> Iterator[tuple[Tensor, Tensor, State]]:
-    """Stretch after stretch: the inputs consumed `(n, B, *F)`, the outputs `(n, B, *O)` and the state after them."""
-    if is_bidirectional(model):
+    def run(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None,
+        state: State,
+        lengths: Tensor | None = None,
+        previous: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """Outputs `(T, B, *O)` and the state after; `mask (T, B)` says where the model is fed its own output.
+
+        `previous (B, *O)` is the output before the first step, where there was one.
+        """
+        if mask is None or not mask.any():
+            return run_model(self.model, inputs, state, lengths, self.call, self.carry)
+        parts = list(self.walk(inputs, mask, state, lengths, previous))
+        return torch.cat([outputs for _, outputs, _ in parts]), parts[-1][2]
+
+    def walk(
+        self,
+        inputs: Tensor,
+        mask: Tensor,
+        state: State,
+        lengths: Tensor | None = None,
+        previous: Tensor | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor, State]]:
+        """Stretch by stretch: the inputs consumed `(n, B, *F)`, the outputs `(n, B, *O)` and the state after them."""
         fix = "train it with Feedback.never(), or make it one-directional."
-        raise refuse(call, "a bidirectional model", "one that can be stepped: it reads the future", fix)
-    some, every = mask.any(1).tolist(), mask.all(1).tolist()
-    starts = [t for t, fed in enumerate(some) if fed or t == 0]
-    single = fast_step(model)
-    mask = mask.to(inputs.device)
-    for start, stop in zip(starts, [*starts[1:], len(inputs)], strict=True):
-        stretch = inputs[start:stop]
-        if some[start] and previous is not None:
-            first = draw(sampler, previous, stretch[0], call)
-            if not every[start]:
-                first = torch.where(mask[start].view(-1, *[1] * (first.ndim - 1)), first, stretch[0])
-            stretch = first.unsqueeze(0) if len(stretch) == 1 else torch.cat([first.unsqueeze(0), stretch[1:]])
-        here = None if lengths is None else (lengths - start).clamp(0, stop - start)
-        if len(stretch) > 1 or not some[start]:
-            outputs, state = run_model(model, stretch, state, here, call, carry)
-        else:
-            outputs, new = call_model(single, stretch, state, call)
-            state = new if here is None or not carry else where_rows(here > 0, new, state)
-        yield stretch, outputs, state
-        previous = outputs[-1]
+        check_one_way(self.model, self.call, "", "one that can be stepped: it reads the future", fix)
+        some, every = mask.any(1).tolist(), mask.all(1).tolist()
+        starts = [t for t, fed in enumerate(some) if fed or t == 0]
+        single = one_step(self.model, inputs.shape[1])
+        mask = mask.to(inputs.device)
+        for start, stop in zip(starts, [*starts[1:], len(inputs)], strict=True):
+            stretch = inputs[start:stop]
+            if some[start] and previous is not None:
+                first = self.draw(previous, stretch[0])
+                if not every[start]:
+                    first = torch.where(mask[start].view(-1, *[1] * (first.ndim - 1)), first, stretch[0])
+                stretch = torch.cat([first.unsqueeze(0), stretch[1:]]) if len(stretch) > 1 else first.unsqueeze(0)
+            here = None if lengths is None else (lengths - start).clamp(0, stop - start)
+            if len(stretch) > 1 or not some[start]:
+                outputs, state = run_model(self.model, stretch, state, here, self.call, self.carry)
+            else:
+                outputs, new = call_model(single, stretch, state, self.call)
+                state = new if here is None or not self.carry else where_rows(here > 0, new, state)
+            yield stretch, outputs, state
+            previous = outputs[-1]
+
+    def draw(self, outputs: Tensor, like: Tensor) -> Tensor:
+        """The next input, checked against the form that the model takes."""
+        drawn = self.sampler(outputs)
+        if drawn.shape != like.shape or drawn.is_floating_point() != like.is_floating_point():
+            came = f"{shape(drawn)} of {drawn.dtype} from the sampler, for outputs {shape(outputs)}"
+            fix = "tokens come from sample_best or SoftmaxSampler, one-hot rows from SoftmaxSampler(one_hot=True)."
+            raise refuse(self.call, came, f"the model's next input, {shape(like)} of {like.dtype}", fix)
+        return drawn.to(like.dtype)
 
 
-def draw(sampler: Sampler, outputs: Tensor, like: Tensor, call: str) -> Tensor:
-    """The next input, checked against the form that the model takes."""
-    drawn = sampler(outputs)
-    if drawn.shape != like.shape or drawn.is_floating_point() != like.is_floating_point():
-        came = f"{shape(drawn)} of {drawn.dtype} from the sampler, for outputs {shape(outputs)}"
-        fix = "tokens come from sample_best or SoftmaxSampler, one-hot rows from SoftmaxSampler(one_hot=True)."
-        raise refuse(call, came, f"the model's next input, {shape(like)} of {like.dtype}", fix)
-    return drawn.to(like.dtype)
+def one_step(model: Model, rows: int) -> Model:
+    """What takes one step `(1, rows, *F)` as `model` does, quicker where `model` is made of PyTorch's own modules.
 
-
-def fast_step(model: Model) -> Model:
-    """A model that takes one step `(1, B, *F)` and equals `model`, by the cell operator of a fused module's weights.
-
-    Anything that is not plain `nn.LSTM`, `nn.GRU` or `nn.RNN`, alone or in a `RecurrentSequential`, is returned as it
-    is. So is a module with hooks, or under autocast.
+    For few rows a fused module is stepped as cells on its own weights: oneDNN, under `nn.LSTM` on a CPU, prepares
+    each call anew. Without gradient, an embedding and the input weights of the LSTM behind it become one table. A
+    module of another kind, one that has hooks, and one under autocast are stepped as they are.
     """
-    if not isinstance(model, nn.Module) or not _plain(model) or torch.is_autocast_enabled(_device(model)):
+    if not isinstance(model, nn.Module) or not _plain(model):
         return model
-    if type(model) is RecurrentSequential:
-        members = [
-            (fast_step(m) if recurrent else m, recurrent) for m, recurrent in zip(model, model.recurrent, strict=False)
-        ]
-
-        def step(inputs: Tensor, state: State) -> tuple[Tensor, State]:
-            after: list[State] = []
-            for member, recurrent in members:
-                if recurrent:
-                    inputs, new = call_model(member, inputs, None if state is None else state[len(after)], "rollout")
-                    after.append(new)
-                else:
-                    inputs = member(inputs)
-            return inputs, tuple(after)
-
-        return step
-    kind = _FORWARD.get(getattr(type(model), "forward", None))
-    if kind is None or not isinstance(model, nn.RNNBase):
-        return model
-    if model.bidirectional or model.proj_size or (model.training and model.dropout):
-        return model
-    return _fused_step(model, kind)
+    if type(model) is not RecurrentSequential:
+        return _cells(model) if rows <= _FEW else model
+    members: list[Model] = [one_step(member, rows) for member in model]
+    if len(members) > 1 and not torch.is_grad_enabled():
+        members[:2] = _table(model[0], model[1]) or members[:2]
+    return partial(model.thread, members)
 
 
-def _fused_step(model: nn.RNNBase, kind: type[nn.RNNBase]) -> Model:
-    names = ("weight_ih_l", "weight_hh_l") + (("bias_ih_l", "bias_hh_l") if model.bias else ())
-    weights = [tuple(getattr(model, f"{name}{layer}") for name in names) for layer in range(model.num_layers)]
-    many = len(weights) > 1
-    if kind is nn.RNN:
-        cell: Callable[..., Tensor] = torch.rnn_tanh_cell if model.nonlinearity == "tanh" else torch.rnn_relu_cell
-    else:
-        cell = torch.gru_cell
+def _cells(module: nn.Module) -> nn.Module:
+    """A plain `nn.LSTM`, `nn.GRU` or `nn.RNN` as cells; anything else as it is."""
+    if isinstance(module, nn.RNNBase) and type(module).forward in _FUSED and _plain(module):
+        with suppress(ValueError):  # two directions, a projection, weights that are computed
+            return module if module.training and module.dropout else Unroll.from_fused(module)
+    return module
 
-    def lstm(inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        x = inputs[0]
-        h, c = state if state is not None else (x.new_zeros(len(weights), len(x), model.hidden_size),) * 2
-        hs: list[Tensor] = []
-        cs: list[Tensor] = []
-        for layer, weight in enumerate(weights):
-            x, new = torch.lstm_cell(x, (h[layer], c[layer]), *weight)
-            hs.append(x)
-            cs.append(new)
-        top = x.unsqueeze(0)
-        return top, (torch.stack(hs) if many else top, torch.stack(cs) if many else cs[0].unsqueeze(0))
 
-    def other(inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        x = inputs[0]
-        h = state if state is not None else x.new_zeros(len(weights), len(x), model.hidden_size)
-        hs: list[Tensor] = []
-        for layer, weight in enumerate(weights):
-            x = cell(x, h[layer], *weight)
-            hs.append(x)
-        return x.unsqueeze(0), torch.stack(hs) if many else x.unsqueeze(0)
+def _table(embedding: nn.Module, lstm: nn.Module) -> list[Model]:
+    """A plain embedding of few classes and LSTM as a table of gates and cells that take them; else nothing."""
+    cells = _cells(lstm) if isinstance(lstm, nn.LSTM) else None
+    if type(embedding) is not nn.Embedding or not _plain(embedding) or not isinstance(cells, Unroll):
+        return []
+    if embedding.num_embeddings > _SMALL or embedding.max_norm is not None or embedding.weight.device.type != "cpu":
+        return []
+    first: Any = cells.cells[0]
+    bias = first.bias_ih + first.bias_hh if first.bias else None
+    gates = F.linear(embedding.weight, first.weight_ih, bias)
+    return [partial(F.embedding, weight=gates), Unroll(_GateCell(first.weight_hh), *cells.cells[1:])]
 
-    return lstm if kind is nn.LSTM else other
+
+class _GateCell(nn.Module):
+    """An LSTM cell whose input is what its input weights make of it: the gates `(B, 4 H)`."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight.t()
+
+    def forward(self, gates: Tensor, state: State) -> State:
+        if state is not None:
+            gates = torch.addmm(gates, state[0], self.weight)
+        i, f, g, o = gates.chunk(4, 1)
+        c = i.sigmoid() * g.tanh() if state is None else f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
 
 
 def _plain(model: nn.Module) -> bool:
     hooks = model._forward_hooks or model._forward_pre_hooks or model._backward_hooks or model._backward_pre_hooks  # pyright: ignore[reportPrivateUsage]
-    return not hooks and "forward" not in vars(model)
-
-
-def _device(model: nn.Module) -> str:
     first = next(model.parameters(), None)
-    return "cpu" if first is None else first.device.type
+    autocast = torch.is_autocast_enabled("cpu" if first is None else first.device.type)
+    return not hooks and not autocast and "forward" not in vars(model)

@@ -1,9 +1,7 @@
-"""From the outputs of one step to the input of the next.
-
-A sampler is any callable that maps the last step's outputs `(B, *O)` to a next input `(B, *F)`.
-"""
+"""Samplers: callables that map the outputs `(B, *O)` of one step to the input `(B, *F)` of the next."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,11 +9,9 @@ from torch.distributions import Distribution
 
 from ._contract import refuse, shape
 
-__all__ = ["DistributionSampler", "SoftmaxSampler", "identity", "sample_best", "sample_softmax"]
-
 
 def identity(outputs: Tensor) -> Tensor:
-    """The outputs themselves, for a model that predicts the next input: `(B, *F)` to `(B, *F)`.
+    """The outputs themselves, `(B, *F)`, for a model that predicts the next input.
 
     >>> identity(torch.tensor([[0.5]])).item()
     0.5
@@ -24,16 +20,9 @@ def identity(outputs: Tensor) -> Tensor:
 
 
 def sample_best(outputs: Tensor) -> Tensor:
-    """The class with the highest score in each row: greedy decoding.
+    """Greedy decoding: the class with the highest score in each row, `(B, V, *O)` to int64 `(B, *O)`.
 
-    Args:
-        outputs: `(B, V, *O)`, logits or probabilities; classes are dim 1, as in `torch.nn.functional.cross_entropy`.
-
-    Returns:
-        int64 `(B, *O)`.
-
-    Raises:
-        ValueError: if there is no class dimension.
+    Classes are dim 1, as in `torch.nn.functional.cross_entropy`. Raises `ValueError` if there is none.
 
     >>> sample_best(torch.tensor([[0.1, 0.7, 0.2], [0.9, 0.0, 0.1]])).tolist()
     [1, 0]
@@ -44,16 +33,9 @@ def sample_best(outputs: Tensor) -> Tensor:
 
 
 def sample_softmax(outputs: Tensor) -> Tensor:
-    """A class of each row, drawn with the probabilities `softmax(outputs)`.
+    """A class of each row, int64 `(B,)`, drawn with the probabilities `softmax(outputs)`.
 
-    Args:
-        outputs: `(B, V)`, logits.
-
-    Returns:
-        int64 `(B,)`.
-
-    Raises:
-        ValueError: if the outputs are not `(B, V)`.
+    Raises `ValueError` if the outputs are not logits `(B, V)`.
 
     >>> sample_softmax(torch.tensor([[0.0, 100.0]])).tolist()
     [1]
@@ -61,10 +43,13 @@ def sample_softmax(outputs: Tensor) -> Tensor:
     return SoftmaxSampler()(outputs)
 
 
+@dataclass(eq=False)
 class SoftmaxSampler:
     """Draws a class from `softmax(outputs / temperature)`, cut down to the likelier classes.
 
-    The cuts are made in the order of the arguments, each on what the one before left, renormalized.
+    A call maps logits `(B, V)` to int64 `(B,)`, or to `(B, V)` with `one_hot`. The cuts are made in the order of the
+    arguments, each on what the one before left, renormalized. Raises `ValueError` for other shapes, and for an
+    argument out of its range.
 
     Args:
         temperature: above 0; below 1 sharpens, above 1 flattens.
@@ -76,38 +61,28 @@ class SoftmaxSampler:
         one_hot: return the draw as a one-hot row in the dtype of the outputs, for a model without an embedding.
         generator: the source of randomness; PyTorch's global one where it is `None`.
 
-    Returns:
-        By the call, for logits `(B, V)`: int64 `(B,)`, or `(B, V)` with `one_hot`.
-
-    Raises:
-        ValueError: if a parameter is out of its range, or the outputs are not `(B, V)`.
-
     >>> sampler = SoftmaxSampler(temperature=0.5, top_k=2)
     >>> sampler.probabilities(torch.tensor([[0.0, 1.0, 2.0]])).round(decimals=2).tolist()
     [[0.0, 0.11999999731779099, 0.8799999952316284]]
     """
 
-    def __init__(
-        self,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        one_hot: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        checks = (
-            ("temperature", temperature, temperature > 0, "above 0; the limit at 0 is sample_best"),
-            ("top_k", top_k, top_k is None or top_k >= 1, "at least 1"),
-            ("top_p", top_p, top_p is None or 0 < top_p <= 1, "in (0, 1]"),
-            ("min_p", min_p, min_p is None or 0 <= min_p <= 1, "in [0, 1]"),
-        )
-        for name, value, good, wanted in checks:
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    one_hot: bool = False
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        for name, good, wanted in (
+            ("temperature", self.temperature > 0, "above 0; the limit at 0 is sample_best"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]"),
+            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]"),
+        ):
             if not good:
                 fix = "None leaves the cut out." if name != "temperature" else "1.0 leaves the logits as they are."
-                raise refuse("SoftmaxSampler", f"{name} = {value}", f"{name} {wanted}", fix)
-        self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
-        self.one_hot, self.generator = one_hot, generator
+                raise refuse("SoftmaxSampler", f"{name} = {getattr(self, name)}", f"{name} {wanted}", fix)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """What a draw is made from: `(B, V)`, each row summing to 1, zero where a class was cut."""
@@ -116,21 +91,17 @@ class SoftmaxSampler:
             raise refuse("SoftmaxSampler", f"outputs {shape(outputs)}", "float logits (B, V)", fix)
         p = (outputs if self.temperature == 1 else outputs / self.temperature).softmax(1)
         if self.top_k is not None and self.top_k < p.shape[1]:
-            best = p.topk(self.top_k, 1).indices
-            p = _keep(p, torch.zeros_like(p, dtype=torch.bool).scatter_(1, best, True))
+            p = _keep(p, torch.zeros_like(p, dtype=torch.bool).scatter_(1, p.topk(self.top_k, 1).indices, True))
         if self.top_p is not None and self.top_p < 1:
             ranked, order = p.sort(dim=1, descending=True, stable=True)
-            before = ranked.cumsum(1) - ranked
-            p = _keep(p, torch.zeros_like(p, dtype=torch.bool).scatter_(1, order, before < self.top_p))
+            p = _keep(p, torch.zeros_like(p).scatter(1, order, ranked.cumsum(1) - ranked) < self.top_p)
         if self.min_p is not None:
             p = _keep(p, p >= self.min_p * p.amax(1, keepdim=True))
         return p
 
     def __call__(self, outputs: Tensor) -> Tensor:
         drawn = torch.multinomial(self.probabilities(outputs), 1, generator=self.generator)
-        if self.one_hot:
-            return torch.zeros_like(outputs).scatter_(1, drawn, 1.0)
-        return drawn.squeeze(1)
+        return torch.zeros_like(outputs).scatter_(1, drawn, 1.0) if self.one_hot else drawn.squeeze(1)
 
 
 def _keep(p: Tensor, kept: Tensor) -> Tensor:
@@ -139,17 +110,11 @@ def _keep(p: Tensor, kept: Tensor) -> Tensor:
 
 
 class DistributionSampler:
-    """Draws the next input from the distribution that the outputs parametrize.
+    """Draws the next input, `(B, *F)`, from the distribution that the outputs parametrize.
 
     Args:
-        make: maps outputs `(B, *O)`, or `(T, B, *O)`, to a `torch.distributions.Distribution` over `(B, *F)`,
-            or `(T, B, *F)`: index its parameters from the last dimension.
-
-    Returns:
-        By the call: one draw, `(B, *F)`.
-
-    Raises:
-        TypeError: if `make` gives something else than a distribution.
+        make: maps outputs `(B, *O)`, or `(T, B, *O)`, to a `torch.distributions.Distribution` over `(B, *F)`, or
+            `(T, B, *F)`: index its parameters from the last dimension. Anything else raises `TypeError`.
 
     >>> sampler = DistributionSampler(lambda y: torch.distributions.Normal(y[..., :1], y[..., 1:].exp()))
     >>> sampler(torch.zeros(4, 2)).shape

@@ -1,20 +1,16 @@
-"""Sequences and batches: one layout, `(T, B, *features)`, and the ways into it and out of it.
-
-Time is dim 0 and the batch is dim 1, everywhere. Sequences of different length are padded at the end, with their
-lengths beside them as an int64 CPU tensor `(B,)`.
-"""
+"""One layout, `(T, B, *features)`, padded at the end, with lengths beside it; the ways into it and out of it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pad_sequence
+from torch import Generator, Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Sampler
 
 from ._contract import Steps, as_sequence, check_lengths, refuse, shape
-
-__all__ = ["SequenceBatch", "batchseq", "get_inout_seq", "pad_collate", "steps", "unbatchseq"]
 
 
 @dataclass(frozen=True)
@@ -40,26 +36,15 @@ class SequenceBatch:
 
     def to(self, device: torch.device | str) -> "SequenceBatch":
         """The same batch with inputs and targets on `device`; lengths and restart stay on the CPU."""
-        inputs: Any = self.inputs
-        if isinstance(inputs, tuple):
-            source, lengths, inner = inputs
-            inputs = (source.to(device), lengths, inner.to(device))
-        else:
-            inputs = inputs.to(device)
-        return replace(self, inputs=inputs, targets=None if self.targets is None else self.targets.to(device))
+        x, y = self.inputs, self.targets
+        inputs = (x[0].to(device), x[1], x[2].to(device)) if isinstance(x, tuple) else x.to(device)
+        return replace(self, inputs=inputs, targets=None if y is None else y.to(device))
 
 
 def steps(sequence: Steps) -> list[Tensor]:
-    """The `T` steps `(B, *F)` of a sequence: the "sequence of batches" of the Flux world.
+    """The `T` steps `(B, *F)` of `(T, B, *F)`, as views, or of a list of steps: the "sequence of batches" of Flux.
 
-    Args:
-        sequence: `(T, B, *F)`, or a list of steps already.
-
-    Returns:
-        A list of `T` tensors `(B, *F)`, views where a tensor was given.
-
-    Raises:
-        ValueError: if it is empty or its steps differ in shape.
+    Raises `ValueError` if there is no step or they differ in shape.
 
     >>> [step.shape for step in steps(torch.zeros(3, 2, 5))] == [(2, 5)] * 3
     True
@@ -68,63 +53,40 @@ def steps(sequence: Steps) -> list[Tensor]:
 
 
 def get_inout_seq(batch: Any) -> tuple[Any, ...]:
-    """Inputs and targets of a batch, in whatever form the batch came.
+    """Inputs and targets of a batch, in whatever form it came: `(inputs, targets)` or `(inputs, targets, lengths)`.
 
-    Args:
-        batch: a tuple `(inputs, targets)` or `(inputs, targets, lengths)`, returned as it is; a
-            [SequenceBatch][rnnkit.SequenceBatch]; or one sequence `(T, B, *F)`, or a list of its steps, which gives
-            itself without its last step and without its first: each step's target is the step that follows.
-
-    Returns:
-        `(inputs, targets)` or `(inputs, targets, lengths)`.
-
-    Raises:
-        TypeError: if the batch has another form.
-        ValueError: if a sequence has fewer than two steps.
-
-    From [FluxTraining.jl issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144), which tells a pair from
-    a sequence by their type, as here.
+    A tuple is these already and a [SequenceBatch][rnnkit.SequenceBatch] holds them. In one sequence `(T, B, *F)`, or
+    list of steps, each step's target is the step that follows; a `ValueError` where none does. Any other type is a
+    `TypeError`: types tell apart, as in [this issue](https://github.com/FluxML/FluxTraining.jl/issues/144).
 
     >>> inputs, targets = get_inout_seq(torch.arange(4).unsqueeze(1))
     >>> inputs.flatten().tolist(), targets.flatten().tolist()
     ([0, 1, 2], [1, 2, 3])
     """
+    if isinstance(batch, tuple) and len(batch) in (2, 3):
+        return batch
     if isinstance(batch, SequenceBatch):
         if batch.targets is not None:
             return tuple(batch)
         inputs, targets = get_inout_seq(batch.inputs)
         if batch.lengths is None:
             return inputs, targets
-        check_lengths(batch.lengths, len(batch.inputs), batch.inputs.shape[1], "get_inout_seq", least=2)
-        return inputs, targets, batch.lengths - 1
-    if isinstance(batch, tuple) and not isinstance(batch, PackedSequence):
-        parts: tuple[Any, ...] = batch
-        if len(parts) in (2, 3):
-            return parts
-    elif isinstance(batch, Tensor | list):
-        sequence = as_sequence(batch, "get_inout_seq", "a sequence", least=1)
-        if len(sequence) < 2:
-            fix = "one step has no next step to predict; drop it."
-            raise refuse("get_inout_seq", f"a sequence {shape(sequence)}", "at least two steps", fix)
-        return sequence[:-1], sequence[1:]
-    fix = "a tuple is a pair (inputs, targets); a list is the T steps of one sequence."
-    came = shape(batch)
-    raise refuse("get_inout_seq", came, "a tuple of two or three, a SequenceBatch or one sequence", fix, TypeError)
+        return inputs, targets, check_lengths(batch.lengths, *batch.inputs.shape[:2], call="get_inout_seq", least=2) - 1
+    if not isinstance(batch, Tensor | list):
+        wanted = "a tuple of two or three, a SequenceBatch or one sequence"
+        fix = "a tuple is a pair (inputs, targets); a list is the T steps of one sequence."
+        raise refuse("get_inout_seq", shape(batch), wanted, fix, TypeError)
+    sequence = as_sequence(batch, "get_inout_seq", "a sequence", least=1)
+    if len(sequence) < 2:
+        fix = "one step has no next step to predict; drop it."
+        raise refuse("get_inout_seq", f"a sequence {shape(sequence)}", "at least two steps", fix)
+    return sequence[:-1], sequence[1:]
 
 
 def batchseq(sequences: Sequence[Tensor], pad: float = 0.0) -> tuple[Tensor, Tensor]:
-    """One padded batch of `B` sequences of different length.
+    """One batch `(max T_i, B, *F)` of `B` sequences `(T_i, *F)`, `pad` after their ends, and lengths, int64 `(B,)`.
 
-    Args:
-        sequences: `B` tensors `(T_i, *F)` of equal `F` and dtype.
-        pad: what stands after the end of a shorter sequence.
-
-    Returns:
-        The batch `(max T_i, B, *F)` and the lengths, int64 `(B,)`.
-
-    Raises:
-        ValueError: if there is no sequence, one is empty, or their features differ.
-        TypeError: if they are not tensors of one dtype.
+    Raises `TypeError` if they are not tensors of one dtype, `ValueError` if none is there, one is empty or `F` differs.
 
     >>> padded, lengths = batchseq([torch.tensor([1, 2, 3]), torch.tensor([4])])
     >>> padded.T.tolist(), lengths.tolist()
@@ -137,54 +99,37 @@ def batchseq(sequences: Sequence[Tensor], pad: float = 0.0) -> tuple[Tensor, Ten
         came = ", ".join(sorted({str(item.dtype) if isinstance(item, Tensor) else shape(item) for item in items}))
         raise refuse("batchseq", came, "tensors of one dtype", "torch.as_tensor(sequence, dtype=...).", TypeError)
     if any(item.ndim == 0 for item in items) or len({item.shape[1:] for item in items}) > 1:
-        came = ", ".join(sorted({shape(item) for item in items})[:4])
+        came = f"sequences {', '.join(sorted({shape(item) for item in items})[:4])}"
         fix = "only the first dimension, time, may differ between sequences."
-        raise refuse("batchseq", f"sequences {came}", "sequences (T_i, *F) of equal F", fix)
-    lengths = torch.tensor([len(item) for item in items])
-    if not lengths.all():
-        came = f"an empty sequence at index {int((lengths == 0).nonzero()[0])}"
+        raise refuse("batchseq", came, "sequences (T_i, *F) of equal F", fix)
+    lengths = [len(item) for item in items]
+    if 0 in lengths:
+        came = f"an empty sequence at index {lengths.index(0)}"
         raise refuse("batchseq", came, "at least one step in each", "drop empty sequences.")
-    return pad_sequence(items, padding_value=pad), lengths
+    return pad_sequence(items, padding_value=pad), torch.tensor(lengths)
 
 
 def unbatchseq(padded: Steps, lengths: Tensor) -> list[Tensor]:
-    """The sequences of a padded batch, each at its own length: the inverse of [batchseq][rnnkit.batchseq].
+    """The `B` sequences `(lengths[i], *F)` of a batch `(T, B, *F)`, as views: undoes [batchseq][rnnkit.batchseq].
 
-    Args:
-        padded: `(T, B, *F)`.
-        lengths: int64 CPU `(B,)`, from 1 to `T`.
-
-    Returns:
-        `B` tensors `(lengths[i], *F)`, views of the batch.
-
-    Raises:
-        ValueError: if the lengths do not fit the batch.
-        TypeError: if they are not int64 on the CPU.
+    Raises `TypeError` if the lengths are not int64 on the CPU, `ValueError` if they are not `(B,)`, each from 1 to `T`.
 
     >>> [s.tolist() for s in unbatchseq(torch.tensor([[1, 4], [2, 0]]), torch.tensor([2, 1]))]
     [[1, 2], [4]]
     """
     padded = as_sequence(padded, "unbatchseq", "padded")
-    check_lengths(lengths, padded.shape[0], padded.shape[1], "unbatchseq")
+    check_lengths(lengths, *padded.shape[:2], call="unbatchseq")
     return [padded[:n, i] for i, n in enumerate(lengths.tolist())]
 
 
 def pad_collate(items: Sequence[Any], per: Literal["step", "sequence"] = "step", pad: float = 0.0) -> SequenceBatch:
-    """[batchseq][rnnkit.batchseq] as the `collate_fn` of a `torch.utils.data.DataLoader`.
+    """[batchseq][rnnkit.batchseq] as a `DataLoader`'s `collate_fn`: inputs `(T, B, *F)`, lengths `(B,)`, any targets.
 
     Args:
-        items: sequences `(T_i, *F)`, or pairs of a sequence and its target. A number or a tensor without dimensions
-            is the one target of its sequence.
-        per: what a target tensor with dimensions belongs to: each step, `(T_i, *Y)`, padded like the inputs, or the
-            `"sequence"`, `(*Y)`, stacked. Nothing is guessed from its shape.
+        items: sequences `(T_i, *F)`, or pairs of a sequence and its target; a `TypeError` if they are neither.
+        per: what a target belongs to: each step, `(T_i, *Y)`, padded to `(T, B, *Y)` (a `ValueError` if `T_i` is not
+            that of its sequence), or the whole `"sequence"`, `(*Y)`, stacked to `(B, *Y)`, as numbers always are.
         pad: what stands after the end of a shorter sequence.
-
-    Returns:
-        A batch with `inputs (T, B, *F)`, `lengths (B,)` and `targets` `(T, B, *Y)`, `(B, *Y)` or `None`.
-
-    Raises:
-        ValueError: if features differ, or a target a step has not the length of its sequence.
-        TypeError: if the items are neither sequences nor pairs.
 
     >>> inputs, targets, lengths = pad_collate([(torch.zeros(3, 1), 0), (torch.zeros(5, 1), 1)])
     >>> inputs.shape, targets.tolist(), lengths.tolist()
@@ -202,9 +147,103 @@ def pad_collate(items: Sequence[Any], per: Literal["step", "sequence"] = "step",
     targets = [torch.as_tensor(item[1]) for item in items]
     if per == "sequence" or all(target.ndim == 0 for target in targets):
         return SequenceBatch(inputs, torch.stack(targets), lengths)
-    for i, target in enumerate(targets):
-        if target.ndim == 0 or len(target) != lengths[i]:
-            came = f"a target {shape(target)} for a sequence of {int(lengths[i])} steps at index {i}"
+    for i, (target, length) in enumerate(zip(targets, lengths.tolist(), strict=True)):
+        if target.ndim == 0 or len(target) != length:
+            came = f"a target {shape(target)} for a sequence of {length} steps at index {i}"
             fix = 'one target for the whole sequence is functools.partial(pad_collate, per="sequence").'
             raise refuse("pad_collate", came, "a target for every step", fix)
     return SequenceBatch(inputs, batchseq(targets, pad)[0], lengths)
+
+
+class StreamLoader:
+    """A long stream, or many documents, as `B` rows read window after window, row i going on from row i.
+
+    A stream of `N` steps is cut into `B` contiguous rows of `(N - 1) // B` steps, without the up to `B - 1` left over.
+    Documents are dealt to the rows as these become free, and no window crosses the end of one. Each target is the
+    step that follows. No more than a window is ever read: `stream` may be memory-mapped. In each
+    [SequenceBatch][rnnkit.SequenceBatch], inputs and targets are `(T, B, *F)`, `restart` is true at the start of a row
+    or document, and `lengths` stand where rows differ (0 with no document left; a `stateful` phase takes that).
+
+    Args:
+        stream: `(N, *F)`, anything with `len` and slices that `torch.as_tensor` takes; or a list of documents.
+        batch_size: `B`, rows read side by side; a `ValueError` if below 1, or if a row would have no step.
+        window: steps a batch, at most; a `ValueError` if below 1.
+
+    >>> for inputs, targets in StreamLoader(torch.arange(9), batch_size=2, window=3):
+    ...     print(inputs.T.tolist(), targets.T.tolist())
+    [[0, 1, 2], [4, 5, 6]] [[1, 2, 3], [5, 6, 7]]
+    [[3], [7]] [[4], [8]]
+    """
+
+    def __init__(self, stream: Any, batch_size: int, window: int) -> None:
+        if batch_size < 1 or window < 1:
+            raise refuse("StreamLoader", f"{batch_size = }, {window = }", "both at least 1", "count rows and steps.")
+        self.batch_size, self.window = batch_size, window
+        if isinstance(stream, list | tuple):
+            if not all(hasattr(document, "__len__") and len(document) for document in stream):
+                fix = "a list is a list of documents; one stream is a tensor, torch.tensor(stream)."
+                raise refuse("StreamLoader", f"a list that holds {shape(stream[0])}", "sequences", fix, TypeError)
+            segments = [(document, 0, len(document) - 1) for document in stream]
+        else:
+            row = (len(stream) - 1) // batch_size
+            segments = [(stream, i * row, (i + 1) * row) for i in range(batch_size)]
+        self._segments = [(source, start, stop) for source, start, stop in segments if start < stop]
+        if not self._segments:
+            came = f"{shape(stream)} for {batch_size} rows"
+            raise refuse("StreamLoader", came, "at least two steps a row", "use fewer rows.")
+
+    def _windows(self) -> Iterator[Sequence[tuple[Any, int, int, bool]]]:
+        """For each window and row: the source, its first step, the number of steps, whether it starts afresh."""
+        waiting = iter(self._segments)
+
+        def row() -> Iterator[tuple[Any, int, int, bool]]:
+            for source, start, stop in waiting:
+                for at in range(start, stop, self.window):
+                    yield source, at, min(self.window, stop - at), at == start
+
+        return zip_longest(*(row() for _ in range(self.batch_size)), fillvalue=(self._segments[0][0], 0, 0, False))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._windows())
+
+    def __iter__(self) -> Iterator[SequenceBatch]:
+        for window in self._windows():
+            pieces = [torch.as_tensor(source[at : at + n + 1]) for source, at, n, _ in window]
+            inputs, targets = pad_sequence([p[:-1] for p in pieces]), pad_sequence([p[1:] for p in pieces])
+            counts, restart = torch.tensor([n for _, _, n, _ in window]), torch.tensor([new for *_, new in window])
+            yield SequenceBatch(inputs, targets, None if counts.unique().numel() == 1 else counts, restart)
+
+
+class BucketSampler(Sampler[list[int]]):
+    """Batches of sequences of like length, for `DataLoader(batch_sampler=...)`: less padding, so less work.
+
+    Args:
+        lengths: `(N,)`, a tensor or list: of every sequence of the data set, whose indices come once an epoch.
+        batch_size: indices in each list, fewer in the last; a `ValueError` if below 1, or if there are no lengths.
+        shuffle: draw the order of the batches, and of sequences of equal length, anew in each epoch.
+        generator: for the shuffling; the global one where it is `None`.
+
+    >>> list(BucketSampler([5, 1, 5, 1], batch_size=2, shuffle=False))
+    [[1, 3], [0, 2]]
+    """
+
+    def __init__(
+        self, lengths: Tensor | Sequence[int], batch_size: int, shuffle: bool = True, generator: Generator | None = None
+    ) -> None:
+        self.lengths = torch.as_tensor(lengths)
+        if batch_size < 1 or self.lengths.ndim != 1 or not len(self.lengths):
+            came = f"lengths {shape(self.lengths)}, batch_size = {batch_size}"
+            fix = "pass the length of every sequence of the data set."
+            raise refuse("BucketSampler", came, "lengths (N,) with N >= 1 and batch_size >= 1", fix)
+        self.batch_size, self.shuffle, self.generator = batch_size, shuffle, generator
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def _order(self, count: int) -> Tensor:
+        return torch.randperm(count, generator=self.generator) if self.shuffle else torch.arange(count)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        mixed = self._order(len(self.lengths))
+        batches = mixed[self.lengths[mixed].argsort(stable=True)].split(self.batch_size)
+        yield from (batches[i].tolist() for i in self._order(len(batches)).tolist())

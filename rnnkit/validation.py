@@ -8,12 +8,9 @@ from torch import Tensor
 from ._contract import Sampler, refuse
 from .feedback import Feedback
 from .generation import evaluating
-from .host import Host, Phase, StepState, call_loss, reads_last
-from .losses import SequenceLoss
-from .rollout import roll
+from .host import Host, Phase, StepState, call_loss, reads_last, weight_of
+from .rollout import Roller
 from .samplers import identity
-
-__all__ = ["BPTTValidationPhase"]
 
 
 class BPTTValidationPhase(Phase):
@@ -64,49 +61,46 @@ class BPTTValidationPhase(Phase):
         call, n = "BPTTValidationPhase", self.nfeedback
         with torch.no_grad(), evaluating(host.model):
             step, state = self.begin(host, batch)
-            time, size = step.inputs.shape[:2]
-            lengths = torch.full((size,), time) if step.lengths is None else step.lengths
-            active = lengths[lengths > 0]
-            if n >= int(active.min()):
-                came = f"nfeedback = {n} and a sequence of {int(active.min())} steps"
+            time, rows = step.inputs.shape[:2]
+            lengths = torch.full((rows,), time) if step.lengths is None else step.lengths
+            shortest = int(lengths[lengths > 0].min())
+            if n >= shortest:
                 fix = "the first step must be driven: nfeedback is at most T - 1."
-                raise refuse(call, came, "nfeedback < T", fix)
-            mask = Feedback.last(n).mask(time, size, step.lengths) if n else None
+                raise refuse(call, f"nfeedback = {n} and a sequence of {shortest} steps", "nfeedback < T", fix)
+            mask = Feedback.last(n).mask(time, rows, step.lengths) if n else None
             with host.context():
-                outputs, state = roll(
-                    host.model, step.inputs, mask, self.sampler, state, step.lengths, call, self.stateful
-                )
+                roller = Roller(host.model, self.sampler, call, self.stateful)
+                step.outputs, state = roller.run(step.inputs, mask, state, step.lengths)
                 host.emit("LossBegin")
-                step.loss, step.weight = call_loss(host.loss, outputs, step.targets, step.lengths, call)
-                step.outputs, step.parts = outputs, {"loss": (step.loss, step.weight)}
+                step.loss = call_loss(host.loss, step.outputs, step.targets, step.lengths, call)
+                step.weight = weight_of(host.loss, step.outputs, step.lengths)
+                step.parts = {"loss": (step.loss, step.weight)}
                 if reads_last(host.loss):
                     step.open_loss, step.closed_loss = (None, step.loss) if n else (step.loss, None)
                 else:
-                    self._split(host, step, outputs, lengths)
+                    self._split(host, step, step.outputs, lengths)
             if self.stateful:
                 self.state = state
         return step
 
     def _split(self, host: Host, step: StepState, outputs: Tensor, lengths: Tensor) -> None:
         """The loss of the driven part, of the closed loop, and of each step."""
-        call, n = "BPTTValidationPhase", self.nfeedback
+        n, times, targets = self.nfeedback, torch.arange(len(outputs)).unsqueeze(1), step.targets
+
+        def loss(outputs: Tensor, targets: Tensor, lengths: Tensor | None) -> Tensor:
+            return call_loss(host.loss, outputs, targets, lengths, "BPTTValidationPhase")
+
+        step.open_loss, step.parts["open_loss"] = step.loss, step.parts["loss"]
         if n:
             driven = None if step.lengths is None else (lengths - n).clamp(min=0)
             end = len(outputs) - n if driven is None else int(driven.max())
-            step.open_loss, weight = call_loss(host.loss, outputs[:end], step.targets[:end], driven, call)
-            step.parts["open_loss"] = step.open_loss, weight
-            rows = (lengths > 0).nonzero().squeeze(1)
-            index = (lengths[rows] - n + torch.arange(n).unsqueeze(1)).to(outputs.device)
-            rows = rows.to(outputs.device)
-            step.closed_loss, weight = call_loss(host.loss, outputs[index, rows], step.targets[index, rows], None, call)
-            step.parts["closed_loss"] = step.closed_loss, weight
-        else:
-            step.open_loss, step.parts["open_loss"] = step.loss, step.parts["loss"]
-        if isinstance(host.loss, SequenceLoss):
-            step.loss_by_step = host.loss.by_step(outputs, step.targets, step.lengths)
-        else:
-            here = [None if step.lengths is None else (lengths > t).long() for t in range(len(outputs))]
-            pieces = zip(outputs.split(1), step.targets.split(1), here, strict=True)
-            step.loss_by_step = torch.stack([call_loss(host.loss, *piece, call)[0] for piece in pieces])
-        rows = (lengths > torch.arange(len(outputs)).unsqueeze(1)).sum(1)
-        step.parts["loss_by_step"] = step.loss_by_step, rows.to(outputs.device)
+            step.open_loss = loss(outputs[:end], targets[:end], driven)
+            step.parts["open_loss"] = step.open_loss, weight_of(host.loss, outputs[:end], driven)
+            rows = lengths.nonzero().squeeze(1)
+            closed = lengths[rows] - n + times[:n], rows
+            step.closed_loss = loss(outputs[closed], targets[closed], None)
+            step.parts["closed_loss"] = step.closed_loss, weight_of(host.loss, outputs[closed], None)
+        here = lengths > times
+        alone = [None if step.lengths is None else row.long() for row in here]
+        step.loss_by_step = torch.stack(list(map(loss, outputs.split(1), targets.split(1), alone)))
+        step.parts["loss_by_step"] = step.loss_by_step, here.sum(1).to(outputs.device)
