@@ -16,15 +16,13 @@ class Attention(nn.Module):
     a = \operatorname{softmax}(q W m^\top), \qquad y = V \tanh(U [a m;\, q])
     $$
 
+    `attention(queries (T, B, H), memory (S, B, M), mask (S, B))` is `(T, B, O)`, with the "general" score of Luong,
+    Pham and Manning 2015, <https://arxiv.org/abs/1508.04025>.
+
     Args:
         features: `H`, features of the decoder's outputs `q`.
         outputs: `O`, features of the result.
-        memory: features of the encoder's outputs `m`; `H` where it is `None`.
-
-    Returns:
-        By the call `attention(queries (T, B, H), memory (S, B, M), mask (S, B))`: `(T, B, O)`.
-
-    Source: Luong, Pham and Manning 2015, <https://arxiv.org/abs/1508.04025>, the "general" score.
+        memory: `M`, features of the encoder's outputs `m`; `H` where it is `None`.
 
     >>> mask = torch.ones(7, 2, dtype=torch.bool)
     >>> Attention(8, 30)(torch.zeros(5, 2, 8), torch.zeros(7, 2, 8), mask).shape
@@ -51,19 +49,16 @@ class Attention(nn.Module):
 class EncoderDecoder(nn.Module):
     """An encoder and a decoder as one recurrent model, whose first state is what the encoder made of a source.
 
-    The state is `(decoder state, memory, mask)`, with `memory (S, B, M)` and `mask (S, B)` only where there is
-    attention: the batch is dim 1 in every leaf, so it samples, beam-searches and validates like any other model.
+    `model(inputs, state)` gives outputs `(T, B, *O)` and the state, which begins as `model.encode(source, lengths)`;
+    `model((source, lengths, inputs))` does both, so `((source, lengths, inputs), targets, target_lengths)` is a batch
+    to train on. The state is `(decoder state, memory (S, B, M), mask (S, B))`, the last two only with attention: it
+    samples, beam-searches and validates like any other model.
 
     Args:
         encoder: a recurrent model over the source `(S, B, *F)`.
         decoder: a recurrent model over the target side `(T, B, *F)`.
         attention: called `attention(outputs (T, B, H), memory, mask)`, such as [Attention][rnnkit.Attention].
         bridge: makes the decoder's first state of the encoder's last one; as it is where it is `None`.
-
-    Returns:
-        By the call `model(inputs, state)`: outputs `(T, B, *O)` and the state. The first state is
-        `model.encode(source, lengths)`; `model((source, lengths, inputs))` does both, which is how a batch
-        `((source, lengths, inputs), targets, target_lengths)` trains.
 
     Raises:
         TypeError: if it is called without a state and without a source.
@@ -90,10 +85,9 @@ class EncoderDecoder(nn.Module):
     bidirectional = False  # an encoder that is reads the source, not what the decoder is fed
 
     def encode(self, source: Steps, lengths: Tensor | None = None) -> State:
-        """The first state: each row's source `(S, B, *F)` read to its own end, `lengths` int64 CPU `(B,)`.
+        """The first state: each row's source `(S, B, *F)` read to its own end, by `lengths`, int64 CPU `(B,)`.
 
-        Raises:
-            ValueError: if the lengths do not fit the source.
+        Raises `ValueError` if the lengths do not fit the source.
         """
         call = "EncoderDecoder.encode"
         source = check_call(call, self.encoder, source, None, lengths, "source")

@@ -11,18 +11,13 @@ from .state import select_rows
 
 
 def beam_search(
-    model: Model,
-    length: int,
-    primer: Steps,
-    width: int,
-    state: State = None,
-    stop: int | None = None,
+    model: Model, length: int, primer: Steps, width: int, state: State = None, stop: int | None = None
 ) -> Sample:
-    """The likeliest continuation that a search over `width` candidates a row finds, the rows side by side.
+    """The likeliest continuation of each row that a search over `width` candidates finds, as a [Sample][rnnkit.Sample].
 
     A candidate's score is the sum of the log-probabilities of the tokens it drew. With width 1 it is
     [sample_model][rnnkit.sample_model] with [sample_best][rnnkit.sample_best]; with `V ** (n - 1)` and more it is
-    exact for `n` drawn tokens.
+    exact for `n` drawn tokens. The sample's `next` is the best token after the best candidate.
 
     Args:
         model: `outputs, state = model(inputs, state)` with logits `(T, B, V)`.
@@ -31,9 +26,6 @@ def beam_search(
         width: candidates kept for each row.
         state: the state before the primer.
         stop: a token that ends a candidate, which keeps its score from there on.
-
-    Returns:
-        The best candidate of each row as a [Sample][rnnkit.Sample]; `next` is the best token after it.
 
     Raises:
         ValueError: if `width` is below 1, or the primer, the state or the outputs do not fit.

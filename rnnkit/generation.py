@@ -49,10 +49,11 @@ def sample_model(
     stop: Stop | None = None,
     lengths: Tensor | None = None,
 ) -> Sample:
-    """The future of a sequence after a primer: the model reads the primer, then what it draws itself.
+    """A [Sample][rnnkit.Sample] of the future after a primer: the model reads that, and then what it draws itself.
 
     `sample_model(model, n, s.next, sampler, s.state)` goes on from a sample `s`: 50 steps and then 50 more are the
-    100 that one call gives. Runs in evaluation mode, without gradient, and leaves the model's mode as it was.
+    100 that one call gives. Runs in evaluation mode, without gradient, and leaves the model's mode as it was. `length`
+    counts the primer, as `nseq` does in [issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144).
 
     Args:
         model: `outputs, state = model(inputs, state)`.
@@ -65,16 +66,10 @@ def sample_model(
             with it, and generation ends when all rows have stopped.
         lengths: int64 CPU `(B,)`, the primers' lengths; instead of the pair.
 
-    Returns:
-        A [Sample][rnnkit.Sample].
-
     Raises:
         ValueError: if the primer is empty or longer than `length`, a state has another batch size, or the sampler's
             output is not an input.
         TypeError: if there is no primer, or the model gives no state.
-
-    From [FluxTraining.jl issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144), where `nseq` counts the
-    primer too.
 
     >>> from rnnkit import RecurrentSequential, sample_best
     >>> model = RecurrentSequential(nn.Embedding(5, 3), nn.GRU(3, 8), nn.Linear(8, 5))

@@ -33,13 +33,8 @@ class RecurrentSequential(nn.Sequential):
     """`nn.Sequential` that threads the state through its recurrent members.
 
     A member is recurrent if the second parameter of its `forward` is called `state` or `hx`, as in `torch.nn.LSTM`.
-    Every other member gets the whole `(T, B, *F)` at once, so that fused kernels stay fused.
-
-    Args:
-        modules: the members, in order.
-
-    Returns:
-        By the call: outputs `(T, B, *O)` and the state, a tuple with one entry for each recurrent member.
+    Every other member gets the whole `(T, B, *F)` at once, so that fused kernels stay fused. A call gives outputs
+    `(T, B, *O)` and the state, a tuple with one entry for each recurrent member.
 
     Raises:
         TypeError: if a member is a bare cell, or a recurrent one gives no state.
@@ -101,14 +96,8 @@ class RecurrentSequential(nn.Sequential):
 class PerStep(nn.Module):
     """Applies a module that wants `(N, *F)`, such as `Conv2d` or `BatchNorm1d`, to every step of every row.
 
-    Args:
-        module: called once, on the `T * B` steps.
-
-    Returns:
-        By the call: `(T, B, *O)`, or a `PackedSequence` for a `PackedSequence`.
-
-    Raises:
-        ValueError: if the input is not `(T, B, *F)`.
+    It is called once, on the `T * B` steps: `(T, B, *F)` to `(T, B, *O)`, a `PackedSequence` to a `PackedSequence`.
+    Raises `ValueError` for anything else.
 
     >>> PerStep(nn.Conv2d(1, 4, 3, padding=1))(torch.zeros(5, 2, 1, 8, 8)).shape
     torch.Size([5, 2, 4, 8, 8])
@@ -129,18 +118,12 @@ class PerStep(nn.Module):
 class Unroll(nn.Module):
     """A cell, called like `nn.LSTMCell` (`state = cell(x_t, state)`), stepped over time: a recurrent model.
 
-    The output of a step is the cell's state, or the first part of it where it is a tuple, `h` of `(h, c)`. Several
-    cells make several layers. Leaves of the state are `(layers, B, *F)`: a cell's own `(B, *F)`, stacked.
+    The output `(T, B, *O)` of a step is the cell's state, or the first part of it where it is a tuple, `h` of `(h, c)`.
+    Leaves of the state are `(layers, B, *F)`: each cell's own `(B, *F)`, stacked.
 
     Args:
-        cells: one cell a layer, with states of the same form.
+        cells: one cell a layer, with states of the same form; a `ValueError` if there is none.
         dropout: probability of dropping an output between layers, in training.
-
-    Returns:
-        By the call: outputs `(T, B, *O)` and the state.
-
-    Raises:
-        ValueError: if there is no cell, or a state of another batch size comes in.
 
     >>> outputs, (h, c) = Unroll(nn.LSTMCell(3, 8))(torch.zeros(5, 2, 3))
     >>> outputs.shape, h.shape
@@ -160,14 +143,8 @@ class Unroll(nn.Module):
         """The loop of cells that computes what `nn.LSTM`, `nn.GRU` or `nn.RNN` computes, on the same parameters.
 
         `torch.compile(fullgraph=True)` refuses the fused modules and takes the loop. The two share their parameters:
-        train the one, use the other.
-
-        Args:
-            fused: one direction, without projection, `batch_first=False`.
-
-        Raises:
-            TypeError: if it is not one of the three.
-            ValueError: if it is bidirectional, has a projection or `batch_first=True`.
+        train the one, use the other. Raises `TypeError` for any other module, `ValueError` for two directions, a
+        projection, `batch_first=True` or weights that are computed.
 
         >>> lstm = nn.LSTM(3, 8, num_layers=2)
         >>> torch.allclose(Unroll.from_fused(lstm)(torch.ones(5, 2, 3))[0], lstm(torch.ones(5, 2, 3))[0], atol=1e-6)

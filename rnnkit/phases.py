@@ -26,6 +26,9 @@ class BPTTTrainingPhase(Phase):
     Events: `StepBegin`, then for each window `WindowBegin`, `LossBegin`, `BackwardBegin`, `BackwardEnd`, (the
     optimizer's step,) `WindowEnd`, then `StepEnd`.
 
+    `phase(model, loss, batch, optimizer)`, or `learner.step(phase, batch)`, gives a [StepState][rnnkit.StepState],
+    whose loss weighs every window by its valid steps.
+
     Args:
         window: `k2`, steps that a gradient goes back; all of them where it is `None`.
         stride: `k1`, steps between two updates, at most `window`; equal to it where it is `None`.
@@ -33,10 +36,6 @@ class BPTTTrainingPhase(Phase):
             `SequenceBatch.restart` marks start from zero.
         feedback: which steps are fed by the model itself: scheduled sampling; none where it is `None`.
         sampler: maps the outputs of one step to the next input.
-
-    Returns:
-        By the call `phase(model, loss, batch, optimizer)`, or `learner.step(phase, batch)`: a
-        [StepState][rnnkit.StepState]. Its loss weighs every window by its valid steps.
 
     Raises:
         ValueError: if `window` or `stride` is below 1 or `stride > window`; by the step, if shapes do not fit, a

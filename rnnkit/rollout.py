@@ -30,7 +30,7 @@ def rollout(
     lengths: Tensor | None = None,
     step: int = 0,
 ) -> tuple[Tensor, State]:
-    """Runs a model over a sequence in which some steps are fed by the model itself.
+    """The outputs `(T, B, *O)` of a model over a sequence in which some steps are fed by itself, and its last state.
 
     Every stretch of steps fed by the data is one call of the model, so the call count is one more than the number
     of steps at which some row is fed back. Gradients flow through a differentiable sampler.
@@ -43,9 +43,6 @@ def rollout(
         state: the state before the first step.
         lengths: int64 CPU `(B,)`; the state returned is then each row's at its own last step.
         step: training steps made so far, for a feedback with a schedule.
-
-    Returns:
-        Outputs `(T, B, *O)` and the state after the last step.
 
     Raises:
         ValueError: if shapes, lengths or state do not fit, or the sampler's output is not an input.
@@ -91,12 +88,7 @@ class Roller:
         return torch.cat([outputs for _, outputs, _ in parts]), parts[-1][2]
 
     def walk(
-        self,
-        inputs: Tensor,
-        mask: Tensor,
-        state: State,
-        lengths: Tensor | None = None,
-        previous: Tensor | None = None,
+        self, inputs: Tensor, mask: Tensor, state: State, lengths: Tensor | None = None, previous: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor, State]]:
         """Stretch by stretch: the inputs consumed `(n, B, *F)`, the outputs `(n, B, *O)` and the state after them."""
         fix = "train it with Feedback.never(), or make it one-directional."

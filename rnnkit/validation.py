@@ -22,22 +22,18 @@ class BPTTValidationPhase(Phase):
 
     Events: `StepBegin`, `LossBegin`, `StepEnd`.
 
+    `phase(model, loss, batch)`, or `learner.step(phase, batch)`, gives a [StepState][rnnkit.StepState] with `loss` over
+    all steps, `open_loss` over the driven and `closed_loss` over the self-fed ones, and `loss_by_step (T,)`. With
+    [seq2one_loss][rnnkit.seq2one_loss] there is only `loss`, and it as one of the two. In
+    [issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144) one loss over both parts hid the closed loop's.
+
     Args:
         nfeedback: steps fed by the model, at the end; 0 is teacher forcing.
         sampler: maps the outputs of one step to the next input.
-        stateful: carry the state from batch to batch, as in
-            [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase]; each epoch starts afresh.
-
-    Returns:
-        By the call `phase(model, loss, batch)`, or `learner.step(phase, batch)`: a [StepState][rnnkit.StepState] with
-        `loss` over all steps, `open_loss` over the driven and `closed_loss` over the self-fed ones, and
-        `loss_by_step (T,)`. With [seq2one_loss][rnnkit.seq2one_loss] only `loss`, and it as one of the two.
+        stateful: carry the state from batch to batch, as in training; each epoch starts afresh.
 
     Raises:
         ValueError: if `nfeedback` is negative; by the step, if a sequence is not longer than it.
-
-    From [FluxTraining.jl issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144), where one loss over both
-    parts hid the closed loop's in the open loop's.
 
     >>> import rnnkit
     >>> model = rnnkit.RecurrentSequential(torch.nn.GRU(1, 8), torch.nn.Linear(8, 1))
