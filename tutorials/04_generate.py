@@ -24,8 +24,9 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
-from rnnkit import BPTTTrainingPhase, ClipGradients, Learner, RecurrentSequential, Scheduler
-from rnnkit import SoftmaxSampler, StreamLoader, sample_best, sample_model, seq2seq_loss
+from rnnkit import BPTTTrainingPhase, BPTTValidationPhase, ClipGradients, Learner
+from rnnkit import RecurrentSequential, Scheduler, SoftmaxSampler, StreamLoader
+from rnnkit import sample_best, sample_model, seq2seq_loss
 
 torch.set_num_threads(1)  # small arrays: more threads would wait for each other
 plt.style.use("rnnkit.style")
@@ -453,8 +454,7 @@ for seed, network in zip(SEEDS, small_ones, strict=True):
 # %%
 places = torch.linspace(0, len(test) - 102, 1000).long()
 pieces = torch.stack([test[i : i + 101] for i in places], dim=1)  # (101, 1000)
-with torch.no_grad():
-    by_step = loss.by_step(model(pieces[:-1])[0], pieces[1:], None) / math.log(2)
+by_step = BPTTValidationPhase()(model, loss, pieces).loss_by_step / math.log(2)
 for t in 0, 1, 2, 4, 9, 29, 99:
     print(f"read {t + 1:3}: {by_step[t]:.2f} bits")
 assert by_step[0] > bigram, "one character read: worse than the bigram model"
