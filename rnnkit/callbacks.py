@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 def _monitored(learner: "Learner", name: str, call: str) -> float:
-    if name not in learner.sums:
+    numbers = {key: float(value) for key, value in learner.averages.items() if not value.ndim}
+    if name not in numbers:
         fix = "closed_loss is there with BPTTValidationPhase(nfeedback) for nfeedback >= 1."
-        raise refuse(call, f"monitor={name!r}", f"one of {sorted(learner.sums)}", fix)
-    return float(learner.averages[name])
+        raise refuse(call, f"monitor={name!r}", f"one of {sorted(numbers)}", fix)
+    return numbers[name]
 
 
 class ProgressBar:
@@ -174,7 +175,7 @@ class EarlyStopping:
             raise CancelFit
 
     def on_epoch_end(self, learner: "Learner") -> None:
-        if learner.phase_name == self.phase:
+        if learner.phase_name == self.phase and learner.sums:  # an epoch of which no step is left says nothing
             value = _monitored(learner, self.monitor, "EarlyStopping")
             self.best, self.waited = (value, 0) if value < self.best else (self.best, self.waited + 1)
             if self.waited >= self.patience:
@@ -218,7 +219,7 @@ class Scheduler:
             self.scheduler.step()
 
     def on_epoch_end(self, learner: "Learner") -> None:
-        if self.per == "epoch" and learner.last_phase:
+        if self.per == "epoch" and learner.last_phase and (learner.sums or not self.plateau):
             given = [_monitored(learner, self.monitor, "Scheduler")] if self.plateau else []
             self.scheduler.step(*given)
 

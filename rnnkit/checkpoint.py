@@ -3,6 +3,7 @@
 import copy
 import os
 import random
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ class Checkpoint:
     """Writes the whole training to a file, at the end of each epoch and every so many steps, and goes on from it.
 
     The file holds the weights, the states of the optimizer, phases and callbacks, the place in the epoch, and the
-    generators of PyTorch, of Python and of the data loader (not NumPy's). A training killed at any moment and resumed
+    generators of PyTorch, Python, NumPy and the data loader. A training killed at any moment and resumed
     gives bitwise the weights and the history of one that was not, as long as the loader gives the same batches for
     the same generator. It is written beside the old file, `.name.process`, and then put in its place, so a good one
     is there at any moment; it is read with `weights_only=True`.
@@ -185,8 +186,15 @@ def rng_state(generators: list[torch.Generator]) -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": random.getstate(),
+        "numpy": _numpy_state(),
         "own": [generator.get_state() for generator in generators],
     }
+
+
+def _numpy_state() -> tuple[Any, ...] | None:
+    """The state of NumPy's global generator in plain values, where NumPy is there."""
+    state: Any = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
+    return (state[0], state[1].tolist(), *state[2:]) if isinstance(state, tuple) else None
 
 
 def set_rng_state(state: dict[str, Any], generators: list[torch.Generator]) -> None:
@@ -196,5 +204,7 @@ def set_rng_state(state: dict[str, Any], generators: list[torch.Generator]) -> N
         torch.cuda.set_rng_state_all(state["cuda"])
     version, inner, gauss = state["python"]
     random.setstate((version, tuple(inner), gauss))
+    if state["numpy"] is not None and "numpy" in sys.modules:
+        sys.modules["numpy"].random.set_state(state["numpy"])
     for generator, own in zip(generators, state["own"], strict=False):
         generator.set_state(own)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ._contract import Steps, as_sequence, check_lengths, check_model, is_bidirectional, refuse, run_model, shape
+from ._contract import Steps, check_call, check_one_way, refuse, run_model, shape
 
 
 def gradient_by_step(
@@ -46,15 +46,20 @@ def gradient_by_step(
     {'weight_ih_l0': [8.0, 3.0], 'weight_hh_l0': [0.0, 10.0]}
     """
     call = "gradient_by_step"
-    _check_model(model, call)
-    inputs = as_sequence(inputs, call)
-    extra = () if lengths is None else (check_lengths(lengths, *inputs.shape[:2], call=call),)
+    if not isinstance(model, nn.Module):
+        fix = "pass the module whose parameters you ask about."
+        raise refuse(call, f"model = {shape(model)}", "a torch.nn.Module", fix, TypeError)
+    inputs = check_call(call, model, inputs, lengths=lengths)
+    fix = "ask about a one-directional model."
+    check_one_way(model, call, "", "a model that reads time in one direction", fix)
+    _check_dropout(model, call)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     copies: dict[str, Tensor] = {}
 
     def stepped(*args: Any) -> Any:
         return functional_call(model, {**buffers, **copies}, args)
 
+    stepped.__name__ = type(model).__name__  # who an error speaks of
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # cuDNN has no backward in eval mode
         leaves = [p.detach().expand(len(inputs), *p.shape).requires_grad_() for p in named.values()]
@@ -70,7 +75,7 @@ def gradient_by_step(
             came = f"outputs that differ by up to {float((outputs - whole).detach().abs().max()):.2g} between the two"
             fix = "model.eval() for dropout and batch norm; a model that looks ahead in time has no shares by step."
             raise refuse(call, came, "the same from T calls of one step as from one call of T", fix)
-        total = loss(outputs, targets, *extra)
+        total = loss(outputs, targets) if lengths is None else loss(outputs, targets, lengths)
         if not isinstance(total, Tensor) or total.ndim or not total.requires_grad:
             fix = "average the loss over the steps, and keep the outputs attached: no detach, no .item()."
             raise refuse(call, f"a loss {shape(total)}", "a tensor () that depends on a parameter", fix)
@@ -97,17 +102,10 @@ def gradient_flow(
     [1.0, 0.5, 0.25, 0.125]
     """
     shares = gradient_by_step(model, loss, inputs, targets, lengths)
-    return {name: share.flatten(1).square().sum(1).sqrt().flip(0) for name, share in shares.items()}
+    return {name: share.reshape(len(share), -1).square().sum(1).sqrt().flip(0) for name, share in shares.items()}
 
 
-def _check_model(model: nn.Module, call: str) -> None:
-    check_model(model, call)
-    if not isinstance(model, nn.Module):
-        fix = "pass the module whose parameters you ask about."
-        raise refuse(call, f"model = {shape(model)}", "a torch.nn.Module", fix, TypeError)
-    if is_bidirectional(model):
-        wanted = "a model that reads time in one direction"
-        raise refuse(call, "a bidirectional model", wanted, "ask about a one-directional model.")
+def _check_dropout(model: nn.Module, call: str) -> None:
     for module in model.modules():
         name = type(module).__name__
         rate = getattr(module, "p" if "Dropout" in name else "dropout", 0)

@@ -56,8 +56,8 @@ def get_inout_seq(batch: Any) -> tuple[Any, ...]:
     """Inputs and targets of a batch, in whatever form it came: `(inputs, targets)` or `(inputs, targets, lengths)`.
 
     A tuple is these already and a [SequenceBatch][rnnkit.SequenceBatch] holds them. In one sequence `(T, B, *F)`, or
-    list of steps, each step's target is the step that follows; a `ValueError` where none does. Any other type is a
-    `TypeError`: types tell apart, as in [this issue](https://github.com/FluxML/FluxTraining.jl/issues/144).
+    list of steps, each step's target is the step that follows; a `ValueError` where none does. Anything else is a
+    `TypeError`. As in [issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144), its type says what it is.
 
     >>> inputs, targets = get_inout_seq(torch.arange(4).unsqueeze(1))
     >>> inputs.flatten().tolist(), targets.flatten().tolist()
@@ -68,10 +68,12 @@ def get_inout_seq(batch: Any) -> tuple[Any, ...]:
     if isinstance(batch, SequenceBatch):
         if batch.targets is not None:
             return tuple(batch)
-        inputs, targets = get_inout_seq(batch.inputs)
+        *source, sequence = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
+        inputs, targets = get_inout_seq(sequence)
+        inputs = (*source, inputs) if source else inputs
         if batch.lengths is None:
             return inputs, targets
-        return inputs, targets, check_lengths(batch.lengths, *batch.inputs.shape[:2], call="get_inout_seq", least=2) - 1
+        return inputs, targets, check_lengths(batch.lengths, *sequence.shape[:2], call="get_inout_seq", least=2) - 1
     if not isinstance(batch, Tensor | list):
         wanted = "a tuple of two or three, a SequenceBatch or one sequence"
         fix = "a tuple is a pair (inputs, targets); a list is the T steps of one sequence."
@@ -180,9 +182,9 @@ class StreamLoader:
             raise refuse("StreamLoader", f"{batch_size = }, {window = }", "both at least 1", "count rows and steps.")
         self.batch_size, self.window = batch_size, window
         if isinstance(stream, list | tuple):
-            if not all(hasattr(document, "__len__") and len(document) for document in stream):
+            if bad := [shape(document) for document in stream if not (hasattr(document, "__len__") and len(document))]:
                 fix = "a list is a list of documents; one stream is a tensor, torch.tensor(stream)."
-                raise refuse("StreamLoader", f"a list that holds {shape(stream[0])}", "sequences", fix, TypeError)
+                raise refuse("StreamLoader", f"a list that holds {bad[0]}", "sequences", fix, TypeError)
             segments = [(document, 0, len(document) - 1) for document in stream]
         else:
             row = (len(stream) - 1) // batch_size
@@ -232,8 +234,7 @@ class BucketSampler(Sampler[list[int]]):
     ) -> None:
         self.lengths = torch.as_tensor(lengths)
         if batch_size < 1 or self.lengths.ndim != 1 or not len(self.lengths):
-            came = f"lengths {shape(self.lengths)}, batch_size = {batch_size}"
-            fix = "pass the length of every sequence of the data set."
+            came, fix = f"lengths {shape(self.lengths)}, {batch_size = }", "pass the length of every sequence."
             raise refuse("BucketSampler", came, "lengths (N,) with N >= 1 and batch_size >= 1", fix)
         self.batch_size, self.shuffle, self.generator = batch_size, shuffle, generator
 

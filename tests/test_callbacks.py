@@ -278,12 +278,26 @@ def test_early_stopping_refuses_what_is_not_there():
             "one that tells of new data.", lambda: rk.EarlyStopping(1, phase="valid"))  # fmt: skip
     x = data(6, 2, 3)
     fix = "Likely fix: closed_loss is there with BPTTValidationPhase(nfeedback) for nfeedback >= 1."
-    wanted = "['loss', 'loss_by_step', 'open_loss']"
-    refused(f"EarlyStopping: got monitor='closed_loss'; wanted one of {wanted}. {fix}",
-            lambda: learner_of(rk.EarlyStopping(1, "closed_loss")).fit(1, [x], [x]))  # fmt: skip
+    for name in ("closed_loss", "loss_by_step"):  # the one is not there, the other is no number
+        refused(f"EarlyStopping: got monitor='{name}'; wanted one of ['loss', 'open_loss']. {fix}",
+                lambda name=name: learner_of(rk.EarlyStopping(1, name)).fit(1, [x], [x]))  # fmt: skip
     refused("EarlyStopping: got no validation in this fit; wanted one of ['training']. Likely fix: "
             'learner.fit(epochs, train, valid), or EarlyStopping(2, phase="training").',
             lambda: learner_of(rk.EarlyStopping(2)).fit(1, [x]))  # fmt: skip
+
+
+class SkipEverything:
+    def on_step_begin(self, learner: rk.Learner) -> None:
+        raise rk.CancelStep
+
+
+def test_an_epoch_without_a_step_left_says_nothing_to_early_stopping_and_the_plateau():
+    stop = rk.EarlyStopping(1)
+    learner = learner_of(SkipEverything(), stop)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(learner.optimizer, patience=0)
+    learner = rk.Learner(learner.model, SEQ, learner.optimizer, [SkipEverything(), stop, rk.Scheduler(plateau)])
+    assert learner.fit(3, [data(6, 2, 3)], [data(6, 2, 3)]).epoch_index == 3
+    assert (stop.best, stop.waited, plateau.last_epoch) == (float("inf"), 0, 0)
 
 
 # Scheduler

@@ -288,6 +288,36 @@ def test_errors(model, loss, error, text):
     assert text in str(raised.value)
 
 
+class Scaled(nn.Module):
+    """A GRU whose outputs are scaled by a parameter without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.scale = nn.GRU(F, H), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, inputs, state=None):
+        outputs, state = self.rnn(inputs, state)
+        return outputs * self.scale, state
+
+
+def test_a_parameter_without_dimensions_has_shares_and_a_flow():
+    model, inputs = Scaled(), torch.randn(T, B, F)
+    shares = gradient_by_step(model, mean, inputs, None)["scale"]
+    mean(model(inputs)[0], None).backward()
+    assert shares.shape == (T,)
+    torch.testing.assert_close(shares.sum(), model.scale.grad)
+    torch.testing.assert_close(gradient_flow(model, mean, inputs, None)["scale"], shares.abs().flip(0))
+
+
+def test_an_error_names_the_model():
+    class Outputs(nn.Module):
+        def forward(self, inputs, state=None):
+            return inputs
+
+    with pytest.raises(TypeError, match=r"gradient_by_step: got \(1, 3, \d+\) from Outputs; wanted a pair"):
+        gradient_by_step(Outputs(), mean, torch.randn(T, B, F), None)
+
+
 def test_dropout_is_fine_in_eval_mode():
     model = nn.LSTM(F, H, 2, dropout=0.5).eval()
     assert gradient_by_step(model, mean, torch.randn(T, B, F), None)["weight_ih_l0"].shape == (T, 4 * H, F)

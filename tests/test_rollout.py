@@ -3,6 +3,7 @@
 The referee is a loop written out by hand, one call of the model a step.
 """
 
+import copy
 import itertools
 import math
 import pickle
@@ -524,6 +525,68 @@ def test_sample_model_is_the_loop_over_plain_model_calls(recurrent, layers):
 def test_every_option_of_the_fused_modules_is_stepped_rightly(recurrent, options):
     model = recurrent(3, 3, **{"num_layers": 2, **options}).eval()
     assert_steps_like_itself(model, torch.randn(4, 2, 3))
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 40])
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
+def test_few_rows_and_many_are_stepped_alike(recurrent, rows):
+    model, primer = continuous_model(recurrent), torch.randn(3, rows, 2)
+    assert_steps_like_itself(model, primer)
+    assert_steps_like_itself(recurrent(3, 3, num_layers=2), torch.randn(3, rows, 3))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 0}, {"max_norm": 0.5}], ids=str)
+@pytest.mark.parametrize("classes", [7, 256, 257])
+def test_an_embedding_and_an_lstm_are_stepped_as_themselves(classes, options, bias):
+    """A table of gates stands for both where there are few classes."""
+    embedding = nn.Embedding(classes, 4, **options)
+    model = RecurrentSequential(embedding, nn.LSTM(4, H, num_layers=2, bias=bias), nn.Linear(H, classes))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    other = copy.deepcopy(model)  # max_norm writes to the weights
+    primer = torch.randint(classes, (3, 20))
+    sample = sample_model(model, 12, primer, wander)
+    tokens, outputs, following, state = generate_by_hand(other, 12, primer, wander)
+    assert torch.equal(sample.tokens, tokens)
+    assert torch.equal(sample.next[0], following)
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
+    assert_state(sample.state, state, rtol=1e-10, atol=1e-10)
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+    assert "max_norm" in options or all(map(torch.equal, model.parameters(), before))
+
+
+def test_a_state_before_the_primer_reaches_the_table_of_gates():
+    model, primer = language_model(), torch.randint(V, (1, 3))
+    _, state = model(torch.randint(V, (4, 3)))
+    sample = sample_model(model, 9, primer, wander, state)
+    _, outputs, _, _ = generate_by_hand(model, 9, primer, wander, state)
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rows", [4, 20])
+def test_scheduled_sampling_trains_the_embedding_and_the_input_weights(rows):
+    """With gradient there is no table: it would have no part in the model's parameters."""
+    model, tokens = language_model(), torch.randint(V, (6, rows))
+    rollout(model, tokens, Feedback.always(), sample_best)[0].square().sum().backward()
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    step, state, outputs = tokens[:1], None, []
+    for _ in range(6):
+        out, state = model(step, state)
+        outputs.append(out)
+        step = out.argmax(2)
+    torch.cat(outputs).square().sum().backward()
+    for ours, theirs in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_a_member_added_later_is_stepped_too():
+    model = language_model()
+    model.append(nn.GRU(V, V))
+    primer = torch.randint(V, (2, 3))
+    sample = sample_model(model, 6, primer, sample_best)
+    _, outputs, _, _ = generate_by_hand(model, 6, primer, sample_best)
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
 
 
 def test_a_projected_lstm_is_stepped_rightly():

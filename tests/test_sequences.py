@@ -151,6 +151,18 @@ def test_a_sequence_batch_without_targets_and_lengths_is_shifted():
     assert torch.equal(targets, sequence[1:])
 
 
+def test_an_encoder_decoder_s_inputs_are_shifted_and_its_source_is_not():
+    source, inner = torch.rand(7, 2, 3), torch.rand(5, 2, 1)
+    batch = SequenceBatch((source, torch.tensor([7, 4]), inner), lengths=torch.tensor([5, 3]))
+    (same, lengths, inputs), targets, shifted = get_inout_seq(batch)
+    assert same is source
+    assert lengths.tolist() == [7, 4]
+    assert torch.equal(inputs, inner[:-1])
+    assert torch.equal(targets, inner[1:])
+    assert shifted.tolist() == [4, 2]
+    assert len(get_inout_seq(SequenceBatch((source, None, inner)))) == 2
+
+
 def test_one_step_has_no_next_one():
     with pytest.raises(ValueError, match=r"(?s)get_inout_seq.*\(1, 2, 1\).*at least two steps"):
         get_inout_seq(torch.zeros(1, 2, 1))
@@ -496,6 +508,8 @@ def test_a_stream_loader_refuses_sizes_below_one(batch_size, window):
 
 
 def test_a_stream_loader_refuses_a_list_of_numbers():
+    with pytest.raises(TypeError, match=r"StreamLoader: got a list that holds \(0,\); wanted sequences"):
+        StreamLoader([torch.arange(5), torch.arange(0)], batch_size=1, window=2)
     with pytest.raises(TypeError, match=r"(?s)StreamLoader.*a list.*torch.tensor"):
         StreamLoader([1, 2, 3, 4, 5], 2, 3)
 
