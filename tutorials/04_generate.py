@@ -24,9 +24,8 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
-from rnnkit import BPTTTrainingPhase, BPTTValidationPhase, ClipGradients, Learner
-from rnnkit import RecurrentSequential, Scheduler, SoftmaxSampler, StreamLoader
-from rnnkit import sample_best, sample_model, seq2seq_loss
+from rnnkit import BPTTTrainingPhase, ClipGradients, Learner, RecurrentSequential, Scheduler
+from rnnkit import SoftmaxSampler, StreamLoader, sample_best, sample_model, seq2seq_loss
 
 torch.set_num_threads(1)  # small arrays: more threads would wait for each other
 plt.style.use("rnnkit.style")
@@ -452,6 +451,8 @@ for seed, network in zip(SEEDS, small_ones, strict=True):
 # Start the state from zeros at 1000 places of the test text, and look at the bits of each step:
 
 # %%
+from rnnkit import BPTTValidationPhase
+
 places = torch.linspace(0, len(test) - 102, 1000).long()
 pieces = torch.stack([test[i : i + 101] for i in places], dim=1)  # (101, 1000)
 by_step = BPTTValidationPhase()(model, loss, pieces).loss_by_step / math.log(2)
