@@ -1,10 +1,9 @@
 """rnnkit: training recurrent networks in PyTorch, correctly."""
 
 from .attention import Attention, EncoderDecoder
-from .beam import beam_search
 from .callbacks import Checkpoint, ClipGradients, EarlyStopping, History, ProgressBar, Scheduler, StopOnNaN
 from .feedback import Feedback
-from .generation import Sample, sample_model
+from .generation import Sample, beam_search, sample_model
 from .gradients import gradient_by_step, gradient_flow
 from .host import CancelEpoch, CancelFit, CancelStep, StepState
 from .learner import Learner
