@@ -164,7 +164,8 @@ class EarlyStopping:
             fix = "validation is the one that tells of new data."
             raise refuse("EarlyStopping", f"phase={phase!r}", '"training" or "validation"', fix)
         self.patience, self.monitor, self.phase = patience, monitor, phase
-        self.best, self.waited = math.inf, 0
+        self.best: float = math.inf
+        self.waited = 0
 
     def on_fit_begin(self, learner: "Learner") -> None:
         names = [phase.name for phase in learner.phases]

@@ -73,7 +73,8 @@ class Learner(Host):
         self.phases: tuple[Phase, ...] = ()
         self.loaders: tuple[Iterable[Any], ...] = ()
         self.sums: dict[str, tuple[Tensor, int | Tensor]] = {}
-        self.epoch_index, self.step_index = 0, 0
+        self.epoch_index: int = 0
+        self.step_index: int = 0
         self.last_phase = False  # of an epoch of `fit`
         self.epoch_rng: dict[str, Any] = {}  # the generators when the epoch began
         self.resume_rng: dict[str, Any] | None = None  # and when the training that is resumed was killed

@@ -55,7 +55,7 @@ class RecurrentSequential(nn.Sequential):
 
     @property
     def recurrent(self) -> tuple[bool, ...]:
-        """Which members are."""
+        """Which members are recurrent."""
         if len(self._recurrent) != len(self):  # a member was appended or taken away
             self._recurrent = tuple(_is_recurrent(module) for module in self)
         return self._recurrent
