@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 import rnnkit as rk
 
@@ -516,6 +516,65 @@ def test_a_fit_that_was_cancelled_within_an_epoch_goes_on_within_it(tmp_path):
     assert same(rows[0][1], rows[2][1])
 
 
+@pytest.mark.parametrize("place", ["data set", "sampler of a batch sampler"])
+def test_a_generator_is_kept_wherever_the_loader_has_it(tmp_path, place):
+    class Own(Dataset):
+        def __init__(self, own: torch.Generator) -> None:
+            self.generator = own if place == "data set" else None
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, i: int) -> torch.Tensor:
+            own = self.generator
+            return torch.full((5, 1), float(i)) if own is None else torch.rand(5, 1, generator=own)
+
+    def trained(seed: int, epochs: int, *callbacks) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model, own = nn.GRU(1, 1), torch.Generator().manual_seed(seed)
+        data = Own(own)
+        options = {"batch_size": 2}
+        if place != "data set":
+            options = {"batch_sampler": BatchSampler(RandomSampler(data, generator=own), 2, False)}
+        learner = rk.Learner(model, SEQ, torch.optim.SGD(model.parameters(), 0.1), callbacks)
+        learner.fit(epochs, DataLoader(data, collate_fn=lambda items: torch.stack(items, 1), **options))
+        return learner.parameters
+
+    path, whole = tmp_path / "a.pt", trained(1, 3)
+    trained(1, 1, rk.Checkpoint(path))
+    for seed in range(2, 6):  # whatever seed the one who resumes has
+        other = path.with_name(f"{seed}.pt")
+        other.write_bytes(path.read_bytes())
+        assert all(map(torch.equal, trained(seed, 3, rk.Checkpoint(other, resume=True)), whole))
+
+
+def test_an_epoch_cancelled_as_it_is_taken_up_again_is_over(tmp_path):
+    class Stop:
+        def on_step_end(self, learner: rk.Learner) -> None:
+            if learner.step_index == 2:
+                raise rk.CancelFit
+
+    class Cancel:
+        def __init__(self) -> None:
+            self.left = []
+
+        def on_epoch_begin(self, learner: rk.Learner) -> None:
+            if not self.left:
+                assert learner.resume_rng is not None
+                raise rk.CancelEpoch
+
+        def on_epoch_end(self, learner: rk.Learner) -> None:
+            self.left.append(learner.resume_rng)
+
+    cancel = Cancel()
+    for callback in (Stop(), cancel):
+        model = nn.GRU(1, 1)
+        checkpoint = rk.Checkpoint(tmp_path / "a.pt", 1, resume=True)
+        learner = rk.Learner(model, SEQ, torch.optim.SGD(model.parameters(), 0.1), [callback, checkpoint])
+        learner.fit(2, [torch.ones(5, 2, 1)] * 4)
+    assert cancel.left == [None, None]
+
+
 def test_a_resumed_fit_makes_up_what_is_missing(written):
     def resumed(epochs: int) -> tuple[int, int]:
         learner, history, training, validation = build(extra=(rk.Checkpoint(written, resume=True),))
@@ -531,6 +590,12 @@ def test_a_finished_file_is_left_alone_without_resume(written):
     learner, history, training, validation = build(extra=(rk.Checkpoint(written),))
     learner.fit(1, *loaders("global", 0), training, validation)
     assert (learner.epoch_index, len(history.rows)) == (1, 2)
+
+
+def test_the_folders_of_the_file_are_made(tmp_path):
+    path = tmp_path / "runs" / "today" / "a.pt"
+    fit_with(path, 2, 1)
+    assert [file.name for file in path.parent.iterdir()] == ["a.pt"]
 
 
 def test_every_must_be_at_least_one():

@@ -122,6 +122,20 @@ def test_what_a_callback_sees_at_each_event():
     assert (seen["WindowEnd"][4], seen["StepEnd"][4]) == (0, 1)
 
 
+@pytest.mark.parametrize("phase", [rk.BPTTTrainingPhase, rk.BPTTValidationPhase])
+def test_the_loss_is_computed_after_its_event_and_the_outputs_before_it(phase):
+    log, model = Log(), net()
+    model.register_forward_hook(lambda *_: log.events.append("model"))
+
+    def loss(outputs, targets):
+        log.events.append("loss")
+        return nn.functional.mse_loss(outputs, targets)
+
+    rk.Learner(model, loss, torch.optim.SGD(model.parameters(), 0.1), [log]).step(phase(), X)
+    first = log.events.index("model")
+    assert log.events[first : first + 3] == ["model", "LossBegin", "loss"]
+
+
 @pytest.mark.parametrize("event", STEP)
 def test_a_cancelled_step_is_left_out_and_the_next_one_comes(event):
     log = Log(event, rk.CancelStep, once=True)

@@ -318,6 +318,17 @@ def test_an_error_names_the_model():
         gradient_by_step(Outputs(), mean, torch.randn(T, B, F), None)
 
 
+def test_a_model_that_sees_a_little_of_the_other_steps_is_refused():
+    class Leaking(nn.GRU):
+        def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            outputs, state = super().forward(inputs, state)
+            return outputs + 1e-4 * inputs.sum(), state
+
+    inputs, _ = batch()
+    with pytest.raises(ValueError, match="the same from T calls of one step as from one call of T"):
+        gradient_by_step(Leaking(F, H).double(), last, inputs, None)
+
+
 def test_dropout_is_fine_in_eval_mode():
     model = nn.LSTM(F, H, 2, dropout=0.5).eval()
     assert gradient_by_step(model, mean, torch.randn(T, B, F), None)["weight_ih_l0"].shape == (T, 4 * H, F)

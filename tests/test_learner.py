@@ -220,6 +220,20 @@ def test_the_encoder_runs_under_autocast_too():
     assert seen == [True, True]
 
 
+def test_the_loss_runs_under_autocast_too():
+    seen = []
+
+    def loss(outputs, targets):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return MSE(outputs, targets)
+
+    learner, x = learner_of(net().float(), loss, autocast=torch.bfloat16), torch.randn(8, 4, 3)
+    for phase in (rk.BPTTTrainingPhase(), rk.BPTTTrainingPhase(window=4), rk.BPTTValidationPhase()):
+        learner.step(phase, x)
+    assert len(seen) > 3
+    assert all(seen)
+
+
 def test_float16_is_refused():
     with pytest.raises(TypeError) as info:
         learner_of(autocast=torch.float16)
@@ -286,6 +300,15 @@ def test_any_function_is_a_loss():
     assert torch.equal(plain.step(rk.BPTTTrainingPhase(), (x, y)).loss, MSE(net()(x)[0], y).detach())
 
 
+def test_a_single_step_tells_the_callbacks_which_phase_it_is_of():
+    modes, x = Modes(), data(6, 2, 3)
+    learner = learner_of(callbacks=[modes])
+    for phase in (rk.BPTTTrainingPhase(), rk.BPTTValidationPhase(), rk.BPTTTrainingPhase()):
+        learner.step(phase, x)
+        assert learner.phase is phase
+    assert [name for name, _ in modes.seen] == ["training", "validation", "training"]
+
+
 def test_epochs_and_steps_are_counted():
     counts = []
 
@@ -302,6 +325,13 @@ def test_epochs_and_steps_are_counted():
     assert learner.fit(1, [x]).epoch_index == 3
     learner.epoch(rk.BPTTValidationPhase(), [x])
     assert learner.epoch_index == 3
+
+
+def test_between_two_fits_no_step_of_the_next_epoch_is_made():
+    x = data(6, 2, 3)
+    for valid in (None, [x]):
+        learner = learner_of().fit(2, [x, x, x], valid)
+        assert (learner.epoch_index, learner.step_index) == (2, 0)
 
 
 def test_each_epoch_starts_a_stateful_phase_afresh():

@@ -297,6 +297,12 @@ def test_seq2one_takes_a_row_of_one_step_with_two_outputs_for_one_target():
     assert seq2one_loss(gaussian)(outputs, target).item() == pytest.approx(0.5)
 
 
+def test_on_reads_no_padding_backward_where_all_rows_are_of_one_length():
+    model, x, y = nn.GRU(2, 3, bidirectional=True), torch.randn(6, 4, 2), torch.randn(6, 4, 6)
+    loss = seq2seq_loss(nn.MSELoss()).on(model, x, y, torch.full((4,), 3))
+    torch.testing.assert_close(loss, F.mse_loss(model(x[:3])[0], y[:3]))
+
+
 def test_seq2one_on_runs_the_model():
     torch.manual_seed(0)
     model, loss = nn.GRU(2, 3), seq2one_loss(nn.MSELoss())
@@ -340,6 +346,13 @@ def test_a_loss_function_of_ones_own_may_not_broadcast_over_a_missing_feature():
         seq2seq_loss(lambda outputs, targets: (outputs - targets).abs())(torch.zeros(5, 3, 1), torch.zeros(5, 3))
 
 
+@pytest.mark.parametrize("loss_fn", [F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss])
+def test_an_elementwise_function_may_not_broadcast(loss_fn):
+    for outputs, targets in [((5, 3, 1), (5, 3)), ((5, 3, 1), (5, 3, 2))]:
+        with pytest.raises(ValueError, match=r"seq2seq_loss: got outputs .* wanted equal shapes"):
+            seq2seq_loss(loss_fn)(torch.zeros(outputs), torch.zeros(targets))
+
+
 def test_seq2one_may_not_broadcast_either():
     with pytest.raises(ValueError, match=r"(?s)seq2one_loss.*\(3,\)"):
         seq2one_loss(nn.MSELoss())(torch.zeros(5, 3, 1), torch.zeros(3))
@@ -371,6 +384,16 @@ def test_seq2one_refuses_a_target_sequence():
         seq2one_loss(nn.MSELoss())(torch.zeros(5, 3, 1), torch.zeros(5, 3, 1))
 
 
+@pytest.mark.parametrize(
+    ("loss_fn", "targets"),
+    [(nn.CrossEntropyLoss(), torch.zeros(3, 3, dtype=torch.long)), (lambda x, y: (x - y).abs(), torch.zeros(3, 3, 2))],
+    ids=["classes", "floats"],
+)
+def test_seq2one_refuses_a_target_sequence_of_as_many_steps_as_there_are_rows(loss_fn, targets):
+    with pytest.raises(ValueError, match=r"seq2one_loss: got .* wanted one target a sequence"):
+        seq2one_loss(loss_fn)(torch.zeros(3, 3, 2), targets)
+
+
 def test_seq2one_refuses_targets_of_another_batch():
     with pytest.raises(ValueError, match=r"(?s)seq2one_loss.*\(5, 3, 1\).*\(2, 1\)"):
         seq2one_loss(nn.MSELoss())(torch.zeros(5, 3, 1), torch.zeros(2, 1))
@@ -390,6 +413,11 @@ def test_the_last_step_only_is_another_loss():
 def test_lengths_in_a_list_are_refused():
     with pytest.raises(TypeError, match=r"(?s)seq2seq_loss.*lengths = a list of 3.*int64"):
         seq2seq_loss(nn.MSELoss())(torch.zeros(5, 3, 1), torch.zeros(5, 3, 1), [5, 2, 1])
+
+
+def test_lengths_on_another_device_are_refused():
+    with pytest.raises(TypeError, match=r"seq2seq_loss: got lengths of torch.int64 on meta; wanted an int64 CPU"):
+        seq2seq_loss(nn.MSELoss())(torch.zeros(5, 3, 1), torch.zeros(5, 3, 1), torch.tensor([5, 2, 1], device="meta"))
 
 
 def test_seq2one_refuses_a_list_of_targets():

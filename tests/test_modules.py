@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from states import assert_state, leaves
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -20,33 +21,11 @@ from rnnkit import (
     unbatchseq,
 )
 
+pytestmark = pytest.mark.usefixtures("in_double_precision")
+
 T, B, F, H = 6, 4, 3, 5
 FUSED = {"LSTM": (nn.LSTM, nn.LSTMCell), "GRU": (nn.GRU, nn.GRUCell), "RNN": (nn.RNN, nn.RNNCell)}
 every_kind = pytest.mark.parametrize("kind", FUSED)
-
-
-@pytest.fixture(autouse=True)
-def in_double_precision():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(before)
-
-
-def leaves(state):
-    if state is None:
-        return []
-    if isinstance(state, torch.Tensor):
-        return [state]
-    return [leaf for part in (state.values() if isinstance(state, dict) else state) for leaf in leaves(part)]
-
-
-def assert_state(got, wanted):
-    got, wanted = leaves(got), leaves(wanted)
-    assert len(got) == len(wanted) > 0
-    for a, b in zip(got, wanted, strict=True):
-        torch.testing.assert_close(a, b)
 
 
 def assert_same_call(model, reference, inputs, state=None, reference_state=None):
@@ -674,6 +653,28 @@ def test_from_fused_refuses_what_is_not_fused():
 def test_per_step_refuses_an_input_without_time_and_batch():
     with pytest.raises(ValueError, match=r"(?s)PerStep.*\(5,\).*\(T, B, \*F\)"):
         PerStep(nn.Linear(5, 2))(torch.randn(5))
+
+
+def test_an_encoder_or_a_decoder_that_is_a_cell_is_refused_when_the_model_is_built():
+    for parts in [(nn.GRUCell(2, 3), nn.GRU(2, 3)), (nn.GRU(2, 3), nn.GRUCell(2, 3))]:
+        with pytest.raises(TypeError, match="EncoderDecoder: got a cell, GRUCell"):
+            EncoderDecoder(*parts)
+
+
+def test_an_encoder_decoder_of_a_pair_is_refused():
+    model, (sources, targets) = encoder_decoder(attention=True), translations()
+    with pytest.raises(TypeError, match=r"EncoderDecoder: got inputs a tuple of 2 and no state; wanted a source"):
+        model((sources[0].unsqueeze(1), targets[0].unsqueeze(1)))
+
+
+def test_a_decoder_that_returns_no_state_is_refused():
+    class Stateless(nn.Module):
+        def forward(self, inputs, state=None):
+            return inputs
+
+    model = EncoderDecoder(nn.GRU(2, 3), Stateless())
+    with pytest.raises(TypeError, match=r"EncoderDecoder: got \(2, 3, 4\) from Stateless; wanted a pair"):
+        model((torch.zeros(5, 3, 2), None, torch.zeros(2, 3, 4)))
 
 
 def test_an_encoder_decoder_without_source_and_state_is_refused():

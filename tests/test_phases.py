@@ -326,6 +326,15 @@ def test_a_state_is_carried_with_one_target_a_sequence_too(window):
         close([outputs[:, i]], [rnn_of(model)(rest)[0][n:, 0].detach()])
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_state_carried_with_one_target_a_sequence_has_no_history(window):
+    x, y, model = data(9, 3, 3), data(3, 3, seed=8), net()
+    phase = rk.BPTTTrainingPhase(window=window, stateful=True)
+    for part in (x[:7], x[7:]):  # the second is shorter than a window
+        phase(model, LAST, (part, y), sgd(model))
+        assert not any(leaf.requires_grad for leaf in phase.state[0])
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 @pytest.mark.parametrize("options", [{}, {"window": 3}, {"window": 3, "stride": 1}, "validation"])
 def test_documents_start_from_zero_and_rows_run_dry(kind, options):
@@ -363,6 +372,18 @@ def test_a_dry_row_takes_no_part_in_loss_and_gradient(options):
         close(left, right)
     close([step.loss], [other.loss])
     assert step.weight == other.weight == 10
+
+
+def test_a_dry_row_takes_no_part_in_a_closed_loop():
+    x, y = data(6, 3, 3), data(6, 3, 3, seed=8)
+    ragged = rk.SequenceBatch(x, y, torch.tensor([6, 0, 4]), torch.tensor([True, False, True]))
+    step = rk.BPTTValidationPhase(nfeedback=2, stateful=True)(net(), SEQ, ragged)
+    two = x[:, [0, 2]], y[:, [0, 2]], torch.tensor([6, 4])
+    other = rk.BPTTValidationPhase(nfeedback=2)(net(), SEQ, two)
+    assert list(step.parts) == list(other.parts)
+    for name, (value, weight) in step.parts.items():
+        close([value], [other.parts[name][0]])
+        assert torch.equal(torch.as_tensor(weight), torch.as_tensor(other.parts[name][1]))
 
 
 def test_a_carried_state_has_no_history():
@@ -419,6 +440,33 @@ def test_validation_may_be_stateful():
     whole = learner.epoch(phase, rk.StreamLoader(stream, 4, 7))["loss"]
     targets = torch.stack([stream[i * 25 + 1 : (i + 1) * 25 + 1] for i in range(4)], 1)
     close([whole, learner.epoch(phase, rk.StreamLoader(stream, 4, 7))["loss"]], [MSE(outputs, targets)] * 2)
+
+
+def test_stateful_validation_goes_on_from_each_row_s_own_end():
+    x, lengths, model = data(12, 3, 3), torch.tensor([7, 2, 5]), net()
+    phase = rk.BPTTValidationPhase(stateful=True)
+    phase(model, SEQ, (x[:7], x[:7], lengths))
+    outputs = phase(model, SEQ, (x[7:], x[7:])).outputs
+    for i, n in enumerate(lengths.tolist()):
+        rest = torch.cat([x[:n, i : i + 1], x[7:, i : i + 1]])
+        close([outputs[:, i]], [rnn_of(model)(rest)[0][n:, 0].detach()])
+
+
+@pytest.mark.parametrize("part", ["feedback", "sampler"])
+def test_the_state_of_a_phase_holds_the_generators_of_its_parts(part):
+    def build(seed: int) -> rk.BPTTTrainingPhase:
+        own = torch.Generator().manual_seed(seed)
+        if part == "feedback":
+            return rk.BPTTTrainingPhase(feedback=rk.Feedback.probability(0.5, generator=own))
+        return rk.BPTTTrainingPhase(sampler=rk.SoftmaxSampler(generator=own))
+
+    def draw(phase: rk.BPTTTrainingPhase) -> Tensor:
+        return phase.feedback.mask(40, 5) if part == "feedback" else phase.sampler(torch.zeros(100, 9))
+
+    one, two = build(1), build(2)
+    draw(one)
+    two.load_state_dict(one.state_dict())
+    assert torch.equal(draw(one), draw(two))
 
 
 # Closed loop

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from states import assert_state, leaves
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,17 +32,10 @@ from rnnkit import (
     select_rows,
 )
 
+pytestmark = pytest.mark.usefixtures("in_double_precision")
+
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 V, H = 7, 5
-
-
-@pytest.fixture(autouse=True)
-def in_double_precision():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(before)
 
 
 def seeded(seed=0):
@@ -72,21 +66,6 @@ class Counting(nn.Module):
     def forward(self, inputs, state=None):
         self.calls.append(inputs.shape[0])
         return self.model(inputs, state)
-
-
-def leaves(state):
-    if state is None:
-        return []
-    if isinstance(state, torch.Tensor):
-        return [state]
-    return [leaf for part in (state.values() if isinstance(state, dict) else state) for leaf in leaves(part)]
-
-
-def assert_state(got, wanted, **tolerance):
-    got, wanted = leaves(got), leaves(wanted)
-    assert len(got) == len(wanted) > 0
-    for a, b in zip(got, wanted, strict=True):
-        torch.testing.assert_close(a, b, **tolerance)
 
 
 def by_hand(model, inputs, mask, sampler=identity, state=None):
@@ -179,6 +158,10 @@ def test_last_n_refuses_a_sequence_in_which_no_step_would_be_driven(T, B, more):
 def test_last_n_refuses_one_row_too_short_for_it():
     with pytest.raises(ValueError, match=r"(?s)Feedback.last\(3\).*2 steps.*at least 4"):
         Feedback.last(3).mask(9, 2, lengths=torch.tensor([9, 2]))
+
+
+def test_last_n_feeds_nothing_in_a_row_that_has_run_dry():
+    assert Feedback.last(2).mask(4, 2, lengths=torch.tensor([4, 0])).T.int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
 
 
 @few
@@ -433,6 +416,15 @@ def test_padding_beyond_the_longest_row_changes_nothing(wrap):
     assert_state(state, wanted_state)
 
 
+@pytest.mark.parametrize("wrap", [lambda model: model, Counting], ids=["packs", "takes tensors only"])
+def test_rows_of_one_length_below_the_padding_end_there(wrap):
+    model, inputs = continuous_model(nn.LSTM), torch.randn(7, 3, 2)
+    outputs, state = rollout(wrap(model), inputs, lengths=torch.tensor([4, 4, 4]))
+    wanted, wanted_state = model(inputs[:4])
+    torch.testing.assert_close(outputs[:4], wanted)
+    assert_state(state, wanted_state)
+
+
 @few
 @given(**RAGGED)
 def test_with_lengths_the_gradient_is_that_of_each_row_alone(lengths, n):
@@ -444,6 +436,12 @@ def test_with_lengths_the_gradient_is_that_of_each_row_alone(lengths, n):
     alone = sum(rollout(model, row[:, None], Feedback.last(n))[0].square().sum() for row in rows)
     for a, b in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(alone, parameters), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_a_draw_is_cast_to_what_the_inputs_are():
+    model, inputs = continuous_model().float(), torch.randn(6, 2, 2, dtype=torch.float32)
+    outputs, _ = rollout(model, inputs, Feedback.last(2), lambda outputs: outputs.double())
+    torch.testing.assert_close(outputs, rollout(model, inputs, Feedback.last(2))[0])
 
 
 def test_the_schedule_sees_rollout_s_step():
@@ -578,6 +576,14 @@ def test_scheduled_sampling_trains_the_embedding_and_the_input_weights(rows):
     torch.cat(outputs).square().sum().backward()
     for ours, theirs in zip(found, model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_the_padding_token_of_an_embedding_gets_no_gradient_where_it_is_drawn():
+    model = RecurrentSequential(nn.Embedding(V, 4, padding_idx=0), nn.LSTM(4, H), nn.Linear(H, V))
+    tokens = torch.randint(1, V, (6, 3))
+    rollout(model, tokens, Feedback.always(), lambda outputs: outputs.argmax(1) * 0)[0].square().sum().backward()
+    assert model[0].weight.grad[0].eq(0).all()
+    assert model[0].weight.grad[tokens[0]].ne(0).any(1).all()
 
 
 def test_a_member_added_later_is_stepped_too():
@@ -834,6 +840,32 @@ def test_log_probs_count_the_stop_token_and_nothing_after_it():
         assert stopped.log_probs[length - 1 :, row].eq(0).all()
 
 
+def test_a_row_that_does_not_stop_keeps_its_last_log_prob():
+    sample = sample_model(Successor(), 4, torch.tensor([[0, 3]]), sample_best, stop=5)
+    assert sample.lengths.tolist() == [4, 3]
+    assert sample.log_probs.ne(0).T.tolist() == [[True] * 4, [True, True, False, False]]
+
+
+def test_what_follows_a_row_that_has_stopped_is_its_stop_token():
+    sample = sample_model(Successor(), 4, torch.tensor([[0, 3]]), sample_best, stop=5)
+    assert sample.next.tolist() == [[4, 5]]
+
+
+def test_the_draw_after_the_last_step_is_checked_too():
+    model = RecurrentSequential(nn.GRU(2, H), nn.Linear(H, 3))
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*\(3, 3\).*sampler.*\(3, 2\)"):
+        sample_model(model, 4, torch.zeros(4, 3, 2))
+
+
+def test_tokens_of_a_model_without_classes_have_no_log_probs():
+    def counting(tokens, state=None):
+        return tokens + 0.75, torch.zeros(1, tokens.shape[1], 1)
+
+    sample = sample_model(counting, 4, torch.tensor([[0, 2]]), lambda outputs: outputs.round().long())
+    assert sample.tokens.T.tolist() == [[0, 1, 2, 3], [2, 3, 4, 5]]
+    assert sample.log_probs is None
+
+
 # ---------------------------------------------------------------- sample_model: it leaves the model as it was
 
 
@@ -877,6 +909,38 @@ def test_hooks_still_fire_while_sampling(member):
     assert len(calls) == 9, "once for the primer and once for each of the 8 further steps"
 
 
+@pytest.mark.parametrize("member", [None, 0, 1, 2], ids=["model", "embedding", "lstm", "head"])
+def test_hooks_before_the_call_still_fire_while_sampling(member):
+    model, calls = language_model(), []
+    (model if member is None else model[member]).register_forward_pre_hook(lambda *_: calls.append(1))
+    sample_model(model, 12, torch.randint(V, (4, 3)), wander)
+    assert len(calls) == 9
+
+
+@pytest.mark.parametrize("member", [None, 0], ids=["model", "gru"])
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_hooks_of_the_backward_pass_fire_once_for_each_call(member, register):
+    model, calls = continuous_model(), []
+    getattr(model if member is None else model[member], register)(lambda *_: calls.append(1))
+    rollout(model, torch.randn(9, 3, 2, requires_grad=True), Feedback.last(4))[0].sum().backward()
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("member", [0, 1, 2], ids=["embedding", "lstm", "head"])
+def test_a_forward_put_on_a_module_itself_is_kept(member):
+    model, primer = language_model(), torch.randint(V, (4, 3))
+    own = model[member].forward
+
+    def tripled(inputs, state=None):
+        result = own(inputs, state) if member == 1 else own(inputs)
+        return (3 * result[0], result[1]) if member == 1 else 3 * result
+
+    model[member].forward = tripled
+    sample = sample_model(model, 12, primer, wander)
+    _, outputs, _, _ = generate_by_hand(model, 12, primer, wander)
+    torch.testing.assert_close(sample.outputs, outputs)
+
+
 def test_a_hook_that_changes_the_state_changes_the_sample():
     model, primer = language_model(), torch.randint(V, (4, 3))
     model[1].register_forward_hook(lambda module, args, result: (2 * result[0], result[1]))
@@ -897,6 +961,25 @@ def test_a_subclass_of_a_fused_module_keeps_its_own_forward():
     torch.testing.assert_close(sample.outputs, outputs)
 
 
+@pytest.mark.parametrize("part", ["embedding", "stack"])
+def test_a_subclass_of_an_embedding_or_of_the_stack_keeps_its_own_forward(part):
+    class Scaled(nn.Embedding):
+        def forward(self, inputs):
+            return 3 * super().forward(inputs)
+
+    class Sharpened(RecurrentSequential):
+        def forward(self, inputs, state=None):
+            outputs, state = super().forward(inputs, state)
+            return outputs.flip(-1), state
+
+    members = [(Scaled if part == "embedding" else nn.Embedding)(V, 4), nn.LSTM(4, H), nn.Linear(H, V)]
+    model = (Sharpened if part == "stack" else RecurrentSequential)(*members)
+    primer = torch.randint(V, (4, 3))
+    sample = sample_model(model, 12, primer, wander)
+    _, outputs, _, _ = generate_by_hand(model, 12, primer, wander)
+    torch.testing.assert_close(sample.outputs, outputs)
+
+
 def test_parametrized_weights_are_read_through_their_parametrization():
     model, primer = language_model(), torch.randint(V, (4, 3))
     torch.nn.utils.parametrizations.weight_norm(model[1], "weight_hh_l0")
@@ -905,6 +988,15 @@ def test_parametrized_weights_are_read_through_their_parametrization():
     sample = sample_model(model, 12, primer, wander)
     _, outputs, _, _ = generate_by_hand(model, 12, primer, wander)
     torch.testing.assert_close(sample.outputs, outputs)
+
+
+def test_under_autocast_a_model_is_stepped_as_it_is():
+    model, primer = language_model().float(), torch.randint(V, (1, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        sample = sample_model(model, 12, primer, wander)
+        _, outputs, _, _ = generate_by_hand(model, 12, primer, wander)
+    assert sample.outputs.dtype == torch.bfloat16
+    assert torch.equal(sample.outputs, outputs)
 
 
 def test_single_precision_is_stepped_closely_too():
@@ -1001,6 +1093,20 @@ def test_the_outputs_of_the_best_beam_answer_its_tokens():
     assert_state(sample.state, [leaf.detach() for leaf in leaves(state)])
 
 
+def test_a_beam_has_no_gradient():
+    sample = beam_search(language_model(), 10, torch.randint(V, (4, 3)), width=3)
+    assert not any(x.requires_grad for x in [sample.outputs, sample.log_probs, *leaves(sample.state)])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_sleeps_in_a_beam_search_and_the_mode_comes_back(training):
+    model = RecurrentSequential(nn.Embedding(V, 4), nn.LSTM(4, H), nn.Dropout(0.5), nn.Linear(H, V)).train(training)
+    primer = torch.randint(V, (4, 3))
+    sample = beam_search(model, 10, primer, width=3)
+    assert all(module.training == training for module in model.modules())
+    torch.testing.assert_close(sample.outputs, model.eval()(sample.tokens)[0].detach())
+
+
 def test_a_beam_that_has_stopped_keeps_its_score():
     """Class 0 ends a sequence. Ending at once has probability 0.6; going on, every next token has at most 0.5."""
 
@@ -1015,6 +1121,21 @@ def test_a_beam_that_has_stopped_keeps_its_score():
     assert sample.tokens[1:, 0].eq(0).all()
     assert sample.lengths.tolist() == [2]
     assert sample.log_probs.sum().item() == pytest.approx(math.log(0.6))
+
+
+@pytest.mark.parametrize("width", [2, 3, 4])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_beam_search_with_a_stop_is_the_search_over_lists_of_candidates(seed, width):
+    model = Markov(4, seed)
+    sample = beam_search(model, 7, torch.arange(4)[None], width=width, stop=0)
+    for row in range(4):
+        beams = [()]
+        for _ in range(6):
+            grown = [(*beam, v) for beam in beams if beam[-1:] != (0,) for v in range(4)]
+            beams = [beam for beam in beams if beam[-1:] == (0,)] + grown
+            beams = sorted(beams, key=lambda beam, row=row: score(model, row, beam), reverse=True)[:width]
+        assert tuple(sample.tokens[1 : 1 + len(beams[0]), row].tolist()) == beams[0]
+        assert sample.lengths[row] == 1 + len(beams[0])
 
 
 def test_a_beam_search_ends_when_every_candidate_has_stopped():
@@ -1080,6 +1201,14 @@ def test_a_sampler_of_indices_for_a_model_of_vectors_is_refused():
         sample_model(model, 10, torch.zeros(4, 3, V), sample_best)
 
 
+def test_a_sampler_of_numbers_for_a_model_of_tokens_is_refused():
+    def regression(tokens, state=None):
+        return 0.5 * tokens, torch.zeros(1, tokens.shape[1], 1)
+
+    with pytest.raises(ValueError, match=r"(?s)rollout.*\(3,\) of torch.float64 from the sampler.*torch.int64"):
+        rollout(regression, torch.zeros(4, 3, dtype=torch.long), Feedback.last(1))
+
+
 def test_rollout_refuses_a_sampler_that_does_not_fit():
     model = RecurrentSequential(nn.GRU(2, H), nn.Linear(H, 3))
     with pytest.raises(ValueError, match=r"(?s)rollout.*\(3, 3\).*sampler.*\(3, 2\)"):
@@ -1119,6 +1248,20 @@ def test_a_batch_first_model_is_refused(run, request):
         run(nn.GRU(2, 2, batch_first=True), torch.zeros(4, 3, 2))
 
 
+@both_ways
+def test_a_batch_first_model_is_refused_within_another_too(run):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.GRU(2, 2, batch_first=True)
+
+        def forward(self, inputs, state=None):
+            return self.inner(inputs, state)
+
+    with pytest.raises(ValueError, match=r"GRU\(batch_first=True\); wanted time as dim 0"):
+        run(Wrapped(), torch.zeros(4, 3, 2))
+
+
 def test_a_bidirectional_model_cannot_be_stepped():
     with pytest.raises(ValueError, match=r"(?s)sample_model.*bidirectional.*future"):
         sample_model(nn.GRU(2, 1, bidirectional=True), 9, torch.zeros(4, 3, 2))
@@ -1128,6 +1271,12 @@ def test_a_bidirectional_model_cannot_be_stepped():
 def test_a_probability_outside_0_and_1_is_refused(p):
     with pytest.raises(ValueError, match=rf"(?s)Feedback.probability.*{p}"):
         Feedback.probability(p).mask(4, 2)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1])
+def test_a_probability_is_refused_before_it_is_used(p):
+    with pytest.raises(ValueError, match=r"Feedback.probability: got p = -?[01].1; wanted 0 <= p <= 1"):
+        Feedback.probability(p)
 
 
 def test_a_schedule_that_leaves_0_and_1_is_refused():
@@ -1162,6 +1311,11 @@ def test_a_beam_search_over_continuous_outputs_is_refused():
         beam_search(continuous_model(), 10, torch.zeros(4, 3, 2), 2)
 
 
+def test_a_beam_search_from_numbers_is_refused():
+    with pytest.raises(TypeError, match=r"beam_search: got a primer \(4, 3\) of torch.float64; wanted tokens"):
+        beam_search(lambda x, state: (x.unsqueeze(2).expand(-1, -1, V), x[:1]), 9, torch.zeros(4, 3), width=2)
+
+
 def test_a_beam_search_over_images_is_refused():
     with pytest.raises(ValueError, match=r"(?s)beam_search.*\(4, 3, 2, 7\).*\(T, B, V\)"):
         beam_search(lambda x, state: (torch.zeros(*x.shape, 2, 7), None), 10, torch.zeros(4, 3, dtype=torch.int64), 2)
@@ -1180,6 +1334,22 @@ def test_a_stop_that_does_not_say_which_rows_is_refused():
 def test_a_model_that_loses_steps_is_refused():
     with pytest.raises(ValueError, match=r"(?s)rollout.*\(1, 3, 2\).*\(4, 3, 2\).*the same T and B"):
         rollout(lambda x, state: (x[-1:], state), torch.zeros(4, 3, 2))
+
+
+def test_a_model_that_loses_the_dimension_of_one_step_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*outputs \(3, 2\).*\(1, 3, 2\).*the same T and B"):
+        sample_model(lambda x, state: (x.squeeze(0), torch.zeros(1, 3, 1)), 4, torch.zeros(1, 3, 2))
+
+
+def test_a_model_that_loses_rows_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)rollout.*\(4, 1, 2\).*\(4, 3, 2\).*the same T and B"):
+        rollout(lambda x, state: (x[:, :1], state), torch.zeros(4, 3, 2))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (4, 0, 2)], ids=str)
+def test_a_sequence_of_no_step_or_no_row_is_refused(shape):
+    with pytest.raises(ValueError, match=r"rollout: got empty inputs .* wanted at least one step and one row"):
+        rollout(continuous_model(), torch.zeros(shape))
 
 
 def test_a_model_that_unpacks_what_it_was_given_packed_is_refused():

@@ -289,6 +289,12 @@ def test_a_sequence_batch_moves_with_to_and_its_lengths_stay_on_the_cpu():
     assert SequenceBatch(torch.zeros(5, 2, 1)).to("meta").targets is None
 
 
+def test_a_sequence_batch_that_moves_keeps_its_restarts():
+    batch = SequenceBatch(torch.zeros(3, 2), lengths=torch.tensor([3, 1]), restart=torch.tensor([True, False]))
+    assert batch.to("meta").restart.tolist() == [True, False]
+    assert batch.to("meta").lengths.tolist() == [3, 1]
+
+
 def test_the_batch_of_an_encoder_decoder_moves_too():
     source, lengths, inputs = torch.zeros(7, 2, 1), torch.tensor([7, 4]), torch.zeros(5, 2, 1)
     moved = SequenceBatch((source, lengths, inputs), torch.zeros(5, 2, 1)).to("meta")
@@ -318,6 +324,12 @@ def test_pad_collate_of_pairs_pads_a_target_per_step():
     for row, (inputs, targets) in enumerate(data):
         assert torch.equal(unbatchseq(batch.inputs, batch.lengths)[row], inputs)
         assert torch.equal(unbatchseq(batch.targets, batch.lengths)[row], targets)
+
+
+def test_pad_collate_pads_the_targets_of_every_step_like_the_inputs():
+    batch = pad_collate([(torch.zeros(n, 2), torch.zeros(n, dtype=torch.long)) for n in (3, 1)], pad=-100)
+    assert batch.inputs[1:, 1].eq(-100).all()
+    assert batch.targets[:, 1].tolist() == [0, -100, -100]
 
 
 @pytest.mark.parametrize("number", [int, float, torch.tensor])

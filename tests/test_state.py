@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from states import leaves
 from torch import nn
 
 from rnnkit import RecurrentSequential, detach, reset_rows, select_rows
@@ -14,14 +15,6 @@ def tree(requires_grad=False):
         return torch.randn(layers, B, *features, dtype=torch.float64, requires_grad=requires_grad)
 
     return ((leaf(2, 3), leaf(2, 3)), None, [leaf(1, 5)], {"memory": leaf(1, 2, 2, 2), "none": None})
-
-
-def leaves(state):
-    if state is None:
-        return []
-    if isinstance(state, torch.Tensor):
-        return [state]
-    return [leaf for part in (state.values() if isinstance(state, dict) else state) for leaf in leaves(part)]
 
 
 def same_structure(a, b):

@@ -25,16 +25,9 @@ from rnnkit import (
     steps,
 )
 
+pytestmark = pytest.mark.usefixtures("in_double_precision")
+
 mse, crossentropy = nn.MSELoss(), nn.CrossEntropyLoss()
-
-
-@pytest.fixture(autouse=True)
-def in_double_precision():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(144)
-    yield
-    torch.set_default_dtype(before)
 
 
 def waves(batch_size, length=24):
