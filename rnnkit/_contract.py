@@ -126,7 +126,7 @@ def check_call(
 def call_model(model: Model, inputs: Any, state: State, call: str) -> tuple[Any, State]:
     """`outputs, state = model(inputs, state)`, or a clear error where the model gives something else."""
     result = model(inputs, state)
-    if not isinstance(result, tuple) or isinstance(result, PackedSequence) or len(result) != 2:
+    if not isinstance(result, tuple) or len(result) != 2:
         fix = "return (outputs, state) like torch.nn.LSTM; RecurrentSequential does it for a stack of layers."
         raise refuse(call, f"{shape(result)} from {_name(model)}", "a pair (outputs, state)", fix, TypeError)
     return result

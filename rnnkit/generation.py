@@ -153,13 +153,12 @@ def beam_search(
             raise refuse(call, f"outputs {shape(head)}", "logits (T, B, V)", "end the model with nn.Linear(H, V).")
         classes, answer = head.shape[2], head[-1].unsqueeze(1)
         scores, done = head.new_zeros(batch, 1), torch.zeros(batch, 1, dtype=torch.bool, device=head.device)
-        ended = head.new_full((classes,), float("-inf"))
-        ended[end] = 0.0
+        only = head.new_full((classes,), float("-inf")).masked_fill(torch.arange(classes, device=head.device) == end, 0)
         step = one_step(model, batch * width)
         trail: list[tuple[Tensor, Tensor, Tensor]] = []
         for _ in range(length - time):
             beams = scores.shape[1]
-            follow = torch.where(done.unsqueeze(2), ended, answer.log_softmax(-1))
+            follow = torch.where(done.unsqueeze(2), only, answer.log_softmax(-1))
             scores, best = (scores.unsqueeze(2) + follow).flatten(1).topk(min(width, beams * classes), 1)
             parent, token = best // classes, best % classes
             state = select_rows(state, (parent + rows.unsqueeze(1) * beams).flatten())
@@ -181,7 +180,8 @@ def beam_search(
         hit = (consumed[time:] == end).cpu()
         stopped = hit.any(0)
         lengths = time + (hit.cumsum(0) == 0).sum(0) + stopped
-        return _gather(consumed, outputs, sample_best(outputs[-1]).unsqueeze(0), state, lengths, sample_best, stopped)
+        after = sample_best(outputs[-1]).masked_fill(stopped.to(outputs.device), end).unsqueeze(0)
+        return _gather(consumed, outputs, after, state, lengths, sample_best, stopped)
 
 
 def _start(
@@ -235,7 +235,6 @@ def _gather(
         log_probs = outputs.log_softmax(2).gather(2, followed.unsqueeze(2)).flatten(2).sum(2)
     elif getattr(sampler, "one_hot", False):
         log_probs = (outputs.log_softmax(-1) * followed).sum(-1)
-    ended = ended.clamp(max=len(tokens))
     if log_probs is not None and stopped.any():
         filled = stopped & (torch.arange(len(tokens)).unsqueeze(1) >= ended - 1)
         log_probs = log_probs.masked_fill(filled.to(log_probs.device), 0.0)

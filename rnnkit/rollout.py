@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._contract import Model, Sampler, State, Steps, call_model, check_call, check_one_way, refuse, run_model, shape
+from ._contract import Model, Sampler, State, Steps, check_call, check_one_way, refuse, run_model, shape
 from .feedback import Feedback
 from .modules import RecurrentSequential, Unroll
 from .samplers import identity
-from .state import where_rows
 
 _FUSED = [kind.forward for kind in (nn.LSTM, nn.GRU, nn.RNN)]
 _FEW = 16  # rows up to which cells are the quicker step on every processor tried: tests/benchmarks
@@ -105,11 +104,8 @@ class Roller:
                     first = torch.where(mask[start].view(-1, *[1] * (first.ndim - 1)), first, stretch[0])
                 stretch = torch.cat([first.unsqueeze(0), stretch[1:]]) if len(stretch) > 1 else first.unsqueeze(0)
             here = None if lengths is None else (lengths - start).clamp(0, stop - start)
-            if len(stretch) > 1 or not some[start]:
-                outputs, state = run_model(self.model, stretch, state, here, self.call, self.carry)
-            else:
-                outputs, new = call_model(single, stretch, state, self.call)
-                state = new if here is None or not self.carry else where_rows(here > 0, new, state)
+            model = single if some[start] and len(stretch) == 1 else self.model
+            outputs, state = run_model(model, stretch, state, here, self.call, self.carry)
             yield stretch, outputs, state
             previous = outputs[-1]
 
@@ -180,4 +176,5 @@ def _plain(model: nn.Module) -> bool:
     hooks = model._forward_hooks or model._forward_pre_hooks or model._backward_hooks or model._backward_pre_hooks  # pyright: ignore[reportPrivateUsage]
     first = next(model.parameters(), None)
     autocast = torch.is_autocast_enabled("cpu" if first is None else first.device.type)
-    return not hooks and not autocast and "forward" not in vars(model)
+    everywhere = nn.modules.module._has_any_global_hook()  # pyright: ignore[reportPrivateUsage]
+    return not hooks and not everywhere and not autocast and "forward" not in vars(model)

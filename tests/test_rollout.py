@@ -501,9 +501,13 @@ def test_the_samples_of_these_tests_do_not_repeat_one_token(recurrent, layers):
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_sample_model_is_the_loop_over_plain_model_calls(recurrent, layers):
-    model, primer = language_model(recurrent, layers), torch.randint(V, (4, 3))
+    model = language_model(recurrent, layers)
+    assert_samples_like(model, model, torch.randint(V, (4, 3)))
+
+
+def assert_samples_like(model, other, primer):
     sample = sample_model(model, 20, primer, wander)
-    tokens, outputs, following, state = generate_by_hand(model, 20, primer, wander)
+    tokens, outputs, following, state = generate_by_hand(other, 20, primer, wander)
     assert torch.equal(sample.tokens, tokens)
     assert torch.equal(sample.next[0], following)
     torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
@@ -542,13 +546,7 @@ def test_an_embedding_and_an_lstm_are_stepped_as_themselves(classes, options, bi
     model = RecurrentSequential(embedding, nn.LSTM(4, H, num_layers=2, bias=bias), nn.Linear(H, classes))
     before = [parameter.detach().clone() for parameter in model.parameters()]
     other = copy.deepcopy(model)  # max_norm writes to the weights
-    primer = torch.randint(classes, (3, 20))
-    sample = sample_model(model, 12, primer, wander)
-    tokens, outputs, following, state = generate_by_hand(other, 12, primer, wander)
-    assert torch.equal(sample.tokens, tokens)
-    assert torch.equal(sample.next[0], following)
-    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
-    assert_state(sample.state, state, rtol=1e-10, atol=1e-10)
+    assert_samples_like(model, other, torch.randint(classes, (3, 20)))
     assert all(map(torch.equal, model.parameters(), other.parameters()))
     assert "max_norm" in options or all(map(torch.equal, model.parameters(), before))
 
@@ -563,7 +561,7 @@ def test_a_state_before_the_primer_reaches_the_table_of_gates():
 
 @pytest.mark.parametrize("rows", [4, 20])
 def test_scheduled_sampling_trains_the_embedding_and_the_input_weights(rows):
-    """With gradient there is no table: it would have no part in the model's parameters."""
+    """By the gradient of the loop over plain model calls."""
     model, tokens = language_model(), torch.randint(V, (6, rows))
     rollout(model, tokens, Feedback.always(), sample_best)[0].square().sum().backward()
     found = [parameter.grad.clone() for parameter in model.parameters()]
@@ -941,6 +939,14 @@ def test_a_forward_put_on_a_module_itself_is_kept(member):
     torch.testing.assert_close(sample.outputs, outputs)
 
 
+def test_hooks_on_all_modules_still_fire_while_sampling():
+    model, calls = language_model(), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: calls.append(module))
+    sample_model(model, 12, torch.randint(V, (4, 3)), wander)
+    handle.remove()
+    assert [calls.count(module) for module in (model, *model)] == [9, 9, 9, 9]
+
+
 def test_a_hook_that_changes_the_state_changes_the_sample():
     model, primer = language_model(), torch.randint(V, (4, 3))
     model[1].register_forward_hook(lambda module, args, result: (2 * result[0], result[1]))
@@ -1136,6 +1142,24 @@ def test_a_beam_search_with_a_stop_is_the_search_over_lists_of_candidates(seed, 
             beams = sorted(beams, key=lambda beam, row=row: score(model, row, beam), reverse=True)[:width]
         assert tuple(sample.tokens[1 : 1 + len(beams[0]), row].tolist()) == beams[0]
         assert sample.lengths[row] == 1 + len(beams[0])
+
+
+class Counter(nn.Module):
+    """Sure of the class that follows the one it read."""
+
+    def forward(self, inputs, state=None):
+        return 5 * F.one_hot((inputs + 1) % V, V).to(torch.float64), torch.zeros(1, inputs.shape[1], 1)
+
+
+@pytest.mark.parametrize("stop", [5, 0, V, None])
+def test_a_beam_of_width_1_is_sample_best_where_rows_stop_and_where_none_can(stop):
+    primer = torch.tensor([[0, 3]])
+    greedy = sample_model(Counter(), 4, primer, sample_best, stop=stop)
+    beam = beam_search(Counter(), 4, primer, 1, stop=stop)
+    assert torch.equal(beam.tokens, greedy.tokens)
+    assert torch.equal(beam.next, greedy.next)
+    assert torch.equal(beam.lengths, greedy.lengths)
+    torch.testing.assert_close(beam.log_probs, greedy.log_probs)
 
 
 def test_a_beam_search_ends_when_every_candidate_has_stopped():
@@ -1339,6 +1363,15 @@ def test_a_model_that_loses_steps_is_refused():
 def test_a_model_that_loses_the_dimension_of_one_step_is_refused():
     with pytest.raises(ValueError, match=r"(?s)sample_model.*outputs \(3, 2\).*\(1, 3, 2\).*the same T and B"):
         sample_model(lambda x, state: (x.squeeze(0), torch.zeros(1, 3, 1)), 4, torch.zeros(1, 3, 2))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_model_that_loses_the_dimension_of_a_self_fed_step_is_refused(n):
+    def model(x, state):
+        return (x.squeeze(0) if len(x) == 1 else x), torch.zeros(1, 3, 1)
+
+    with pytest.raises(ValueError, match=r"(?s)rollout.*outputs \(3, 2\).*\(1, 3, 2\).*the same T and B"):
+        rollout(model, torch.zeros(4, 3, 2), Feedback.last(n))
 
 
 def test_a_model_that_loses_rows_is_refused():
