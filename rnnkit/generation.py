@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ._contract import Model, Sampler, State, Steps, check_call, refuse, shape
-from .rollout import Roller, one_step
 from .samplers import identity, sample_best
 from .state import select_rows
+from .stepping import Roller, one_step
 
 Stop = int | Callable[[Tensor], Tensor]
 

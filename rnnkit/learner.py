@@ -12,8 +12,7 @@ from ._contract import check_model, refuse
 from .checkpoint import generators_of, rng_state, set_rng_state
 from .generation import evaluating
 from .host import CancelEpoch, CancelFit, CancelStep, Host, Loss, Phase, StepState, handlers
-from .phases import BPTTTrainingPhase
-from .validation import BPTTValidationPhase
+from .phases import BPTTTrainingPhase, BPTTValidationPhase
 
 
 class Learner(Host):

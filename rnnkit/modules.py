@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ._contract import State, as_sequence, call_model, check_model, check_state, refuse, shape
+from .attention import Attention as Attention
+from .attention import EncoderDecoder as EncoderDecoder
 from .state import map_leaves, select_rows
 
 _CELLS = {nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell, nn.RNN: nn.RNNCell}

@@ -10,9 +10,10 @@ from torch import Tensor
 from ._contract import Sampler, State, check_one_way, refuse
 from .feedback import Feedback
 from .host import Host, Phase, StepState, call_loss, reads_last, weight_of
-from .rollout import Roller
 from .samplers import identity
 from .state import detach
+from .stepping import Roller
+from .validation import BPTTValidationPhase as BPTTValidationPhase
 
 
 class BPTTTrainingPhase(Phase):

@@ -9,8 +9,8 @@ from ._contract import Sampler, refuse
 from .feedback import Feedback
 from .generation import evaluating
 from .host import Host, Phase, StepState, call_loss, reads_last, weight_of
-from .rollout import Roller
 from .samplers import identity
+from .stepping import Roller
 
 
 class BPTTValidationPhase(Phase):

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,9 @@ def test_the_reader_of_pages_sees_a_wrong_number(tmp_path: Path) -> None:
 def test_the_api_pages_list_what_the_package_exports() -> None:
     listed: list[str] = []
     for page in sorted((ROOT / "docs" / "api").glob("*.md")):
-        listed += re.findall(r"^::: rnnkit\.(\w+)$", page.read_text(), re.MULTILINE)
+        names = re.findall(r"^::: rnnkit\.(\w+)$", page.read_text(), re.MULTILINE)
+        module = import_module(f"rnnkit.{page.stem}") if names else rnnkit
+        assert all(getattr(module, name) is getattr(rnnkit, name) for name in names), "a page is a module"
+        listed += names
     assert len(listed) == len(set(listed)), "a name stands on two API pages"
     assert sorted(listed) == sorted(name for name in rnnkit.__all__ if not name.startswith("__"))
