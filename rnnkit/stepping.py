@@ -63,7 +63,7 @@ class Roller:
                 first = self.draw(previous, stretch[0])
                 if not every[start]:
                     first = torch.where(mask[start].view(-1, *[1] * (first.ndim - 1)), first, stretch[0])
-                stretch = torch.cat([first.unsqueeze(0), stretch[1:]]) if len(stretch) > 1 else first.unsqueeze(0)
+                stretch = torch.cat([first.unsqueeze(0), stretch[1:]])  # a copy: a model may write to its input
             here = None if lengths is None else (lengths - start).clamp(0, stop - start)
             model = single if some[start] and len(stretch) == 1 else self.model
             outputs, state = run_model(model, stretch, state, here, self.call, self.carry)

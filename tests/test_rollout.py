@@ -551,6 +551,21 @@ def test_an_embedding_and_an_lstm_are_stepped_as_themselves(classes, options, bi
     assert "max_norm" in options or all(map(torch.equal, model.parameters(), before))
 
 
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("rows", [3, 20])
+def test_a_member_that_writes_to_its_input_leaves_the_state_alone(recurrent, rows):
+    model = RecurrentSequential(nn.Embedding(V, 4), recurrent(4, H), nn.ReLU(inplace=True), nn.Linear(H, V))
+    assert_samples_like(model, model, torch.randint(V, (4, rows)))
+
+
+def test_a_member_that_writes_to_what_the_model_is_fed_leaves_the_outputs_alone():
+    model = RecurrentSequential(nn.ReLU(inplace=True), nn.GRU(2, H), nn.Linear(H, 2))
+    primer = torch.randn(3, 4, 2)
+    sample = sample_model(model, 9, primer.clone())
+    _, outputs, _, _ = generate_by_hand(model, 9, primer.clone(), torch.clone)
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
+
+
 def test_a_state_before_the_primer_reaches_the_table_of_gates():
     model, primer = language_model(), torch.randint(V, (1, 3))
     _, state = model(torch.randint(V, (4, 3)))
