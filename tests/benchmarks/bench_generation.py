@@ -6,9 +6,9 @@ One thread. The two sides take turns, so that a busy machine slows both; what is
 CPU time, and the lowest and highest of them. Below 1 the kit is faster. `--check` ends with an error where a ratio is
 above its target.
 
-With glibc, one step of `nn.LSTM` takes up to three times as long in some processes: the buffers that it frees go back to
-the system and are taken again at every call. `--heap kept`, the default, forbids that, so that the loop by hand is as
-quick as it can be; `--heap free` leaves it to chance.
+With glibc, one step of `nn.LSTM` takes up to three times as long in some processes: the buffers that it frees go back
+to the system and are taken again at every call. `--heap kept`, the default, forbids that, so that the loop by hand is
+as quick as it can be; `--heap free` leaves it to chance.
 """
 
 import argparse
