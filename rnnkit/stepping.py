@@ -129,8 +129,13 @@ class _GateCell(nn.Module):
         if state is not None:
             gates = torch.addmm(gates, state[0], self.weight)
         i, f, g, o = gates.chunk(4, 1)
-        c = i.sigmoid() * g.tanh() if state is None else f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
-        return o.sigmoid() * c.tanh(), c
+        c = i.sigmoid() * _tanh(g) if state is None else f.sigmoid() * state[1] + i.sigmoid() * _tanh(g)
+        return o.sigmoid() * _tanh(c), c
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """For many rows by the logistic function: a third of the time where MKL's own is slow, exact to a rounding at 1."""
+    return x.tanh() if len(x) <= _FEW else (2 * x).sigmoid_().mul_(2).sub_(1)
 
 
 def _plain(model: nn.Module) -> bool:

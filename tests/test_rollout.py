@@ -1020,8 +1020,9 @@ def test_under_autocast_a_model_is_stepped_as_it_is():
     assert torch.equal(sample.outputs, outputs)
 
 
-def test_single_precision_is_stepped_closely_too():
-    model, primer = language_model(layers=2).float(), torch.randint(V, (4, 3))
+@pytest.mark.parametrize("rows", [3, 20])
+def test_single_precision_is_stepped_closely_too(rows):
+    model, primer = language_model(layers=2).float(), torch.randint(V, (4, rows))
     sample = sample_model(model, 12, primer, wander)
     assert sample.outputs.dtype == torch.float32
     torch.testing.assert_close(sample.outputs, model(sample.tokens)[0].detach(), rtol=1e-5, atol=1e-5)
