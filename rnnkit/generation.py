@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ._contract import Model, Sampler, State, Steps, check_call, refuse, shape
 from .samplers import identity, sample_best
-from .state import select_rows
+from .state import select_rows, where_rows
 from .stepping import Roller, one_step
 
 Stop = int | Callable[[Tensor], Tensor]
@@ -90,9 +90,7 @@ def sample_model(
     def hold(outputs: Tensor) -> Tensor:
         """The draw, in which a row that stopped repeats the token it stopped at."""
         drawn = sampler(outputs)
-        if going.all():
-            return drawn
-        return torch.where(going.to(drawn.device).view(-1, *[1] * (drawn.ndim - 1)), drawn, consumed[-1][-1])
+        return drawn if going.all() else where_rows(going, drawn.unsqueeze(0), consumed[-1][-1:])[0]
 
     with torch.no_grad(), evaluating(model):
         roller = Roller(model, sampler if stop is None else hold, call)

@@ -166,6 +166,11 @@ def weight_of(loss: Loss, outputs: Tensor, lengths: Tensor | None) -> int:
     """What an epoch weighs a loss by: valid steps, or sequences where the loss averages those."""
     if isinstance(loss, SequenceLoss) and loss.average != "step":
         return outputs.shape[1] if lengths is None else int((lengths > 0).sum())
+    return valid_steps(outputs, lengths)
+
+
+def valid_steps(outputs: Tensor, lengths: Tensor | None) -> int:
+    """The steps of all rows `(T, B)` that are not padding."""
     return outputs.shape[0] * outputs.shape[1] if lengths is None else int(lengths.sum())
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._contract import Sampler, State, check_one_way, refuse
 from .feedback import Feedback
-from .host import Host, Phase, StepState, call_loss, reads_last, weight_of
+from .host import Host, Phase, StepState, call_loss, reads_last, valid_steps, weight_of
 from .samplers import identity
 from .state import detach
 from .stepping import Roller
@@ -130,7 +130,7 @@ class BPTTTrainingPhase(Phase):
                     if b == split:
                         following = state, previous
             lengths, outputs = _between(step.lengths, new, end), torch.cat(parts)[new - start :]
-            weights.append((end - new) * outputs.shape[1] if lengths is None else int(lengths.sum()))
+            weights.append(valid_steps(outputs, lengths))
             outputs, loss = self._update(host, step, outputs, step.targets[new:end], lengths)
             answers.append(outputs)
             losses.append(loss)

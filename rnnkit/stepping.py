@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ._contract import Model, Sampler, State, check_one_way, refuse, run_model, shape
 from .modules import RecurrentSequential, Unroll
+from .state import where_rows
 
 _FUSED = [kind.forward for kind in (nn.LSTM, nn.GRU, nn.RNN)]
 _FEW = 16  # rows up to which cells are the quicker step on every processor tried: tests/benchmarks
@@ -60,10 +61,10 @@ class Roller:
         for start, stop in zip(starts, [*starts[1:], len(inputs)], strict=True):
             stretch = inputs[start:stop]
             if some[start] and previous is not None:
-                first = self.draw(previous, stretch[0])
+                first = self.draw(previous, stretch[0]).unsqueeze(0)
                 if not every[start]:
-                    first = torch.where(mask[start].view(-1, *[1] * (first.ndim - 1)), first, stretch[0])
-                stretch = torch.cat([first.unsqueeze(0), stretch[1:]])  # a copy: a model may write to its input
+                    first = where_rows(mask[start], first, stretch[:1])
+                stretch = torch.cat([first, stretch[1:]])  # a copy: a model may write to its input
             here = None if lengths is None else (lengths - start).clamp(0, stop - start)
             model = single if some[start] and len(stretch) == 1 else self.model
             outputs, state = run_model(model, stretch, state, here, self.call, self.carry)
@@ -91,15 +92,13 @@ def one_step(model: Model, rows: int) -> Model:
         return model
     if type(model) is not RecurrentSequential:
         return _cells(model) if rows <= _FEW else model
-    members: list[Model] = [one_step(member, rows) for member in model]
-    if len(members) > 1 and not torch.is_grad_enabled():
-        members[:2] = _table(model[0], model[1]) or members[:2]
-    return partial(model.thread, members)
+    table = _table(model[0], model[1]) if len(model) > 1 and not torch.is_grad_enabled() else []
+    return partial(model.thread, table + [one_step(member, rows) for member in list(model)[len(table) :]])
 
 
 def _cells(module: nn.Module) -> nn.Module:
-    """A plain `nn.LSTM`, `nn.GRU` or `nn.RNN` as cells; anything else as it is."""
-    if isinstance(module, nn.RNNBase) and type(module).forward in _FUSED and _plain(module):
+    """An `nn.LSTM`, `nn.GRU` or `nn.RNN` as cells; anything else as it is."""
+    if isinstance(module, nn.RNNBase) and type(module).forward in _FUSED:
         with suppress(ValueError):  # two directions, a projection, weights that are computed
             return module if module.training and module.dropout else Unroll.from_fused(module)
     return module
@@ -107,10 +106,12 @@ def _cells(module: nn.Module) -> nn.Module:
 
 def _table(embedding: nn.Module, lstm: nn.Module) -> list[Model]:
     """A plain embedding of few classes and LSTM as a table of gates and cells that take them; else nothing."""
-    cells = _cells(lstm) if isinstance(lstm, nn.LSTM) else None
-    if type(embedding) is not nn.Embedding or not _plain(embedding) or not isinstance(cells, Unroll):
+    if type(embedding) is not nn.Embedding or not isinstance(lstm, nn.LSTM) or not (_plain(embedding) and _plain(lstm)):
         return []
     if embedding.num_embeddings > _SMALL or embedding.max_norm is not None or embedding.weight.device.type != "cpu":
+        return []
+    cells = _cells(lstm)
+    if not isinstance(cells, Unroll):
         return []
     first: Any = cells.cells[0]
     bias = first.bias_ih + first.bias_hh if first.bias else None

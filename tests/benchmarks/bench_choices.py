@@ -7,7 +7,6 @@ turn in an order drawn anew each round, since the machine may be shared. Wall ti
 two. The heap keeps what is freed (see bench_generation.py), so that chance has no part in it. Some minutes.
 """
 
-import os
 import platform
 import random
 import statistics
@@ -16,13 +15,13 @@ import time
 from collections.abc import Callable
 
 import torch
+from bench_generation import keep_heap
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.data import DataLoader
 
 import rnnkit as rk
 
-KEPT = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
 V = 64
 SHAPES = {"tiny": (8, 16, 32), "small": (32, 32, 128), "medium": (32, 128, 256)}
 Way = Callable[[], object]
@@ -135,6 +134,5 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    if not KEPT.items() <= os.environ.items():  # read once, when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEPT})
+    keep_heap()
     main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)
