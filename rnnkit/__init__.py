@@ -1,30 +1,26 @@
 """rnnkit: training recurrent networks in PyTorch, correctly."""
 
-from .attention import Attention, EncoderDecoder
-from .callbacks import Checkpoint, ClipGradients, EarlyStopping, History, ProgressBar, Scheduler, StopOnNaN
-from .feedback import Feedback
-from .generation import Sample, beam_search, sample_model
-from .gradients import gradient_by_step, gradient_flow
-from .host import CancelEpoch, CancelFit, CancelStep, StepState
-from .learner import Learner
+from .analysis.gradients import gradient_by_step, gradient_flow
+from .analysis.plots import plot_gradient_flow, plot_history, plot_horizon
+from .core.state import detach, reset_rows, select_rows
+from .data.batches import SequenceBatch, batchseq, get_inout_seq, steps, unbatchseq
+from .data.loaders import BucketSampler, StreamLoader, pad_collate
+from .generation.beam import beam_search
+from .generation.feedback import Feedback
+from .generation.rollouts import rollout
+from .generation.samplers import DistributionSampler, SoftmaxSampler, identity, sample_best, sample_softmax
+from .generation.sampling import Sample, sample_model
 from .losses import seq2one_loss, seq2seq_loss
-from .modules import PerStep, RecurrentSequential, Unroll
-from .phases import BPTTTrainingPhase
-from .plots import plot_gradient_flow, plot_history, plot_horizon
-from .rollout import rollout
-from .samplers import DistributionSampler, SoftmaxSampler, identity, sample_best, sample_softmax
-from .sequences import (
-    BucketSampler,
-    SequenceBatch,
-    StreamLoader,
-    batchseq,
-    get_inout_seq,
-    pad_collate,
-    steps,
-    unbatchseq,
-)
-from .state import detach, reset_rows, select_rows
-from .validation import BPTTValidationPhase
+from .models.encoder_decoder import Attention, EncoderDecoder
+from .models.stack import PerStep, RecurrentSequential
+from .models.unroll import Unroll
+from .training.bptt import BPTTTrainingPhase
+from .training.callbacks import ClipGradients, EarlyStopping, History, ProgressBar, Scheduler, StopOnNaN
+from .training.checkpoint import Checkpoint
+from .training.closed_loop import BPTTValidationPhase
+from .training.events import CancelEpoch, CancelFit, CancelStep
+from .training.learner import Learner
+from .training.phase import StepState
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._contract import Model, Steps, as_sequence, check_call, check_lengths, refuse, run_model, shape
+from .core.errors import refuse, shape
+from .core.layout import Steps, as_sequence, check_lengths
+from .core.model import Model, check_call, run_model
 
 _ELEMENTWISE = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
 _ELEMENTWISE_MODULES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)

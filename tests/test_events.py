@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import rnnkit as rk
-from rnnkit.host import EVENTS, method_of
+from rnnkit.training.events import EVENTS, method_of
 
 SEQ = rk.seq2seq_loss(nn.MSELoss())
 

@@ -14,7 +14,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
-from rnnkit.plots import plot_gradient_flow, plot_history, plot_horizon
+from rnnkit import plot_gradient_flow, plot_history, plot_horizon
 
 ROWS = [
     {"epoch": 1, "phase": "training", "loss": 3.0},
@@ -173,7 +173,7 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
 
 
 def test_importing_the_package_does_not_import_matplotlib():
-    code = "import sys, rnnkit, rnnkit.plots; raise SystemExit('matplotlib' in sys.modules)"
+    code = "import sys, rnnkit, rnnkit.analysis.plots; raise SystemExit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

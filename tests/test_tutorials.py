@@ -90,7 +90,7 @@ BREAKS = {
         whole = rnnkit.get_inout_seq
         def still(batch):
             return whole(batch) if isinstance(batch, tuple) else (batch[:-1], batch[:-1])
-        rnnkit.get_inout_seq = rnnkit.host.get_inout_seq = still
+        rnnkit.get_inout_seq = rnnkit.training.phase.get_inout_seq = still
         """,
     ),
     "feedback is off by one": (
@@ -115,7 +115,7 @@ BREAKS = {
     "a state is not carried": (
         "04_generate",
         """
-        from rnnkit.modules import RecurrentSequential
+        from rnnkit import RecurrentSequential
         whole = RecurrentSequential.forward
         RecurrentSequential.forward = lambda self, inputs, state=None: whole(self, inputs, None)
         """,
@@ -123,8 +123,8 @@ BREAKS = {
     "a state is not detached": (
         "06_gradients",
         """
-        import rnnkit.phases
-        rnnkit.detach = rnnkit.phases.detach = rnnkit.state.detach = lambda state: state
+        import rnnkit.training.bptt
+        rnnkit.detach = rnnkit.training.bptt.detach = rnnkit.core.state.detach = lambda state: state
         """,
     ),
     "a sampler ignores its temperature": (
@@ -152,11 +152,11 @@ BREAKS = {
     "a step's share of the gradient holds the shares before it": (
         "06_gradients",
         """
-        import rnnkit, rnnkit.gradients
+        import rnnkit, rnnkit.analysis.gradients
         whole = rnnkit.gradient_by_step
         def running(*arguments, **options):
             return {name: share.cumsum(0) for name, share in whole(*arguments, **options).items()}
-        rnnkit.gradient_by_step = rnnkit.gradients.gradient_by_step = running
+        rnnkit.gradient_by_step = rnnkit.analysis.gradients.gradient_by_step = running
         """,
     ),
 }

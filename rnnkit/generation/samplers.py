@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ._contract import refuse, shape
+from ..core.errors import refuse, shape
 
 
 def identity(outputs: Tensor) -> Tensor:

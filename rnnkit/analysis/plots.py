@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._contract import refuse, shape
+from ..core.errors import refuse, shape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

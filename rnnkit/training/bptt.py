@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._contract import Sampler, State, check_one_way, refuse
-from .feedback import Feedback
-from .host import Host, Phase, StepState, call_loss, reads_last, valid_steps, weight_of
-from .samplers import identity
-from .state import detach
-from .stepping import Roller
-from .validation import BPTTValidationPhase as BPTTValidationPhase
+from ..core.errors import refuse
+from ..core.layout import valid_steps
+from ..core.model import Sampler, check_one_way
+from ..core.state import State, detach
+from ..generation.feedback import Feedback
+from ..generation.rollouts import Roller
+from ..generation.samplers import identity
+from .phase import Host, Phase, StepState, call_loss, reads_last, weight_of
 
 
 class BPTTTrainingPhase(Phase):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
-from ._contract import refuse
+from ..core.errors import refuse
 
 
 class Feedback:

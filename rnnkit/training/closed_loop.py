@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._contract import Sampler, refuse
-from .feedback import Feedback
-from .generation import evaluating
-from .host import Host, Phase, StepState, call_loss, reads_last, weight_of
-from .samplers import identity
-from .stepping import Roller
+from ..core.errors import refuse
+from ..core.model import Sampler, evaluating
+from ..generation.feedback import Feedback
+from ..generation.rollouts import Roller
+from ..generation.samplers import identity
+from .phase import Host, Phase, StepState, call_loss, reads_last, weight_of
 
 
 class BPTTValidationPhase(Phase):

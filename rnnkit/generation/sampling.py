@@ -1,16 +1,17 @@
-"""The future of a sequence after a primer: drawn step by step, or searched for the likeliest."""
+"""The future of a sequence after a primer, drawn step by step."""
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ._contract import Model, Sampler, State, Steps, check_call, refuse, shape
-from .samplers import identity, sample_best
-from .state import select_rows, where_rows
-from .stepping import Roller, one_step
+from ..core.errors import refuse, shape
+from ..core.layout import Steps
+from ..core.model import Model, Sampler, check_call, evaluating
+from ..core.state import State, where_rows
+from .rollouts import Roller
+from .samplers import identity
 
 Stop = int | Callable[[Tensor], Tensor]
 
@@ -72,6 +73,7 @@ def sample_model(
             output is not an input.
         TypeError: if there is no primer, or the model gives no state.
 
+    >>> from torch import nn
     >>> from rnnkit import RecurrentSequential, sample_best
     >>> model = RecurrentSequential(nn.Embedding(5, 3), nn.GRU(3, 8), nn.Linear(8, 5))
     >>> sample = sample_model(model, 20, torch.tensor([[0], [1]]), sample_best)
@@ -79,7 +81,7 @@ def sample_model(
     (torch.Size([20, 1]), [0, 1])
     """
     call = "sample_model"
-    inputs, lengths = _start(call, model, length, primer, lengths, state)
+    inputs, lengths = check_primer(call, model, length, primer, lengths, state)
     time, batch = inputs.shape[:2]
     mask = torch.arange(length).unsqueeze(1) >= lengths
     inputs = torch.cat([inputs, inputs.new_zeros(length - time, *inputs.shape[1:])])
@@ -106,83 +108,10 @@ def sample_model(
                 if not going.any():
                     break
         drawn = roller.draw(answers[-1][-1], inputs[0]).unsqueeze(0)
-        return _gather(torch.cat(consumed), torch.cat(answers), drawn, state, ended, sampler, ~going)
+        return sample_of(torch.cat(consumed), torch.cat(answers), drawn, state, ended, sampler, ~going)
 
 
-def beam_search(
-    model: Model, length: int, primer: Steps, width: int, state: State = None, stop: int | None = None
-) -> Sample:
-    """The likeliest continuation of each row that a search over `width` candidates finds, as a [Sample][rnnkit.Sample].
-
-    A candidate's score is the sum of the log-probabilities of the tokens it drew. With width 1 it is
-    [sample_model][rnnkit.sample_model] with [sample_best][rnnkit.sample_best]; with `V ** (n - 1)` and more it is
-    exact for `n` drawn tokens. The sample's `next` is the best token after the best candidate.
-
-    Args:
-        model: `outputs, state = model(inputs, state)` with logits `(T, B, V)`.
-        length: tokens to consume, the primer's among them.
-        primer: int64 `(T0, B)` with `1 <= T0 <= length`.
-        width: candidates kept for each row.
-        state: the state before the primer.
-        stop: a token that ends a candidate, which keeps its score from there on.
-
-    Raises:
-        ValueError: if `width` is below 1, or the primer, the state or the outputs do not fit.
-        TypeError: if the primer is not of integers, or the model gives no state.
-
-    >>> from rnnkit import RecurrentSequential
-    >>> model = RecurrentSequential(nn.Embedding(5, 3), nn.GRU(3, 8), nn.Linear(8, 5))
-    >>> beam_search(model, 6, torch.tensor([[0, 1]]), width=3).tokens.shape
-    torch.Size([6, 2])
-    """
-    call = "beam_search"
-    if width < 1:
-        raise refuse(call, f"width = {width}", "width >= 1", "1 is greedy decoding.")
-    inputs, _ = _start(call, model, length, primer, None, state)
-    if inputs.is_floating_point() or inputs.ndim != 2:
-        came = f"a primer {shape(inputs)} of {inputs.dtype}"
-        raise refuse(call, came, "tokens, int64 (T0, B)", "beams are made of classes.", TypeError)
-    time, batch = inputs.shape
-    rows, end = torch.arange(batch, device=inputs.device), -1 if stop is None else stop  # no class is -1
-    with torch.no_grad(), evaluating(model):
-        driven = torch.zeros(time, 1, dtype=torch.bool)
-        _, head, state = next(Roller(model, sample_best, call).walk(inputs, driven, state))
-        if head.ndim != 3:
-            raise refuse(call, f"outputs {shape(head)}", "logits (T, B, V)", "end the model with nn.Linear(H, V).")
-        classes, answer = head.shape[2], head[-1].unsqueeze(1)
-        scores, done = head.new_zeros(batch, 1), torch.zeros(batch, 1, dtype=torch.bool, device=head.device)
-        only = head.new_full((classes,), float("-inf")).masked_fill(torch.arange(classes, device=head.device) == end, 0)
-        step = one_step(model, batch * width)
-        trail: list[tuple[Tensor, Tensor, Tensor]] = []
-        for _ in range(length - time):
-            beams = scores.shape[1]
-            follow = torch.where(done.unsqueeze(2), only, answer.log_softmax(-1))
-            scores, best = (scores.unsqueeze(2) + follow).flatten(1).topk(min(width, beams * classes), 1)
-            parent, token = best // classes, best % classes
-            state = select_rows(state, (parent + rows.unsqueeze(1) * beams).flatten())
-            outputs, state = step(token.view(1, -1), state)
-            answer = outputs[0].view(batch, -1, classes)
-            done = done.gather(1, parent) | (token == end)
-            trail.append((parent, token, answer))
-            if done.all():
-                break
-        beam = scores.argmax(1)
-        state = select_rows(state, rows * scores.shape[1] + beam)
-        tokens: list[Tensor] = [inputs]
-        answers: list[Tensor] = [head]
-        for parent, token, answer in reversed(trail):
-            tokens.insert(1, token[rows, beam].unsqueeze(0))
-            answers.insert(1, answer[rows, beam].unsqueeze(0))
-            beam = parent[rows, beam]
-        consumed, outputs = torch.cat(tokens), torch.cat(answers)
-        hit = (consumed[time:] == end).cpu()
-        stopped = hit.any(0)
-        lengths = time + (hit.cumsum(0) == 0).sum(0) + stopped
-        after = sample_best(outputs[-1]).masked_fill(stopped.to(outputs.device), end).unsqueeze(0)
-        return _gather(consumed, outputs, after, state, lengths, sample_best, stopped)
-
-
-def _start(
+def check_primer(
     call: str, model: Model, length: int, primer: Steps | tuple[Tensor, Tensor], lengths: Tensor | None, state: State
 ) -> tuple[Tensor, Tensor]:
     """The checked primer `(T0, B, *F)` and its lengths `(B,)`."""
@@ -200,19 +129,6 @@ def _start(
     return inputs, torch.full((batch,), time) if lengths is None else lengths
 
 
-@contextmanager
-def evaluating(model: Model) -> Generator[None]:
-    """Evaluation mode inside, every module's own mode again after it."""
-    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def _stops(stop: Stop, tokens: Tensor) -> Tensor:
     hit = stop(tokens) if callable(stop) else tokens == stop
     if hit.shape != tokens.shape[:1]:
@@ -221,7 +137,7 @@ def _stops(stop: Stop, tokens: Tensor) -> Tensor:
     return hit.cpu()
 
 
-def _gather(
+def sample_of(
     tokens: Tensor, outputs: Tensor, after: Tensor, state: State, ended: Tensor, sampler: Sampler, stopped: Tensor
 ) -> Sample:
     """A sample with its log-probabilities; `ended (B,)` counts the tokens of each row."""

@@ -1,10 +1,12 @@
 """Operations on a state: `None`, or a tree of tuples, lists and dicts of tensors `(layers, B, *features)`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+State: TypeAlias = Any
 
 
 def map_leaves(function: Callable[..., Tensor], state: Any, *others: Any) -> Any:

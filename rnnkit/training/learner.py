@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._contract import check_model, refuse
-from .checkpoint import generators_of, rng_state, set_rng_state
-from .generation import evaluating
-from .host import CancelEpoch, CancelFit, CancelStep, Host, Loss, Phase, StepState, handlers
-from .phases import BPTTTrainingPhase, BPTTValidationPhase
+from ..core.errors import refuse
+from ..core.model import check_model, evaluating
+from .bptt import BPTTTrainingPhase
+from .closed_loop import BPTTValidationPhase
+from .events import CancelEpoch, CancelFit, CancelStep, handlers
+from .phase import Host, Loss, Phase, StepState
+from .rng import generators_of, rng_state, set_rng_state
 
 
 class Learner(Host):

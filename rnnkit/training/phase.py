@@ -1,7 +1,6 @@
 """What a phase is given and gives back: a host with its events, a batch taken apart, a state carried on."""
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,29 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._contract import Sampler, as_sequence, check_lengths, check_model, check_one_way, check_state, refuse, shape
-from .feedback import Feedback
-from .losses import SequenceLoss
-from .sequences import SequenceBatch, get_inout_seq
-from .state import reset_rows
+from ..core.errors import refuse, shape
+from ..core.layout import as_sequence, check_lengths, check_state, valid_steps
+from ..core.model import Sampler, check_model, check_one_way
+from ..core.state import reset_rows
+from ..data.batches import SequenceBatch, get_inout_seq
+from ..generation.feedback import Feedback
+from ..losses import SequenceLoss
 
 Loss = Callable[..., Tensor]
-EVENTS = (
-    "FitBegin", "EpochBegin", "StepBegin", "WindowBegin", "LossBegin", "BackwardBegin", "BackwardEnd", "WindowEnd",
-    "StepEnd", "EpochEnd", "FitEnd",
-)  # fmt: skip
-
-
-class CancelStep(Exception):
-    """Raised by a callback: the rest of this step is left out, and it is not averaged; `StepEnd` follows."""
-
-
-class CancelEpoch(Exception):
-    """Raised by a callback: the rest of this epoch is left out; `EpochEnd` follows."""
-
-
-class CancelFit(Exception):
-    """Raised by a callback: training ends; `EpochEnd` and `FitEnd` follow, and an epoch cut short is not counted."""
 
 
 @dataclass(slots=True)
@@ -169,11 +154,6 @@ def weight_of(loss: Loss, outputs: Tensor, lengths: Tensor | None) -> int:
     return valid_steps(outputs, lengths)
 
 
-def valid_steps(outputs: Tensor, lengths: Tensor | None) -> int:
-    """The steps of all rows `(T, B)` that are not padding."""
-    return outputs.shape[0] * outputs.shape[1] if lengths is None else int(lengths.sum())
-
-
 def call_loss(loss: Loss, outputs: Tensor, targets: Any, lengths: Tensor | None, call: str) -> Tensor:
     """The scalar loss of a stretch; rows of length 0 take no part."""
     if lengths is not None and not lengths.all():
@@ -193,24 +173,3 @@ def _move(value: Any, device: torch.device) -> Any:
     if isinstance(value, list):
         return [_move(item, device) for item in value]
     return value.to(device) if isinstance(value, Tensor) else value
-
-
-def method_of(event: str) -> str:
-    """The name of a callback's method: `on_backward_end` for `BackwardEnd`."""
-    return "on" + re.sub(r"([A-Z])", r"_\1", event).lower()
-
-
-def handlers(callbacks: Sequence[object]) -> dict[str, list[Callable[[Any], object]]]:
-    """The methods to call for each event, in the callbacks' order; at `FitBegin`, where some resume, in the reverse."""
-    names = {method_of(event) for event in EVENTS}
-    for callback in callbacks:
-        for method in dir(callback):
-            if method.startswith("on_") and method not in names:
-                came = f"{type(callback).__name__}.{method}"
-                raise refuse("Learner", came, f"one of {', '.join(sorted(names))}", "rename it.")
-    resuming = sorted(callbacks, key=lambda callback: -getattr(callback, "order", 0))
-    found: dict[str, list[Callable[[Any], object]]] = {}
-    for event in EVENTS:
-        methods = [getattr(c, method_of(event), None) for c in (resuming if event == "FitBegin" else callbacks)]
-        found[event] = [method for method in methods if method is not None]
-    return found

@@ -1,82 +1,24 @@
-"""What every boundary asks: the voice of errors, the layout rule, and the one way a model is called.
+"""How a model is called, and what it may declare.
 
 A recurrent model is anything called like `torch.nn.LSTM`: `outputs, state = model(inputs, state)`, with
 `state=None` at the start, `inputs` and `outputs` of shape `(T, B, *features)` and every leaf of `state` of shape
 `(layers, B, *features)`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .state import map_leaves, select_rows, where_rows
+from .errors import refuse, shape
+from .layout import Steps, as_sequence, check_lengths, check_state
+from .state import State, map_leaves, select_rows, where_rows
 
-State: TypeAlias = Any
 Model: TypeAlias = Callable[..., Any]
 Sampler: TypeAlias = Callable[[Tensor], Tensor]
-Steps: TypeAlias = Tensor | Sequence[Tensor]
-
-
-def refuse(call: str, came: str, wanted: str, fix: str, kind: type[Exception] = ValueError) -> Exception:
-    """An error to raise, in the one voice of the package."""
-    return kind(f"{call}: got {came}; wanted {wanted}. Likely fix: {fix}")
-
-
-def shape(value: object) -> str:
-    """A value in the words of an error: the shape of a tensor, the type of anything else."""
-    if isinstance(value, Tensor):
-        return str(tuple(value.shape))
-    if isinstance(value, list | tuple):
-        items: Sequence[object] = value
-        return f"a {type(value).__name__} of {len(items)}"
-    return f"a {type(value).__name__}"
-
-
-def as_sequence(sequence: Steps, call: str, name: str = "inputs", least: int = 2) -> Tensor:
-    """A sequence `(T, B, *F)`, from itself or from a list of `T` steps `(B, *F)`."""
-    if type(sequence) is Tensor and sequence.ndim > 1 and sequence.numel():
-        return sequence
-    if isinstance(sequence, Sequence) and not isinstance(sequence, str | PackedSequence):
-        wanted, fix = "a list of steps (B, *F)", "pass at least one step, each a tensor (B, *F)."
-        if not sequence:
-            raise refuse(call, f"{name} = an empty list", wanted, fix)
-        if not all(isinstance(step, Tensor) for step in sequence):
-            raise refuse(call, f"{name} = a list that holds {shape(sequence[0])}", wanted, fix, TypeError)
-        if len({step.shape for step in sequence}) > 1:
-            shapes = ", ".join(map(shape, sequence[:4]))
-            fix = "a list is T steps of one batch; sequences of unequal length go through batchseq."
-            raise refuse(call, f"{name} = a list of {shapes}", "steps of equal shape (B, *F)", fix)
-        sequence = torch.stack(tuple(sequence))
-    if not isinstance(sequence, Tensor):
-        fix = "stack the steps along a first dimension, time."
-        raise refuse(call, f"{name} = {shape(sequence)}", "a tensor (T, B, *F) or a list of steps", fix, TypeError)
-    if sequence.ndim < least:
-        fix = "time is dim 0 and the batch is dim 1; give a single sequence a batch of one with unsqueeze(1)."
-        raise refuse(call, f"{name} {shape(sequence)}", f"{name} (T, B, *F)", fix)
-    if 0 in sequence.shape[:2]:
-        raise refuse(call, f"empty {name} {shape(sequence)}", "at least one step and one row", "drop empty sequences.")
-    return sequence
-
-
-def check_lengths(lengths: Tensor, time: int, batch: int, call: str, least: int = 1) -> Tensor:
-    """Lengths as they must be: int64, on the CPU, `(B,)`, each between `least` and `T`."""
-    fix = "lengths is what batchseq and pad_collate return: torch.tensor([len(s) for s in sequences])."
-    wanted = f"an int64 CPU tensor ({batch},)"
-    if not isinstance(lengths, Tensor):
-        raise refuse(call, f"lengths = {shape(lengths)}", wanted, fix, TypeError)
-    if lengths.dtype != torch.int64 or lengths.device.type != "cpu":
-        came = f"lengths of {lengths.dtype} on {lengths.device}"
-        raise refuse(call, came, wanted, "lengths.to('cpu', torch.int64).", TypeError)
-    if lengths.shape != (batch,):
-        raise refuse(call, f"lengths {shape(lengths)} for a batch of {batch}", wanted, fix)
-    low, high = int(lengths.min()), int(lengths.max())
-    if low < least or high > time:
-        fix = "drop empty sequences; lengths count the steps of each row before padding."
-        raise refuse(call, f"lengths from {low} to {high}", f"lengths from {least} to T = {time}", fix)
-    return lengths
 
 
 def check_model(model: Model, call: str) -> None:
@@ -93,22 +35,6 @@ def check_model(model: Model, call: str) -> None:
             name = type(module).__name__
             fix = f"build {name} without batch_first and transpose a (B, T, F) batch with x.transpose(0, 1)."
             raise refuse(call, f"{name}(batch_first=True)", "time as dim 0, the batch as dim 1", fix)
-
-
-def check_state(
-    state: State,
-    batch: int,
-    call: str,
-    fix: str = "start with state=None, or keep the rows that go on with select_rows(state, rows).",
-) -> None:
-    """Every leaf of a state that comes in must have the batch as dim 1."""
-
-    def check(leaf: Tensor) -> Tensor:
-        if leaf.ndim < 2 or leaf.shape[1] != batch:
-            raise refuse(call, f"a state leaf {shape(leaf)} for a batch of {batch}", f"(layers, {batch}, *F)", fix)
-        return leaf
-
-    map_leaves(check, state)
 
 
 def check_call(
@@ -192,3 +118,16 @@ def _run_packed(model: Model, inputs: Tensor, state: State, lengths: Tensor, cal
 
 def _name(model: Model) -> str:
     return getattr(model, "__name__", type(model).__name__)
+
+
+@contextmanager
+def evaluating(model: Model) -> Generator[None]:
+    """Evaluation mode inside, every module's own mode again after it."""
+    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,8 +1,6 @@
-"""The one place where a model is stepped: stretches fed by the data as one call, single steps fed by the model."""
+"""Quicker steps: delete this file, and every result stays."""
 
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,75 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._contract import Model, Sampler, State, check_one_way, refuse, run_model, shape
-from .modules import RecurrentSequential, Unroll
-from .state import where_rows
+from ..core.model import Model
+from ..core.state import State
+from ..models.stack import RecurrentSequential
+from ..models.unroll import Unroll
 
 _FUSED = [kind.forward for kind in (nn.LSTM, nn.GRU, nn.RNN)]
 _FEW = 16  # rows up to which cells are the quicker step on every processor tried: tests/benchmarks
 _SMALL = 256  # classes for which a table of gates costs less than a few steps: bytes and characters, not words
-
-
-@dataclass
-class Roller:
-    """A model and a sampler, rolled over sequences that were checked; without `carry` no state is asked for.
-
-    The state may then have run on over padding. `call` is who asks, in the words of an error.
-    """
-
-    model: Model
-    sampler: Sampler
-    call: str
-    carry: bool = True
-
-    def run(
-        self,
-        inputs: Tensor,
-        mask: Tensor | None,
-        state: State,
-        lengths: Tensor | None = None,
-        previous: Tensor | None = None,
-    ) -> tuple[Tensor, State]:
-        """Outputs `(T, B, *O)` and the state after; `mask (T, B)` says where the model is fed its own output.
-
-        `previous (B, *O)` is the output before the first step, where there was one.
-        """
-        if mask is None or not mask.any():
-            return run_model(self.model, inputs, state, lengths, self.call, self.carry)
-        parts = list(self.walk(inputs, mask, state, lengths, previous))
-        return torch.cat([outputs for _, outputs, _ in parts]), parts[-1][2]
-
-    def walk(
-        self, inputs: Tensor, mask: Tensor, state: State, lengths: Tensor | None = None, previous: Tensor | None = None
-    ) -> Iterator[tuple[Tensor, Tensor, State]]:
-        """Stretch by stretch: the inputs consumed `(n, B, *F)`, the outputs `(n, B, *O)` and the state after them."""
-        fix = "train it with Feedback.never(), or make it one-directional."
-        check_one_way(self.model, self.call, "", "one that can be stepped: it reads the future", fix)
-        some, every = mask.any(1).tolist(), mask.all(1).tolist()
-        starts = [t for t, fed in enumerate(some) if fed or t == 0]
-        single = one_step(self.model, inputs.shape[1])
-        mask = mask.to(inputs.device)
-        for start, stop in zip(starts, [*starts[1:], len(inputs)], strict=True):
-            stretch = inputs[start:stop]
-            if some[start] and previous is not None:
-                first = self.draw(previous, stretch[0]).unsqueeze(0)
-                if not every[start]:
-                    first = where_rows(mask[start], first, stretch[:1])
-                stretch = torch.cat([first, stretch[1:]])  # a copy: a model may write to its input
-            here = None if lengths is None else (lengths - start).clamp(0, stop - start)
-            model = single if some[start] and len(stretch) == 1 else self.model
-            outputs, state = run_model(model, stretch, state, here, self.call, self.carry)
-            yield stretch, outputs, state
-            previous = outputs[-1]
-
-    def draw(self, outputs: Tensor, like: Tensor) -> Tensor:
-        """The next input, checked against the form that the model takes."""
-        drawn = self.sampler(outputs)
-        if drawn.shape != like.shape or drawn.is_floating_point() != like.is_floating_point():
-            came = f"{shape(drawn)} of {drawn.dtype} from the sampler, for outputs {shape(outputs)}"
-            fix = "tokens come from sample_best or SoftmaxSampler, one-hot rows from SoftmaxSampler(one_hot=True)."
-            raise refuse(self.call, came, f"the model's next input, {shape(like)} of {like.dtype}", fix)
-        return drawn.to(like.dtype)
 
 
 def one_step(model: Model, rows: int) -> Model:

@@ -2,19 +2,18 @@
 
 import copy
 import os
-import random
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ._contract import refuse
-from .state import map_leaves
+from ..core.errors import refuse
+from ..core.state import map_leaves
+from .rng import generators_of, rng_state, set_rng_state
 
 if TYPE_CHECKING:
     from .learner import Learner
+
 
 _FORMAT = "rnnkit checkpoint 1"
 _FIX = "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
@@ -167,44 +166,3 @@ def _keepers(learner: "Learner") -> dict[str, Any]:
     keepers: list[Any] = [part for part in learner.callbacks if hasattr(part, "state_dict")]
     kinds = [dict.fromkeys(type(p).__name__ for p in (part, getattr(part, "scheduler", part))) for part in keepers]
     return {f"{i} {'('.join(kind) + ')' * (len(kind) - 1)}": keepers[i] for i, kind in enumerate(kinds)}
-
-
-def generators_of(loaders: Iterable[object]) -> list[torch.Generator]:
-    """The generators of their own that data loaders draw their order from, each once."""
-    found: dict[int, torch.Generator] = {}
-    for data in loaders:
-        parts = [data, *(getattr(data, name, None) for name in ("dataset", "sampler", "batch_sampler"))]
-        parts += [getattr(part, "sampler", None) for part in parts]
-        generators = [getattr(part, "generator", None) for part in parts]
-        found |= {id(generator): generator for generator in generators if isinstance(generator, torch.Generator)}
-    return list(found.values())
-
-
-def rng_state(generators: list[torch.Generator]) -> dict[str, Any]:
-    """The states of the global generators, and of those given."""
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": random.getstate(),
-        "numpy": _numpy_state(),
-        "own": [generator.get_state() for generator in generators],
-    }
-
-
-def _numpy_state() -> tuple[Any, ...] | None:
-    """The state of NumPy's global generator in plain values, where NumPy is there."""
-    state: Any = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
-    return (state[0], state[1].tolist(), *state[2:]) if isinstance(state, tuple) else None
-
-
-def set_rng_state(state: dict[str, Any], generators: list[torch.Generator]) -> None:
-    """Put the generators back."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    version, inner, gauss = state["python"]
-    random.setstate((version, tuple(inner), gauss))
-    if state["numpy"] is not None and "numpy" in sys.modules:
-        sys.modules["numpy"].random.set_state(state["numpy"])
-    for generator, own in zip(generators, state["own"], strict=False):
-        generator.set_state(own)

@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._contract import State, Steps, call_model, check_call, check_model, refuse, run_model, shape
+from ..core.errors import refuse, shape
+from ..core.layout import Steps
+from ..core.model import call_model, check_call, check_model, run_model
+from ..core.state import State
 
 
 class Attention(nn.Module):

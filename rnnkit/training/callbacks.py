@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from ._contract import refuse
-from .checkpoint import Checkpoint as Checkpoint
-from .host import CancelFit
+from ..core.errors import refuse
+from .events import CancelFit
 
 if TYPE_CHECKING:
     from .learner import Learner

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ._contract import Steps, check_call, check_one_way, refuse, run_model, shape
+from ..core.errors import refuse, shape
+from ..core.layout import Steps
+from ..core.model import check_call, check_one_way, run_model
 
 
 def gradient_by_step(

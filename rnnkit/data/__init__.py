@@ -1,0 +1,1 @@
+"""Batches of sequences, and what makes them."""

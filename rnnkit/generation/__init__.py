@@ -1,0 +1,1 @@
+"""A model stepped: fed by the data, by itself, into the future."""

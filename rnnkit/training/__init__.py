@@ -1,0 +1,1 @@
+"""Phases, the Learner and its callbacks."""

@@ -1,0 +1,49 @@
+"""Every generator that a training draws from: found, kept, put back."""
+
+import random
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+def generators_of(loaders: Iterable[object]) -> list[torch.Generator]:
+    """The generators of their own that data loaders draw their order from, each once."""
+    found: dict[int, torch.Generator] = {}
+    for data in loaders:
+        parts = [data, *(getattr(data, name, None) for name in ("dataset", "sampler", "batch_sampler"))]
+        parts += [getattr(part, "sampler", None) for part in parts]
+        generators = [getattr(part, "generator", None) for part in parts]
+        found |= {id(generator): generator for generator in generators if isinstance(generator, torch.Generator)}
+    return list(found.values())
+
+
+def rng_state(generators: list[torch.Generator]) -> dict[str, Any]:
+    """The states of the global generators, and of those given."""
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": _numpy_state(),
+        "own": [generator.get_state() for generator in generators],
+    }
+
+
+def _numpy_state() -> tuple[Any, ...] | None:
+    """The state of NumPy's global generator in plain values, where NumPy is there."""
+    state: Any = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
+    return (state[0], state[1].tolist(), *state[2:]) if isinstance(state, tuple) else None
+
+
+def set_rng_state(state: dict[str, Any], generators: list[torch.Generator]) -> None:
+    """Put the generators back."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, inner, gauss = state["python"]
+    random.setstate((version, tuple(inner), gauss))
+    if state["numpy"] is not None and "numpy" in sys.modules:
+        sys.modules["numpy"].random.set_state(state["numpy"])
+    for generator, own in zip(generators, state["own"], strict=False):
+        generator.set_state(own)
