@@ -8,14 +8,27 @@ from .data.loaders import BucketSampler, StreamLoader, pad_collate
 from .generation.beam import beam_search
 from .generation.feedback import Feedback
 from .generation.rollouts import rollout
-from .generation.samplers import DistributionSampler, SoftmaxSampler, identity, sample_best, sample_softmax
+from .generation.samplers import (
+    DistributionSampler,
+    SoftmaxSampler,
+    identity,
+    sample_best,
+    sample_softmax,
+)
 from .generation.sampling import Sample, sample_model
 from .losses import seq2one_loss, seq2seq_loss
 from .models.encoder_decoder import Attention, EncoderDecoder
 from .models.stack import PerStep, RecurrentSequential
 from .models.unroll import Unroll
 from .training.bptt import BPTTTrainingPhase
-from .training.callbacks import ClipGradients, EarlyStopping, History, ProgressBar, Scheduler, StopOnNaN
+from .training.callbacks import (
+    ClipGradients,
+    EarlyStopping,
+    History,
+    ProgressBar,
+    Scheduler,
+    StopOnNaN,
+)
 from .training.checkpoint import Checkpoint
 from .training.closed_loop import BPTTValidationPhase
 from .training.events import CancelEpoch, CancelFit, CancelStep

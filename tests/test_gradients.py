@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnnkit import PerStep, RecurrentSequential, Unroll, gradient_by_step, gradient_flow, seq2one_loss, seq2seq_loss
+from rnnkit import (
+    PerStep,
+    RecurrentSequential,
+    Unroll,
+    gradient_by_step,
+    gradient_flow,
+    seq2one_loss,
+    seq2seq_loss,
+)
 
 T, B, F, H = 5, 3, 2, 4
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from states import assert_state, leaves
+from helpers import assert_state, leaves
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 

@@ -10,9 +10,9 @@ import pickle
 
 import pytest
 import torch
+from helpers import assert_state, leaves
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from states import assert_state, leaves
 from torch import nn
 from torch.nn import functional as F
 

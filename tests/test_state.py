@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from states import leaves
+from helpers import leaves
 from torch import nn
 
 from rnnkit import RecurrentSequential, detach, reset_rows, select_rows

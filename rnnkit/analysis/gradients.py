@@ -7,13 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..core.errors import refuse, shape
+from ..core.errors import Refusal, asked, in_words
 from ..core.layout import Steps
 from ..core.model import check_call, check_one_way, run_model
 
 
+@asked("gradient_by_step")
 def gradient_by_step(
-    model: nn.Module, loss: Callable[..., Tensor], inputs: Steps, targets: Steps | None, lengths: Tensor | None = None
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    inputs: Steps,
+    targets: Steps | None,
+    lengths: Tensor | None = None,
 ) -> dict[str, Tensor]:
     r"""The share of each time step in the gradient of every parameter; the shares sum to the gradient.
 
@@ -47,14 +52,13 @@ def gradient_by_step(
     >>> {name: share.flatten().tolist() for name, share in shares.items()}
     {'weight_ih_l0': [8.0, 3.0], 'weight_hh_l0': [0.0, 10.0]}
     """
-    call = "gradient_by_step"
     if not isinstance(model, nn.Module):
         fix = "pass the module whose parameters you ask about."
-        raise refuse(call, f"model = {shape(model)}", "a torch.nn.Module", fix, TypeError)
-    inputs = check_call(call, model, inputs, lengths=lengths)
+        raise Refusal(f"model = {in_words(model)}", "a torch.nn.Module", fix, TypeError)
+    inputs = check_call(model, inputs, lengths=lengths)
     fix = "ask about a one-directional model."
-    check_one_way(model, call, "", "a model that reads time in one direction", fix)
-    _check_dropout(model, call)
+    check_one_way(model, "", "a model that reads time in one direction", fix)
+    _check_dropout(model)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     copies: dict[str, Tensor] = {}
 
@@ -62,31 +66,42 @@ def gradient_by_step(
         return functional_call(model, {**buffers, **copies}, args)
 
     stepped.__name__ = type(model).__name__  # who an error speaks of
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # cuDNN has no backward in eval mode
+    named = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+    with (
+        torch.enable_grad(),
+        torch.backends.cudnn.flags(enabled=False),
+    ):  # cuDNN has no backward in eval mode
         leaves = [p.detach().expand(len(inputs), *p.shape).requires_grad_() for p in named.values()]
         parts, state = list[Tensor](), None
         for step, *weights in zip(inputs.split(1), *map(torch.unbind, leaves), strict=True):
             copies = dict(zip(named, weights, strict=True))
-            output, state = run_model(stepped, step, state, None, call)
+            output, state = run_model(stepped, step, state, None)
             parts.append(output)
         copies = {}
-        outputs, whole = torch.cat(parts), run_model(stepped, inputs, None, None, call)[0]
+        outputs, whole = torch.cat(parts), run_model(stepped, inputs, None, None)[0]
         close = torch.finfo(whole.dtype).eps ** 0.5
         if not torch.allclose(outputs, whole, close, close, equal_nan=True):
             came = f"outputs that differ by up to {float((outputs - whole).detach().abs().max()):.2g} between the two"
             fix = "model.eval() for dropout and batch norm; a model that looks ahead in time has no shares by step."
-            raise refuse(call, came, "the same from T calls of one step as from one call of T", fix)
+            raise Refusal(came, "the same from T calls of one step as from one call of T", fix)
         total = loss(outputs, targets) if lengths is None else loss(outputs, targets, lengths)
         if not isinstance(total, Tensor) or total.ndim or not total.requires_grad:
             fix = "average the loss over the steps, and keep the outputs attached: no detach, no .item()."
-            raise refuse(call, f"a loss {shape(total)}", "a tensor () that depends on a parameter", fix)
+            raise Refusal(
+                f"a loss {in_words(total)}", "a tensor () that depends on a parameter", fix
+            )
         shares = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
     return dict(zip(named, shares, strict=True))
 
 
 def gradient_flow(
-    model: nn.Module, loss: Callable[..., Tensor], inputs: Steps, targets: Steps | None, lengths: Tensor | None = None
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    inputs: Steps,
+    targets: Steps | None,
+    lengths: Tensor | None = None,
 ) -> dict[str, Tensor]:
     r"""How far back a gradient reaches: the norm of each step's share, parameter name -> `(T,)`, by lag.
 
@@ -104,13 +119,16 @@ def gradient_flow(
     [1.0, 0.5, 0.25, 0.125]
     """
     shares = gradient_by_step(model, loss, inputs, targets, lengths)
-    return {name: share.reshape(len(share), -1).square().sum(1).sqrt().flip(0) for name, share in shares.items()}
+    return {
+        name: share.reshape(len(share), -1).square().sum(1).sqrt().flip(0)
+        for name, share in shares.items()
+    }
 
 
-def _check_dropout(model: nn.Module, call: str) -> None:
+def _check_dropout(model: nn.Module) -> None:
     for module in model.modules():
         name = type(module).__name__
         rate = getattr(module, "p" if "Dropout" in name else "dropout", 0)
         if module.training and isinstance(rate, float | int) and rate > 0:
             fix = "model.eval() before the call, model.train() after it."
-            raise refuse(call, f"{name} with dropout {rate:g} in train mode", "no randomness", fix)
+            raise Refusal(f"{name} with dropout {rate:g} in train mode", "no randomness", fix)

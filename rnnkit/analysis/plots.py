@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core.errors import refuse, shape
+from ..core.errors import Refusal, asked, in_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@asked("plot_history")
 def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
     """The learning curve: the loss of training and validation, and of validation's two loops, epoch by epoch.
 
@@ -33,18 +34,23 @@ def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
     rows = getattr(history, "rows", history)
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        for key, label in (("loss", str(row["phase"])), ("open_loss", "open loop"), ("closed_loss", "closed loop")):
+        for key, label in (
+            ("loss", str(row["phase"])),
+            ("open_loss", "open loop"),
+            ("closed_loss", "closed loop"),
+        ):
             if row.get(key) is not None:
                 curves.setdefault(label, []).append((float(row["epoch"]), float(row[key])))
     if not curves:
         fix = "fit at least one epoch with the History callback first."
-        raise refuse("plot_history", f"{len(rows)} rows and no loss", "rows with epoch, phase, loss", fix)
-    drawn = _axes(ax, "plot_history")
+        raise Refusal(f"{len(rows)} rows and no loss", "rows with epoch, phase, loss", fix)
+    drawn = _axes(ax)
     for label, points in curves.items():
         drawn.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) == 1 else "")
     return _finish(drawn, "epoch", "loss")
 
 
+@asked("plot_horizon")
 def plot_horizon(
     loss_by_step: Tensor | Mapping[str, Tensor],
     ax: "Axes | None" = None,
@@ -68,26 +74,31 @@ def plot_horizon(
     >>> [text.get_text() for text in ax.texts]
     ['loop closes', 'last value', 'model']
     """
-    call = "plot_horizon"
     named = loss_by_step if isinstance(loss_by_step, Mapping) else {"model": loss_by_step}
-    curves = {label: torch.as_tensor(value).detach().cpu().double() for label, value in named.items()}
+    curves = {
+        label: torch.as_tensor(value).detach().cpu().double() for label, value in named.items()
+    }
     for label, curve in curves.items():
         if curve.ndim not in (1, 2) or 0 in curve.shape:
             fix = "average over rows and features; validation's loss_by_step is (T,)."
-            raise refuse(call, f"{label} {shape(curve)}", "(T,) or (seeds, T)", fix)
+            raise Refusal(f"{label} {in_words(curve)}", "(T,) or (seeds, T)", fix)
     if len({curve.shape[-1] for curve in curves.values()}) != 1:
-        came = ", ".join(f"{label} {shape(value)}" for label, value in named.items()) or "no curve"
-        raise refuse(call, came, "the same T for all", "cut them to the steps they share.")
+        came = (
+            ", ".join(f"{label} {in_words(value)}" for label, value in named.items()) or "no curve"
+        )
+        raise Refusal(came, "the same T for all", "cut them to the steps they share.")
     time = next(iter(curves.values())).shape[-1]
     if nfeedback is not None and not 0 <= nfeedback < time:
         fix = "nfeedback is the number that BPTTValidationPhase was given."
-        raise refuse(call, f"nfeedback={nfeedback} for T = {time}", f"0 to {time - 1}", fix)
-    grays = {name: torch.as_tensor(value).detach().cpu() for name, value in (baselines or {}).items()}
+        raise Refusal(f"nfeedback={nfeedback} for T = {time}", f"0 to {time - 1}", fix)
+    grays = {
+        name: torch.as_tensor(value).detach().cpu() for name, value in (baselines or {}).items()
+    }
     for name, value in grays.items():
         if value.shape not in ((), (time,)):
-            came = f"the baseline {name} {shape(value)} for T = {time}"
-            raise refuse(call, came, f"a number or ({time},)", "average it over rows and seeds.")
-    drawn = _axes(ax, call)
+            came = f"the baseline {name} {in_words(value)} for T = {time}"
+            raise Refusal(came, f"a number or ({time},)", "average it over rows and seeds.")
+    drawn = _axes(ax)
     for label, curve in curves.items():
         seeds = torch.atleast_2d(curve)
         (line,) = drawn.plot(seeds.mean(0).numpy(), label=label)
@@ -100,10 +111,13 @@ def plot_horizon(
         edge, gray = time - nfeedback - 0.5, "#444444"
         drawn.axvline(edge, color=gray, linewidth=1)
         place = {"xytext": (4, -2), "textcoords": "offset points", "va": "top"}
-        drawn.annotate("loop closes", (edge, 1), xycoords=drawn.get_xaxis_transform(), color=gray, **place)
+        drawn.annotate(
+            "loop closes", (edge, 1), xycoords=drawn.get_xaxis_transform(), color=gray, **place
+        )
     return _finish(drawn, "time step", "loss at the step")
 
 
+@asked("plot_gradient_flow")
 def plot_gradient_flow(flow: Mapping[str, Tensor], ax: "Axes | None" = None) -> "Axes":
     """How far back the gradient reaches: for each parameter, the norm of each step's share by lag, logarithmic.
 
@@ -120,10 +134,12 @@ def plot_gradient_flow(flow: Mapping[str, Tensor], ax: "Axes | None" = None) -> 
     ('log', 'lag (steps before the last)')
     """
     if not flow or any(norms.ndim != 1 for norms in flow.values()):
-        came = ", ".join(f"{name} {shape(norms)}" for name, norms in flow.items()) or "no parameter"
+        came = (
+            ", ".join(f"{name} {in_words(norms)}" for name, norms in flow.items()) or "no parameter"
+        )
         fix = "pass what gradient_flow returned; gradient_by_step returns the shares themselves."
-        raise refuse("plot_gradient_flow", came, "norms (T,)", fix)
-    drawn = _axes(ax, "plot_gradient_flow")
+        raise Refusal(came, "norms (T,)", fix)
+    drawn = _axes(ax)
     drawn.set_yscale("log")
     for name, norms in flow.items():
         seen = norms.detach().cpu().double()
@@ -131,11 +147,13 @@ def plot_gradient_flow(flow: Mapping[str, Tensor], ax: "Axes | None" = None) -> 
     return _finish(drawn, "lag (steps before the last)", "norm of the share")
 
 
-def _axes(ax: "Axes | None", call: str) -> Any:  # Any: matplotlib leaves its keywords untyped
+def _axes(ax: "Axes | None") -> Any:  # Any: matplotlib leaves its keywords untyped
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise refuse(call, "no matplotlib", "matplotlib", 'pip install "rnnkit[plot]".', ImportError) from error
+        raise Refusal(
+            "no matplotlib", "matplotlib", 'pip install "rnnkit[plot]".', ImportError
+        ) from error
     return plt.subplots()[1] if ax is None else ax
 
 
@@ -149,8 +167,12 @@ def _finish(ax: Any, xlabel: str, ylabel: str) -> "Axes":
     ends: list[tuple[float, tuple[float, ...], Any]] = []
     for line in ax.get_lines():
         points = [tuple(point) for point in line.get_xydata() if math.isfinite(point[1])]
-        if points and not line.get_label().startswith("_"):  # matplotlib's mark of a line without a label
-            ends.append((ax.transData.transform(points[-1])[1] * 72 / ax.figure.dpi, points[-1], line))
+        if points and not line.get_label().startswith(
+            "_"
+        ):  # matplotlib's mark of a line without a label
+            ends.append(
+                (ax.transData.transform(points[-1])[1] * 72 / ax.figure.dpi, points[-1], line)
+            )
     free = -math.inf
     for height, end, line in sorted(ends, key=lambda end: end[0]):
         free = max(height, free + 14)

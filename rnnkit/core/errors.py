@@ -1,20 +1,91 @@
-"""The one voice of errors: what was called, what came, what was wanted, the likely fix."""
+"""The one voice of errors: who was asked, what came, what was wanted, the likely fix.
 
-from collections.abc import Sequence
+A helper gives the reason, `raise Refusal(came, wanted, fix)`; the boundary that a user called says who was asked,
+with `@asked("sample_model")`. The innermost boundary speaks, as it is nearest to the mistake.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 
-
-def refuse(call: str, came: str, wanted: str, fix: str, kind: type[Exception] = ValueError) -> Exception:
-    """An error to raise, in the one voice of the package."""
-    return kind(f"{call}: got {came}; wanted {wanted}. Likely fix: {fix}")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def shape(value: object) -> str:
-    """A value in the words of an error: the shape of a tensor, the type of anything else."""
+class Refusal(Exception):
+    """The reason for an error, raised where it is seen; `asked` makes the error of it.
+
+    Args:
+        came: what was given.
+        wanted: what would have been right.
+        fix: what most likely mends it, a sentence.
+        kind: the exception that the user gets.
+    """
+
+    def __init__(
+        self, came: str, wanted: str, fix: str, kind: type[Exception] = ValueError
+    ) -> None:
+        super().__init__(f"got {came}; wanted {wanted}. Likely fix: {fix}")
+        self.kind = kind
+
+    def told_by(self, who: str) -> Exception:
+        """The error that the user sees."""
+        return self.kind(f"{who}: {self}")
+
+
+def asked(who: str | Callable[[Any], str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Makes a function a boundary: what is refused inside is told in its name, `who`.
+
+    For a method whose name depends on its object, `who` is a function of the object.
+
+    >>> @asked("halve")
+    ... def halve(n):
+    ...     if n % 2:
+    ...         raise Refusal(f"n = {n}", "an even n", "pass 2 * n.")
+    ...     return n // 2
+    >>> halve(3)
+    Traceback (most recent call last):
+    ValueError: halve: got n = 3; wanted an even n. Likely fix: pass 2 * n.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def boundary(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return function(*args, **kwargs)
+            except Refusal as refusal:
+                name = who if isinstance(who, str) else who(args[0])
+                raise refusal.told_by(name) from None
+
+        return boundary
+
+    return decorate
+
+
+def in_words(value: object) -> str:
+    """A value in the words of an error: the shape of a tensor, the keys of a dict, the type of anything else."""
     if isinstance(value, Tensor):
         return str(tuple(value.shape))
+    if isinstance(value, dict):
+        return "a dict of " + (", ".join(map(repr, value)) or "nothing")
     if isinstance(value, list | tuple):
         items: Sequence[object] = value
         return f"a {type(value).__name__} of {len(items)}"
     return f"a {type(value).__name__}"
+
+
+def one_of(name: str, value: object, words: Sequence[str], fix: str) -> None:
+    """Refuse a value that is none of some words."""
+    if value not in words:
+        *first, last = (f'"{word}"' for word in words)
+        raise Refusal(f"{name}={value!r}", f"{', '.join(first)} or {last}", fix)
+
+
+def at_least(name: str, value: object, least: int, fix: str) -> None:
+    """Refuse what is no whole number of `least` and more."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Refusal(f"{name} = {value!r}", f"a whole number, {name} >= {least}", fix, TypeError)
+    if value < least:
+        raise Refusal(f"{name} = {value}", f"{name} >= {least}", fix)

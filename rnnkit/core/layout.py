@@ -1,78 +1,171 @@
-"""The layout rule: what a sequence is, its lengths, its valid steps."""
+"""The layout rule: what a sequence is, how long its rows are, which of its steps are valid.
+
+A sequence is a tensor `(T, B, *F)`, or a dict of such tensors with the same `T` and `B`. Lengths and masks live on the
+CPU, whatever the default device is: they decide what is called, and asking a device would wait for it.
+"""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .errors import refuse, shape
+from .errors import Refusal, in_words
 from .state import State, map_leaves
 
 Steps: TypeAlias = Tensor | Sequence[Tensor]
+Sequences: TypeAlias = Any  # Steps, or a dict of them
 
 
-def as_sequence(sequence: Steps, call: str, name: str = "inputs", least: int = 2) -> Tensor:
+def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor:
     """A sequence `(T, B, *F)`, from itself or from a list of `T` steps `(B, *F)`."""
     if type(sequence) is Tensor and sequence.ndim > 1 and sequence.numel():
         return sequence
     if isinstance(sequence, Sequence) and not isinstance(sequence, str | PackedSequence):
-        wanted, fix = "a list of steps (B, *F)", "pass at least one step, each a tensor (B, *F)."
-        if not sequence:
-            raise refuse(call, f"{name} = an empty list", wanted, fix)
-        if not all(isinstance(step, Tensor) for step in sequence):
-            raise refuse(call, f"{name} = a list that holds {shape(sequence[0])}", wanted, fix, TypeError)
-        if len({step.shape for step in sequence}) > 1:
-            shapes = ", ".join(map(shape, sequence[:4]))
-            fix = "a list is T steps of one batch; sequences of unequal length go through batchseq."
-            raise refuse(call, f"{name} = a list of {shapes}", "steps of equal shape (B, *F)", fix)
-        sequence = torch.stack(tuple(sequence))
+        sequence = _stacked(sequence, name)
     if not isinstance(sequence, Tensor):
-        fix = "stack the steps along a first dimension, time."
-        raise refuse(call, f"{name} = {shape(sequence)}", "a tensor (T, B, *F) or a list of steps", fix, TypeError)
+        raise Refusal(
+            f"{name} = {in_words(sequence)}",
+            "a tensor (T, B, *F) or a list of steps",
+            "stack the steps along a first dimension, time.",
+            TypeError,
+        )
     if sequence.ndim < least:
-        fix = "time is dim 0 and the batch is dim 1; give a single sequence a batch of one with unsqueeze(1)."
-        raise refuse(call, f"{name} {shape(sequence)}", f"{name} (T, B, *F)", fix)
+        raise Refusal(
+            f"{name} {in_words(sequence)}",
+            f"{name} (T, B, *F)",
+            "time is dim 0 and the batch is dim 1; give a single sequence a batch of one with unsqueeze(1).",
+        )
     if 0 in sequence.shape[:2]:
-        raise refuse(call, f"empty {name} {shape(sequence)}", "at least one step and one row", "drop empty sequences.")
+        came = f"empty {name} {in_words(sequence)}"
+        raise Refusal(came, "at least one step and one row", "drop empty sequences.")
     return sequence
 
 
-def check_lengths(lengths: Tensor, time: int, batch: int, call: str, least: int = 1) -> Tensor:
+def _stacked(steps: Sequence[Tensor], name: str) -> Tensor:
+    wanted = "a list of steps (B, *F)"
+    fix = "pass at least one step, each a tensor (B, *F)."
+    if not steps:
+        raise Refusal(f"{name} = an empty list", wanted, fix)
+    if not all(isinstance(step, Tensor) for step in steps):
+        raise Refusal(f"{name} = a list that holds {in_words(steps[0])}", wanted, fix, TypeError)
+    if len({step.shape for step in steps}) > 1:
+        raise Refusal(
+            f"{name} = a list of {', '.join(map(in_words, steps[:4]))}",
+            "steps of equal shape (B, *F)",
+            "a list is T steps of one batch; sequences of unequal length go through batchseq.",
+        )
+    return torch.stack(tuple(steps))
+
+
+def as_sequences(sequence: Sequences, name: str = "inputs", least: int = 2) -> Any:
+    """A sequence, or a dict of sequences, in which all have the same `T` and `B`."""
+    if not isinstance(sequence, dict):
+        return as_sequence(sequence, name, least)
+    parts: dict[Any, Tensor] = {}
+    for key, part in sequence.items():
+        parts[key] = as_sequence(part, f"{name}[{key!r}]", least)
+    if len({part.shape[:2] for part in parts.values()}) != 1:
+        came = (
+            ", ".join(f"{key!r} {in_words(part)}" for key, part in parts.items()) or "an empty dict"
+        )
+        raise Refusal(
+            f"{name} = {came}", "sequences of the same T and B", "cut or pad them to one length."
+        )
+    return parts
+
+
+def extent(sequence: Any) -> tuple[int, int]:
+    """`T` and `B` of a sequence, or of a dict of sequences."""
+    if isinstance(sequence, dict):
+        sequence = next(iter(sequence.values()))
+    return sequence.shape[0], sequence.shape[1]
+
+
+def device_of(sequence: Any) -> torch.device:
+    """Where a sequence, or a dict of sequences, lives."""
+    return next(iter(sequence.values())).device if isinstance(sequence, dict) else sequence.device
+
+
+def between(sequence: Any, start: int, stop: int) -> Any:
+    """The steps from `start` to before `stop` of a sequence, or of each one in a dict, as views."""
+    if isinstance(sequence, Tensor):
+        return sequence[start:stop]
+    return map_leaves(lambda part: part[start:stop], sequence)
+
+
+def join(parts: Sequence[Any]) -> Any:
+    """Stretches of a sequence, or dicts of them, one after another in time."""
+    if isinstance(parts[0], Tensor):
+        return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
+    return map_leaves(lambda *stretches: torch.cat(stretches), *parts)
+
+
+def all_lengths(lengths: Tensor | None, time: int, batch: int) -> Tensor:
+    """The lengths, or `T` for each row where there are none: int64, on the CPU, `(B,)`."""
+    return torch.full((batch,), time, device="cpu") if lengths is None else lengths
+
+
+def valid_steps(lengths: Tensor, time: int) -> Tensor:
+    """Which steps are not padding: bool, on the CPU, `(T, B)`."""
+    return torch.arange(time, device="cpu").unsqueeze(1) < lengths
+
+
+def check_lengths(lengths: Tensor, time: int, batch: int, least: int = 1) -> Tensor:
     """Lengths as they must be: int64, on the CPU, `(B,)`, each between `least` and `T`."""
-    fix = "lengths is what batchseq and pad_collate return: torch.tensor([len(s) for s in sequences])."
     wanted = f"an int64 CPU tensor ({batch},)"
+    fix = "lengths is what batchseq and pad_collate return: torch.tensor([len(s) for s in sequences])."
     if not isinstance(lengths, Tensor):
-        raise refuse(call, f"lengths = {shape(lengths)}", wanted, fix, TypeError)
+        raise Refusal(f"lengths = {in_words(lengths)}", wanted, fix, TypeError)
     if lengths.dtype != torch.int64 or lengths.device.type != "cpu":
         came = f"lengths of {lengths.dtype} on {lengths.device}"
-        raise refuse(call, came, wanted, "lengths.to('cpu', torch.int64).", TypeError)
+        raise Refusal(came, wanted, "lengths.to('cpu', torch.int64).", TypeError)
     if lengths.shape != (batch,):
-        raise refuse(call, f"lengths {shape(lengths)} for a batch of {batch}", wanted, fix)
-    low, high = int(lengths.min()), int(lengths.max())
+        raise Refusal(f"lengths {in_words(lengths)} for a batch of {batch}", wanted, fix)
+    low = int(lengths.min())
+    high = int(lengths.max())
     if low < least or high > time:
-        fix = "drop empty sequences; lengths count the steps of each row before padding."
-        raise refuse(call, f"lengths from {low} to {high}", f"lengths from {least} to T = {time}", fix)
+        raise Refusal(
+            f"lengths from {low} to {high}",
+            f"lengths from {least} to T = {time}",
+            "drop empty sequences; lengths count the steps of each row before padding.",
+        )
     return lengths
 
 
 def check_state(
     state: State,
     batch: int,
-    call: str,
     fix: str = "start with state=None, or keep the rows that go on with select_rows(state, rows).",
 ) -> None:
     """Every leaf of a state that comes in must have the batch as dim 1."""
 
     def check(leaf: Tensor) -> Tensor:
         if leaf.ndim < 2 or leaf.shape[1] != batch:
-            raise refuse(call, f"a state leaf {shape(leaf)} for a batch of {batch}", f"(layers, {batch}, *F)", fix)
+            raise Refusal(
+                f"a state leaf {in_words(leaf)} for a batch of {batch}",
+                f"(layers, {batch}, *F)",
+                fix,
+            )
         return leaf
 
     map_leaves(check, state)
 
 
-def valid_steps(outputs: Tensor, lengths: Tensor | None) -> int:
-    """The steps of all rows `(T, B)` that are not padding."""
-    return outputs.shape[0] * outputs.shape[1] if lengths is None else int(lengths.sum())
+def fill_padding(sequence: Any, lengths: Tensor) -> Any:
+    """The sequence with each row's own last step in place of what stands behind its end.
+
+    What a user pads with, zeros or NaN, may have no finite value or gradient in a model (a logarithm); a step of the
+    data does, so that the gradient through padding is zero and not NaN.
+    """
+    time = extent(sequence)[0]
+    steps = torch.arange(time, device="cpu").unsqueeze(1)
+    last = (lengths - 1).clamp(min=0)
+    index = torch.minimum(steps, last)  # (T, B)
+    rows = torch.arange(len(lengths), device="cpu").expand_as(index)
+
+    def fill(part: Tensor) -> Tensor:
+        return part[index.to(part.device), rows.to(part.device)]
+
+    return map_leaves(fill, sequence)

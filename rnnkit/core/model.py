@@ -2,7 +2,7 @@
 
 A recurrent model is anything called like `torch.nn.LSTM`: `outputs, state = model(inputs, state)`, with
 `state=None` at the start, `inputs` and `outputs` of shape `(T, B, *features)` and every leaf of `state` of shape
-`(layers, B, *features)`.
+`(layers, B, *features)`. Inputs and outputs may each be a dict of such sequences.
 """
 
 from collections.abc import Callable, Generator
@@ -11,123 +11,320 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.optim.swa_utils import AveragedModel
 
-from .errors import refuse, shape
-from .layout import Steps, as_sequence, check_lengths, check_state
+from .errors import Refusal, in_words
+from .layout import (
+    Sequences,
+    as_sequences,
+    between,
+    check_lengths,
+    check_state,
+    extent,
+    fill_padding,
+)
 from .state import State, map_leaves, select_rows, where_rows
 
 Model: TypeAlias = Callable[..., Any]
-Sampler: TypeAlias = Callable[[Tensor], Tensor]
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
-def check_model(model: Model, call: str) -> None:
-    """Refuse what cannot keep the contract: cells, `batch_first` modules."""
-    if isinstance(model, nn.RNNCellBase):
-        fix = f"Unroll({type(model).__name__}(...)) steps a cell over time."
-        raise refuse(call, f"a cell, {type(model).__name__}", "a model over (T, B, *F)", fix, TypeError)
-    if isinstance(model, nn.Linear | nn.Sequential) and not getattr(model, "recurrent", ()):
+def unwrap(model: Any) -> Any:
+    """The model itself, behind DistributedDataParallel, DataParallel, AveragedModel and torch.compile."""
+    while True:
+        if isinstance(model, _WRAPPERS):
+            model = model.module
+        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:  # torch.compile
+            model = model._modules["_orig_mod"]
+        else:
+            return model
+
+
+class Declared:
+    """The one table of what a model may declare, as attributes of its class or of the object.
+
+    | attribute | what it says | where it is absent |
+    |---|---|---|
+    | `bidirectional: bool` | outputs depend on later steps | whether a member's do |
+    | `takes_packed: bool` | gives a `PackedSequence` for one | true of PyTorch's own recurrent layers |
+    | `batch_statistics: bool` | steps of a batch change each other's outputs | a batch norm that is training |
+    | `initial_state(batch_size)` | what a row starts from, a state | zeros |
+    | `encode(source, lengths)` | the first state that a source makes | a batch has no source |
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = unwrap(model)
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether some member reads the sequence backward too, so that later steps change its outputs."""
+        own = getattr(self.model, "bidirectional", None)
+        return (
+            any(Declared(child).bidirectional for child in self._children)
+            if own is None
+            else bool(own)
+        )
+
+    @property
+    def takes_packed(self) -> bool:
+        """Whether it gives a `PackedSequence` of outputs for one of inputs."""
+        own = getattr(self.model, "takes_packed", None)
+        return _is_pytorchs_own(self.model) if own is None else bool(own)
+
+    @property
+    def batch_statistics(self) -> bool:
+        """Whether the valid steps of all rows decide each other's outputs, as in a batch norm that is training."""
+        own = getattr(self.model, "batch_statistics", None)
+        if own is not None:
+            return bool(own)
+        if isinstance(self.model, _BatchNorm):
+            return self.model.training or self.model.running_mean is None
+        return any(Declared(child).batch_statistics for child in self._children)
+
+    @property
+    def encode(self) -> Callable[..., State] | None:
+        """What makes the first state of a source."""
+        return getattr(self.model, "encode", None)
+
+    def initial_state(self, batch_size: int) -> State:
+        """What a row starts from; `None` stands for zeros."""
+        own = getattr(self.model, "initial_state", None)
+        return None if own is None else own(batch_size)
+
+    @property
+    def _children(self) -> list[nn.Module]:
+        return list(self.model.children()) if isinstance(self.model, nn.Module) else []
+
+
+def _is_pytorchs_own(model: Any) -> bool:
+    dynamic = "nn.quantized.dynamic.modules.rnn"  # its layers are no nn.RNNBase
+    return isinstance(model, nn.RNNBase) or (
+        type(model).__module__.endswith(dynamic) and not type(model).__name__.endswith("Cell")
+    )
+
+
+def check_model(model: Model) -> None:
+    """Refuse what cannot keep the contract: cells, `batch_first` modules, rows split along time."""
+    inner = unwrap(model)
+    if isinstance(inner, nn.RNNCellBase):
+        name = type(inner).__name__
+        fix = f"Unroll({name}(...)) steps a cell over time."
+        raise Refusal(f"a cell, {name}", "a model over (T, B, *F)", fix, TypeError)
+    if isinstance(inner, nn.Linear | nn.Sequential) and not getattr(inner, "recurrent", ()):
+        came = f"{type(inner).__name__}, which takes no state"
         fix = "RecurrentSequential threads the state through a stack of layers."
-        came = f"{type(model).__name__}, which takes no state"
-        raise refuse(call, came, "outputs, state = model(inputs, state)", fix, TypeError)
+        raise Refusal(came, "outputs, state = model(inputs, state)", fix, TypeError)
     for module in model.modules() if isinstance(model, nn.Module) else ():
-        if isinstance(module, nn.RNNBase) and module.batch_first:
-            name = type(module).__name__
-            fix = f"build {name} without batch_first and transpose a (B, T, F) batch with x.transpose(0, 1)."
-            raise refuse(call, f"{name}(batch_first=True)", "time as dim 0, the batch as dim 1", fix)
+        if isinstance(module, nn.RNNBase) or _is_pytorchs_own(module):
+            _check_time_first(module)
+        if isinstance(module, nn.DataParallel) and module.dim != 1 and len(module.device_ids) > 1:
+            fix = "nn.DataParallel(model, dim=1)."
+            raise Refusal(
+                f"DataParallel(dim={module.dim})", "the batch, dim 1, split over devices", fix
+            )
+
+
+def _check_time_first(module: Any) -> None:
+    if module.batch_first:
+        name = type(module).__name__
+        fix = f"build {name} without batch_first and transpose a (B, T, F) batch with x.transpose(0, 1)."
+        raise Refusal(f"{name}(batch_first=True)", "time as dim 0, the batch as dim 1", fix)
 
 
 def check_call(
-    call: str, model: Model, inputs: Steps, state: State = None, lengths: Tensor | None = None, name: str = "inputs"
-) -> Tensor:
+    model: Model,
+    inputs: Sequences,
+    state: State = None,
+    lengths: Tensor | None = None,
+    name: str = "inputs",
+) -> Any:
     """The inputs `(T, B, *F)` that a model is to be called on, after what a boundary checks."""
-    inputs = as_sequence(inputs, call, name)
-    check_model(model, call)
-    check_state(state, inputs.shape[1], call)
+    inputs = as_sequences(inputs, name)
+    time, batch = extent(inputs)
+    check_model(model)
+    check_state(state, batch)
     if lengths is not None:
-        check_lengths(lengths, len(inputs), inputs.shape[1], call)
+        check_lengths(lengths, time, batch)
     return inputs
 
 
-def call_model(model: Model, inputs: Any, state: State, call: str) -> tuple[Any, State]:
+def check_one_way(model: Model, came: str, wanted: str, fix: str) -> None:
+    """Refuse a model that reads time in both directions."""
+    if Declared(model).bidirectional:
+        raise Refusal(f"a bidirectional model{came}", wanted, fix)
+
+
+def call_model(model: Model, inputs: Any, state: State) -> tuple[Any, State]:
     """`outputs, state = model(inputs, state)`, or a clear error where the model gives something else."""
     result = model(inputs, state)
     if not isinstance(result, tuple) or len(result) != 2:
+        came = f"{in_words(result)} from {_name(model)}"
         fix = "return (outputs, state) like torch.nn.LSTM; RecurrentSequential does it for a stack of layers."
-        raise refuse(call, f"{shape(result)} from {_name(model)}", "a pair (outputs, state)", fix, TypeError)
+        raise Refusal(came, "a pair (outputs, state)", fix, TypeError)
     return result
 
 
-def is_bidirectional(model: Model) -> bool:
-    """Whether some member reads the sequence backward too, so that padding and the future change its outputs."""
-    if not isinstance(model, nn.Module):
-        return False
-    own = getattr(model, "bidirectional", None)
-    return any(getattr(m, "bidirectional", False) is True for m in model.modules()) if own is None else bool(own)
-
-
-def check_one_way(model: Model, call: str, came: str, wanted: str, fix: str) -> None:
-    """Refuse a model that reads time in both directions."""
-    if is_bidirectional(model):
-        raise refuse(call, f"a bidirectional model{came}", wanted, fix)
-
-
 def run_model(
-    model: Model, inputs: Tensor, state: State, lengths: Tensor | None, call: str, carry: bool = True
-) -> tuple[Tensor, State]:
-    """One call of `model` over `(T, B, *F)`; with `lengths` the state is each row's at its own last step.
+    model: Model, inputs: Any, state: State, lengths: Tensor | None = None, *, carry: bool = True
+) -> tuple[Any, State]:
+    """One run of `model` over `(T, B, *F)`; with `lengths` the state is each row's at its own last step.
 
-    Packs only where padding would change what is asked for: a bidirectional member, or (`carry`) the state itself.
-    A row of length 0 keeps the state it came with. A model that takes no `PackedSequence` is stepped instead.
+    Padding never changes a number. Most models read forward, so that padding behind a row's end changes nothing before
+    it, and are called on the whole batch. Packed is a batch of which padding would change what is asked for: the
+    outputs of a bidirectional member, batch statistics, or (`carry`) the state itself. A row of length 0 keeps the
+    state it came with.
     """
-    if lengths is None or not (carry or is_bidirectional(model)) or bool((lengths == len(inputs)).all()):
-        outputs, state = call_model(model, inputs, state, call)
-    elif isinstance(model, nn.RNNBase) or getattr(model, "takes_packed", False):
-        outputs, state = _run_packed(model, inputs, state, lengths, call)
+    if lengths is None or bool((lengths == extent(inputs)[0]).all()):
+        outputs, state = call_model(model, inputs, state)
     else:
-        parts: list[Tensor] = []
-        for t, step in enumerate(inputs.split(1)):
-            out, new = call_model(model, step, state, call)
-            parts.append(out)
-            state = where_rows(lengths > t, new, state)
-        outputs = torch.cat(parts)
-    if not isinstance(outputs, Tensor) or outputs.shape[:2] != inputs.shape[:2]:
-        fix = "a model maps (T, B, *F) to (T, B, *O); to read one step of it is the loss's affair."
-        raise refuse(call, f"outputs {shape(outputs)} for inputs {shape(inputs)}", "the same T and B for both", fix)
+        outputs, state = _run_ragged(model, inputs, state, lengths, carry)
+    _check_outputs(outputs, inputs)
     return outputs, state
 
 
-def _run_packed(model: Model, inputs: Tensor, state: State, lengths: Tensor, call: str) -> tuple[Tensor, State]:
+def _check_outputs(outputs: Any, inputs: Any) -> None:
+    wanted = extent(inputs)
+    parts: list[Any] = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
+    for part in parts:
+        if not isinstance(part, Tensor) or tuple(part.shape[:2]) != wanted:
+            raise Refusal(
+                f"outputs {in_words(part)} for inputs {in_words(inputs)}",
+                "the same T and B for both",
+                "a model maps (T, B, *F) to (T, B, *O); to read one step of it is the loss's affair.",
+            )
+
+
+def _run_ragged(
+    model: Model, inputs: Any, state: State, lengths: Tensor, carry: bool
+) -> tuple[Any, State]:
+    declared = Declared(model)
+    both_ways = declared.bidirectional
+    statistics = declared.batch_statistics
+    if not (carry or both_ways or statistics):
+        return call_model(model, fill_padding(inputs, lengths), state)
+
+    # From here on padding would count. Rows that have no step are left out of the call.
+    if declared.takes_packed:
+        return _run_rows(_run_packed, model, inputs, state, lengths)
+    if both_ways or statistics:
+        why = (
+            "a bidirectional model"
+            if both_ways
+            else "a model with batch statistics, in training mode,"
+        )
+        raise Refusal(
+            f"{why} and rows of different length",
+            f"one that takes a PackedSequence, for padding would change its outputs: {_name(model)} does not say so",
+            "let its forward hand a PackedSequence to its recurrent layer and give one back, and declare "
+            "takes_packed = True in its class; or pass rows of one length. See the page Models of your own.",
+        )
+    return _run_rows(_run_by_length, model, inputs, state, lengths)
+
+
+def _run_rows(
+    run: Callable[..., tuple[Any, State]], model: Model, inputs: Any, state: State, lengths: Tensor
+) -> tuple[Any, State]:
+    """`run` on the rows that have a step; the others get outputs of zero and keep their state."""
+    if bool(lengths.all()):
+        return run(model, inputs, state, lengths)
+    batch = len(lengths)
     rows = lengths.nonzero().squeeze(1)
-    if len(rows) < len(lengths):
-        index = rows.to(inputs.device)
-        some, new = _run_packed(model, inputs[:, index], select_rows(state, index), lengths[rows], call)
-        outputs = some.new_zeros(len(inputs), len(lengths), *some.shape[2:]).index_copy(1, index, some)
+    outputs, after = run(model, select_rows(inputs, rows), select_rows(state, rows), lengths[rows])
+    before = Declared(model).initial_state(batch) if state is None else state
+    return spread_rows(outputs, rows, batch), where_rows(
+        lengths > 0, spread_rows(after, rows, batch), before
+    )
 
-        def spread(leaf: Tensor) -> Tensor:
-            return leaf.new_zeros(len(leaf), len(lengths), *leaf.shape[2:]).index_copy(1, index, leaf)
 
-        return outputs, where_rows(lengths > 0, map_leaves(spread, new), state)
-    packed = pack_padded_sequence(inputs, lengths, enforce_sorted=False)
-    outputs, state = call_model(model, packed, state, call)
-    if not isinstance(outputs, PackedSequence):
-        fix = "a model with takes_packed = True gives a PackedSequence for a PackedSequence."
-        raise refuse(call, f"{shape(outputs)} from {_name(model)}", "a PackedSequence", fix, TypeError)
-    return pad_packed_sequence(outputs, total_length=len(inputs))[0], state
+def spread_rows(tree: Any, rows: Tensor, batch: int) -> Any:
+    """A tree of `(n, len(rows), *F)` as one of `(n, batch, *F)`, zero in the other rows: undoes `select_rows`."""
+
+    def spread(leaf: Tensor) -> Tensor:
+        return leaf.new_zeros(len(leaf), batch, *leaf.shape[2:]).index_copy(
+            1, rows.to(leaf.device), leaf
+        )
+
+    return map_leaves(spread, tree)
+
+
+def _run_packed(model: Model, inputs: Any, state: State, lengths: Tensor) -> tuple[Any, State]:
+    time = extent(inputs)[0]
+
+    def pack(part: Tensor) -> PackedSequence:
+        return pack_padded_sequence(part, lengths, enforce_sorted=False)
+
+    def pad(part: object) -> Tensor:
+        if not isinstance(part, PackedSequence):
+            fix = "a model with takes_packed = True gives a PackedSequence for a PackedSequence."
+            raise Refusal(
+                f"{in_words(part)} from {_name(model)}", "a PackedSequence", fix, TypeError
+            )
+        return pad_packed_sequence(part, total_length=time)[0]
+
+    if isinstance(inputs, dict):
+        packed: Any = {key: pack(part) for key, part in inputs.items()}
+    else:
+        packed = pack(inputs)
+    outputs, state = call_model(model, packed, state)
+    if isinstance(outputs, dict):
+        return {key: pad(part) for key, part in outputs.items()}, state
+    return pad(outputs), state
+
+
+def _run_by_length(model: Model, inputs: Any, state: State, lengths: Tensor) -> tuple[Any, State]:
+    """The rows of each length as one call without padding: what any model does to a row alone, unpacked."""
+    time, batch = extent(inputs)
+    outputs: Any = None
+    after: State = None
+    for length in lengths.unique().tolist():
+        here = lengths == length
+        rows = here.nonzero().squeeze(1)
+        part = select_rows(between(inputs, 0, length), rows)
+        out, new = call_model(model, part, select_rows(state, rows))
+        _check_outputs(out, part)
+        out = map_leaves(lambda leaf: _padded(leaf, time), out)
+        out = spread_rows(out, rows, batch)
+        new = spread_rows(new, rows, batch)
+        outputs = out if outputs is None else map_leaves(torch.add, outputs, out)
+        after = new if after is None else where_rows(here, new, after)
+    return outputs, after
+
+
+def _padded(leaf: Tensor, time: int) -> Tensor:
+    return torch.cat([leaf, leaf.new_zeros(time - len(leaf), *leaf.shape[1:])])
+
+
+def restart_rows(model: Model, state: State, rows: Tensor | None) -> State:
+    """The state with the rows, bool `(B,)`, that start afresh at the model's first state, which may be learned."""
+    if rows is None or state is None or not bool(rows.any()):
+        return state
+    first = Declared(model).initial_state(len(rows))
+    return where_rows(~rows, state, first)
 
 
 def _name(model: Model) -> str:
+    model = unwrap(model)
     return getattr(model, "__name__", type(model).__name__)
 
 
 @contextmanager
 def evaluating(model: Model) -> Generator[None]:
-    """Evaluation mode inside, every module's own mode again after it."""
-    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    """Evaluation mode inside, every module's own mode again after it.
+
+    Modes are changed by `eval` and `train` themselves, for there are modules that do more in them than set a flag.
+    """
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    before = [module.training for module in modules]
+    if not any(before):
+        yield
+        return
     try:
-        for module in training:
-            module.training = False
+        modules[0].eval()
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in zip(modules, before, strict=True):  # a parent before its children
+            if module.training is not training:
+                module.train(training)

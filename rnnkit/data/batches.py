@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core.errors import refuse, shape
+from ..core.errors import Refusal, asked, in_words
 from ..core.layout import Steps, as_sequence, check_lengths
 
 
@@ -40,6 +40,7 @@ class SequenceBatch:
         return replace(self, inputs=inputs, targets=None if y is None else y.to(device))
 
 
+@asked("steps")
 def steps(sequence: Steps) -> list[Tensor]:
     """The `T` steps `(B, *F)` of `(T, B, *F)`, as views, or of a list of steps: the "sequence of batches" of Flux.
 
@@ -48,9 +49,10 @@ def steps(sequence: Steps) -> list[Tensor]:
     >>> [step.shape for step in steps(torch.zeros(3, 2, 5))] == [(2, 5)] * 3
     True
     """
-    return list(as_sequence(sequence, "steps", "sequence").unbind(0))
+    return list(as_sequence(sequence, "sequence").unbind(0))
 
 
+@asked("get_inout_seq")
 def get_inout_seq(batch: Any) -> tuple[Any, ...]:
     """Inputs and targets of a batch, in whatever form it came: `(inputs, targets)` or `(inputs, targets, lengths)`.
 
@@ -72,18 +74,19 @@ def get_inout_seq(batch: Any) -> tuple[Any, ...]:
         inputs = (*source, inputs) if source else inputs
         if batch.lengths is None:
             return inputs, targets
-        return inputs, targets, check_lengths(batch.lengths, *sequence.shape[:2], call="get_inout_seq", least=2) - 1
+        return inputs, targets, check_lengths(batch.lengths, *sequence.shape[:2], least=2) - 1
     if not isinstance(batch, Tensor | list):
         wanted = "a tuple of two or three, a SequenceBatch or one sequence"
         fix = "a tuple is a pair (inputs, targets); a list is the T steps of one sequence."
-        raise refuse("get_inout_seq", shape(batch), wanted, fix, TypeError)
-    sequence = as_sequence(batch, "get_inout_seq", "a sequence", least=1)
+        raise Refusal(in_words(batch), wanted, fix, TypeError)
+    sequence = as_sequence(batch, "a sequence", least=1)
     if len(sequence) < 2:
         fix = "one step has no next step to predict; drop it."
-        raise refuse("get_inout_seq", f"a sequence {shape(sequence)}", "at least two steps", fix)
+        raise Refusal(f"a sequence {in_words(sequence)}", "at least two steps", fix)
     return sequence[:-1], sequence[1:]
 
 
+@asked("batchseq")
 def batchseq(sequences: Sequence[Tensor], pad: float = 0.0) -> tuple[Tensor, Tensor]:
     """One batch `(max T_i, B, *F)` of `B` sequences `(T_i, *F)`, `pad` after their ends, and lengths, int64 `(B,)`.
 
@@ -95,21 +98,31 @@ def batchseq(sequences: Sequence[Tensor], pad: float = 0.0) -> tuple[Tensor, Ten
     """
     items = list(sequences)
     if not items:
-        raise refuse("batchseq", "an empty list", "at least one sequence (T_i, *F)", "check the filter.")
-    if not all(isinstance(item, Tensor) for item in items) or len({item.dtype for item in items}) > 1:
-        came = ", ".join(sorted({str(item.dtype) if isinstance(item, Tensor) else shape(item) for item in items}))
-        raise refuse("batchseq", came, "tensors of one dtype", "torch.as_tensor(sequence, dtype=...).", TypeError)
+        raise Refusal("an empty list", "at least one sequence (T_i, *F)", "check the filter.")
+    if (
+        not all(isinstance(item, Tensor) for item in items)
+        or len({item.dtype for item in items}) > 1
+    ):
+        came = ", ".join(
+            sorted(
+                {str(item.dtype) if isinstance(item, Tensor) else in_words(item) for item in items}
+            )
+        )
+        raise Refusal(
+            came, "tensors of one dtype", "torch.as_tensor(sequence, dtype=...).", TypeError
+        )
     if any(item.ndim == 0 for item in items) or len({item.shape[1:] for item in items}) > 1:
-        came = f"sequences {', '.join(sorted({shape(item) for item in items})[:4])}"
+        came = f"sequences {', '.join(sorted({in_words(item) for item in items})[:4])}"
         fix = "only the first dimension, time, may differ between sequences."
-        raise refuse("batchseq", came, "sequences (T_i, *F) of equal F", fix)
+        raise Refusal(came, "sequences (T_i, *F) of equal F", fix)
     lengths = [len(item) for item in items]
     if 0 in lengths:
         came = f"an empty sequence at index {lengths.index(0)}"
-        raise refuse("batchseq", came, "at least one step in each", "drop empty sequences.")
+        raise Refusal(came, "at least one step in each", "drop empty sequences.")
     return pad_sequence(items, padding_value=pad), torch.tensor(lengths)
 
 
+@asked("unbatchseq")
 def unbatchseq(padded: Steps, lengths: Tensor) -> list[Tensor]:
     """The `B` sequences `(lengths[i], *F)` of a batch `(T, B, *F)`, as views: undoes [batchseq][rnnkit.batchseq].
 
@@ -118,6 +131,6 @@ def unbatchseq(padded: Steps, lengths: Tensor) -> list[Tensor]:
     >>> [s.tolist() for s in unbatchseq(torch.tensor([[1, 4], [2, 0]]), torch.tensor([2, 1]))]
     [[1, 2], [4]]
     """
-    padded = as_sequence(padded, "unbatchseq", "padded")
-    check_lengths(lengths, *padded.shape[:2], call="unbatchseq")
+    padded = as_sequence(padded, "padded")
+    check_lengths(lengths, *padded.shape[:2])
     return [padded[:n, i] for i, n in enumerate(lengths.tolist())]

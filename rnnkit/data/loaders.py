@@ -9,11 +9,14 @@ from torch import Generator, Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
-from ..core.errors import refuse, shape
+from ..core.errors import Refusal, asked, in_words
 from .batches import SequenceBatch, batchseq
 
 
-def pad_collate(items: Sequence[Any], per: Literal["step", "sequence"] = "step", pad: float = 0.0) -> SequenceBatch:
+@asked("pad_collate")
+def pad_collate(
+    items: Sequence[Any], per: Literal["step", "sequence"] = "step", pad: float = 0.0
+) -> SequenceBatch:
     """[batchseq][rnnkit.batchseq] as a `DataLoader`'s `collate_fn`: inputs `(T, B, *F)`, lengths `(B,)`, any targets.
 
     Args:
@@ -28,9 +31,9 @@ def pad_collate(items: Sequence[Any], per: Literal["step", "sequence"] = "step",
     """
     if per not in ("step", "sequence"):
         fix = 'a target for each step is "step", one for a sequence is "sequence".'
-        raise refuse("pad_collate", f"per={per!r}", '"step" or "sequence"', fix)
+        raise Refusal(f"per={per!r}", '"step" or "sequence"', fix)
     if not items:
-        raise refuse("pad_collate", "an empty list", "at least one item", "check the batch sampler.")
+        raise Refusal("an empty list", "at least one item", "check the batch sampler.")
     if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
         inputs, lengths = batchseq(items, pad)
         return SequenceBatch(inputs, lengths=lengths)
@@ -40,9 +43,9 @@ def pad_collate(items: Sequence[Any], per: Literal["step", "sequence"] = "step",
         return SequenceBatch(inputs, torch.stack(targets), lengths)
     for i, (target, length) in enumerate(zip(targets, lengths.tolist(), strict=True)):
         if target.ndim == 0 or len(target) != length:
-            came = f"a target {shape(target)} for a sequence of {length} steps at index {i}"
+            came = f"a target {in_words(target)} for a sequence of {length} steps at index {i}"
             fix = 'one target for the whole sequence is functools.partial(pad_collate, per="sequence").'
-            raise refuse("pad_collate", came, "a target for every step", fix)
+            raise Refusal(came, "a target for every step", fix)
     return SequenceBatch(inputs, batchseq(targets, pad)[0], lengths)
 
 
@@ -66,22 +69,29 @@ class StreamLoader:
     [[3], [7]] [[4], [8]]
     """
 
+    @asked("StreamLoader")
     def __init__(self, stream: Any, batch_size: int, window: int) -> None:
         if batch_size < 1 or window < 1:
-            raise refuse("StreamLoader", f"{batch_size = }, {window = }", "both at least 1", "count rows and steps.")
+            raise Refusal(
+                f"{batch_size = }, {window = }", "both at least 1", "count rows and steps."
+            )
         self.batch_size, self.window = batch_size, window
         if isinstance(stream, list | tuple):
-            if bad := [shape(document) for document in stream if not (hasattr(document, "__len__") and len(document))]:
+            if bad := [
+                in_words(document)
+                for document in stream
+                if not (hasattr(document, "__len__") and len(document))
+            ]:
                 fix = "a list is a list of documents; one stream is a tensor, torch.tensor(stream)."
-                raise refuse("StreamLoader", f"a list that holds {bad[0]}", "sequences", fix, TypeError)
+                raise Refusal(f"a list that holds {bad[0]}", "sequences", fix, TypeError)
             segments = [(document, 0, len(document) - 1) for document in stream]
         else:
             row = (len(stream) - 1) // batch_size
             segments = [(stream, i * row, (i + 1) * row) for i in range(batch_size)]
         self._segments = [(source, start, stop) for source, start, stop in segments if start < stop]
         if not self._segments:
-            came = f"{shape(stream)} for {batch_size} rows"
-            raise refuse("StreamLoader", came, "at least two steps a row", "use fewer rows.")
+            came = f"{in_words(stream)} for {batch_size} rows"
+            raise Refusal(came, "at least two steps a row", "use fewer rows.")
 
     def _windows(self) -> Iterator[Sequence[tuple[Any, int, int, bool]]]:
         """For each window and row: the source, its first step, the number of steps, whether it starts afresh."""
@@ -92,7 +102,9 @@ class StreamLoader:
                 for at in range(start, stop, self.window):
                     yield source, at, min(self.window, stop - at), at == start
 
-        return zip_longest(*(row() for _ in range(self.batch_size)), fillvalue=(self._segments[0][0], 0, 0, False))
+        return zip_longest(
+            *(row() for _ in range(self.batch_size)), fillvalue=(self._segments[0][0], 0, 0, False)
+        )
 
     def __len__(self) -> int:
         return sum(1 for _ in self._windows())
@@ -100,9 +112,17 @@ class StreamLoader:
     def __iter__(self) -> Iterator[SequenceBatch]:
         for window in self._windows():
             pieces = [torch.as_tensor(source[at : at + n + 1]) for source, at, n, _ in window]
-            inputs, targets = pad_sequence([p[:-1] for p in pieces]), pad_sequence([p[1:] for p in pieces])
-            counts, restart = torch.tensor([n for _, _, n, _ in window]), torch.tensor([new for *_, new in window])
-            yield SequenceBatch(inputs, targets, None if counts.unique().numel() == 1 else counts, restart)
+            inputs, targets = (
+                pad_sequence([p[:-1] for p in pieces]),
+                pad_sequence([p[1:] for p in pieces]),
+            )
+            counts, restart = (
+                torch.tensor([n for _, _, n, _ in window]),
+                torch.tensor([new for *_, new in window]),
+            )
+            yield SequenceBatch(
+                inputs, targets, None if counts.unique().numel() == 1 else counts, restart
+            )
 
 
 class BucketSampler(Sampler[list[int]]):
@@ -118,20 +138,30 @@ class BucketSampler(Sampler[list[int]]):
     [[1, 3], [0, 2]]
     """
 
+    @asked("BucketSampler")
     def __init__(
-        self, lengths: Tensor | Sequence[int], batch_size: int, shuffle: bool = True, generator: Generator | None = None
+        self,
+        lengths: Tensor | Sequence[int],
+        batch_size: int,
+        shuffle: bool = True,
+        generator: Generator | None = None,
     ) -> None:
         self.lengths = torch.as_tensor(lengths)
         if batch_size < 1 or self.lengths.ndim != 1 or not len(self.lengths):
-            came, fix = f"lengths {shape(self.lengths)}, {batch_size = }", "pass the length of every sequence."
-            raise refuse("BucketSampler", came, "lengths (N,) with N >= 1 and batch_size >= 1", fix)
+            came, fix = (
+                f"lengths {in_words(self.lengths)}, {batch_size = }",
+                "pass the length of every sequence.",
+            )
+            raise Refusal(came, "lengths (N,) with N >= 1 and batch_size >= 1", fix)
         self.batch_size, self.shuffle, self.generator = batch_size, shuffle, generator
 
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.batch_size)
 
     def _order(self, count: int) -> Tensor:
-        return torch.randperm(count, generator=self.generator) if self.shuffle else torch.arange(count)
+        return (
+            torch.randperm(count, generator=self.generator) if self.shuffle else torch.arange(count)
+        )
 
     def __iter__(self) -> Iterator[list[int]]:
         mixed = self._order(len(self.lengths))

@@ -30,7 +30,9 @@ def one_step(model: Model, rows: int) -> Model:
     if type(model) is not RecurrentSequential:
         return _cells(model) if rows <= _FEW else model
     table = _table(model[0], model[1]) if len(model) > 1 and not torch.is_grad_enabled() else []
-    return partial(model.thread, table + [one_step(member, rows) for member in list(model)[len(table) :]])
+    return partial(
+        model.thread, table + [one_step(member, rows) for member in list(model)[len(table) :]]
+    )
 
 
 def _cells(module: nn.Module) -> nn.Module:
@@ -43,9 +45,17 @@ def _cells(module: nn.Module) -> nn.Module:
 
 def _table(embedding: nn.Module, lstm: nn.Module) -> list[Model]:
     """A plain embedding of few classes and LSTM as a table of gates and cells that take them; else nothing."""
-    if type(embedding) is not nn.Embedding or not isinstance(lstm, nn.LSTM) or not (_plain(embedding) and _plain(lstm)):
+    if (
+        type(embedding) is not nn.Embedding
+        or not isinstance(lstm, nn.LSTM)
+        or not (_plain(embedding) and _plain(lstm))
+    ):
         return []
-    if embedding.num_embeddings > _SMALL or embedding.max_norm is not None or embedding.weight.device.type != "cpu":
+    if (
+        embedding.num_embeddings > _SMALL
+        or embedding.max_norm is not None
+        or embedding.weight.device.type != "cpu"
+    ):
         return []
     cells = _cells(lstm)
     if not isinstance(cells, Unroll):
@@ -53,7 +63,10 @@ def _table(embedding: nn.Module, lstm: nn.Module) -> list[Model]:
     first: Any = cells.cells[0]
     bias = first.bias_ih + first.bias_hh if first.bias else None
     gates = F.linear(embedding.weight, first.weight_ih, bias)
-    return [partial(F.embedding, weight=gates), Unroll(_GateCell(first.weight_hh), *cells.cells[1:])]
+    return [
+        partial(F.embedding, weight=gates),
+        Unroll(_GateCell(first.weight_hh), *cells.cells[1:]),
+    ]
 
 
 class _GateCell(nn.Module):
@@ -67,7 +80,11 @@ class _GateCell(nn.Module):
         if state is not None:
             gates = torch.addmm(gates, state[0], self.weight)
         i, f, g, o = gates.chunk(4, 1)
-        c = i.sigmoid() * _tanh(g) if state is None else f.sigmoid() * state[1] + i.sigmoid() * _tanh(g)
+        c = (
+            i.sigmoid() * _tanh(g)
+            if state is None
+            else f.sigmoid() * state[1] + i.sigmoid() * _tanh(g)
+        )
         return o.sigmoid() * _tanh(c), c
 
 
@@ -77,7 +94,12 @@ def _tanh(x: Tensor) -> Tensor:
 
 
 def _plain(model: nn.Module) -> bool:
-    hooks = model._forward_hooks or model._forward_pre_hooks or model._backward_hooks or model._backward_pre_hooks  # pyright: ignore[reportPrivateUsage]
+    hooks = (
+        model._forward_hooks
+        or model._forward_pre_hooks
+        or model._backward_hooks
+        or model._backward_pre_hooks
+    )  # pyright: ignore[reportPrivateUsage]
     first = next(model.parameters(), None)
     autocast = torch.is_autocast_enabled("cpu" if first is None else first.device.type)
     everywhere = nn.modules.module._has_any_global_hook()  # pyright: ignore[reportPrivateUsage]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..core.errors import refuse, shape
+from ..core.errors import Refusal, asked, in_words
 from ..core.layout import Steps
 from ..core.model import Model, evaluating
 from ..core.state import State, select_rows
@@ -13,8 +13,14 @@ from .samplers import sample_best
 from .sampling import Sample, check_primer, sample_of
 
 
+@asked("beam_search")
 def beam_search(
-    model: Model, length: int, primer: Steps, width: int, state: State = None, stop: int | None = None
+    model: Model,
+    length: int,
+    primer: Steps,
+    width: int,
+    state: State = None,
+    stop: int | None = None,
 ) -> Sample:
     """The likeliest continuation of each row that a search over `width` candidates finds, as a [Sample][rnnkit.Sample].
 
@@ -40,29 +46,42 @@ def beam_search(
     >>> beam_search(model, 6, torch.tensor([[0, 1]]), width=3).tokens.shape
     torch.Size([6, 2])
     """
-    call = "beam_search"
     if width < 1:
-        raise refuse(call, f"width = {width}", "width >= 1", "1 is greedy decoding.")
-    inputs, _ = check_primer(call, model, length, primer, None, state)
+        raise Refusal(f"width = {width}", "width >= 1", "1 is greedy decoding.")
+    inputs, _ = check_primer(model, length, primer, None, state)
     if inputs.is_floating_point() or inputs.ndim != 2:
-        came = f"a primer {shape(inputs)} of {inputs.dtype}"
-        raise refuse(call, came, "tokens, int64 (T0, B)", "beams are made of classes.", TypeError)
+        came = f"a primer {in_words(inputs)} of {inputs.dtype}"
+        raise Refusal(came, "tokens, int64 (T0, B)", "beams are made of classes.", TypeError)
     time, batch = inputs.shape
-    rows, end = torch.arange(batch, device=inputs.device), -1 if stop is None else stop  # no class is -1
+    rows, end = (
+        torch.arange(batch, device=inputs.device),
+        -1 if stop is None else stop,
+    )  # no class is -1
     with torch.no_grad(), evaluating(model):
         driven = torch.zeros(time, 1, dtype=torch.bool)
-        _, head, state = next(Roller(model, sample_best, call).walk(inputs, driven, state))
+        _, head, state = next(Roller(model, sample_best).walk(inputs, driven, state))
         if head.ndim != 3:
-            raise refuse(call, f"outputs {shape(head)}", "logits (T, B, V)", "end the model with nn.Linear(H, V).")
+            raise Refusal(
+                f"outputs {in_words(head)}",
+                "logits (T, B, V)",
+                "end the model with nn.Linear(H, V).",
+            )
         classes, answer = head.shape[2], head[-1].unsqueeze(1)
-        scores, done = head.new_zeros(batch, 1), torch.zeros(batch, 1, dtype=torch.bool, device=head.device)
-        only = head.new_full((classes,), float("-inf")).masked_fill(torch.arange(classes, device=head.device) == end, 0)
+        scores, done = (
+            head.new_zeros(batch, 1),
+            torch.zeros(batch, 1, dtype=torch.bool, device=head.device),
+        )
+        only = head.new_full((classes,), float("-inf")).masked_fill(
+            torch.arange(classes, device=head.device) == end, 0
+        )
         step = one_step(model, batch * width)
         trail: list[tuple[Tensor, Tensor, Tensor]] = []
         for _ in range(length - time):
             beams = scores.shape[1]
             follow = torch.where(done.unsqueeze(2), only, answer.log_softmax(-1))
-            scores, best = (scores.unsqueeze(2) + follow).flatten(1).topk(min(width, beams * classes), 1)
+            scores, best = (
+                (scores.unsqueeze(2) + follow).flatten(1).topk(min(width, beams * classes), 1)
+            )
             parent, token = best // classes, best % classes
             state = select_rows(state, (parent + rows.unsqueeze(1) * beams).flatten())
             outputs, state = step(token.view(1, -1), state)

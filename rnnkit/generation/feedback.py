@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
-from ..core.errors import refuse
+from ..core.errors import Refusal, asked
 
 
 class Feedback:
@@ -18,7 +18,9 @@ class Feedback:
     [False, False, False, True, True]
     """
 
-    def __init__(self, rule: tuple[Any, ...], name: str, generator: Generator | None = None) -> None:
+    def __init__(
+        self, rule: tuple[Any, ...], name: str, generator: Generator | None = None
+    ) -> None:
         self._rule, self._name, self.generator = rule, name, generator
 
     def __repr__(self) -> str:
@@ -35,16 +37,18 @@ class Feedback:
         return cls(("every", 1, False), "always()")
 
     @classmethod
+    @asked("Feedback.last")
     def last(cls, n: int) -> "Feedback":
         """The last `n` steps of each sequence are fed by the model: a closed loop after a driven part.
 
         Raises `ValueError` if `n` is negative or, by the mask, not below the length of a sequence.
         """
         if n < 0:
-            raise refuse(f"Feedback.last({n})", f"n = {n}", "n >= 0", "0 is Feedback.never().")
+            raise Refusal(f"n = {n}", "n >= 0", "0 is Feedback.never().")
         return cls(("last", n), f"last({n})")
 
     @classmethod
+    @asked("Feedback.every")
     def every(cls, k: int, forced: bool = False) -> "Feedback":
         """Steps `k`, `2k`, `3k`, ... are fed by the model; `every(1)` is `always()`.
 
@@ -52,10 +56,11 @@ class Feedback:
         model (Hess et al. 2023, <https://arxiv.org/abs/2306.04406>). Raises `ValueError` if `k` is below 1.
         """
         if k < 1:
-            raise refuse(f"Feedback.every({k})", f"k = {k}", "k >= 1", "1 is Feedback.always().")
+            raise Refusal(f"k = {k}", "k >= 1", "1 is Feedback.always().")
         return cls(("every", k, forced), f"every({k}, forced={forced})")
 
     @classmethod
+    @asked("Feedback.probability")
     def probability(
         cls,
         p: float | Callable[[int], float],
@@ -75,11 +80,12 @@ class Feedback:
         """
         if per not in ("step", "row", "sequence"):
             fix = "a coin for each step of each row is the paper's."
-            raise refuse("Feedback.probability", f"per={per!r}", '"step", "row" or "sequence"', fix)
+            raise Refusal(f"per={per!r}", '"step", "row" or "sequence"', fix)
         if not callable(p):
             _chance(p, 0)
         return cls(("probability", p, per), f"probability({p}, per={per!r})", generator)
 
+    @asked(lambda feedback: f"Feedback.{feedback._name}")
     def mask(self, time: int, batch: int, lengths: Tensor | None = None, step: int = 0) -> Tensor:
         """Where the model feeds itself: bool CPU `(T, B)`, for `time`, `T` steps, and `batch`, `B` rows.
 
@@ -92,9 +98,12 @@ class Feedback:
             case "last", n:
                 short = lengths[(lengths > 0) & (lengths <= n)]
                 if len(short):
-                    came, wanted = f"a sequence of {int(short.min())} steps", f"at least {n + 1} steps"
+                    came, wanted = (
+                        f"a sequence of {int(short.min())} steps",
+                        f"at least {n + 1} steps",
+                    )
                     fix = "the first step must be driven, so n is at most T - 1."
-                    raise refuse(f"Feedback.last({n})", came, wanted, fix)
+                    raise Refusal(came, wanted, fix)
                 fed = t >= lengths - n
             case "every", k, forced:
                 fed = (t % k == 0) ^ forced
@@ -109,5 +118,5 @@ def _chance(p: float | Callable[[int], float], step: int) -> float:
     value = float(p(step) if callable(p) else p)
     if not 0 <= value <= 1:
         came = f"p = {value}" + (f" at step {step}" if callable(p) else "")
-        raise refuse("Feedback.probability", came, "0 <= p <= 1", "clip the schedule.")
+        raise Refusal(came, "0 <= p <= 1", "clip the schedule.")
     return value

@@ -6,25 +6,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.errors import refuse, shape
+from ..core.errors import Refusal, asked, in_words
 from ..core.layout import Steps
-from ..core.model import Model, Sampler, check_call, check_one_way, run_model
+from ..core.model import Model, check_call, check_one_way, run_model
 from ..core.state import State, where_rows
 from ._fast import one_step
 from .feedback import Feedback
-from .samplers import identity
+from .samplers import NextInput, identity
 
 
 @dataclass
 class Roller:
     """A model and a sampler, rolled over sequences that were checked; without `carry` no state is asked for.
 
-    The state may then have run on over padding. `call` is who asks, in the words of an error.
+    The state may then have run on over padding.
     """
 
     model: Model
-    sampler: Sampler
-    call: str
+    sampler: NextInput
     carry: bool = True
 
     def run(
@@ -40,16 +39,21 @@ class Roller:
         `previous (B, *O)` is the output before the first step, where there was one.
         """
         if mask is None or not mask.any():
-            return run_model(self.model, inputs, state, lengths, self.call, self.carry)
+            return run_model(self.model, inputs, state, lengths, carry=self.carry)
         parts = list(self.walk(inputs, mask, state, lengths, previous))
         return torch.cat([outputs for _, outputs, _ in parts]), parts[-1][2]
 
     def walk(
-        self, inputs: Tensor, mask: Tensor, state: State, lengths: Tensor | None = None, previous: Tensor | None = None
+        self,
+        inputs: Tensor,
+        mask: Tensor,
+        state: State,
+        lengths: Tensor | None = None,
+        previous: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, State]]:
         """Stretch by stretch: the inputs consumed `(n, B, *F)`, the outputs `(n, B, *O)` and the state after them."""
         fix = "train it with Feedback.never(), or make it one-directional."
-        check_one_way(self.model, self.call, "", "one that can be stepped: it reads the future", fix)
+        check_one_way(self.model, "", "one that can be stepped: it reads the future", fix)
         some, every = mask.any(1).tolist(), mask.all(1).tolist()
         starts = [t for t, fed in enumerate(some) if fed or t == 0]
         single = one_step(self.model, inputs.shape[1])
@@ -63,7 +67,7 @@ class Roller:
                 stretch = torch.cat([first, stretch[1:]])  # a copy: a model may write to its input
             here = None if lengths is None else (lengths - start).clamp(0, stop - start)
             model = single if some[start] and len(stretch) == 1 else self.model
-            outputs, state = run_model(model, stretch, state, here, self.call, self.carry)
+            outputs, state = run_model(model, stretch, state, here, carry=self.carry)
             yield stretch, outputs, state
             previous = outputs[-1]
 
@@ -71,17 +75,18 @@ class Roller:
         """The next input, checked against the form that the model takes."""
         drawn = self.sampler(outputs)
         if drawn.shape != like.shape or drawn.is_floating_point() != like.is_floating_point():
-            came = f"{shape(drawn)} of {drawn.dtype} from the sampler, for outputs {shape(outputs)}"
+            came = f"{in_words(drawn)} of {drawn.dtype} from the sampler, for outputs {in_words(outputs)}"
             fix = "tokens come from sample_best or SoftmaxSampler, one-hot rows from SoftmaxSampler(one_hot=True)."
-            raise refuse(self.call, came, f"the model's next input, {shape(like)} of {like.dtype}", fix)
+            raise Refusal(came, f"the model's next input, {in_words(like)} of {like.dtype}", fix)
         return drawn.to(like.dtype)
 
 
+@asked("rollout")
 def rollout(
     model: Model,
     inputs: Steps,
     feedback: Feedback | None = None,
-    sampler: Sampler = identity,
+    sampler: NextInput = identity,
     state: State = None,
     lengths: Tensor | None = None,
     step: int = 0,
@@ -109,6 +114,6 @@ def rollout(
     >>> outputs.shape
     torch.Size([10, 4, 2])
     """
-    inputs = check_call("rollout", model, inputs, state, lengths)
+    inputs = check_call(model, inputs, state, lengths)
     mask = None if feedback is None else feedback.mask(len(inputs), inputs.shape[1], lengths, step)
-    return Roller(model, sampler, "rollout").run(inputs, mask, state, lengths)
+    return Roller(model, sampler).run(inputs, mask, state, lengths)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ..core.errors import refuse, shape
+from ..core.errors import Refusal, asked, in_words
+
+NextInput = Callable[..., Tensor]
 
 
 def identity(outputs: Tensor) -> Tensor:
@@ -19,6 +21,7 @@ def identity(outputs: Tensor) -> Tensor:
     return outputs
 
 
+@asked("sample_best")
 def sample_best(outputs: Tensor) -> Tensor:
     """Greedy decoding: the class with the highest score in each row, `(B, V, *O)` to int64 `(B, *O)`.
 
@@ -28,7 +31,7 @@ def sample_best(outputs: Tensor) -> Tensor:
     [1, 0]
     """
     if outputs.ndim < 2:
-        raise refuse("sample_best", f"outputs {shape(outputs)}", "(B, V)", "keep the batch dimension.")
+        raise Refusal(f"outputs {in_words(outputs)}", "(B, V)", "keep the batch dimension.")
     return outputs.argmax(1)
 
 
@@ -73,6 +76,7 @@ class SoftmaxSampler:
     one_hot: bool = False
     generator: torch.Generator | None = None
 
+    @asked("SoftmaxSampler")
     def __post_init__(self) -> None:
         for name, good, wanted in (
             ("temperature", self.temperature > 0, "above 0; the limit at 0 is sample_best"),
@@ -81,27 +85,41 @@ class SoftmaxSampler:
             ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]"),
         ):
             if not good:
-                fix = "None leaves the cut out." if name != "temperature" else "1.0 leaves the logits as they are."
-                raise refuse("SoftmaxSampler", f"{name} = {getattr(self, name)}", f"{name} {wanted}", fix)
+                fix = (
+                    "None leaves the cut out."
+                    if name != "temperature"
+                    else "1.0 leaves the logits as they are."
+                )
+                raise Refusal(f"{name} = {getattr(self, name)}", f"{name} {wanted}", fix)
 
+    @asked("SoftmaxSampler")
     def probabilities(self, outputs: Tensor) -> Tensor:
         """What a draw is made from: `(B, V)`, each row summing to 1, zero where a class was cut."""
         if outputs.ndim != 2 or not outputs.is_floating_point():
             fix = "end the model with nn.Linear(H, V); identity is for outputs that are inputs."
-            raise refuse("SoftmaxSampler", f"outputs {shape(outputs)}", "float logits (B, V)", fix)
+            raise Refusal(f"outputs {in_words(outputs)}", "float logits (B, V)", fix)
         p = (outputs if self.temperature == 1 else outputs / self.temperature).softmax(1)
         if self.top_k is not None and self.top_k < p.shape[1]:
-            p = _keep(p, torch.zeros_like(p, dtype=torch.bool).scatter_(1, p.topk(self.top_k, 1).indices, True))
+            p = _keep(
+                p,
+                torch.zeros_like(p, dtype=torch.bool).scatter_(
+                    1, p.topk(self.top_k, 1).indices, True
+                ),
+            )
         if self.top_p is not None and self.top_p < 1:
             ranked, order = p.sort(dim=1, descending=True, stable=True)
-            p = _keep(p, torch.zeros_like(p).scatter(1, order, ranked.cumsum(1) - ranked) < self.top_p)
+            p = _keep(
+                p, torch.zeros_like(p).scatter(1, order, ranked.cumsum(1) - ranked) < self.top_p
+            )
         if self.min_p is not None:
             p = _keep(p, p >= self.min_p * p.amax(1, keepdim=True))
         return p
 
     def __call__(self, outputs: Tensor) -> Tensor:
         drawn = torch.multinomial(self.probabilities(outputs), 1, generator=self.generator)
-        return torch.zeros_like(outputs).scatter_(1, drawn, 1.0) if self.one_hot else drawn.squeeze(1)
+        return (
+            torch.zeros_like(outputs).scatter_(1, drawn, 1.0) if self.one_hot else drawn.squeeze(1)
+        )
 
 
 def _keep(p: Tensor, kept: Tensor) -> Tensor:
@@ -128,12 +146,14 @@ class DistributionSampler:
         made = self.make(outputs)
         if not isinstance(made, Distribution):
             fix = "return torch.distributions.Normal(mean, scale), or another distribution."
-            raise refuse("DistributionSampler", f"{shape(made)} from make", "a Distribution", fix, TypeError)
+            raise Refusal(f"{in_words(made)} from make", "a Distribution", fix, TypeError)
         return made
 
+    @asked("DistributionSampler")
     def __call__(self, outputs: Tensor) -> Tensor:
         return self._distribution(outputs).sample()
 
+    @asked("DistributionSampler")
     def log_prob(self, outputs: Tensor, drawn: Tensor) -> Tensor:
         """The log-probability (or density) of what was drawn, summed over features: `(T, B)`."""
         log_prob = self._distribution(outputs).log_prob(drawn)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.errors import refuse, shape
+from ..core.errors import Refusal, asked, in_words
 from ..core.layout import Steps
-from ..core.model import Model, Sampler, check_call, evaluating
+from ..core.model import Model, check_call, evaluating
 from ..core.state import State, where_rows
 from .rollouts import Roller
-from .samplers import identity
+from .samplers import NextInput, identity
 
 Stop = int | Callable[[Tensor], Tensor]
 
@@ -42,11 +42,12 @@ class Sample:
         return iter((self.tokens, self.outputs, self.log_probs, self.next, self.state))
 
 
+@asked("sample_model")
 def sample_model(
     model: Model,
     length: int,
     primer: Steps | tuple[Tensor, Tensor],
-    sampler: Sampler = identity,
+    sampler: NextInput = identity,
     state: State = None,
     stop: Stop | None = None,
     lengths: Tensor | None = None,
@@ -80,8 +81,7 @@ def sample_model(
     >>> sample.tokens.shape, sample.tokens[:2, 0].tolist()
     (torch.Size([20, 1]), [0, 1])
     """
-    call = "sample_model"
-    inputs, lengths = check_primer(call, model, length, primer, lengths, state)
+    inputs, lengths = check_primer(model, length, primer, lengths, state)
     time, batch = inputs.shape[:2]
     mask = torch.arange(length).unsqueeze(1) >= lengths
     inputs = torch.cat([inputs, inputs.new_zeros(length - time, *inputs.shape[1:])])
@@ -95,7 +95,7 @@ def sample_model(
         return drawn if going.all() else where_rows(going, drawn.unsqueeze(0), consumed[-1][-1:])[0]
 
     with torch.no_grad(), evaluating(model):
-        roller = Roller(model, sampler if stop is None else hold, call)
+        roller = Roller(model, sampler if stop is None else hold)
         t = -1
         for tokens, outputs, after in roller.walk(inputs, mask, state):
             state = after
@@ -108,11 +108,17 @@ def sample_model(
                 if not going.any():
                     break
         drawn = roller.draw(answers[-1][-1], inputs[0]).unsqueeze(0)
-        return sample_of(torch.cat(consumed), torch.cat(answers), drawn, state, ended, sampler, ~going)
+        return sample_of(
+            torch.cat(consumed), torch.cat(answers), drawn, state, ended, sampler, ~going
+        )
 
 
 def check_primer(
-    call: str, model: Model, length: int, primer: Steps | tuple[Tensor, Tensor], lengths: Tensor | None, state: State
+    model: Model,
+    length: int,
+    primer: Steps | tuple[Tensor, Tensor],
+    lengths: Tensor | None,
+    state: State,
 ) -> tuple[Tensor, Tensor]:
     """The checked primer `(T0, B, *F)` and its lengths `(B,)`."""
     if isinstance(primer, tuple) and len(primer) == 2:
@@ -120,12 +126,14 @@ def check_primer(
     if primer is None or (isinstance(primer, Tensor) and not len(primer)):
         fix = "start from a first step of your own: a token that begins a text, or a zero input."
         kind = TypeError if primer is None else ValueError
-        raise refuse(call, "an empty primer", "at least one step (T0, B, *F)", fix, kind)
-    inputs = check_call(call, model, primer, state, lengths, "primer")
+        raise Refusal("an empty primer", "at least one step (T0, B, *F)", fix, kind)
+    inputs = check_call(model, primer, state, lengths, "primer")
     time, batch = inputs.shape[:2]
     if length < time:
         fix = "length counts the primer; generate n new steps with length = len(primer) + n."
-        raise refuse(call, f"length = {length} and a primer {shape(inputs)}", f"length >= {time}", fix)
+        raise Refusal(
+            f"length = {length} and a primer {in_words(inputs)}", f"length >= {time}", fix
+        )
     return inputs, torch.full((batch,), time) if lengths is None else lengths
 
 
@@ -133,12 +141,18 @@ def _stops(stop: Stop, tokens: Tensor) -> Tensor:
     hit = stop(tokens) if callable(stop) else tokens == stop
     if hit.shape != tokens.shape[:1]:
         fix = "pass a function of tokens (B, *F) to bool (B,)."
-        raise refuse("sample_model", f"stop {shape(hit)} for tokens {shape(tokens)}", "bool (B,)", fix)
+        raise Refusal(f"stop {in_words(hit)} for tokens {in_words(tokens)}", "bool (B,)", fix)
     return hit.cpu()
 
 
 def sample_of(
-    tokens: Tensor, outputs: Tensor, after: Tensor, state: State, ended: Tensor, sampler: Sampler, stopped: Tensor
+    tokens: Tensor,
+    outputs: Tensor,
+    after: Tensor,
+    state: State,
+    ended: Tensor,
+    sampler: NextInput,
+    stopped: Tensor,
 ) -> Sample:
     """A sample with its log-probabilities; `ended (B,)` counts the tokens of each row."""
     followed = torch.cat([tokens[1:], after])

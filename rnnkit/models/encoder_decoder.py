@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import refuse, shape
+from ..core.errors import Refusal, asked, in_words
 from ..core.layout import Steps
 from ..core.model import call_model, check_call, check_model, run_model
 from ..core.state import State
@@ -73,6 +73,7 @@ class EncoderDecoder(nn.Module):
     torch.Size([6, 2, 5])
     """
 
+    @asked("EncoderDecoder")
     def __init__(
         self,
         encoder: nn.Module,
@@ -81,20 +82,25 @@ class EncoderDecoder(nn.Module):
         bridge: Callable[[State], State] | None = None,
     ) -> None:
         super().__init__()
-        check_model(encoder, "EncoderDecoder")
-        check_model(decoder, "EncoderDecoder")
-        self.encoder, self.decoder, self.attention, self.bridge = encoder, decoder, attention, bridge
+        check_model(encoder)
+        check_model(decoder)
+        self.encoder, self.decoder, self.attention, self.bridge = (
+            encoder,
+            decoder,
+            attention,
+            bridge,
+        )
 
     bidirectional = False  # an encoder that is reads the source, not what the decoder is fed
 
+    @asked("EncoderDecoder.encode")
     def encode(self, source: Steps, lengths: Tensor | None = None) -> State:
         """The first state: each row's source `(S, B, *F)` read to its own end, by `lengths`, int64 CPU `(B,)`.
 
         Raises `ValueError` if the lengths do not fit the source.
         """
-        call = "EncoderDecoder.encode"
-        source = check_call(call, self.encoder, source, None, lengths, "source")
-        memory, state = run_model(self.encoder, source, None, lengths, call)
+        source = check_call(self.encoder, source, None, lengths, "source")
+        memory, state = run_model(self.encoder, source, None, lengths)
         state = state if self.bridge is None else self.bridge(state)
         if self.attention is None:
             return (state,)
@@ -103,14 +109,15 @@ class EncoderDecoder(nn.Module):
             mask = torch.arange(len(source)).unsqueeze(1) < lengths
         return state, memory, mask.to(source.device)
 
+    @asked("EncoderDecoder")
     def forward(self, inputs: Any, state: State = None) -> tuple[Tensor, State]:
         if state is None:
             if not isinstance(inputs, tuple) or len(inputs) != 3:
                 fix = "state = model.encode(source, lengths), or inputs = (source, lengths or None, inputs)."
-                raise refuse("EncoderDecoder", f"inputs {shape(inputs)} and no state", "a source", fix, TypeError)
+                raise Refusal(f"inputs {in_words(inputs)} and no state", "a source", fix, TypeError)
             source, lengths, inputs = inputs
             state = self.encode(source, lengths)
-        outputs, inner = call_model(self.decoder, inputs, state[0], "EncoderDecoder")
+        outputs, inner = call_model(self.decoder, inputs, state[0])
         if self.attention is not None:
             outputs = self.attention(outputs, state[1], state[2])
         return outputs, (inner, *state[1:])

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..core.errors import refuse, shape
+from ..core.errors import Refusal, asked, in_words
 from ..core.layout import as_sequence
 from ..core.model import call_model, check_model
 from ..core.state import State
@@ -41,12 +41,13 @@ class RecurrentSequential(nn.Sequential):
     (torch.Size([5, 2, 10]), 1)
     """
 
+    @asked("RecurrentSequential")
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__(*modules)
         self._recurrent: tuple[bool, ...] = ()
         for module, recurrent in zip(self, self.recurrent, strict=True):
             if recurrent or isinstance(module, nn.RNNBase | nn.RNNCellBase):
-                check_model(module, "RecurrentSequential")
+                check_model(module)
 
     @property
     def recurrent(self) -> tuple[bool, ...]:
@@ -58,24 +59,29 @@ class RecurrentSequential(nn.Sequential):
     @property
     def takes_packed(self) -> bool:
         """Whether every recurrent member takes a `PackedSequence`."""
-        members = [module for module, recurrent in zip(self, self.recurrent, strict=True) if recurrent]
+        members = [
+            module for module, recurrent in zip(self, self.recurrent, strict=True) if recurrent
+        ]
         return all(isinstance(m, nn.RNNBase) or getattr(m, "takes_packed", False) for m in members)
 
+    @asked("RecurrentSequential")
     def forward(self, inputs: Any, state: State = None) -> tuple[Any, State]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        inputs = as_sequence(inputs, "RecurrentSequential") if isinstance(inputs, list) else inputs
+        inputs = as_sequence(inputs) if isinstance(inputs, list) else inputs
         count = sum(self.recurrent)
         if state is not None and (not isinstance(state, tuple) or len(state) != count):
             fix = "pass the state that this model returned; it has one entry for each recurrent member."
-            raise refuse("RecurrentSequential", f"a state = {shape(state)}", f"a tuple of {count}", fix)
+            raise Refusal(f"a state = {in_words(state)}", f"a tuple of {count}", fix)
         return self.thread(self, inputs, state)
 
-    def thread(self, members: Iterable[Callable[..., Any]], inputs: Any, state: State) -> tuple[Any, State]:
+    def thread(
+        self, members: Iterable[Callable[..., Any]], inputs: Any, state: State
+    ) -> tuple[Any, State]:
         """What `forward` does, through `members` in place of this stack's own."""
         after: list[State] = []
         for module, recurrent in zip(members, self.recurrent, strict=True):
             if recurrent:
                 before = None if state is None else state[len(after)]
-                inputs, new = call_model(module, inputs, before, "RecurrentSequential")
+                inputs, new = call_model(module, inputs, before)
                 after.append(new)
             elif isinstance(inputs, PackedSequence) and not isinstance(module, PerStep):
                 inputs = repack(inputs, module(inputs.data))
@@ -83,8 +89,8 @@ class RecurrentSequential(nn.Sequential):
                 inputs = module(inputs)
             if isinstance(inputs, tuple) and not isinstance(inputs, PackedSequence):
                 fix = "call the second parameter of a recurrent member's forward `state`, so that it is given one."
-                came = f"{shape(inputs)} from {type(module).__name__}"
-                raise refuse("RecurrentSequential", came, "outputs alone from a stateless member", fix, TypeError)
+                came = f"{in_words(inputs)} from {type(module).__name__}"
+                raise Refusal(came, "outputs alone from a stateless member", fix, TypeError)
         return inputs, tuple(after)
 
 
@@ -103,9 +109,10 @@ class PerStep(nn.Module):
         super().__init__()
         self.module = module
 
+    @asked("PerStep")
     def forward(self, inputs: Any) -> Any:
         if isinstance(inputs, PackedSequence):
             return repack(inputs, self.module(inputs.data))
         if inputs.ndim < 2:
-            raise refuse("PerStep", f"inputs {shape(inputs)}", "(T, B, *F)", "add the batch as dim 1.")
+            raise Refusal(f"inputs {in_words(inputs)}", "(T, B, *F)", "add the batch as dim 1.")
         return self.module(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])

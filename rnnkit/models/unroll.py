@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..core.errors import refuse, shape
+from ..core.errors import Refusal, asked, in_words
 from ..core.layout import as_sequence, check_state
 from ..core.state import State, map_leaves, select_rows
 from .stack import repack
@@ -33,13 +33,15 @@ class Unroll(nn.Module):
 
     takes_packed = True
 
+    @asked("Unroll")
     def __init__(self, *cells: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
         if not cells:
-            raise refuse("Unroll", "no cell", "one cell a layer", "Unroll(nn.LSTMCell(3, 8)).")
+            raise Refusal("no cell", "one cell a layer", "Unroll(nn.LSTMCell(3, 8)).")
         self.cells, self.dropout = nn.ModuleList(cells), dropout
 
     @classmethod
+    @asked("Unroll.from_fused")
     def from_fused(cls, fused: nn.RNNBase) -> "Unroll":
         """The loop of cells that computes what `nn.LSTM`, `nn.GRU` or `nn.RNN` computes, on the same parameters.
 
@@ -51,17 +53,18 @@ class Unroll(nn.Module):
         >>> torch.allclose(Unroll.from_fused(lstm)(torch.ones(5, 2, 3))[0], lstm(torch.ones(5, 2, 3))[0], atol=1e-6)
         True
         """
-        call = "Unroll.from_fused"
         make: Any = next((cell for kind, cell in _CELLS.items() if isinstance(fused, kind)), None)
         if make is None:
             fix = "any other cell goes into Unroll(cell) directly."
-            raise refuse(call, shape(fused), "nn.LSTM, nn.GRU or nn.RNN", fix, TypeError)
+            raise Refusal(in_words(fused), "nn.LSTM, nn.GRU or nn.RNN", fix, TypeError)
         if fused.bidirectional or fused.proj_size or fused.batch_first:
             fix = "a cell sees one step at a time, forward in time."
-            raise refuse(call, repr(fused), "one direction, no projection, batch_first=False", fix)
-        if not all(isinstance(weight, nn.Parameter) for weights in fused.all_weights for weight in weights):
+            raise Refusal(repr(fused), "one direction, no projection, batch_first=False", fix)
+        if not all(
+            isinstance(weight, nn.Parameter) for weights in fused.all_weights for weight in weights
+        ):
             fix = "remove the parametrization first."
-            raise refuse(call, "weights that are computed", "weights that are parameters", fix)
+            raise Refusal("weights that are computed", "weights that are parameters", fix)
         options = {"nonlinearity": fused.nonlinearity} if isinstance(fused, nn.RNN) else {}
         cells: list[nn.Module] = []
         for layer in range(fused.num_layers):
@@ -72,6 +75,7 @@ class Unroll(nn.Module):
             cells.append(cell)
         return cls(*cells, dropout=fused.dropout).train(fused.training)
 
+    @asked("Unroll")
     def forward(self, inputs: Any, state: State = None) -> tuple[Any, State]:
         packed: PackedSequence | None = None
         if isinstance(inputs, PackedSequence):
@@ -79,11 +83,13 @@ class Unroll(nn.Module):
             if state is not None and packed.sorted_indices is not None:
                 state = select_rows(state, packed.sorted_indices)
         else:
-            steps = as_sequence(inputs, "Unroll", least=1).unbind(0)
-        check_state(state, len(steps[0]), "Unroll")
+            steps = as_sequence(inputs, least=1).unbind(0)
+        check_state(state, len(steps[0]))
         last: list[State] = []
         for layer, cell in enumerate(self.cells):
-            before = None if state is None else map_leaves(lambda leaf, layer=layer: leaf[layer], state)
+            before = (
+                None if state is None else map_leaves(lambda leaf, layer=layer: leaf[layer], state)
+            )
             if layer and self.dropout and self.training:
                 steps = [F.dropout(step, self.dropout) for step in steps]
             steps, after = _scan(cell, steps, before)

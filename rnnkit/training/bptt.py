@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import refuse
-from ..core.layout import valid_steps
-from ..core.model import Sampler, check_one_way
+from ..core.errors import Refusal, asked
+from ..core.model import check_one_way
 from ..core.state import State, detach
 from ..generation.feedback import Feedback
 from ..generation.rollouts import Roller
-from ..generation.samplers import identity
-from .phase import Host, Phase, StepState, call_loss, reads_last, weight_of
+from ..generation.samplers import NextInput, identity
+from .phase import Host, Phase, StepState, call_loss, count_steps, reads_last, weight_of
 
 
 class BPTTTrainingPhase(Phase):
@@ -56,31 +55,35 @@ class BPTTTrainingPhase(Phase):
 
     name = "training"
 
+    @asked("BPTTTrainingPhase")
     def __init__(
         self,
         window: int | None = None,
         stride: int | None = None,
         stateful: bool = False,
         feedback: Feedback | None = None,
-        sampler: Sampler = identity,
+        sampler: NextInput = identity,
     ) -> None:
-        call = "BPTTTrainingPhase"
         super().__init__(sampler, stateful, feedback)
         for name, value in (("window", window), ("stride", stride)):
             if value is not None and value < 1:
-                fix = f"{name}=None is full BPTT." if name == "window" else "None makes it equal to window."
-                raise refuse(call, f"{name} = {value}", f"{name} >= 1", fix)
+                fix = (
+                    f"{name}=None is full BPTT."
+                    if name == "window"
+                    else "None makes it equal to window."
+                )
+                raise Refusal(f"{name} = {value}", f"{name} >= 1", fix)
         if stride is not None and (window is None or stride > window):
             fix = "window = k2 is how far a gradient goes back, stride = k1 how often; k1 <= k2."
-            raise refuse(call, f"stride = {stride} and window = {window}", "stride <= window", fix)
+            raise Refusal(f"stride = {stride} and window = {window}", "stride <= window", fix)
         self.window, self.stride = window, window if stride is None else stride
 
+    @asked("BPTTTrainingPhase")
     def run(self, host: Host, batch: Any) -> StepState:
         """One step for a host."""
-        call = "BPTTTrainingPhase"
         if host.optimizer is None:
             fix = "phase(model, loss, batch, optimizer); BPTTValidationPhase needs none."
-            raise refuse(call, "no optimizer", "one over the model's parameters", fix)
+            raise Refusal("no optimizer", "one over the model's parameters", fix)
         if getattr(host.model, "training", True) is False:
             host.model.train()
         step, state = self.begin(host, batch)
@@ -88,9 +91,13 @@ class BPTTTrainingPhase(Phase):
         if self.stride is not None and self.stride < time:
             came = f" and stride = {self.stride} for {time} steps"
             fix = "window=None, or a one-directional model."
-            check_one_way(host.model, call, came, "a model whose state goes on forward only", fix)
-        mask = None if self.feedback is None else self.feedback.mask(time, rows, step.lengths, self.steps)
-        roller = Roller(host.model, self.sampler, call, self.stateful)
+            check_one_way(host.model, came, "a model whose state goes on forward only", fix)
+        mask = (
+            None
+            if self.feedback is None
+            else self.feedback.mask(time, rows, step.lengths, self.steps)
+        )
+        roller = Roller(host.model, self.sampler, self.stateful)
         if self.window is not None and self.window < time and reads_last(host.loss):
             outputs, loss = self._last_window(host, step, state, mask, roller, self.window)
         elif self.stride is not None and self.stride < time and not reads_last(host.loss):
@@ -103,46 +110,71 @@ class BPTTTrainingPhase(Phase):
             if self.stateful:
                 self.state = detach(state)
         self.steps += 1
-        step.outputs, step.loss, step.weight = outputs, loss, weight_of(host.loss, outputs, step.lengths)
+        step.outputs, step.loss, step.weight = (
+            outputs,
+            loss,
+            weight_of(host.loss, outputs, step.lengths),
+        )
         step.parts = {"loss": (loss, step.weight)}
         return step
 
     def _windows(
-        self, host: Host, step: StepState, state: State, mask: Tensor | None, roller: Roller, stride: int
+        self,
+        host: Host,
+        step: StepState,
+        state: State,
+        mask: Tensor | None,
+        roller: Roller,
+        stride: int,
     ) -> tuple[Tensor, Tensor]:
         """A loss for the new steps of every window, its gradient through the window's steps."""
         time, back = len(step.inputs), (self.window or stride) - stride
         answers: list[Tensor] = []
         losses: list[Tensor] = []
         weights: list[int] = []
-        start, previous = 0, None  # where the window's gradient begins; `state` and `previous` are what was there
+        start, previous = (
+            0,
+            None,
+        )  # where the window's gradient begins; `state` and `previous` are what was there
         for new in range(0, time, stride):
             end = min(new + stride, time)
-            split = max(start, end - back) if end < time else end  # where the next window's gradient will begin
+            split = (
+                max(start, end - back) if end < time else end
+            )  # where the next window's gradient will begin
             host.emit("WindowBegin")
             parts: list[Tensor] = []
             following = state, previous
             with host.context():
                 for a, b in pairwise(sorted({start, split, end})):
                     fed = None if mask is None else mask[a:b]
-                    part, state = roller.run(step.inputs[a:b], fed, state, _between(step.lengths, a, b), previous)
+                    part, state = roller.run(
+                        step.inputs[a:b], fed, state, _between(step.lengths, a, b), previous
+                    )
                     parts.append(part)
                     previous = None if mask is None else part[-1]
                     if b == split:
                         following = state, previous
             lengths, outputs = _between(step.lengths, new, end), torch.cat(parts)[new - start :]
-            weights.append(valid_steps(outputs, lengths))
+            weights.append(count_steps(outputs, lengths))
             outputs, loss = self._update(host, step, outputs, step.targets[new:end], lengths)
             answers.append(outputs)
             losses.append(loss)
             start, (state, previous) = split, detach(following)
         if self.stateful:
             self.state = state
-        total = torch.stack(losses) @ torch.tensor(weights, dtype=losses[0].dtype, device=losses[0].device)
+        total = torch.stack(losses) @ torch.tensor(
+            weights, dtype=losses[0].dtype, device=losses[0].device
+        )
         return torch.cat(answers), total / sum(weights)
 
     def _last_window(
-        self, host: Host, step: StepState, state: State, mask: Tensor | None, roller: Roller, window: int
+        self,
+        host: Host,
+        step: StepState,
+        state: State,
+        mask: Tensor | None,
+        roller: Roller,
+        window: int,
     ) -> tuple[Tensor, Tensor]:
         """One loss at each row's end, its gradient through the row's last `window` steps."""
         time, batch = step.inputs.shape[:2]
@@ -152,13 +184,18 @@ class BPTTTrainingPhase(Phase):
         offsets = torch.arange(int(within.max())).unsqueeze(1)
         index, valid = (ahead + offsets).clamp(max=time - 1), offsets < within
         host.emit("WindowBegin")
-        with torch.no_grad(), host.context():  # a context of its own: autocast keeps the casts it made without gradient
+        with (
+            torch.no_grad(),
+            host.context(),
+        ):  # a context of its own: autocast keeps the casts it made without gradient
             fed = None if mask is None else mask[:longest]
             head, state = replace(roller, carry=True).run(step.inputs[:longest], fed, state, ahead)
         with host.context():
             fed = None if mask is None else mask[index, rows] & valid
             previous = head[(ahead - 1).clamp(min=0), rows]
-            outputs, state = roller.run(step.inputs[index, rows], fed, detach(state), within, previous)
+            outputs, state = roller.run(
+                step.inputs[index, rows], fed, detach(state), within, previous
+            )
         outputs, loss = self._update(host, step, outputs, step.targets, within)
         if self.stateful:
             self.state = detach(state)
@@ -170,13 +207,12 @@ class BPTTTrainingPhase(Phase):
         self, host: Host, step: StepState, outputs: Tensor, targets: Any, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The loss of a window, its gradient, and the optimizer's step."""
-        call = "BPTTTrainingPhase"
         with host.context():
             host.emit("LossBegin")
-            loss = call_loss(host.loss, outputs, targets, lengths, call)
+            loss = call_loss(host.loss, outputs, targets, lengths)
         if not loss.requires_grad:
             fix = "compute it from the outputs, without .detach(), .item() or torch.no_grad()."
-            raise refuse(call, "a loss without gradient", "one that depends on the parameters", fix)
+            raise Refusal("a loss without gradient", "one that depends on the parameters", fix)
         step.loss = loss.detach()
         host.emit("BackwardBegin")
         host.optimizer.zero_grad(set_to_none=True)

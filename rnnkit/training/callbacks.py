@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from ..core.errors import refuse
+from ..core.errors import Refusal, asked
 from .events import CancelFit
 
 if TYPE_CHECKING:
     from .learner import Learner
 
 
-def _monitored(learner: "Learner", name: str, call: str) -> float:
+def _monitored(learner: "Learner", name: str) -> float:
     numbers = {key: float(value) for key, value in learner.averages.items() if not value.ndim}
     if name not in numbers:
         fix = "closed_loss is there with BPTTValidationPhase(nfeedback) for nfeedback >= 1."
-        raise refuse(call, f"monitor={name!r}", f"one of {sorted(numbers)}", fix)
+        raise Refusal(f"monitor={name!r}", f"one of {sorted(numbers)}", fix)
     return numbers[name]
 
 
@@ -40,7 +40,9 @@ class ProgressBar:
     def on_epoch_begin(self, learner: "Learner") -> None:
         self._start, self._seen, self._steps = time.perf_counter(), 0.0, 0
         if sys.stderr.isatty():
-            self._bar = tqdm(desc=f"epoch {learner.epoch_index + 1} {learner.phase_name}", unit=" steps")
+            self._bar = tqdm(
+                desc=f"epoch {learner.epoch_index + 1} {learner.phase_name}", unit=" steps"
+            )
 
     def on_step_end(self, learner: "Learner") -> None:
         self._steps += 1
@@ -51,10 +53,17 @@ class ProgressBar:
                 self._bar.set_postfix(loss=f"{float(learner.averages['loss']):.4g}")
 
     def on_epoch_end(self, learner: "Learner") -> None:
-        shown = "  ".join(f"{name} {float(value):.4g}" for name, value in learner.averages.items() if not value.ndim)
+        shown = "  ".join(
+            f"{name} {float(value):.4g}"
+            for name, value in learner.averages.items()
+            if not value.ndim
+        )
         if self._bar is None:
             speed = self._steps / (time.perf_counter() - self._start)
-            print(f"epoch {learner.epoch_index + 1} {learner.phase_name}: {shown}  ({speed:.0f} steps/s)", flush=True)
+            print(
+                f"epoch {learner.epoch_index + 1} {learner.phase_name}: {shown}  ({speed:.0f} steps/s)",
+                flush=True,
+            )
         else:
             self._bar.set_postfix_str(shown)
             self._bar.close()
@@ -94,7 +103,9 @@ class History:
         try:
             import pandas as pd  # pyright: ignore[reportMissingTypeStubs, reportMissingImports]
         except ImportError as error:
-            raise ImportError("History.to_frame: wanted pandas. Likely fix: pip install pandas.") from error
+            raise ImportError(
+                "History.to_frame: wanted pandas. Likely fix: pip install pandas."
+            ) from error
         return pd.DataFrame(self.rows)
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,12 +118,13 @@ class History:
 class StopOnNaN:
     """Raises ValueError, naming epoch and step, at the first loss that is not finite, before the optimizer uses it."""
 
+    @asked("StopOnNaN")
     def on_backward_begin(self, learner: "Learner") -> None:
         loss = None if learner.state is None else learner.state.loss
         if loss is not None and not loss.isfinite():
             came = f"a loss of {float(loss)} in epoch {learner.epoch_index + 1}, step {learner.step_index + 1}"
             fix = "clip the gradients with ClipGradients(1.0), lower the learning rate, or look for it in the data."
-            raise refuse("StopOnNaN", came, "a finite loss", fix)
+            raise Refusal(came, "a finite loss", fix)
 
 
 class ClipGradients:
@@ -129,9 +141,10 @@ class ClipGradients:
     >>> callback = ClipGradients(1.0)
     """
 
+    @asked("ClipGradients")
     def __init__(self, max_norm: float) -> None:
         if not max_norm > 0:
-            raise refuse("ClipGradients", f"max_norm = {max_norm}", "max_norm > 0", "1.0 is common.")
+            raise Refusal(f"max_norm = {max_norm}", "max_norm > 0", "1.0 is common.")
         self.max_norm = max_norm
         self.norm: torch.Tensor | None = None
 
@@ -156,28 +169,35 @@ class EarlyStopping:
     >>> callback = EarlyStopping(patience=3, monitor="closed_loss")
     """
 
+    @asked("EarlyStopping")
     def __init__(self, patience: int, monitor: str = "loss", phase: str = "validation") -> None:
         if patience < 1:
-            raise refuse("EarlyStopping", f"patience = {patience}", "patience >= 1", "wait an epoch.")
+            raise Refusal(f"patience = {patience}", "patience >= 1", "wait an epoch.")
         if phase not in ("training", "validation"):
             fix = "validation is the one that tells of new data."
-            raise refuse("EarlyStopping", f"phase={phase!r}", '"training" or "validation"', fix)
+            raise Refusal(f"phase={phase!r}", '"training" or "validation"', fix)
         self.patience, self.monitor, self.phase = patience, monitor, phase
         self.best: float = math.inf
         self.waited = 0
 
+    @asked("EarlyStopping")
     def on_fit_begin(self, learner: "Learner") -> None:
         names = [phase.name for phase in learner.phases]
         if self.phase not in names:
             fix = f'learner.fit(epochs, train, valid), or EarlyStopping({self.patience}, phase="training").'
-            raise refuse("EarlyStopping", f"no {self.phase} in this fit", f"one of {names}", fix)
+            raise Refusal(f"no {self.phase} in this fit", f"one of {names}", fix)
         if self.waited >= self.patience:  # the training that is resumed had ended
             raise CancelFit
 
+    @asked("EarlyStopping")
     def on_epoch_end(self, learner: "Learner") -> None:
-        if learner.phase_name == self.phase and learner.sums:  # an epoch of which no step is left says nothing
-            value = _monitored(learner, self.monitor, "EarlyStopping")
-            self.best, self.waited = (value, 0) if value < self.best else (self.best, self.waited + 1)
+        if (
+            learner.phase_name == self.phase and learner.sums
+        ):  # an epoch of which no step is left says nothing
+            value = _monitored(learner, self.monitor)
+            self.best, self.waited = (
+                (value, 0) if value < self.best else (self.best, self.waited + 1)
+            )
             if self.waited >= self.patience:
                 raise CancelFit
 
@@ -206,21 +226,25 @@ class Scheduler:
     >>> callback = Scheduler(torch.optim.lr_scheduler.StepLR(optimizer, 10))
     """
 
+    @asked("Scheduler")
     def __init__(self, scheduler: Any, per: str = "epoch", monitor: str = "loss") -> None:
         if per not in ("epoch", "step"):
-            raise refuse("Scheduler", f"per={per!r}", '"epoch" or "step"', "most are stepped an epoch.")
+            raise Refusal(f"per={per!r}", '"epoch" or "step"', "most are stepped an epoch.")
         self.plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if self.plateau and per == "step":
-            raise refuse("Scheduler", 'ReduceLROnPlateau with per="step"', 'per="epoch"', "its patience counts epochs.")
+            raise Refusal(
+                'ReduceLROnPlateau with per="step"', 'per="epoch"', "its patience counts epochs."
+            )
         self.scheduler, self.per, self.monitor = scheduler, per, monitor
 
     def on_step_end(self, learner: "Learner") -> None:
         if self.per == "step" and learner.phase_name == "training":
             self.scheduler.step()
 
+    @asked("Scheduler")
     def on_epoch_end(self, learner: "Learner") -> None:
         if self.per == "epoch" and learner.last_phase and (learner.sums or not self.plateau):
-            given = [_monitored(learner, self.monitor, "Scheduler")] if self.plateau else []
+            given = [_monitored(learner, self.monitor)] if self.plateau else []
             self.scheduler.step(*given)
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..core.errors import refuse
+from ..core.errors import Refusal, asked
 from ..core.state import map_leaves
 from .rng import generators_of, rng_state, set_rng_state
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 _FORMAT = "rnnkit checkpoint 1"
-_FIX = "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
+_FIX = (
+    "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
+)
 
 
 class Checkpoint:
@@ -42,12 +44,12 @@ class Checkpoint:
 
     order = 1  # after the callbacks whose state it keeps
 
+    @asked("Checkpoint")
     def __init__(self, path: str | Path, every: int | None = None, resume: bool = False) -> None:
         if every is not None and every < 1:
             fix = "None writes at the end of each epoch only."
-            raise refuse("Checkpoint", f"every = {every}", "every >= 1", fix)
+            raise Refusal(f"every = {every}", "every >= 1", fix)
         self.path, self.every, self.resume = Path(path), every, resume
-        self._call = f"Checkpoint({str(self.path)!r})"
 
     def on_fit_begin(self, learner: "Learner") -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +65,7 @@ class Checkpoint:
         if learner.last_phase:
             self.save(learner, epoch_done=True)
 
+    @asked(lambda checkpoint: f"Checkpoint({str(checkpoint.path)!r})")
     def save(self, learner: "Learner", epoch_done: bool = False) -> None:
         """Write the file atomically; with `epoch_done` it says that the next epoch begins."""
         saved = _take(learner)
@@ -86,27 +89,29 @@ class Checkpoint:
             finally:
                 os.close(directory)
 
+    @asked(lambda checkpoint: f"Checkpoint({str(checkpoint.path)!r})")
     def load(self, learner: "Learner") -> None:
         """Put the learner where the file left it; where that fails, it is as it was."""
         saved, before = self._read(self.path), copy.deepcopy(_take(learner))
         if missing := [name for name in before if name not in saved]:
-            raise refuse(self._call, f"a file without {', '.join(missing)}", "all that a training is", _FIX)
+            raise Refusal(f"a file without {', '.join(missing)}", "all that a training is", _FIX)
         there, here = _made_of(saved), _made_of(before)
         for name in here | there:
             if there.get(name, "nothing") != here.get(name, "nothing"):
                 came, wanted = (f"{name} {made.get(name, 'nothing')}" for made in (there, here))
-                raise refuse(self._call, came, wanted, _FIX)
+                raise Refusal(came, wanted, _FIX)
         try:
             _put(learner, saved)
         except Exception as error:
             _put(learner, before)
             came = f"a state that does not fit ({type(error).__name__}: {error})"
-            raise refuse(self._call, came, "the state of this learner", _FIX) from error
+            raise Refusal(came, "the state of this learner", _FIX) from error
         learner.epoch_rng = saved["epoch_rng"]
         set_rng_state(saved["rng"], generators_of(learner.loaders))
         if learner.step_index:
             learner.resume_rng = saved["rng"]
 
+    @asked(lambda checkpoint: f"Checkpoint({str(checkpoint.path)!r})")
     def _read(self, path: Path, mmap: bool = False) -> dict[str, Any]:
         try:
             saved: Any = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
@@ -115,10 +120,10 @@ class Checkpoint:
             if mmap:
                 fix = "the state_dict of a callback may hold tensors, numbers, strings, lists, tuples and dicts only."
             came = f"a file that cannot be read ({type(error).__name__})"
-            raise refuse(self._call, came, f"a file of the format {_FORMAT!r}", fix) from error
+            raise Refusal(came, f"a file of the format {_FORMAT!r}", fix) from error
         if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
             fix = "a bare state_dict goes through model.load_state_dict."
-            raise refuse(self._call, "a file of another kind", f"the format {_FORMAT!r}", fix)
+            raise Refusal("a file of another kind", f"the format {_FORMAT!r}", fix)
         return saved
 
 
@@ -128,7 +133,10 @@ def _take(learner: "Learner") -> dict[str, Any]:
         "format": _FORMAT,
         "model": learner.model.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
-        "kinds": [type(learner.optimizer).__name__, *(type(phase).__name__ for phase in learner.phases)],
+        "kinds": [
+            type(learner.optimizer).__name__,
+            *(type(phase).__name__ for phase in learner.phases),
+        ],
         "place": (learner.epoch_index, learner.step_index),
         "sums": learner.sums,
         "phases": [phase.state_dict() for phase in learner.phases],
@@ -164,5 +172,10 @@ def _made_of(saved: dict[str, Any]) -> dict[str, Any]:
 def _keepers(learner: "Learner") -> dict[str, Any]:
     """The callbacks that have a state, by their place and class."""
     keepers: list[Any] = [part for part in learner.callbacks if hasattr(part, "state_dict")]
-    kinds = [dict.fromkeys(type(p).__name__ for p in (part, getattr(part, "scheduler", part))) for part in keepers]
-    return {f"{i} {'('.join(kind) + ')' * (len(kind) - 1)}": keepers[i] for i, kind in enumerate(kinds)}
+    kinds = [
+        dict.fromkeys(type(p).__name__ for p in (part, getattr(part, "scheduler", part)))
+        for part in keepers
+    ]
+    return {
+        f"{i} {'('.join(kind) + ')' * (len(kind) - 1)}": keepers[i] for i, kind in enumerate(kinds)
+    }

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import refuse
-from ..core.model import Sampler, evaluating
+from ..core.errors import Refusal, asked
+from ..core.model import evaluating
 from ..generation.feedback import Feedback
 from ..generation.rollouts import Roller
-from ..generation.samplers import identity
+from ..generation.samplers import NextInput, identity
 from .phase import Host, Phase, StepState, call_loss, reads_last, weight_of
 
 
@@ -45,16 +45,20 @@ class BPTTValidationPhase(Phase):
 
     name = "validation"
 
-    def __init__(self, nfeedback: int = 0, sampler: Sampler = identity, stateful: bool = False) -> None:
+    @asked("BPTTValidationPhase")
+    def __init__(
+        self, nfeedback: int = 0, sampler: NextInput = identity, stateful: bool = False
+    ) -> None:
         super().__init__(sampler, stateful)
         if nfeedback < 0:
             fix = "0 validates with teacher forcing."
-            raise refuse("BPTTValidationPhase", f"nfeedback = {nfeedback}", "nfeedback >= 0", fix)
+            raise Refusal(f"nfeedback = {nfeedback}", "nfeedback >= 0", fix)
         self.nfeedback = nfeedback
 
+    @asked("BPTTValidationPhase")
     def run(self, host: Host, batch: Any) -> StepState:
         """One step for a host."""
-        call, n = "BPTTValidationPhase", self.nfeedback
+        n = self.nfeedback
         with torch.no_grad(), evaluating(host.model):
             step, state = self.begin(host, batch)
             time, rows = step.inputs.shape[:2]
@@ -62,13 +66,15 @@ class BPTTValidationPhase(Phase):
             shortest = int(lengths[lengths > 0].min())
             if n >= shortest:
                 fix = "the first step must be driven: nfeedback is at most T - 1."
-                raise refuse(call, f"nfeedback = {n} and a sequence of {shortest} steps", "nfeedback < T", fix)
+                raise Refusal(
+                    f"nfeedback = {n} and a sequence of {shortest} steps", "nfeedback < T", fix
+                )
             mask = Feedback.last(n).mask(time, rows, step.lengths) if n else None
             with host.context():
-                roller = Roller(host.model, self.sampler, call, self.stateful)
+                roller = Roller(host.model, self.sampler, self.stateful)
                 step.outputs, state = roller.run(step.inputs, mask, state, step.lengths)
                 host.emit("LossBegin")
-                step.loss = call_loss(host.loss, step.outputs, step.targets, step.lengths, call)
+                step.loss = call_loss(host.loss, step.outputs, step.targets, step.lengths)
                 step.weight = weight_of(host.loss, step.outputs, step.lengths)
                 step.parts = {"loss": (step.loss, step.weight)}
                 if reads_last(host.loss):
@@ -84,7 +90,7 @@ class BPTTValidationPhase(Phase):
         n, times, targets = self.nfeedback, torch.arange(len(outputs)).unsqueeze(1), step.targets
 
         def loss(outputs: Tensor, targets: Tensor, lengths: Tensor | None) -> Tensor:
-            return call_loss(host.loss, outputs, targets, lengths, "BPTTValidationPhase")
+            return call_loss(host.loss, outputs, targets, lengths)
 
         step.open_loss, step.parts["open_loss"] = step.loss, step.parts["loss"]
         if n:
@@ -95,7 +101,10 @@ class BPTTValidationPhase(Phase):
             rows = lengths.nonzero().squeeze(1)
             closed = lengths[rows] - n + times[:n], rows
             step.closed_loss = loss(outputs[closed], targets[closed], None)
-            step.parts["closed_loss"] = step.closed_loss, weight_of(host.loss, outputs[closed], None)
+            step.parts["closed_loss"] = (
+                step.closed_loss,
+                weight_of(host.loss, outputs[closed], None),
+            )
         here = lengths > times
         alone = [None if step.lengths is None else row.long() for row in here]
         step.loss_by_step = torch.stack(list(map(loss, outputs.split(1), targets.split(1), alone)))

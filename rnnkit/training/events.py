@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..core.errors import refuse
+from ..core.errors import Refusal
 
 EVENTS = (
     "FitBegin", "EpochBegin", "StepBegin", "WindowBegin", "LossBegin", "BackwardBegin", "BackwardEnd", "WindowEnd",
@@ -36,10 +36,13 @@ def handlers(callbacks: Sequence[object]) -> dict[str, list[Callable[[Any], obje
         for method in dir(callback):
             if method.startswith("on_") and method not in names:
                 came = f"{type(callback).__name__}.{method}"
-                raise refuse("Learner", came, f"one of {', '.join(sorted(names))}", "rename it.")
+                raise Refusal(came, f"one of {', '.join(sorted(names))}", "rename it.")
     resuming = sorted(callbacks, key=lambda callback: -getattr(callback, "order", 0))
     found: dict[str, list[Callable[[Any], object]]] = {}
     for event in EVENTS:
-        methods = [getattr(c, method_of(event), None) for c in (resuming if event == "FitBegin" else callbacks)]
+        methods = [
+            getattr(c, method_of(event), None)
+            for c in (resuming if event == "FitBegin" else callbacks)
+        ]
         found[event] = [method for method in methods if method is not None]
     return found

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.errors import refuse
+from ..core.errors import Refusal, asked
 from ..core.model import check_model, evaluating
 from .bptt import BPTTTrainingPhase
 from .closed_loop import BPTTValidationPhase
@@ -52,6 +52,7 @@ class Learner(Host):
     2
     """
 
+    @asked("Learner")
     def __init__(
         self,
         model: nn.Module,
@@ -61,10 +62,10 @@ class Learner(Host):
         device: torch.device | str | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
-        check_model(model, "Learner")
+        check_model(model)
         if autocast not in (None, torch.bfloat16):
             fix = "float16 needs a scaler around the optimizer; bfloat16 does not."
-            raise refuse("Learner", f"autocast = {autocast}", "torch.bfloat16 or None", fix, TypeError)
+            raise Refusal(f"autocast = {autocast}", "torch.bfloat16 or None", fix, TypeError)
         super().__init__(model if device is None else model.to(device), loss, optimizer)
         self.device = None if device is None else torch.device(device)
         self.autocast = autocast
@@ -78,7 +79,9 @@ class Learner(Host):
         self.step_index: int = 0
         self.last_phase = False  # of an epoch of `fit`
         self.epoch_rng: dict[str, Any] = {}  # the generators when the epoch began
-        self.resume_rng: dict[str, Any] | None = None  # and when the training that is resumed was killed
+        self.resume_rng: dict[str, Any] | None = (
+            None  # and when the training that is resumed was killed
+        )
         self._handlers = handlers(self.callbacks)
 
     @property
@@ -102,6 +105,7 @@ class Learner(Host):
             return nullcontext()
         return torch.autocast((self.device or self.parameters[0].device).type, self.autocast)
 
+    @asked("Learner")
     def fit(
         self,
         epochs: int,
@@ -140,6 +144,7 @@ class Learner(Host):
         self._tell_all("FitEnd")
         return self
 
+    @asked("Learner")
     def epoch(self, phase: Phase, data: Iterable[Any]) -> dict[str, Tensor]:
         """One pass of `phase` over `data`; returns the weighted averages.
 
@@ -171,7 +176,7 @@ class Learner(Host):
             if empty:
                 fix = "a generator is spent after one epoch; pass a list or a DataLoader."
                 came = f"no batches in epoch {self.epoch_index + 1}"
-                raise refuse("Learner", came, f"at least one for {phase.name}", fix)
+                raise Refusal(came, f"at least one for {phase.name}", fix)
         except CancelEpoch:
             pass
         except CancelFit as error:
@@ -226,6 +231,8 @@ class Learner(Host):
             self.sums[name] = total.add(value, alpha=weight), weights + weight
             return
         parts = (total, torch.as_tensor(weights), value * weight, weight)
-        longest = max(len(value), len(total))  # a loss for each step, of batches of different length
+        longest = max(
+            len(value), len(total)
+        )  # a loss for each step, of batches of different length
         total, weights, value, weight = (F.pad(part, (0, longest - len(part))) for part in parts)
         self.sums[name] = total + value, weights + weight

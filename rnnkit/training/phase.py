@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import refuse, shape
-from ..core.layout import as_sequence, check_lengths, check_state, valid_steps
-from ..core.model import Sampler, check_model, check_one_way
+from ..core.errors import Refusal, asked, in_words
+from ..core.layout import as_sequence, check_lengths, check_state
+from ..core.model import check_model, check_one_way
 from ..core.state import reset_rows
 from ..data.batches import SequenceBatch, get_inout_seq
 from ..generation.feedback import Feedback
+from ..generation.samplers import NextInput
 from ..losses import SequenceLoss
 
 Loss = Callable[..., Tensor]
@@ -69,14 +70,17 @@ class Phase:
 
     name = "phase"
 
-    def __init__(self, sampler: Sampler, stateful: bool, feedback: Feedback | None = None) -> None:
+    def __init__(
+        self, sampler: NextInput, stateful: bool, feedback: Feedback | None = None
+    ) -> None:
         self.sampler, self.stateful, self.feedback = sampler, stateful, feedback
         self.state: Any = None
         self.steps = 0
 
+    @asked(lambda phase: type(phase).__name__)
     def __call__(self, model: Any, loss: Loss, batch: Any, optimizer: Any = None) -> StepState:
         """One step in a plain PyTorch loop, without a Learner."""
-        check_model(model, type(self).__name__)
+        check_model(model)
         return self.run(Host(model, loss, optimizer), batch)
 
     def run(self, host: Host, batch: Any) -> StepState:
@@ -92,7 +96,9 @@ class Phase:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: steps made, the carried state, and the generators' states."""
-        kept = [None if generator is None else generator.get_state() for generator in self._generators()]
+        kept = [
+            None if generator is None else generator.get_state() for generator in self._generators()
+        ]
         return {"steps": self.steps, "state": self.state, "generators": kept}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -104,7 +110,6 @@ class Phase:
 
     def begin(self, host: Host, batch: Any) -> tuple[StepState, Any]:
         """The batch as a StepState, the state it starts from, and the event StepBegin."""
-        call = type(self).__name__
         restart = batch.restart if isinstance(batch, SequenceBatch) else None
         inputs, targets, *rest = get_inout_seq(batch)
         lengths: Tensor | None = rest[0] if rest else None
@@ -115,27 +120,35 @@ class Phase:
             source, source_lengths, inputs = inputs
             with host.context():
                 state = host.model.encode(source, source_lengths)
-        inputs = as_sequence(inputs, call)
+        inputs = as_sequence(inputs)
         time, rows = inputs.shape[:2]
         per_step = not reads_last(host.loss)
         if per_step:
-            targets = as_sequence(targets, call, "targets")
+            targets = as_sequence(targets, "targets")
             if targets.shape[:2] != (time, rows):
-                came = f"inputs {shape(inputs)} and targets {shape(targets)}"
-                fix = "one target for each step and row; a target a sequence goes with seq2one_loss."
-                raise refuse(call, came, "the same T and B for both", fix)
+                came = f"inputs {in_words(inputs)} and targets {in_words(targets)}"
+                fix = (
+                    "one target for each step and row; a target a sequence goes with seq2one_loss."
+                )
+                raise Refusal(came, "the same T and B for both", fix)
         if lengths is not None:
-            longest = int(check_lengths(lengths, time, rows, call, least=0 if restart is not None else 1).max())
+            longest = int(
+                check_lengths(lengths, time, rows, least=0 if restart is not None else 1).max()
+            )
             inputs, targets = inputs[:longest], targets[:longest] if per_step else targets
         if self.stateful:
             fix = "make the model one-directional, or stateful=False."
-            check_one_way(host.model, call, ", stateful", "a state that goes on", fix)
+            check_one_way(host.model, ", stateful", "a state that goes on", fix)
             if state is not None:
                 fix = "stateful=False: each batch starts from its own source."
-                raise refuse(call, "a source in the batch, stateful", "one place that the first state comes from", fix)
+                raise Refusal(
+                    "a source in the batch, stateful",
+                    "one place that the first state comes from",
+                    fix,
+                )
             if self.state is not None:
                 fix = "StreamLoader and DataLoader(drop_last=True) keep the batch size; phase.reset() starts afresh."
-                check_state(self.state, rows, f"{call}(stateful=True)", fix)
+                check_state(self.state, rows, fix)
                 state = self.state if restart is None else reset_rows(self.state, restart)
         host.state = StepState(inputs, targets, lengths)
         host.emit("StepBegin")
@@ -151,10 +164,15 @@ def weight_of(loss: Loss, outputs: Tensor, lengths: Tensor | None) -> int:
     """What an epoch weighs a loss by: valid steps, or sequences where the loss averages those."""
     if isinstance(loss, SequenceLoss) and loss.average != "step":
         return outputs.shape[1] if lengths is None else int((lengths > 0).sum())
-    return valid_steps(outputs, lengths)
+    return count_steps(outputs, lengths)
 
 
-def call_loss(loss: Loss, outputs: Tensor, targets: Any, lengths: Tensor | None, call: str) -> Tensor:
+def count_steps(outputs: Tensor, lengths: Tensor | None) -> int:
+    """The steps of all rows `(T, B)` that are not padding."""
+    return outputs.shape[0] * outputs.shape[1] if lengths is None else int(lengths.sum())
+
+
+def call_loss(loss: Loss, outputs: Tensor, targets: Any, lengths: Tensor | None) -> Tensor:
     """The scalar loss of a stretch; rows of length 0 take no part."""
     if lengths is not None and not lengths.all():
         rows, lengths = lengths.nonzero().squeeze(1), lengths[lengths > 0]
@@ -162,7 +180,7 @@ def call_loss(loss: Loss, outputs: Tensor, targets: Any, lengths: Tensor | None,
     value = loss(outputs, targets) if lengths is None else loss(outputs, targets, lengths)
     if not isinstance(value, Tensor) or value.ndim:
         fix = "average it: seq2seq_loss takes an unreduced loss and does."
-        raise refuse(call, f"a loss {shape(value)}", "a scalar tensor", fix)
+        raise Refusal(f"a loss {in_words(value)}", "a scalar tensor", fix)
     return value
 
 

@@ -12,10 +12,17 @@ def generators_of(loaders: Iterable[object]) -> list[torch.Generator]:
     """The generators of their own that data loaders draw their order from, each once."""
     found: dict[int, torch.Generator] = {}
     for data in loaders:
-        parts = [data, *(getattr(data, name, None) for name in ("dataset", "sampler", "batch_sampler"))]
+        parts = [
+            data,
+            *(getattr(data, name, None) for name in ("dataset", "sampler", "batch_sampler")),
+        ]
         parts += [getattr(part, "sampler", None) for part in parts]
         generators = [getattr(part, "generator", None) for part in parts]
-        found |= {id(generator): generator for generator in generators if isinstance(generator, torch.Generator)}
+        found |= {
+            id(generator): generator
+            for generator in generators
+            if isinstance(generator, torch.Generator)
+        }
     return list(found.values())
 
 
