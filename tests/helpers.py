@@ -17,7 +17,11 @@ def leaves(state):
         return []
     if isinstance(state, torch.Tensor):
         return [state]
-    return [leaf for part in (state.values() if isinstance(state, dict) else state) for leaf in leaves(part)]
+    return [
+        leaf
+        for part in (state.values() if isinstance(state, dict) else state)
+        for leaf in leaves(part)
+    ]
 
 
 def assert_state(got, wanted, **tolerance):

@@ -20,7 +20,9 @@ from test_site import SITE, TUTORIALS, base
 pytestmark = pytest.mark.site
 
 HERE = Path(__file__).resolve().parent / "browser"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 PAGES = {"home": "", "errors": "errors/", "API": "api/losses/", "404": "no/such/page"}
 PAGES |= {name.split("/")[1]: name.removesuffix("index.html") for name in TUTORIALS}
 VIEWS = [(scheme, width) for width in (1280, 390) for scheme in ("light", "dark")]
@@ -77,10 +79,15 @@ def seen(host: str) -> dict[str, Any]:
     job = {
         "executable": CHROMIUM,
         "axe": str(HERE / "node_modules" / "axe-core" / "axe.min.js"),
-        "pages": [{"name": name, "url": f"{host}{base()}/{path}", "views": views} for name, path in PAGES.items()],
+        "pages": [
+            {"name": name, "url": f"{host}{base()}/{path}", "views": views}
+            for name, path in PAGES.items()
+        ],
         "tour": f"{host}{base()}/",
     }
-    run = subprocess.run(["node", str(HERE / "visit.mjs")], input=json.dumps(job), capture_output=True, text=True)
+    run = subprocess.run(
+        ["node", str(HERE / "visit.mjs")], input=json.dumps(job), capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
@@ -88,9 +95,13 @@ def seen(host: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize(("scheme", "width"), VIEWS)
 def test_a_page_is_accessible(seen: dict[str, Any], name: str, scheme: str, width: int) -> None:
-    [view] = [v for v in seen["views"] if (v["name"], v["wanted"], v["width"]) == (name, scheme, width)]
+    [view] = [
+        v for v in seen["views"] if (v["name"], v["wanted"], v["width"]) == (name, scheme, width)
+    ]
     assert view["violations"] == []
-    assert view["scheme"] == {"light": "default", "dark": "slate"}[scheme], "the page follows the system's colors"
+    assert view["scheme"] == {"light": "default", "dark": "slate"}[scheme], (
+        "the page follows the system's colors"
+    )
     assert view["overflow"] <= 0, "the page scrolls sideways"
     assert view["unreachable"] == 0, "something scrolls that the keyboard cannot reach"
     assert view["math"] == 0, "math that is not typeset"
@@ -100,7 +111,9 @@ def test_a_page_is_accessible(seen: dict[str, Any], name: str, scheme: str, widt
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_asks_no_other_host_and_logs_no_error(seen: dict[str, Any], host: str, name: str) -> None:
+def test_a_page_asks_no_other_host_and_logs_no_error(
+    seen: dict[str, Any], host: str, name: str
+) -> None:
     view = next(v for v in seen["views"] if v["name"] == name)
     assert [url for url in view["requests"] if not url.startswith((host, "data:", "blob:"))] == []
     expected = "404 (Not Found)" if name == "404" else "nothing"
@@ -111,6 +124,8 @@ def test_search_navigation_and_colors_work(seen: dict[str, Any], host: str) -> N
     steps = seen["steps"]
     assert steps["search"] == [], "the open search is accessible"
     assert steps["arrived"]["math"] == 0, "math is typeset after a navigation without a load"
-    assert steps["switched"] and steps["kept"], "the toggle changes the colors, and the choice is kept"
+    assert steps["switched"] and steps["kept"], (
+        "the toggle changes the colors, and the choice is kept"
+    )
     assert [url for url in steps["requests"] if not url.startswith((host, "data:", "blob:"))] == []
     assert steps["problems"] == []

@@ -47,11 +47,15 @@ class Slow:
 
 def test_away_from_a_terminal_there_is_a_line_for_each_epoch(capsys):
     history, x = rk.History(), data(6, 2, 3)
-    learner_of(history, rk.ProgressBar(), Slow()).fit(2, [x, x], [x], validation=rk.BPTTValidationPhase(nfeedback=2))
+    learner_of(history, rk.ProgressBar(), Slow()).fit(
+        2, [x, x], [x], validation=rk.BPTTValidationPhase(nfeedback=2)
+    )
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     for line, row in zip(lines, history.rows, strict=True):
-        losses = "  ".join(f"{name} {row[name]:.4g}" for name in row if name not in ("epoch", "phase"))
+        losses = "  ".join(
+            f"{name} {row[name]:.4g}" for name in row if name not in ("epoch", "phase")
+        )
         head, _, speed = line.rpartition("  ")
         assert head == f"epoch {row['epoch']} {row['phase']}: {losses}"
         assert speed.startswith("(")
@@ -85,7 +89,9 @@ def test_in_a_terminal_there_is_a_bar(monkeypatch, capsys):
     finals = [line.split("\r")[-1] for line in text.replace("\r\n", "\n").split("\n")][:-1]
     assert len(finals) == 4
     for line, row in zip(finals, history.rows, strict=True):
-        assert line.startswith(f"epoch {row['epoch']} {row['phase']}: {7 if row['phase'] == 'training' else 1} steps [")
+        assert line.startswith(
+            f"epoch {row['epoch']} {row['phase']}: {7 if row['phase'] == 'training' else 1} steps ["
+        )
         assert f"loss {row['loss']:.4g}" in line
     assert "loss=" in text  # while the epoch runs
     assert capsys.readouterr().out == ""
@@ -101,7 +107,10 @@ def test_history_keeps_every_epoch_in_every_form(tmp_path):
     class Look:
         def on_epoch_end(self, learner):
             seen.append(
-                (learner.phase_name, {name: value for name, value in learner.averages.items() if not value.ndim})
+                (
+                    learner.phase_name,
+                    {name: value for name, value in learner.averages.items() if not value.ndim},
+                )
             )
 
     assert history.as_dict() == {}
@@ -118,7 +127,12 @@ def test_history_keeps_every_epoch_in_every_form(tmp_path):
     columns = history.as_dict()
     assert list(columns) == ["epoch", "phase", "loss", "open_loss", "closed_loss"]
     assert columns["epoch"] == [1, 1, 2, 2]
-    assert columns["closed_loss"] == [None, history.rows[1]["closed_loss"], None, history.rows[3]["closed_loss"]]
+    assert columns["closed_loss"] == [
+        None,
+        history.rows[1]["closed_loss"],
+        None,
+        history.rows[3]["closed_loss"],
+    ]
     history.to_csv(tmp_path / "history.csv")
     with (tmp_path / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -192,7 +206,9 @@ def test_clipping_is_that_of_pytorch(max_norm):
         p.grad = gradient.clone()
     norm = nn.utils.clip_grad_norm_(learner.parameters, max_norm)
     assert torch.equal(norm, clip.norm)
-    assert all(torch.equal(p.grad, gradient) for p, gradient in zip(learner.parameters, after, strict=True))
+    assert all(
+        torch.equal(p.grad, gradient) for p, gradient in zip(learner.parameters, after, strict=True)
+    )
     total = torch.cat([gradient.flatten() for gradient in after]).norm().item()
     assert total == pytest.approx(min(max_norm, norm.item()), rel=1e-3)
 
@@ -231,7 +247,9 @@ class Given:
         return outputs.sum() * 0 + self.values[self.learner.phase_name][self.learner.epoch_index]
 
 
-def stopped(losses: list[float], patience: int, phase: str = "validation") -> tuple[int, rk.EarlyStopping]:
+def stopped(
+    losses: list[float], patience: int, phase: str = "validation"
+) -> tuple[int, rk.EarlyStopping]:
     """The epochs made of those for which there is a loss."""
     flat = [1.0] * len(losses)
     loss = Given(losses, flat) if phase == "training" else Given(flat, losses)
@@ -268,7 +286,9 @@ def test_a_stopped_learner_may_go_on():
 def test_early_stopping_watches_the_closed_loop():
     callback, history, x = rk.EarlyStopping(1, "closed_loss"), rk.History(), data(9, 2, 3)
     learner_of(history, callback).fit(3, [x], [x], validation=rk.BPTTValidationPhase(nfeedback=4))
-    assert callback.best == min(row["closed_loss"] for row in history.rows if row["phase"] == "validation")
+    assert callback.best == min(
+        row["closed_loss"] for row in history.rows if row["phase"] == "validation"
+    )
 
 
 def test_early_stopping_refuses_what_is_not_there():
@@ -295,7 +315,9 @@ def test_an_epoch_without_a_step_left_says_nothing_to_early_stopping_and_the_pla
     stop = rk.EarlyStopping(1)
     learner = learner_of(SkipEverything(), stop)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(learner.optimizer, patience=0)
-    learner = rk.Learner(learner.model, SEQ, learner.optimizer, [SkipEverything(), stop, rk.Scheduler(plateau)])
+    learner = rk.Learner(
+        learner.model, SEQ, learner.optimizer, [SkipEverything(), stop, rk.Scheduler(plateau)]
+    )
     assert learner.fit(3, [data(6, 2, 3)], [data(6, 2, 3)]).epoch_index == 3
     assert (stop.best, stop.waited, plateau.last_epoch) == (float("inf"), 0, 0)
 
@@ -324,7 +346,9 @@ class Rates:
 def test_a_scheduler_steps_as_in_a_plain_loop(per, make, valid):
     rates, x = Rates(), data(4, 1, 3)
     learner = learner_of(rates)
-    learner = rk.Learner(learner.model, SEQ, learner.optimizer, [rates, rk.Scheduler(make(learner.optimizer), per)])
+    learner = rk.Learner(
+        learner.model, SEQ, learner.optimizer, [rates, rk.Scheduler(make(learner.optimizer), per)]
+    )
     learner.fit(4, [x] * 3, [x] * 2 if valid else None)
     optimizer = learner_of().optimizer
     scheduler, expected = make(optimizer), []
@@ -346,7 +370,9 @@ def test_a_plateau_lowers_the_rate(phase):
     loss = Given(losses, flat) if phase == "training" else Given(flat, losses)
     learner, rates = learner_of(loss=loss), Rates()
     plateau = lr_scheduler.ReduceLROnPlateau(learner.optimizer, factor=0.5, patience=1)
-    learner = loss.learner = rk.Learner(learner.model, loss, learner.optimizer, [rates, rk.Scheduler(plateau)])
+    learner = loss.learner = rk.Learner(
+        learner.model, loss, learner.optimizer, [rates, rk.Scheduler(plateau)]
+    )
     x = data(3, 1, 3)
     learner.fit(5, [x], [x] if phase == "validation" else None)
     assert rates.seen == [0.1, 0.1, 0.1, 0.1, 0.05]
@@ -360,9 +386,14 @@ def test_a_plateau_watches_what_it_is_told():
     learner = rk.Learner(learner.model, SEQ, learner.optimizer,
                          [history, rk.Scheduler(plateau, monitor="closed_loss")])  # fmt: skip
     learner.fit(2, [x], [x], validation=rk.BPTTValidationPhase(nfeedback=4))
-    assert plateau.best == min(row["closed_loss"] for row in history.rows if row["phase"] == "validation")
+    assert plateau.best == min(
+        row["closed_loss"] for row in history.rows if row["phase"] == "validation"
+    )
     fix = "Likely fix: closed_loss is there with BPTTValidationPhase(nfeedback) for nfeedback >= 1."
-    refused(f"Scheduler: got monitor='closed_loss'; wanted one of ['loss']. {fix}", lambda: learner.fit(1, [x]))
+    refused(
+        f"Scheduler: got monitor='closed_loss'; wanted one of ['loss']. {fix}",
+        lambda: learner.fit(1, [x]),
+    )
 
 
 def test_a_scheduler_refuses_what_makes_no_sense():
@@ -379,7 +410,9 @@ def test_a_scheduler_refuses_what_makes_no_sense():
 def test_the_checkpoint_writes_after_the_callbacks_whose_state_it_keeps(tmp_path):
     history = rk.History()
     learner = learner_of(rk.Checkpoint(tmp_path / "a.pt"), history)
-    learner = rk.Learner(learner.model, SEQ, learner.optimizer, [rk.Checkpoint(tmp_path / "a.pt"), history])
+    learner = rk.Learner(
+        learner.model, SEQ, learner.optimizer, [rk.Checkpoint(tmp_path / "a.pt"), history]
+    )
     learner.fit(1, [data(6, 2, 3)])
     assert learner.callbacks[0] is history
     saved = torch.load(tmp_path / "a.pt", weights_only=True)

@@ -31,7 +31,9 @@ class Noisy(Dataset):
 
     def __init__(self, noise: bool) -> None:
         self.noise = noise
-        self.items = [torch.sin(torch.arange(7.0) * (0.3 + 0.1 * i)).unsqueeze(1) for i in range(12)]
+        self.items = [
+            torch.sin(torch.arange(7.0) * (0.3 + 0.1 * i)).unsqueeze(1) for i in range(12)
+        ]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -51,7 +53,11 @@ def loaders(kind: str, salt: int):
         sampler = rk.BucketSampler([4, 7, 5] * 4, 3, generator=own)
         data = [item[:n] for item, n in zip(Noisy(False).items, [4, 7, 5] * 4, strict=True)]
         valid = DataLoader(
-            data, 4, shuffle=True, collate_fn=rk.pad_collate, generator=torch.Generator().manual_seed(salt)
+            data,
+            4,
+            shuffle=True,
+            collate_fn=rk.pad_collate,
+            generator=torch.Generator().manual_seed(salt),
         )
         return DataLoader(data, batch_sampler=sampler, collate_fn=rk.pad_collate), valid
     options = {"collate_fn": lambda items: torch.stack(items, 1), "generator": own}
@@ -84,15 +90,23 @@ class KillLate(Kill):
         self.order = 2
 
 
-def build(kind: str = "global", salt: int = 0, patience: int = 9, rate: float = 0.02, extra: tuple = ()):
+def build(
+    kind: str = "global", salt: int = 0, patience: int = 9, rate: float = 0.02, extra: tuple = ()
+):
     torch.manual_seed(1 + salt)
     random.seed(1 + salt)
     np.random.seed(1 + salt)
     model = rk.RecurrentSequential(nn.LSTM(1, 6), nn.Dropout(0.3), nn.Linear(6, 1))
     optimizer = torch.optim.Adam(model.parameters(), rate)
-    feedback = rk.Feedback.probability(lambda s: min(1.0, s / 20), generator=torch.Generator().manual_seed(3 + salt))
-    training = rk.BPTTTrainingPhase(window=4, stride=3, stateful=kind == "stream", feedback=feedback)
-    validation = rk.BPTTValidationPhase(nfeedback=1 if kind == "stream" else 2, stateful=kind == "stream")
+    feedback = rk.Feedback.probability(
+        lambda s: min(1.0, s / 20), generator=torch.Generator().manual_seed(3 + salt)
+    )
+    training = rk.BPTTTrainingPhase(
+        window=4, stride=3, stateful=kind == "stream", feedback=feedback
+    )
+    validation = rk.BPTTValidationPhase(
+        nfeedback=1 if kind == "stream" else 2, stateful=kind == "stream"
+    )
     history = rk.History()
     callbacks = [
         history,
@@ -105,10 +119,21 @@ def build(kind: str = "global", salt: int = 0, patience: int = 9, rate: float = 
     return rk.Learner(model, SEQ, optimizer, callbacks), history, training, validation
 
 
-def train(path: Path | None, out: Path, kind: str, every: int | None, place=None, late=None, epochs=EPOCHS, **options):
+def train(
+    path: Path | None,
+    out: Path,
+    kind: str,
+    every: int | None,
+    place=None,
+    late=None,
+    epochs=EPOCHS,
+    **options,
+):
     """One process's life: a training from its file, where there is one, to its end or its kill."""
     torch.set_num_threads(1)
-    salt = 1000 if path is not None and path.exists() else 0  # whoever resumes has other seeds of his own
+    salt = (
+        1000 if path is not None and path.exists() else 0
+    )  # whoever resumes has other seeds of his own
     checkpoint = [] if path is None else [rk.Checkpoint(path, every, resume=True)]
     extra = (*checkpoint, Kill(place), KillLate(late))
     learner, history, training, validation = build(kind, salt, extra=extra, **options)
@@ -191,15 +216,32 @@ def scenarios(folder: Path) -> None:
         signals = [forked(path, out, kind, every, **options)]
         written = path.exists()
         signals.append(forked(path, out, kind, every, **settings))
-        results[name] = plain[kind, str(settings)], torch.load(out, weights_only=True), signals, written
+        results[name] = (
+            plain[kind, str(settings)],
+            torch.load(out, weights_only=True),
+            signals,
+            written,
+        )
     for kind in ("noisy", "own"):  # killed again and again, from outside and at any moment
         path, signals = folder / f"{kind}.pt", []
         while not signals or signals[-1]:
             signals.append(forked(path, folder / "out", kind, 1, after=random.randint(1, 3)))
             assert len(signals) < 100
         left = [file.name for file in folder.iterdir() if file.name.startswith(f".{kind}.pt")]
-        results[f"again and again, {kind}"] = plain[kind, "{}"], torch.load(folder / "out"), signals, True
-        print(kind, len(signals), "processes;", len(left), "files left by a kill within a write", file=sys.stderr)
+        results[f"again and again, {kind}"] = (
+            plain[kind, "{}"],
+            torch.load(folder / "out"),
+            signals,
+            True,
+        )
+        print(
+            kind,
+            len(signals),
+            "processes;",
+            len(left),
+            "files left by a kill within a write",
+            file=sys.stderr,
+        )
     torch.save(results, folder / "results.pt")
 
 
@@ -208,8 +250,14 @@ def results(tmp_path_factory):
     if not hasattr(os, "fork"):
         pytest.skip("no fork here")
     folder = tmp_path_factory.mktemp("killed")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(rk.__file__).parents[1])}
-    run = subprocess.run([sys.executable, __file__, str(folder)], env=environment, capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(rk.__file__).parents[1]),
+    }
+    run = subprocess.run(
+        [sys.executable, __file__, str(folder)], env=environment, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     print(run.stderr)
     return torch.load(folder / "results.pt", weights_only=True)
@@ -222,9 +270,15 @@ def test_a_training_killed_and_resumed_is_bitwise_the_one_that_was_not(results, 
     assert signals[-1] == 0
     assert written == (name != "before the first write")
     assert plain["rows"] == resumed["rows"]
-    assert all(torch.equal(plain["weights"][key], value) for key, value in resumed["weights"].items())
+    assert all(
+        torch.equal(plain["weights"][key], value) for key, value in resumed["weights"].items()
+    )
     assert all(map(torch.equal, plain["adam"], resumed["adam"]))
-    assert (plain["rates"], plain["steps"], plain["epoch"]) == (resumed["rates"], resumed["steps"], resumed["epoch"])
+    assert (plain["rates"], plain["steps"], plain["epoch"]) == (
+        resumed["rates"],
+        resumed["steps"],
+        resumed["epoch"],
+    )
     assert torch.equal(plain["draws"][0], resumed["draws"][0])
     assert plain["draws"][1:] == resumed["draws"][1:]
 
@@ -246,9 +300,14 @@ def everything(learner: rk.Learner):
     """All that a refused file must leave alone."""
     keepers = [part.state_dict() for part in learner.callbacks if hasattr(part, "state_dict")]
     place = (learner.epoch_index, learner.step_index, learner.resume_rng, learner.sums)
-    optimizer, generators = learner.optimizer.state_dict(), [torch.get_rng_state(), random.getstate()]
+    optimizer, generators = (
+        learner.optimizer.state_dict(),
+        [torch.get_rng_state(), random.getstate()],
+    )
     phases = [phase.state_dict() for phase in learner.phases]
-    return copy.deepcopy([learner.model.state_dict(), optimizer, keepers, place, generators, phases])
+    return copy.deepcopy(
+        [learner.model.state_dict(), optimizer, keepers, place, generators, phases]
+    )
 
 
 def same(left, right) -> bool:
@@ -303,7 +362,10 @@ def refuses(path: Path, text: str, make=build, data=None, **options) -> None:
 def test_a_file_cut_short_is_refused(written, part):
     data = written.read_bytes()
     written.write_bytes(data[: int(len(data) * part)])
-    refuses(written, "it may have been cut short or hold pickled objects, which are not loaded; use an earlier copy.")
+    refuses(
+        written,
+        "it may have been cut short or hold pickled objects, which are not loaded; use an earlier copy.",
+    )
 
 
 def test_text_is_refused(written):
@@ -330,7 +392,12 @@ def test_a_pickled_object_is_refused_and_does_not_run(written, tmp_path):
 
 def test_a_file_of_another_kind_is_refused(written):
     saved = torch.load(written, weights_only=True)
-    for other in (saved["model"], torch.zeros(3), [1, 2], {**saved, "format": "rnnkit checkpoint 0"}):
+    for other in (
+        saved["model"],
+        torch.zeros(3),
+        [1, 2],
+        {**saved, "format": "rnnkit checkpoint 0"},
+    ):
         torch.save(other, written)
         refuses(written, "got a file of another kind; wanted the format 'rnnkit checkpoint 1'")
     for name in saved.keys() - {"format"}:
@@ -365,8 +432,16 @@ def test_the_file_of_another_optimizer_is_refused(written):
 
     for kind in (torch.optim.SGD, torch.optim.AdamW):
         text = "got the optimizer and phases ['Adam', 'BPTTTrainingPhase', 'BPTTValidationPhase']; wanted "
-        refuses(written, f"{text}the optimizer and phases ['{kind.__name__}', 'BPTTTrainingPhase'", other(kind))
-    refuses(written, "got parameter groups [6]; wanted parameter groups [3, 3]", other(torch.optim.Adam, 2))
+        refuses(
+            written,
+            f"{text}the optimizer and phases ['{kind.__name__}', 'BPTTTrainingPhase'",
+            other(kind),
+        )
+    refuses(
+        written,
+        "got parameter groups [6]; wanted parameter groups [3, 3]",
+        other(torch.optim.Adam, 2),
+    )
 
 
 def test_the_file_of_other_callbacks_is_refused(written):
@@ -405,7 +480,10 @@ def test_a_state_that_fails_half_way_is_taken_back(written):
     saved = torch.load(written, weights_only=True)
     saved["callbacks"]["1 EarlyStopping"] = {"best": 0.0}
     torch.save(saved, written)
-    refuses(written, "got a state that does not fit (KeyError: 'waited'); wanted the state of this learner")
+    refuses(
+        written,
+        "got a state that does not fit (KeyError: 'waited'); wanted the state of this learner",
+    )
     assert saved["callbacks"]["0 History"]["rows"]
 
 
@@ -442,7 +520,9 @@ def fit_with(path: Path, state, epochs: int = 2, **options) -> rk.Learner:
      "checkpoint 1'. Likely fix: the state_dict of a callback may hold tensors, numbers, strings, lists, tuples and "
      "dicts only."),
 ])  # fmt: skip
-def test_a_state_that_cannot_be_written_or_read_back_leaves_the_good_file(tmp_path, state, error, text):
+def test_a_state_that_cannot_be_written_or_read_back_leaves_the_good_file(
+    tmp_path, state, error, text
+):
     path = tmp_path / "a.pt"
     with pytest.raises(error) as info:
         fit_with(path, state)
@@ -537,7 +617,9 @@ def test_a_generator_is_kept_wherever_the_loader_has_it(tmp_path, place):
         if place != "data set":
             options = {"batch_sampler": BatchSampler(RandomSampler(data, generator=own), 2, False)}
         learner = rk.Learner(model, SEQ, torch.optim.SGD(model.parameters(), 0.1), callbacks)
-        learner.fit(epochs, DataLoader(data, collate_fn=lambda items: torch.stack(items, 1), **options))
+        learner.fit(
+            epochs, DataLoader(data, collate_fn=lambda items: torch.stack(items, 1), **options)
+        )
         return learner.parameters
 
     path, whole = tmp_path / "a.pt", trained(1, 3)
@@ -570,7 +652,9 @@ def test_an_epoch_cancelled_as_it_is_taken_up_again_is_over(tmp_path):
     for callback in (Stop(), cancel):
         model = nn.GRU(1, 1)
         checkpoint = rk.Checkpoint(tmp_path / "a.pt", 1, resume=True)
-        learner = rk.Learner(model, SEQ, torch.optim.SGD(model.parameters(), 0.1), [callback, checkpoint])
+        learner = rk.Learner(
+            model, SEQ, torch.optim.SGD(model.parameters(), 0.1), [callback, checkpoint]
+        )
         learner.fit(2, [torch.ones(5, 2, 1)] * 4)
     assert cancel.left == [None, None]
 

@@ -92,18 +92,24 @@ def run(block: Block, page: Path, namespace: dict[str, Any]) -> str:
     return printed.getvalue()
 
 
-SECTIONS = [section for page in PAGES if page.exists() for section in sections(page) if section.blocks]
+SECTIONS = [
+    section for page in PAGES if page.exists() for section in sections(page) if section.blocks
+]
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=str)
-def test_code_of_a_section_runs(section: Section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_a_section_runs(
+    section: Section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "docs"}
     for block in section.blocks:
         came = run(block, section.page, namespace)
         if block.expected is not None:
             where = f"{section.page.relative_to(ROOT)}:{block.line}"
-            assert matches(block.expected, came), f"{where} says\n{block.expected}\nand gives\n{came}"
+            assert matches(block.expected, came), (
+                f"{where} says\n{block.expected}\nand gives\n{came}"
+            )
 
 
 def test_the_reader_of_pages_sees_a_wrong_number(tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ NAMES = [source.stem for source in execute.sources(ROOT)]
 
 def command(*arguments: object, **environment: str) -> None:
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | environment
-    done = subprocess.run([*map(str, arguments)], cwd=ROOT, env=clean, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*map(str, arguments)], cwd=ROOT, env=clean, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -39,7 +41,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def downloads(site: Path, name: str) -> tuple[Any, Any]:
     folder = site / "tutorials" / name
-    full, empty = (nbformat.read(folder / file, 4) for file in (f"{name}.ipynb", f"{name}_empty.ipynb"))
+    full, empty = (
+        nbformat.read(folder / file, 4) for file in (f"{name}.ipynb", f"{name}_empty.ipynb")
+    )
     return full, empty
 
 
@@ -65,7 +69,9 @@ def test_a_download_is_a_notebook_that_stands_alone(site: Path, name: str) -> No
                 assert link.startswith("https://"), f"{place}: {link}"
                 if link.startswith(SITE_URL):
                     file = site / link.removeprefix(SITE_URL).partition("#")[0]
-                    assert (file / "index.html" if file.is_dir() else file).is_file(), f"{place}: {link}"
+                    assert (file / "index.html" if file.is_dir() else file).is_file(), (
+                        f"{place}: {link}"
+                    )
             assert not convert.RAW.search(text), place
             assert "[!" not in text, place
     assert [cell.source for cell in full.cells] == [cell.source for cell in empty.cells]
@@ -85,10 +91,18 @@ def test_the_wheel_holds_the_package_and_asks_for_torch_and_tqdm_alone(wheels: P
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
-    committed = {path.relative_to(ROOT).as_posix() for path in (ROOT / "rnnkit").rglob("*") if path.is_file()}
-    assert {name for name in names if name.startswith("rnnkit/")} == {p for p in committed if "__pycache__" not in p}
+    committed = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "rnnkit").rglob("*") if path.is_file()
+    }
+    assert {name for name in names if name.startswith("rnnkit/")} == {
+        p for p in committed if "__pycache__" not in p
+    }
     assert {"rnnkit/style.mplstyle", "rnnkit/py.typed"} <= set(names)
-    required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    required = [
+        line
+        for line in metadata.splitlines()
+        if line.startswith("Requires-Dist:") and "extra ==" not in line
+    ]
     assert sorted(re.findall(r"Requires-Dist: (\w+)", "\n".join(required))) == ["torch", "tqdm"]
 
 
@@ -116,31 +130,48 @@ def environment(fresh: Path, install: str) -> Path:
 
 
 def install_line(name: str) -> str:
-    return "\n".join(cell.source for cell in install_cells(execute.convert(ROOT / "tutorials" / f"{name}.py")))
+    return "\n".join(
+        cell.source for cell in install_cells(execute.convert(ROOT / "tutorials" / f"{name}.py"))
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NAMES, key=lambda name: (install_line(name), name)))
 def test_a_download_runs_where_only_its_install_line_was_run(
-    site: Path, wheels: Path, fresh: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    site: Path,
+    wheels: Path,
+    fresh: Path,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     notebook = downloads(site, name)[1]
     (cell,) = install_cells(notebook)
-    assert re.fullmatch(r"%pip install .*", cell.source.strip()), "the install cell is one line, %pip install ..."
+    assert re.fullmatch(r"%pip install .*", cell.source.strip()), (
+        "the install cell is one line, %pip install ..."
+    )
     cell.metadata.tags.remove("skip-execution")  # a reader runs it
     kernel = tmp_path / "kernels" / "fresh"
     kernel.mkdir(parents=True)
     python = str(environment(fresh, cell.source) / "bin" / "python")
     argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "fresh", "language": "python"}))
+    (kernel / "kernel.json").write_text(
+        json.dumps({"argv": argv, "display_name": "fresh", "language": "python"})
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     links = " ".join(filter(None, [os.environ.get("PIP_FIND_LINKS"), str(wheels)]))
     ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     outside = {key: value for key, value in os.environ.items() if key not in ours}
-    pip = {"PIP_FIND_LINKS": links, "PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "PIP_NO_COMPILE": "1"}
+    pip = {
+        "PIP_FIND_LINKS": links,
+        "PIP_CONSTRAINT": str(ROOT / "constraints.txt"),
+        "PIP_NO_COMPILE": "1",
+    }
     work = tmp_path / "work"
     work.mkdir()
-    client = NotebookClient(notebook, timeout=600, kernel_name="fresh", resources={"metadata": {"path": str(work)}})
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="fresh", resources={"metadata": {"path": str(work)}}
+    )
     client.execute(env=outside | pip | {"IPYTHONDIR": str(tmp_path / "ipython")})
     assert sum(bool(cell.get("execution_count")) for cell in notebook.cells) >= 10
     where = [python, "-c", "import rnnkit; print(rnnkit.__file__)"]

@@ -20,7 +20,9 @@ def net() -> rk.RecurrentSequential:
 class Log:
     """Writes every event down, and raises at the one it is told to, each time or the first time only."""
 
-    def __init__(self, at: str = "", error: type[Exception] | None = None, once: bool = False) -> None:
+    def __init__(
+        self, at: str = "", error: type[Exception] | None = None, once: bool = False
+    ) -> None:
         self.events: list[str] = []
         self.phases: list[str] = []
         self.at, self.error, self.once = at, error, once
@@ -28,7 +30,11 @@ class Log:
     def put(self, event: str, learner: rk.Learner) -> None:
         self.events.append(event)
         self.phases.append(learner.phase_name)
-        if self.error is not None and event == self.at and (not self.once or self.events.count(event) == 1):
+        if (
+            self.error is not None
+            and event == self.at
+            and (not self.once or self.events.count(event) == 1)
+        ):
             raise self.error
 
 
@@ -46,7 +52,15 @@ def learner_with(*callbacks) -> rk.Learner:
 
 
 X = torch.arange(14.0).view(7, 1, 2) / 14  # six steps to predict: three windows of two
-STEP = ["StepBegin", "WindowBegin", "LossBegin", "BackwardBegin", "BackwardEnd", "WindowEnd", "StepEnd"]
+STEP = [
+    "StepBegin",
+    "WindowBegin",
+    "LossBegin",
+    "BackwardBegin",
+    "BackwardEnd",
+    "WindowEnd",
+    "StepEnd",
+]
 
 
 def documented(phase: type, windows: int) -> list[str]:
@@ -68,7 +82,9 @@ def test_a_phase_fires_the_events_of_its_docstring(phase, loss):
     fn = {"seq2seq": SEQ, "seq2one": rk.seq2one_loss(nn.MSELoss()), "plain": nn.MSELoss()}[loss]
     batch = (X[:-1], torch.ones(1, 2)) if loss == "seq2one" else X
     learner = rk.Learner(model, fn, torch.optim.SGD(model.parameters(), 0.1), [log])
-    for options in [{}] if phase is rk.BPTTValidationPhase else [{}, {"window": 2}, {"window": 4, "stride": 2}]:
+    for options in (
+        [{}] if phase is rk.BPTTValidationPhase else [{}, {"window": 2}, {"window": 4, "stride": 2}]
+    ):
         log.events.clear()
         learner.step(phase(**options), batch)
         windows = 3 if options and loss != "seq2one" else 1
@@ -106,7 +122,13 @@ def test_what_a_callback_sees_at_each_event():
         def look(learner, event=event):
             state, grads = learner.state, [p.grad is not None for p in learner.parameters]
             weights = learner.parameters[0].detach().clone()
-            seen[event] = (state and state.outputs, state and state.loss, all(grads), weights, learner.step_index)
+            seen[event] = (
+                state and state.outputs,
+                state and state.loss,
+                all(grads),
+                weights,
+                learner.step_index,
+            )
 
         setattr(Look, method_of(event), staticmethod(look))
     learner_with(Look()).fit(1, [X])
@@ -145,7 +167,10 @@ def test_a_cancelled_step_is_left_out_and_the_next_one_comes(event):
     first = upto if event == "StepEnd" else [*upto, "StepEnd"]
     assert log.events == ["EpochBegin", *first, *STEP, "EpochEnd"]
     assert learner.step_index == 2
-    if event not in ("WindowEnd", "StepEnd"):  # the first step has changed nothing and does not count
+    if event not in (
+        "WindowEnd",
+        "StepEnd",
+    ):  # the first step has changed nothing and does not count
         other = learner_with()
         assert torch.equal(averages["loss"], other.epoch(rk.BPTTTrainingPhase(), [X])["loss"])
         assert all(map(torch.equal, learner.parameters, other.parameters))
@@ -215,7 +240,10 @@ def test_a_method_that_names_no_event_is_refused():
     names = ", ".join(sorted(method_of(event) for event in EVENTS))
     with pytest.raises(ValueError, match="Typo") as info:
         learner_with(Typo())
-    assert str(info.value) == f"Learner: got Typo.on_epoch_ends; wanted one of {names}. Likely fix: rename it."
+    assert (
+        str(info.value)
+        == f"Learner: got Typo.on_epoch_ends; wanted one of {names}. Likely fix: rename it."
+    )
 
 
 def test_callbacks_are_called_in_their_order():

@@ -54,7 +54,9 @@ def last(outputs: Tensor, targets: object) -> Tensor:
 def autograd(model: nn.Module, loss, *batch) -> dict[str, Tensor]:
     total = loss(model(batch[0])[0], *batch[1:])
     names, parameters = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(total, parameters, materialize_grads=True), strict=True))
+    return dict(
+        zip(names, torch.autograd.grad(total, parameters, materialize_grads=True), strict=True)
+    )
 
 
 MODELS = {
@@ -62,7 +64,9 @@ MODELS = {
     "gru": lambda: nn.GRU(F, H, num_layers=2),
     "lstm": lambda: nn.LSTM(F, H, num_layers=2),
     "projected": lambda: nn.LSTM(F, 6, proj_size=H),
-    "stack": lambda: RecurrentSequential(nn.Linear(F, 3), nn.GRU(3, H), nn.Tanh(), nn.LSTM(H, H), nn.Linear(H, H)),
+    "stack": lambda: RecurrentSequential(
+        nn.Linear(F, 3), nn.GRU(3, H), nn.Tanh(), nn.LSTM(H, H), nn.Linear(H, H)
+    ),
     "cells": lambda: Unroll(nn.LSTMCell(F, H), nn.LSTMCell(H, H)),
     "per step": lambda: RecurrentSequential(PerStep(nn.Linear(F, H)), Unroll(nn.GRUCell(H, H))),
     "buffer": Running,
@@ -81,10 +85,17 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def test_golden_numbers_of_flux_2185():
-    shares = gradient_by_step(IdentityCell(), last, torch.tensor([2.0, 3.0]).double().view(2, 1, 1), None)
+    shares = gradient_by_step(
+        IdentityCell(), last, torch.tensor([2.0, 3.0]).double().view(2, 1, 1), None
+    )
     by_step = {name: share.flatten().tolist() for name, share in shares.items()}
     assert by_step == {"Wi": [8, 3], "Wh": [28, 38], "b": [4, 1], "h0": [16, 0]}
-    assert {name: sum(share) for name, share in by_step.items()} == {"Wi": 11, "Wh": 66, "b": 5, "h0": 16}
+    assert {name: sum(share) for name, share in by_step.items()} == {
+        "Wi": 11,
+        "Wh": 66,
+        "b": 5,
+        "h0": 16,
+    }
 
 
 def test_golden_numbers_of_a_state_detached_at_each_step():
@@ -149,7 +160,9 @@ def test_finite_differences_agree_at_every_step():
         for index in (0, parameter.numel() // 2, parameter.numel() - 1):
             for t in range(T):
                 change = nudged(parameter, index, t, eps) - nudged(parameter, index, t, -eps)
-                assert shares[name][t].flatten()[index].item() == pytest.approx(change / (2 * eps), abs=1e-8)
+                assert shares[name][t].flatten()[index].item() == pytest.approx(
+                    change / (2 * eps), abs=1e-8
+                )
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
@@ -158,7 +171,10 @@ def test_fused_equals_loop(kind):
     fused = kind(F, H, num_layers=2).double()
     loop, (inputs, targets) = Unroll.from_fused(fused), batch()
     loss = seq2seq_loss(nn.MSELoss())
-    a, b = gradient_by_step(fused, loss, inputs, targets), gradient_by_step(loop, loss, inputs, targets)
+    a, b = (
+        gradient_by_step(fused, loss, inputs, targets),
+        gradient_by_step(loop, loss, inputs, targets),
+    )
     same = {id(p): name for name, p in loop.named_parameters()}
     assert len(a) == len(b) == 8
     for name, parameter in fused.named_parameters():
@@ -168,13 +184,16 @@ def test_fused_equals_loop(kind):
 def test_the_first_step_has_no_share_in_the_recurrent_weight():
     torch.manual_seed(0)
     inputs, targets = batch()
-    share = gradient_by_step(nn.RNN(F, H).double(), seq2seq_loss(nn.MSELoss()), inputs, targets)["weight_hh_l0"]
+    share = gradient_by_step(nn.RNN(F, H).double(), seq2seq_loss(nn.MSELoss()), inputs, targets)[
+        "weight_hh_l0"
+    ]
     assert share[0].abs().max() == 0
     assert share[1:].abs().amax((1, 2)).min() > 0
 
 
 @pytest.mark.parametrize(
-    "make", [lambda y: (seq2seq_loss(nn.MSELoss()), y), lambda y: (seq2one_loss(nn.MSELoss()), y[-1])]
+    "make",
+    [lambda y: (seq2seq_loss(nn.MSELoss()), y), lambda y: (seq2one_loss(nn.MSELoss()), y[-1])],
 )
 def test_padding_has_no_share_and_no_influence(make):
     torch.manual_seed(0)
@@ -217,7 +236,10 @@ def test_tied_weights_have_one_share_a_step():
     model = RecurrentSequential(nn.Linear(F, H), Unroll(cell), Unroll(cell)).double()
     inputs, targets = batch()
     loss = seq2seq_loss(nn.MSELoss())
-    shares, expected = gradient_by_step(model, loss, inputs, targets), autograd(model, loss, inputs, targets)
+    shares, expected = (
+        gradient_by_step(model, loss, inputs, targets),
+        autograd(model, loss, inputs, targets),
+    )
     assert shares.keys() == expected.keys()
     for name, share in shares.items():
         torch.testing.assert_close(share.sum(0), expected[name], rtol=0, atol=1e-12)
@@ -240,7 +262,9 @@ def test_flow_is_the_norm_by_lag():
     model, (inputs, targets) = nn.LSTM(F, H).double(), batch()
     lengths = torch.tensor([4, 2, 1])
     loss = seq2seq_loss(nn.MSELoss())
-    flow, shares = (f(model, loss, inputs, targets, lengths) for f in (gradient_flow, gradient_by_step))
+    flow, shares = (
+        f(model, loss, inputs, targets, lengths) for f in (gradient_flow, gradient_by_step)
+    )
     assert flow.keys() == shares.keys()
     for name, norms in flow.items():
         assert norms.shape == (T,)
@@ -250,7 +274,10 @@ def test_flow_is_the_norm_by_lag():
 
 
 def test_flow_of_a_linear_cell_decays_by_its_weight():
-    model, inputs = nn.RNN(1, 1, nonlinearity="relu", bias=False).double(), torch.ones(20, 1, 1).double()
+    model, inputs = (
+        nn.RNN(1, 1, nonlinearity="relu", bias=False).double(),
+        torch.ones(20, 1, 1).double(),
+    )
     for weight in (0.5, 2.0):
         nn.init.constant_(model.weight_ih_l0, 1.0)
         nn.init.constant_(model.weight_hh_l0, weight)
@@ -276,17 +303,62 @@ def mean(outputs: Tensor, targets: object) -> Tensor:
 @pytest.mark.parametrize(
     ("model", "loss", "error", "text"),
     [
-        (nn.LSTM(F, H, bidirectional=True), mean, ValueError, "got a bidirectional model; wanted a model that reads"),
+        (
+            nn.LSTM(F, H, bidirectional=True),
+            mean,
+            ValueError,
+            "got a bidirectional model; wanted a model that reads",
+        ),
         (nn.LSTM(F, H, batch_first=True), mean, ValueError, "LSTM(batch_first=True)"),
         (nn.LSTMCell(F, H), mean, TypeError, "got a cell, LSTMCell"),
-        (lambda x, s: (x, s), mean, TypeError, "gradient_by_step: got model = a function; wanted a torch.nn.Module"),
-        (nn.LSTM(F, H, 2, dropout=0.5), mean, ValueError, "got LSTM with dropout 0.5 in train mode; wanted no random"),
-        (RecurrentSequential(nn.LSTM(F, H), nn.Dropout(0.1)), mean, ValueError, "got Dropout with dropout 0.1"),
-        (Ahead(), mean, ValueError, "between the two; wanted the same from T calls of one step as from one call of T"),
-        (RecurrentSequential(nn.LSTM(F, H), PerStep(nn.BatchNorm1d(H))), mean, ValueError, "model.eval() for dropout"),
-        (nn.LSTM(F, H), lambda y, _: y.mean(0), ValueError, "got a loss (3, 4); wanted a tensor () that depends"),
-        (nn.LSTM(F, H), lambda y, _: y.mean().detach(), ValueError, "got a loss (); wanted a tensor () that depends"),
-        (nn.LSTM(F, H), lambda y, _: y.mean().item(), ValueError, "got a loss a float; wanted a tensor ()"),
+        (
+            lambda x, s: (x, s),
+            mean,
+            TypeError,
+            "gradient_by_step: got model = a function; wanted a torch.nn.Module",
+        ),
+        (
+            nn.LSTM(F, H, 2, dropout=0.5),
+            mean,
+            ValueError,
+            "got LSTM with dropout 0.5 in train mode; wanted no random",
+        ),
+        (
+            RecurrentSequential(nn.LSTM(F, H), nn.Dropout(0.1)),
+            mean,
+            ValueError,
+            "got Dropout with dropout 0.1",
+        ),
+        (
+            Ahead(),
+            mean,
+            ValueError,
+            "between the two; wanted the same from T calls of one step as from one call of T",
+        ),
+        (
+            RecurrentSequential(nn.LSTM(F, H), PerStep(nn.BatchNorm1d(H))),
+            mean,
+            ValueError,
+            "model.eval() for dropout",
+        ),
+        (
+            nn.LSTM(F, H),
+            lambda y, _: y.mean(0),
+            ValueError,
+            "got a loss (3, 4); wanted a tensor () that depends",
+        ),
+        (
+            nn.LSTM(F, H),
+            lambda y, _: y.mean().detach(),
+            ValueError,
+            "got a loss (); wanted a tensor () that depends",
+        ),
+        (
+            nn.LSTM(F, H),
+            lambda y, _: y.mean().item(),
+            ValueError,
+            "got a loss a float; wanted a tensor ()",
+        ),
     ],
 )
 def test_errors(model, loss, error, text):
@@ -313,7 +385,9 @@ def test_a_parameter_without_dimensions_has_shares_and_a_flow():
     mean(model(inputs)[0], None).backward()
     assert shares.shape == (T,)
     torch.testing.assert_close(shares.sum(), model.scale.grad)
-    torch.testing.assert_close(gradient_flow(model, mean, inputs, None)["scale"], shares.abs().flip(0))
+    torch.testing.assert_close(
+        gradient_flow(model, mean, inputs, None)["scale"], shares.abs().flip(0)
+    )
 
 
 def test_an_error_names_the_model():
@@ -321,7 +395,9 @@ def test_an_error_names_the_model():
         def forward(self, inputs, state=None):
             return inputs
 
-    with pytest.raises(TypeError, match=r"gradient_by_step: got \(1, 3, \d+\) from Outputs; wanted a pair"):
+    with pytest.raises(
+        TypeError, match=r"gradient_by_step: got \(1, 3, \d+\) from Outputs; wanted a pair"
+    ):
         gradient_by_step(Outputs(), mean, torch.randn(T, B, F), None)
 
 
@@ -338,9 +414,16 @@ def test_a_model_that_sees_a_little_of_the_other_steps_is_refused():
 
 def test_dropout_is_fine_in_eval_mode():
     model = nn.LSTM(F, H, 2, dropout=0.5).eval()
-    assert gradient_by_step(model, mean, torch.randn(T, B, F), None)["weight_ih_l0"].shape == (T, 4 * H, F)
+    assert gradient_by_step(model, mean, torch.randn(T, B, F), None)["weight_ih_l0"].shape == (
+        T,
+        4 * H,
+        F,
+    )
 
 
 def test_lengths_are_checked():
-    with pytest.raises(ValueError, match=r"gradient_by_step: got lengths from 2 to 6; wanted lengths from 1 to T = 5"):
+    with pytest.raises(
+        ValueError,
+        match=r"gradient_by_step: got lengths from 2 to 6; wanted lengths from 1 to T = 5",
+    ):
         gradient_by_step(nn.LSTM(F, H), mean, torch.randn(T, B, F), None, torch.tensor([2, 6, 3]))

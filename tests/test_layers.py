@@ -6,13 +6,26 @@ from pathlib import Path
 import rnnkit
 
 ROOT = Path(rnnkit.__file__).parent
-FLOORS = {"core": 1, "data": 2, "models": 2, "losses": 2, "analysis": 2, "generation": 3, "training": 4, "": 5}
+FLOORS = {
+    "core": 1,
+    "data": 2,
+    "models": 2,
+    "losses": 2,
+    "analysis": 2,
+    "generation": 3,
+    "training": 4,
+    "": 5,
+}
 
 
 def imports(path: Path):
     """What a file imports of rnnkit, as paths from its root, and whether that is for types only."""
     tree = ast.parse(path.read_text())
-    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    typing = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    ]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             folder = path.relative_to(ROOT).parts[: -node.level]
@@ -32,7 +45,9 @@ def test_a_room_imports_only_rooms_on_lower_floors():
         here = room_of(path.relative_to(ROOT).parts)
         for there, _ in imports(path):
             room = room_of(there)
-            assert room == here or FLOORS[room] < FLOORS[here], f"{path.relative_to(ROOT)} imports {'.'.join(there)}"
+            assert room == here or FLOORS[room] < FLOORS[here], (
+                f"{path.relative_to(ROOT)} imports {'.'.join(there)}"
+            )
 
 
 def test_only_the_face_re_exports():
@@ -42,7 +57,9 @@ def test_only_the_face_re_exports():
             assert len(tree.body) == 1, f"{path.parent.name}/__init__.py is more than a docstring"
         for node in tree.body:
             if isinstance(node, ast.ImportFrom) and path.parent != ROOT:
-                assert all(name.asname != name.name for name in node.names), f"{path} re-exports {node.module}"
+                assert all(name.asname != name.name for name in node.names), (
+                    f"{path} re-exports {node.module}"
+                )
 
 
 def test_who_may_import_what():

@@ -21,7 +21,9 @@ def data(*shape: int, seed: int = 7) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def learner_of(model: nn.Module | None = None, loss=SEQ, rate: float = 0.1, **options) -> rk.Learner:
+def learner_of(
+    model: nn.Module | None = None, loss=SEQ, rate: float = 0.1, **options
+) -> rk.Learner:
     model = net() if model is None else model
     return rk.Learner(model, loss, torch.optim.SGD(model.parameters(), rate), **options)
 
@@ -31,7 +33,9 @@ def errors(outputs: Tensor, y: Tensor, lengths: Tensor) -> list[Tensor]:
     return [(outputs[:n, i] - y[:n, i]).square().mean(1) for i, n in enumerate(lengths.tolist())]
 
 
-batches = st.lists(st.tuples(st.integers(3, 7), st.integers(1, 3), st.booleans()), min_size=1, max_size=4)
+batches = st.lists(
+    st.tuples(st.integers(3, 7), st.integers(1, 3), st.booleans()), min_size=1, max_size=4
+)
 
 
 @settings(max_examples=15, deadline=None)
@@ -70,7 +74,9 @@ def test_epoch_averages_weigh_every_batch_by_what_it_averaged(shapes, average, n
     training = learner_of(model, loss, rate=0.0).epoch(rk.BPTTTrainingPhase(window=2), loader)
     outputs = [errors(model(b[0])[0].detach(), b[1], b[2] if len(b) > 2 else torch.full((b[0].shape[1],), len(b[0])))
                for b in loader]  # fmt: skip
-    torch.testing.assert_close(training["loss"], torch.cat([e for batch in outputs for e in batch]).mean())
+    torch.testing.assert_close(
+        training["loss"], torch.cat([e for batch in outputs for e in batch]).mean()
+    )
 
 
 def test_an_average_over_a_long_epoch_is_exact_in_half_precision():
@@ -83,7 +89,10 @@ def test_an_average_over_a_long_epoch_is_exact_in_half_precision():
             return inputs + self.weight, state
 
     learner = learner_of(Half(), lambda outputs, targets: (outputs - targets).mean(), rate=0.0)
-    batch = torch.ones(5, 300, 1, dtype=torch.bfloat16), torch.zeros(5, 300, 1, dtype=torch.bfloat16)
+    batch = (
+        torch.ones(5, 300, 1, dtype=torch.bfloat16),
+        torch.zeros(5, 300, 1, dtype=torch.bfloat16),
+    )
     assert learner.epoch(rk.BPTTTrainingPhase(), [batch] * 300)["loss"].item() == 1.0
 
 
@@ -145,8 +154,17 @@ def test_a_step_gives_its_state_and_keeps_it():
     assert torch.equal(step.inputs, x[:-1])
     assert torch.equal(step.targets, x[1:])
     assert step.lengths is None
-    assert (step.outputs.requires_grad, step.loss.requires_grad, step.loss.shape) == (False, False, ())
-    assert (step.weight, step.open_loss, step.closed_loss, step.loss_by_step) == (10, None, None, None)
+    assert (step.outputs.requires_grad, step.loss.requires_grad, step.loss.shape) == (
+        False,
+        False,
+        (),
+    )
+    assert (step.weight, step.open_loss, step.closed_loss, step.loss_by_step) == (
+        10,
+        None,
+        None,
+        None,
+    )
     assert learner.step_index == 1
     validation = learner.step(rk.BPTTValidationPhase(nfeedback=2), x)
     assert validation is learner.state
@@ -165,11 +183,20 @@ def test_model_and_batches_are_moved_to_the_device(device):
 
     learner = learner_of(Spy(3, 3), device=device)
     x = torch.randn(6, 2, 3)
-    for batch in (x, list(x), (x, x), (list(x), list(x)), (x, x, torch.tensor([6, 3])), rk.SequenceBatch(x)):
+    for batch in (
+        x,
+        list(x),
+        (x, x),
+        (list(x), list(x)),
+        (x, x, torch.tensor([6, 3])),
+        rk.SequenceBatch(x),
+    ):
         if device == "meta" and isinstance(batch, tuple) and len(batch) == 3:
             continue  # picking valid steps needs numbers, which meta tensors do not have
         step = learner.step(rk.BPTTTrainingPhase(), batch)
-        assert (step.inputs.device.type, step.targets.device.type, step.outputs.device.type) == (device,) * 3
+        assert (step.inputs.device.type, step.targets.device.type, step.outputs.device.type) == (
+            device,
+        ) * 3
     assert set(seen) == {device}
     assert {p.device.type for p in learner.parameters} == {device}
 
@@ -179,7 +206,9 @@ def test_the_parts_of_an_encoder_decoder_are_moved():
     learner = learner_of(model, device="meta")
     batch = (torch.randn(5, 2, 2), None, torch.randn(4, 2, 3)), torch.randn(4, 2, 4)
     step = learner.step(rk.BPTTTrainingPhase(), batch)
-    assert (step.inputs.device.type, step.outputs.device.type, step.loss.device.type) == ("meta",) * 3
+    assert (step.inputs.device.type, step.outputs.device.type, step.loss.device.type) == (
+        "meta",
+    ) * 3
 
 
 def test_autocast_computes_in_bfloat16_and_keeps_weights_in_float32():
@@ -287,9 +316,15 @@ def test_any_function_is_a_loss():
         return rk.seq2seq_loss(MSE)(outputs, targets, lengths)
 
     for batch in [(x, y), (x, y, lengths)]:
-        for phase in (rk.BPTTTrainingPhase(), rk.BPTTTrainingPhase(window=3), rk.BPTTValidationPhase(nfeedback=1)):
+        for phase in (
+            rk.BPTTTrainingPhase(),
+            rk.BPTTTrainingPhase(window=3),
+            rk.BPTTValidationPhase(nfeedback=1),
+        ):
             one, two = learner_of(loss=loss), learner_of()
-            left, right = (learner.epoch(phase, [batch, (2 * x[:4], y[:4])]) for learner in (one, two))
+            left, right = (
+                learner.epoch(phase, [batch, (2 * x[:4], y[:4])]) for learner in (one, two)
+            )
             assert left.keys() == right.keys()
             for name in left:
                 torch.testing.assert_close(left[name], right[name])
@@ -297,7 +332,9 @@ def test_any_function_is_a_loss():
     assert ((6, 3, 3), [6, 2, 4]) in seen
     assert ((3, 2, 3), [3, 1]) in seen  # the second window, without the row that has ended
     plain = learner_of(loss=MSE)
-    assert torch.equal(plain.step(rk.BPTTTrainingPhase(), (x, y)).loss, MSE(net()(x)[0], y).detach())
+    assert torch.equal(
+        plain.step(rk.BPTTTrainingPhase(), (x, y)).loss, MSE(net()(x)[0], y).detach()
+    )
 
 
 def test_a_single_step_tells_the_callbacks_which_phase_it_is_of():
@@ -335,7 +372,9 @@ def test_between_two_fits_no_step_of_the_next_epoch_is_made():
 
 
 def test_each_epoch_starts_a_stateful_phase_afresh():
-    loader = [(batch.inputs, batch.targets) for batch in rk.StreamLoader(data(41, 3), 2, 5)]  # with no restart marks
+    loader = [
+        (batch.inputs, batch.targets) for batch in rk.StreamLoader(data(41, 3), 2, 5)
+    ]  # with no restart marks
     phase = rk.BPTTTrainingPhase(stateful=True)
     validation = rk.BPTTValidationPhase(stateful=True)
     history = rk.History()

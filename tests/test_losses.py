@@ -48,18 +48,28 @@ def assert_same(got, wanted):
 
 
 @few
-@given(lengths=some_lengths, garbage=st.sampled_from([0.0, 1e6, NAN]), reduction=st.sampled_from(["mean", "none"]))
+@given(
+    lengths=some_lengths,
+    garbage=st.sampled_from([0.0, 1e6, NAN]),
+    reduction=st.sampled_from(["mean", "none"]),
+)
 def test_mse_by_step_is_the_mean_over_all_valid_steps(lengths, garbage, reduction):
     outputs = [x.requires_grad_() for x in ragged(lengths, 3, seed=1)]
     targets = ragged(lengths, 3, seed=2)
     padded, lengths = batchseq(outputs, pad=garbage)
-    loss = seq2seq_loss(nn.MSELoss(reduction=reduction))(padded, batchseq(targets, pad=garbage)[0], lengths)
+    loss = seq2seq_loss(nn.MSELoss(reduction=reduction))(
+        padded, batchseq(targets, pad=garbage)[0], lengths
+    )
     wanted = F.mse_loss(torch.cat(outputs), torch.cat(targets))
     assert_same(loss_and_gradients(loss, outputs), loss_and_gradients(wanted, outputs))
 
 
 @few
-@given(lengths=some_lengths, garbage=st.sampled_from([0.0, 1e6, NAN]), reduction=st.sampled_from(["mean", "none"]))
+@given(
+    lengths=some_lengths,
+    garbage=st.sampled_from([0.0, 1e6, NAN]),
+    reduction=st.sampled_from(["mean", "none"]),
+)
 def test_mse_by_sequence_is_the_mean_of_the_means_one_by_one(lengths, garbage, reduction):
     outputs = [x.requires_grad_() for x in ragged(lengths, 3, seed=1)]
     targets = ragged(lengths, 3, seed=2)
@@ -71,12 +81,18 @@ def test_mse_by_sequence_is_the_mean_of_the_means_one_by_one(lengths, garbage, r
 
 
 @few
-@given(lengths=some_lengths, garbage=st.sampled_from([0.0, 1e6, NAN]), reduction=st.sampled_from(["mean", "none"]))
+@given(
+    lengths=some_lengths,
+    garbage=st.sampled_from([0.0, 1e6, NAN]),
+    reduction=st.sampled_from(["mean", "none"]),
+)
 def test_cross_entropy_by_step(lengths, garbage, reduction):
     outputs = [x.requires_grad_() for x in ragged(lengths, 5, seed=1)]
     targets = ragged_classes(lengths, 5, seed=2)
     padded, lengths = batchseq(outputs, pad=garbage)
-    loss = seq2seq_loss(nn.CrossEntropyLoss(reduction=reduction))(padded, batchseq(targets)[0], lengths)
+    loss = seq2seq_loss(nn.CrossEntropyLoss(reduction=reduction))(
+        padded, batchseq(targets)[0], lengths
+    )
     wanted = F.cross_entropy(torch.cat(outputs), torch.cat(targets))
     assert_same(loss_and_gradients(loss, outputs), loss_and_gradients(wanted, outputs))
 
@@ -112,7 +128,9 @@ def test_an_ignored_class_leaves_the_denominator_too(lengths):
     targets = ragged_classes(lengths, 4, seed=2)
     targets[0][0] = 1  # so that something is left
     padded, lengths = batchseq(outputs, pad=NAN)
-    loss = seq2seq_loss(nn.CrossEntropyLoss(ignore_index=0))(padded, batchseq(targets, pad=3)[0], lengths)
+    loss = seq2seq_loss(nn.CrossEntropyLoss(ignore_index=0))(
+        padded, batchseq(targets, pad=3)[0], lengths
+    )
     wanted = F.cross_entropy(torch.cat(outputs), torch.cat(targets), ignore_index=0)
     assert_same(loss_and_gradients(loss, outputs), loss_and_gradients(wanted, outputs))
 
@@ -123,7 +141,9 @@ def test_an_elementwise_loss_over_images_averages_the_features_too(lengths, aver
     outputs = [x.requires_grad_() for x in ragged(lengths, 2, 3, 3, seed=1)]
     targets = ragged(lengths, 2, 3, 3, seed=2)
     padded, lengths = batchseq(outputs, pad=NAN)
-    loss = seq2seq_loss(nn.L1Loss(reduction="none"), average=average)(padded, batchseq(targets, pad=NAN)[0], lengths)
+    loss = seq2seq_loss(nn.L1Loss(reduction="none"), average=average)(
+        padded, batchseq(targets, pad=NAN)[0], lengths
+    )
     if average == "step":
         wanted = F.l1_loss(torch.cat(outputs), torch.cat(targets))
     else:
@@ -133,15 +153,21 @@ def test_an_elementwise_loss_over_images_averages_the_features_too(lengths, aver
 
 @few
 @given(
-    lengths=some_lengths, average=st.sampled_from(["step", "sequence"]), cell=st.sampled_from([nn.RNN, nn.GRU, nn.LSTM])
+    lengths=some_lengths,
+    average=st.sampled_from(["step", "sequence"]),
+    cell=st.sampled_from([nn.RNN, nn.GRU, nn.LSTM]),
 )
-def test_the_parameters_of_a_model_get_the_gradient_of_the_sequences_one_by_one(lengths, average, cell):
+def test_the_parameters_of_a_model_get_the_gradient_of_the_sequences_one_by_one(
+    lengths, average, cell
+):
     torch.manual_seed(3)
     model = cell(2, 4).double()
     inputs, targets = ragged(lengths, 2, seed=1), ragged(lengths, 4, seed=2)
     padded, lengths = batchseq(inputs, pad=50.0)
     outputs, _ = model(padded)
-    loss = seq2seq_loss(nn.MSELoss(), average=average)(outputs, batchseq(targets, pad=NAN)[0], lengths)
+    loss = seq2seq_loss(nn.MSELoss(), average=average)(
+        outputs, batchseq(targets, pad=NAN)[0], lengths
+    )
     alone = [model(x[:, None])[0][:, 0] for x in inputs]
     if average == "step":
         wanted = F.mse_loss(torch.cat(alone), torch.cat(targets))
@@ -176,7 +202,10 @@ def test_padding_beyond_the_longest_sequence_changes_nothing_either(average):
 
 
 def test_without_lengths_every_step_counts():
-    outputs, targets = torch.randn(5, 3, 2, generator=seeded(1)), torch.randn(5, 3, 2, generator=seeded(2))
+    outputs, targets = (
+        torch.randn(5, 3, 2, generator=seeded(1)),
+        torch.randn(5, 3, 2, generator=seeded(2)),
+    )
     got = seq2seq_loss(nn.MSELoss())(outputs, targets)
     torch.testing.assert_close(got, F.mse_loss(outputs, targets))
 
@@ -197,16 +226,24 @@ def test_the_loss_function_is_called_once_and_sees_the_flattened_valid_steps():
         calls.append((tuple(outputs.shape), tuple(targets.shape)))
         return F.cross_entropy(outputs, targets)
 
-    outputs, targets = torch.randn(5, 3, 7, generator=seeded(1)), torch.zeros(5, 3, dtype=torch.int64)
+    outputs, targets = (
+        torch.randn(5, 3, 7, generator=seeded(1)),
+        torch.zeros(5, 3, dtype=torch.int64),
+    )
     seq2seq_loss(loss_fn)(outputs, targets, torch.tensor([5, 1, 2]))
     assert calls == [((8, 7), (8,))]
 
 
 def test_lists_of_steps_are_sequences():
-    outputs, targets = torch.randn(5, 3, 2, generator=seeded(1)), torch.randn(5, 3, 2, generator=seeded(2))
+    outputs, targets = (
+        torch.randn(5, 3, 2, generator=seeded(1)),
+        torch.randn(5, 3, 2, generator=seeded(2)),
+    )
     lengths = torch.tensor([5, 1, 2])
     loss = seq2seq_loss(nn.MSELoss())
-    torch.testing.assert_close(loss(list(outputs), list(targets), lengths), loss(outputs, targets, lengths))
+    torch.testing.assert_close(
+        loss(list(outputs), list(targets), lengths), loss(outputs, targets, lengths)
+    )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -224,14 +261,18 @@ def test_on_runs_the_model_as_in_the_thread():
     inputs, targets, lengths = torch.randn(5, 3, 2), torch.randn(5, 3, 3), torch.tensor([5, 1, 2])
     outputs, _ = model(inputs)
     torch.testing.assert_close(loss.on(model, inputs, targets), loss(outputs, targets))
-    torch.testing.assert_close(loss.on(model, inputs, targets, lengths), loss(outputs, targets, lengths))
+    torch.testing.assert_close(
+        loss.on(model, inputs, targets, lengths), loss(outputs, targets, lengths)
+    )
 
 
 def test_on_takes_the_lists_of_the_thread():
     torch.manual_seed(0)
     model, loss = nn.GRU(2, 3), seq2seq_loss(nn.MSELoss())
     inputs, targets = torch.randn(5, 3, 2), torch.randn(5, 3, 3)
-    torch.testing.assert_close(loss.on(model, list(inputs), list(targets)), loss.on(model, inputs, targets))
+    torch.testing.assert_close(
+        loss.on(model, list(inputs), list(targets)), loss.on(model, inputs, targets)
+    )
 
 
 def test_on_a_bidirectional_model_padding_changes_nothing():
@@ -248,7 +289,11 @@ def test_on_a_bidirectional_model_padding_changes_nothing():
 
 
 @few
-@given(lengths=some_lengths, garbage=st.sampled_from([0.0, 1e6, NAN]), reduction=st.sampled_from(["mean", "none"]))
+@given(
+    lengths=some_lengths,
+    garbage=st.sampled_from([0.0, 1e6, NAN]),
+    reduction=st.sampled_from(["mean", "none"]),
+)
 def test_seq2one_reads_the_last_valid_step_of_every_row(lengths, garbage, reduction):
     outputs = [x.requires_grad_() for x in ragged(lengths, 3, seed=1)]
     targets = torch.randn(len(lengths), 3, dtype=torch.float64, generator=seeded(2))
@@ -277,14 +322,21 @@ def test_seq2one_gives_a_model_the_gradient_of_the_sequences_one_by_one(lengths,
     targets = torch.randn(len(lengths), 4, dtype=torch.float64, generator=seeded(2))
     padded, lengths = batchseq(inputs, pad=50.0)
     loss = seq2one_loss(nn.MSELoss())(model(padded)[0], targets, lengths)
-    wanted = mean(F.mse_loss(model(x[:, None])[0][-1, 0], y) for x, y in zip(inputs, targets, strict=True))
+    wanted = mean(
+        F.mse_loss(model(x[:, None])[0][-1, 0], y) for x, y in zip(inputs, targets, strict=True)
+    )
     parameters = list(model.parameters())
     assert_same(loss_and_gradients(loss, parameters), loss_and_gradients(wanted, parameters))
 
 
 def test_seq2one_without_lengths_reads_the_last_step():
-    outputs, targets = torch.randn(5, 3, 2, generator=seeded(1)), torch.randn(3, 2, generator=seeded(2))
-    torch.testing.assert_close(seq2one_loss(nn.MSELoss())(outputs, targets), F.mse_loss(outputs[-1], targets))
+    outputs, targets = (
+        torch.randn(5, 3, 2, generator=seeded(1)),
+        torch.randn(3, 2, generator=seeded(2)),
+    )
+    torch.testing.assert_close(
+        seq2one_loss(nn.MSELoss())(outputs, targets), F.mse_loss(outputs[-1], targets)
+    )
 
 
 def test_seq2one_takes_a_row_of_one_step_with_two_outputs_for_one_target():
@@ -307,7 +359,9 @@ def test_seq2one_on_runs_the_model():
     torch.manual_seed(0)
     model, loss = nn.GRU(2, 3), seq2one_loss(nn.MSELoss())
     inputs, targets, lengths = torch.randn(5, 3, 2), torch.randn(3, 3), torch.tensor([5, 1, 2])
-    wanted = F.mse_loss(torch.stack([model(inputs)[0][n - 1, i] for i, n in enumerate([5, 1, 2])]), targets)
+    wanted = F.mse_loss(
+        torch.stack([model(inputs)[0][n - 1, i] for i, n in enumerate([5, 1, 2])]), targets
+    )
     torch.testing.assert_close(loss.on(model, inputs, targets, lengths), wanted)
 
 
@@ -315,7 +369,9 @@ def test_seq2one_on_runs_the_model():
 
 
 def test_seq2seq_refuses_outputs_and_targets_of_different_length():
-    with pytest.raises(ValueError, match=r"(?s)seq2seq_loss.*\(5, 3, 1\).*\(4, 3, 1\).*the same T and B"):
+    with pytest.raises(
+        ValueError, match=r"(?s)seq2seq_loss.*\(5, 3, 1\).*\(4, 3, 1\).*the same T and B"
+    ):
         seq2seq_loss(nn.MSELoss())(torch.zeros(5, 3, 1), torch.zeros(4, 3, 1))
 
 
@@ -343,7 +399,9 @@ def test_an_elementwise_loss_may_not_repeat_a_feature():
 
 def test_a_loss_function_of_ones_own_may_not_broadcast_over_a_missing_feature():
     with pytest.raises(ValueError, match=r"(?s)seq2seq_loss.*\(5, 3, 1\).*\(5, 3\)"):
-        seq2seq_loss(lambda outputs, targets: (outputs - targets).abs())(torch.zeros(5, 3, 1), torch.zeros(5, 3))
+        seq2seq_loss(lambda outputs, targets: (outputs - targets).abs())(
+            torch.zeros(5, 3, 1), torch.zeros(5, 3)
+        )
 
 
 @pytest.mark.parametrize("loss_fn", [F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss])
@@ -380,13 +438,18 @@ def test_lengths_that_do_not_fit_are_refused(name, lengths, words):
 
 
 def test_seq2one_refuses_a_target_sequence():
-    with pytest.raises(ValueError, match=r"(?s)seq2one_loss.*\(5, 3, 1\).*(seq2seq_loss|one target)"):
+    with pytest.raises(
+        ValueError, match=r"(?s)seq2one_loss.*\(5, 3, 1\).*(seq2seq_loss|one target)"
+    ):
         seq2one_loss(nn.MSELoss())(torch.zeros(5, 3, 1), torch.zeros(5, 3, 1))
 
 
 @pytest.mark.parametrize(
     ("loss_fn", "targets"),
-    [(nn.CrossEntropyLoss(), torch.zeros(3, 3, dtype=torch.long)), (lambda x, y: (x - y).abs(), torch.zeros(3, 3, 2))],
+    [
+        (nn.CrossEntropyLoss(), torch.zeros(3, 3, dtype=torch.long)),
+        (lambda x, y: (x - y).abs(), torch.zeros(3, 3, 2)),
+    ],
     ids=["classes", "floats"],
 )
 def test_seq2one_refuses_a_target_sequence_of_as_many_steps_as_there_are_rows(loss_fn, targets):
@@ -416,8 +479,12 @@ def test_lengths_in_a_list_are_refused():
 
 
 def test_lengths_on_another_device_are_refused():
-    with pytest.raises(TypeError, match=r"seq2seq_loss: got lengths of torch.int64 on meta; wanted an int64 CPU"):
-        seq2seq_loss(nn.MSELoss())(torch.zeros(5, 3, 1), torch.zeros(5, 3, 1), torch.tensor([5, 2, 1], device="meta"))
+    with pytest.raises(
+        TypeError, match=r"seq2seq_loss: got lengths of torch.int64 on meta; wanted an int64 CPU"
+    ):
+        seq2seq_loss(nn.MSELoss())(
+            torch.zeros(5, 3, 1), torch.zeros(5, 3, 1), torch.tensor([5, 2, 1], device="meta")
+        )
 
 
 def test_seq2one_refuses_a_list_of_targets():
@@ -425,15 +492,21 @@ def test_seq2one_refuses_a_list_of_targets():
         seq2one_loss(nn.MSELoss())(torch.zeros(5, 3, 1), [torch.zeros(3, 1)] * 5)
 
 
-@pytest.mark.parametrize("wrong", [lambda x, y: (x - y).sum(0), lambda x, y: 0.0], ids=["summed over steps", "a float"])
+@pytest.mark.parametrize(
+    "wrong", [lambda x, y: (x - y).sum(0), lambda x, y: 0.0], ids=["summed over steps", "a float"]
+)
 def test_a_loss_function_that_gives_neither_a_number_nor_one_loss_a_step_is_refused(wrong):
     with pytest.raises(ValueError, match=r"(?s)seq2seq_loss.*from the loss.*reduction"):
         seq2seq_loss(wrong)(torch.zeros(5, 3, 2), torch.zeros(5, 3, 2))
 
 
 def test_a_model_that_loses_steps_is_refused():
-    with pytest.raises(ValueError, match=r"(?s)seq2seq_loss.*\(1, 3, 2\).*\(5, 3, 2\).*the same T and B"):
-        seq2seq_loss(nn.MSELoss()).on(lambda x, state: (x[-1:], state), torch.zeros(5, 3, 2), torch.zeros(5, 3, 2))
+    with pytest.raises(
+        ValueError, match=r"(?s)seq2seq_loss.*\(1, 3, 2\).*\(5, 3, 2\).*the same T and B"
+    ):
+        seq2seq_loss(nn.MSELoss()).on(
+            lambda x, state: (x[-1:], state), torch.zeros(5, 3, 2), torch.zeros(5, 3, 2)
+        )
 
 
 def test_an_unknown_average_is_refused():
@@ -441,7 +514,9 @@ def test_an_unknown_average_is_refused():
         seq2seq_loss(nn.MSELoss(), average="batch")
 
 
-@pytest.mark.parametrize("model", [nn.Linear(2, 3), nn.Sequential(nn.Linear(2, 3))], ids=["Linear", "Sequential"])
+@pytest.mark.parametrize(
+    "model", [nn.Linear(2, 3), nn.Sequential(nn.Linear(2, 3))], ids=["Linear", "Sequential"]
+)
 def test_a_model_without_a_state_is_refused(model):
     with pytest.raises(TypeError, match=r"(?s)seq2seq_loss.*outputs, state"):
         seq2seq_loss(nn.MSELoss()).on(model, torch.zeros(5, 3, 2), torch.zeros(5, 3, 3))
@@ -449,7 +524,9 @@ def test_a_model_without_a_state_is_refused(model):
 
 def test_a_model_that_returns_no_state_is_refused():
     with pytest.raises(TypeError, match=r"(?s)seq2seq_loss.*\(5, 3, 2\).*outputs, state"):
-        seq2seq_loss(nn.MSELoss()).on(lambda inputs, state: inputs, torch.zeros(5, 3, 2), torch.zeros(5, 3, 2))
+        seq2seq_loss(nn.MSELoss()).on(
+            lambda inputs, state: inputs, torch.zeros(5, 3, 2), torch.zeros(5, 3, 2)
+        )
 
 
 def test_a_batch_first_model_is_refused():

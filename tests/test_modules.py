@@ -55,7 +55,10 @@ def test_a_stack_of_one_fused_module_is_that_module(kind):
 
 @every_kind
 def test_the_state_goes_in_and_comes_out(kind):
-    model, inputs = RecurrentSequential(nn.Linear(F, F), FUSED[kind][0](F, H), nn.Tanh()), torch.randn(T, B, F)
+    model, inputs = (
+        RecurrentSequential(nn.Linear(F, F), FUSED[kind][0](F, H), nn.Tanh()),
+        torch.randn(T, B, F),
+    )
     whole, last = model(inputs)
     first, state = model(inputs[:2])
     then, state = model(inputs[2:], state)
@@ -64,7 +67,9 @@ def test_the_state_goes_in_and_comes_out(kind):
 
 
 def test_the_state_has_one_entry_for_each_recurrent_member():
-    model = RecurrentSequential(nn.Linear(F, F), nn.LSTM(F, H), nn.ReLU(), nn.GRU(H, 2, num_layers=3))
+    model = RecurrentSequential(
+        nn.Linear(F, F), nn.LSTM(F, H), nn.ReLU(), nn.GRU(H, 2, num_layers=3)
+    )
     _, state = model(torch.randn(T, B, F))
     assert isinstance(state, tuple)
     assert len(state) == 2
@@ -82,9 +87,13 @@ def test_a_stack_is_its_members_one_after_the_other():
 
 
 def test_stacks_nest():
-    flat = RecurrentSequential(nn.Linear(F, F), nn.LSTM(F, H), nn.Tanh(), nn.GRU(H, 2), nn.Linear(2, 1))
+    flat = RecurrentSequential(
+        nn.Linear(F, F), nn.LSTM(F, H), nn.Tanh(), nn.GRU(H, 2), nn.Linear(2, 1)
+    )
     nested = RecurrentSequential(
-        RecurrentSequential(flat[0], flat[1]), flat[2], RecurrentSequential(RecurrentSequential(flat[3]), flat[4])
+        RecurrentSequential(flat[0], flat[1]),
+        flat[2],
+        RecurrentSequential(RecurrentSequential(flat[3]), flat[4]),
     )
     inputs = torch.randn(T, B, F)
     _, flat_state = detach(flat(torch.randn(2, B, F)))
@@ -143,13 +152,17 @@ def test_a_stack_can_be_indexed_extended_and_saved_like_nn_sequential():
     outputs, state = model(torch.randn(T, B, F))
     assert outputs.shape == (T, B, 2)
     assert len(state) == 2
-    assert set(model.state_dict()) == set(nn.Sequential(nn.Linear(F, F), nn.LSTM(F, H), nn.GRU(H, 2)).state_dict())
+    assert set(model.state_dict()) == set(
+        nn.Sequential(nn.Linear(F, F), nn.LSTM(F, H), nn.GRU(H, 2)).state_dict()
+    )
 
 
 def test_a_compiled_member_keeps_its_state():
     torch._dynamo.reset()
     gru, inputs = Unroll(nn.GRUCell(F, H)), torch.randn(T, B, F)
-    model = RecurrentSequential(nn.Linear(F, F), torch.compile(gru, backend="eager"), nn.Linear(H, 2))
+    model = RecurrentSequential(
+        nn.Linear(F, F), torch.compile(gru, backend="eager"), nn.Linear(H, 2)
+    )
     outputs, state = model(inputs)
     wanted, wanted_state = RecurrentSequential(model[0], gru, model[2])(inputs)
     torch.testing.assert_close(outputs, wanted)
@@ -176,15 +189,21 @@ def packed_input(features=F, lengths=LENGTHS):
 
 def models_that_take_packed_sequences():
     return {
-        "stack": RecurrentSequential(nn.Linear(F, F), nn.LSTM(F, H, num_layers=2), nn.Tanh(), nn.GRU(H, 2)),
+        "stack": RecurrentSequential(
+            nn.Linear(F, F), nn.LSTM(F, H, num_layers=2), nn.Tanh(), nn.GRU(H, 2)
+        ),
         "nested": RecurrentSequential(RecurrentSequential(nn.GRU(F, H)), nn.Linear(H, 2)),
         "unrolled LSTM": Unroll(nn.LSTMCell(F, H), nn.LSTMCell(H, H)),
         "unrolled GRU": Unroll(nn.GRUCell(F, H)),
-        "stack of both": RecurrentSequential(Unroll(nn.RNNCell(F, H)), PerStep(nn.Linear(H, H)), nn.LSTM(H, 2)),
+        "stack of both": RecurrentSequential(
+            Unroll(nn.RNNCell(F, H)), PerStep(nn.Linear(H, H)), nn.LSTM(H, 2)
+        ),
     }
 
 
-every_packable = pytest.mark.parametrize("name", ["stack", "nested", "unrolled LSTM", "unrolled GRU", "stack of both"])
+every_packable = pytest.mark.parametrize(
+    "name", ["stack", "nested", "unrolled LSTM", "unrolled GRU", "stack of both"]
+)
 
 
 @every_packable
@@ -213,9 +232,15 @@ def test_a_packed_sequence_gives_the_gradient_of_the_rows_alone(name):
     alone = 0
     for row in unbatchseq(padded, lengths):
         row_outputs, row_state = model(row[:, None])
-        alone = alone + row_outputs.square().sum() + sum(leaf.square().sum() for leaf in leaves(row_state))
+        alone = (
+            alone
+            + row_outputs.square().sum()
+            + sum(leaf.square().sum() for leaf in leaves(row_state))
+        )
     parameters = list(model.parameters())
-    for a, b in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(alone, parameters), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(alone, parameters), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -233,7 +258,9 @@ def test_a_packed_sequence_sorted_by_its_owner_is_taken_too(name):
 
 
 def test_packed_tokens_pass_an_embedding_and_a_dropout():
-    model = RecurrentSequential(nn.Embedding(9, F), nn.Dropout(0.5), nn.LSTM(F, H), nn.Linear(H, 9)).eval()
+    model = RecurrentSequential(
+        nn.Embedding(9, F), nn.Dropout(0.5), nn.LSTM(F, H), nn.Linear(H, 9)
+    ).eval()
     padded, lengths = batchseq([torch.randint(9, (n,)) for n in (4, 6, 1, 3)])
     outputs, _ = model(pack_padded_sequence(padded, lengths, enforce_sorted=False))
     wanted, _ = model(padded)
@@ -257,7 +284,11 @@ def cells_of(fused, cell_class):
     """Cells with the weights of a fused module, copied by hand."""
     cells = []
     for layer in range(fused.num_layers):
-        cell = cell_class(fused.input_size if layer == 0 else fused.hidden_size, fused.hidden_size, bias=fused.bias)
+        cell = cell_class(
+            fused.input_size if layer == 0 else fused.hidden_size,
+            fused.hidden_size,
+            bias=fused.bias,
+        )
         for name, parameter in cell.named_parameters():
             parameter.data.copy_(getattr(fused, f"{name}_l{layer}"))
         cells.append(cell)
@@ -335,7 +366,10 @@ def test_from_fused_drops_out_between_layers_in_training_only():
 @every_kind
 @pytest.mark.parametrize("layers", [1, 2])
 def test_the_loop_compiles_as_one_graph(kind, layers):
-    unrolled, inputs = Unroll.from_fused(FUSED[kind][0](F, H, num_layers=layers)), torch.randn(3, B, F)
+    unrolled, inputs = (
+        Unroll.from_fused(FUSED[kind][0](F, H, num_layers=layers)),
+        torch.randn(3, B, F),
+    )
     torch._dynamo.reset()
     compiled = torch.compile(unrolled, fullgraph=True, backend="eager")
     outputs, state = compiled(inputs)
@@ -392,7 +426,9 @@ def test_a_convolutional_cell_needs_no_special_case():
 
 def test_a_convolutional_stack_carries_its_state():
     model = RecurrentSequential(
-        PerStep(nn.Conv2d(1, 2, 3, padding=1)), Unroll(ConvLSTMCell(2, 3)), PerStep(nn.Conv2d(3, 1, 1))
+        PerStep(nn.Conv2d(1, 2, 3, padding=1)),
+        Unroll(ConvLSTMCell(2, 3)),
+        PerStep(nn.Conv2d(3, 1, 1)),
     )
     images = torch.randn(T, B, 1, 4, 4)
     whole, _ = model(images)
@@ -447,7 +483,9 @@ def encoder_decoder(attention):
     if attention:
         decoder = RecurrentSequential(nn.Embedding(V, F), nn.GRU(F, H))
         return EncoderDecoder(encoder, decoder, Attention(H, V))
-    return EncoderDecoder(encoder, RecurrentSequential(nn.Embedding(V, F), nn.GRU(F, H), nn.Linear(H, V)))
+    return EncoderDecoder(
+        encoder, RecurrentSequential(nn.Embedding(V, F), nn.GRU(F, H), nn.Linear(H, V))
+    )
 
 
 def bidirectional_encoder_decoder():
@@ -455,7 +493,10 @@ def bidirectional_encoder_decoder():
     encoder = RecurrentSequential(nn.Embedding(V, F), nn.GRU(F, H, bidirectional=True))
     decoder = RecurrentSequential(nn.Embedding(V, F), nn.GRU(F, 2 * H))
     return EncoderDecoder(
-        encoder, decoder, Attention(2 * H, V), bridge=lambda state: (torch.cat([*state[0]], -1).unsqueeze(0),)
+        encoder,
+        decoder,
+        Attention(2 * H, V),
+        bridge=lambda state: (torch.cat([*state[0]], -1).unsqueeze(0),),
     )
 
 
@@ -464,7 +505,9 @@ ENCODER_DECODERS = {
     "attention": lambda: encoder_decoder(attention=True),
     "bidirectional": bidirectional_encoder_decoder,
 }
-every_encoder_decoder = pytest.mark.parametrize("make", ENCODER_DECODERS.values(), ids=ENCODER_DECODERS.keys())
+every_encoder_decoder = pytest.mark.parametrize(
+    "make", ENCODER_DECODERS.values(), ids=ENCODER_DECODERS.keys()
+)
 
 
 def translations():
@@ -511,7 +554,9 @@ def test_encoding_first_and_decoding_then_is_the_same(make):
     outputs, state = model((source, lengths, inputs), None)
     again, again_state = model(inputs, model.encode(source, lengths))
     torch.testing.assert_close(outputs, again)
-    assert_state([leaf.double() for leaf in leaves(state)], [leaf.double() for leaf in leaves(again_state)])
+    assert_state(
+        [leaf.double() for leaf in leaves(state)], [leaf.double() for leaf in leaves(again_state)]
+    )
 
 
 @every_encoder_decoder
@@ -529,7 +574,10 @@ def test_the_decoder_goes_on_from_its_state(make):
 def test_every_leaf_of_its_state_has_the_batch_as_dim_1(make):
     model, (sources, targets) = make(), translations()
     source, lengths = batchseq(sources)
-    for state in (model.encode(source, lengths), model((source, lengths, batchseq(targets)[0]), None)[1]):
+    for state in (
+        model.encode(source, lengths),
+        model((source, lengths, batchseq(targets)[0]), None)[1],
+    ):
         assert leaves(state)
         assert all(leaf.shape[1] == 3 for leaf in leaves(state))
 
@@ -578,9 +626,14 @@ def test_attention_looks_at_no_padding():
 # ---------------------------------------------------------------- bad input, and what is said about it
 
 
-@pytest.mark.parametrize("build", [lambda m: RecurrentSequential(m), lambda m: EncoderDecoder(m, nn.GRU(2, 3))])
+@pytest.mark.parametrize(
+    "build", [lambda m: RecurrentSequential(m), lambda m: EncoderDecoder(m, nn.GRU(2, 3))]
+)
 def test_batch_first_is_refused_when_the_model_is_built(build):
-    with pytest.raises(ValueError, match=r"(?s)(RecurrentSequential|EncoderDecoder).*LSTM\(batch_first=True\).*dim 0"):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)(RecurrentSequential|EncoderDecoder).*LSTM\(batch_first=True\).*dim 0",
+    ):
         build(nn.LSTM(2, 3, batch_first=True))
 
 
@@ -646,7 +699,9 @@ def test_from_fused_refuses_weights_that_are_computed():
 
 
 def test_from_fused_refuses_what_is_not_fused():
-    with pytest.raises(TypeError, match=r"(?s)Unroll.from_fused.*Linear.*nn.LSTM, nn.GRU or nn.RNN"):
+    with pytest.raises(
+        TypeError, match=r"(?s)Unroll.from_fused.*Linear.*nn.LSTM, nn.GRU or nn.RNN"
+    ):
         Unroll.from_fused(nn.Linear(F, H))
 
 
@@ -663,7 +718,9 @@ def test_an_encoder_or_a_decoder_that_is_a_cell_is_refused_when_the_model_is_bui
 
 def test_an_encoder_decoder_of_a_pair_is_refused():
     model, (sources, targets) = encoder_decoder(attention=True), translations()
-    with pytest.raises(TypeError, match=r"EncoderDecoder: got inputs a tuple of 2 and no state; wanted a source"):
+    with pytest.raises(
+        TypeError, match=r"EncoderDecoder: got inputs a tuple of 2 and no state; wanted a source"
+    ):
         model((sources[0].unsqueeze(1), targets[0].unsqueeze(1)))
 
 
@@ -673,7 +730,9 @@ def test_a_decoder_that_returns_no_state_is_refused():
             return inputs
 
     model = EncoderDecoder(nn.GRU(2, 3), Stateless())
-    with pytest.raises(TypeError, match=r"EncoderDecoder: got \(2, 3, 4\) from Stateless; wanted a pair"):
+    with pytest.raises(
+        TypeError, match=r"EncoderDecoder: got \(2, 3, 4\) from Stateless; wanted a pair"
+    ):
         model((torch.zeros(5, 3, 2), None, torch.zeros(2, 3, 4)))
 
 
@@ -685,4 +744,6 @@ def test_an_encoder_decoder_without_source_and_state_is_refused():
 @pytest.mark.parametrize("lengths", [[8, 2, 2], [0, 2, 2], [2, 2]], ids=str)
 def test_source_lengths_that_do_not_fit_are_refused(lengths):
     with pytest.raises(ValueError, match=r"(?s)EncoderDecoder.encode.*lengths"):
-        encoder_decoder(attention=True).encode(torch.zeros(7, 3, dtype=torch.int64), torch.tensor(lengths))
+        encoder_decoder(attention=True).encode(
+            torch.zeros(7, 3, dtype=torch.int64), torch.tensor(lengths)
+        )

@@ -38,13 +38,22 @@ def test_the_colors_are_those_of_the_figures():
     style = (ROOT / "rnnkit/style.mplstyle").read_text(encoding="utf-8")
     palette = {f"#{color}" for color in re.findall(r'"(\w{6})"', style)}
     assert len(palette) == 5
-    strokes = {color for drawing in DRAWINGS.values() for color in re.findall(r'stroke="(#\w+)"', drawing)}
+    strokes = {
+        color for drawing in DRAWINGS.values() for color in re.findall(r'stroke="(#\w+)"', drawing)
+    }
     assert strokes <= palette | {patterns.PAD, "#D0D0D0"}
 
 
 @pytest.mark.parametrize(
     ("name", "losses", "fed", "cut"),
-    [("02", 5, 0, 0), ("03", 2, 0, 0), ("04", 0, 2, 0), ("06", 1, 0, 0), ("07", 5, 0, 2), ("08", 5, 2, 0)],
+    [
+        ("02", 5, 0, 0),
+        ("03", 2, 0, 0),
+        ("04", 0, 2, 0),
+        ("06", 1, 0, 0),
+        ("07", 5, 0, 2),
+        ("08", 5, 2, 0),
+    ],
 )
 def test_the_grammar(name, losses, fed, cut):
     """Diamonds are losses, dashed arrows feed an output back, a pair of bars cuts the state."""

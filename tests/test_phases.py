@@ -16,7 +16,9 @@ SEQ = rk.seq2seq_loss(MSE)
 LAST = rk.seq2one_loss(MSE)
 
 
-def net(seed: int = 1, kind: type[nn.RNNBase] = nn.LSTM, features: int = 3, **options) -> rk.RecurrentSequential:
+def net(
+    seed: int = 1, kind: type[nn.RNNBase] = nn.LSTM, features: int = 3, **options
+) -> rk.RecurrentSequential:
     torch.manual_seed(seed)
     rnn = kind(features, 5, **options)
     return rk.RecurrentSequential(rnn, nn.Linear(10 if rnn.bidirectional else 5, features)).double()
@@ -62,7 +64,11 @@ def close(left, right) -> None:
 def square(outputs: Tensor, targets: Tensor, lengths: Tensor | None = None) -> Tensor:
     """The mean square over the valid steps, row by row and step by step."""
     rows = range(outputs.shape[1])
-    ends = [len(outputs)] * len(rows) if lengths is None else [max(0, min(len(outputs), int(n))) for n in lengths]
+    ends = (
+        [len(outputs)] * len(rows)
+        if lengths is None
+        else [max(0, min(len(outputs), int(n))) for n in lengths]
+    )
     errors = [(outputs[t, i] - targets[t, i]).square().mean() for i in rows for t in range(ends[i])]
     return torch.stack(errors).mean()
 
@@ -139,7 +145,9 @@ def test_truncated_bptt_equals_a_loop_written_by_hand(time, batch, spans, ragged
     x, y = data(time, batch, 3, seed=seed), data(time, batch, 3, seed=seed + 1)
     lengths = None
     if ragged:
-        lengths = torch.randint(1, time + 1, (batch,), generator=torch.Generator().manual_seed(seed))
+        lengths = torch.randint(
+            1, time + 1, (batch,), generator=torch.Generator().manual_seed(seed)
+        )
         lengths[0] = time
     whole = (x, y) if lengths is None else (x, y, lengths)
     grads, step, model = trained(rk.BPTTTrainingPhase(window=k2, stride=k1), whole)
@@ -178,7 +186,9 @@ class Echo(nn.Module):
 def test_seven_steps_by_windows_of_three_average_to_four(average):
     losses = torch.arange(1.0, 8.0, dtype=torch.float64).view(7, 1, 1).expand(7, 2, 1)
     loss = (
-        (lambda o, t: (o + t).mean()) if average == "custom" else rk.seq2seq_loss(lambda o, t: (o + t)[:, 0], average)
+        (lambda o, t: (o + t).mean())
+        if average == "custom"
+        else rk.seq2seq_loss(lambda o, t: (o + t)[:, 0], average)
     )
     batch = torch.zeros(7, 2, 1, dtype=torch.float64), losses
     model = Echo()
@@ -232,7 +242,9 @@ def test_seq2one_by_a_window_keeps_every_gradient_under_autocast():
     norms = []
     for autocast in (None, torch.bfloat16):
         model = net().float()
-        rk.Learner(model, LAST, sgd(model), autocast=autocast).step(rk.BPTTTrainingPhase(window=3), (x, y))
+        rk.Learner(model, LAST, sgd(model), autocast=autocast).step(
+            rk.BPTTTrainingPhase(window=3), (x, y)
+        )
         norms.append([p.grad.norm().item() for p in model.parameters()])
     assert norms[1] == pytest.approx(norms[0], rel=0.1)
 
@@ -287,11 +299,17 @@ def peak(time: int, phase, loss, targets: Tensor | None = None) -> int:
 def test_the_memory_of_a_window_does_not_grow_with_the_sequence():
     full = [peak(time, rk.BPTTTrainingPhase(), SEQ) for time in (256, 1024)]
     assert full[1] > 3.5 * full[0]
-    for phase in (partial(rk.BPTTTrainingPhase, window=64), partial(rk.BPTTTrainingPhase, window=128, stride=64)):
+    for phase in (
+        partial(rk.BPTTTrainingPhase, window=64),
+        partial(rk.BPTTTrainingPhase, window=128, stride=64),
+    ):
         windows = [peak(time, phase(), SEQ) for time in (256, 1024, 4096, 16384)]
         assert len(set(windows)) == 1
         assert windows[0] < full[0]
-    ends = [peak(time, rk.BPTTTrainingPhase(window=64), LAST, torch.ones(2, 2)) for time in (256, 1024, 4096)]
+    ends = [
+        peak(time, rk.BPTTTrainingPhase(window=64), LAST, torch.ones(2, 2))
+        for time in (256, 1024, 4096)
+    ]
     assert len(set(ends)) == 1
 
 
@@ -305,12 +323,16 @@ def test_the_memory_of_a_window_does_not_grow_with_the_sequence():
 def test_stateful_windows_equal_one_pass_over_the_unbroken_stream(kind, window, options):
     stream, model = data(101, 3), net(kind=kind)
     phase, optimizer = rk.BPTTTrainingPhase(stateful=True, **options), sgd(model, 0.0)
-    outputs = [phase(model, SEQ, batch, optimizer).outputs for batch in rk.StreamLoader(stream, 4, window)]
+    outputs = [
+        phase(model, SEQ, batch, optimizer).outputs for batch in rk.StreamLoader(stream, 4, window)
+    ]
     rows = torch.stack([stream[i * 25 : (i + 1) * 25] for i in range(4)], 1)
     expected, _ = rnn_of(model)(rows)
     close([torch.cat(outputs)], [expected.detach()])
     fresh = rk.BPTTTrainingPhase(**options)
-    other = torch.cat([fresh(model, SEQ, b, optimizer).outputs for b in rk.StreamLoader(stream, 4, 7)])
+    other = torch.cat(
+        [fresh(model, SEQ, b, optimizer).outputs for b in rk.StreamLoader(stream, 4, 7)]
+    )
     assert not torch.allclose(other[8:], torch.cat(outputs)[8:])
 
 
@@ -343,7 +365,9 @@ def test_documents_start_from_zero_and_rows_run_dry(kind, options):
     if options == "validation":
         phase = partial(rk.BPTTValidationPhase(stateful=True), model, SEQ)
     else:
-        phase = partial(rk.BPTTTrainingPhase(stateful=True, **options), model, SEQ, optimizer=sgd(model, 0.0))
+        phase = partial(
+            rk.BPTTTrainingPhase(stateful=True, **options), model, SEQ, optimizer=sgd(model, 0.0)
+        )
     rows: list[list[Tensor]] = [[], [], []]
     dry = 0
     for batch in rk.StreamLoader(documents, 3, 4):
@@ -357,7 +381,11 @@ def test_documents_start_from_zero_and_rows_run_dry(kind, options):
                 row[-1] = torch.cat([row[-1], step.outputs[:n, i]])
     assert dry
     came = sorted((outputs for row in rows for outputs in row), key=len)
-    expected = [rnn_of(model)(d[:-1].unsqueeze(1))[0][:, 0].detach() for d in sorted(documents, key=len) if len(d) > 1]
+    expected = [
+        rnn_of(model)(d[:-1].unsqueeze(1))[0][:, 0].detach()
+        for d in sorted(documents, key=len)
+        if len(d) > 1
+    ]
     close(came, expected)
 
 
@@ -402,7 +430,10 @@ def test_a_carried_state_has_no_history():
 def test_validation_leaves_the_training_state_and_the_mode_as_it_found_them():
     model = rk.RecurrentSequential(nn.GRU(3, 5), nn.Dropout(0.5), nn.Linear(5, 3)).double()
     model[1].eval()
-    training, validation = rk.BPTTTrainingPhase(stateful=True), rk.BPTTValidationPhase(stateful=True)
+    training, validation = (
+        rk.BPTTTrainingPhase(stateful=True),
+        rk.BPTTValidationPhase(stateful=True),
+    )
     first, second = list(rk.StreamLoader(data(25, 3), 2, 6))
     training(model, SEQ, first, sgd(model))
     state, weights = training.state, copied(model)
@@ -433,13 +464,18 @@ def test_dropout_is_on_in_training_and_off_in_validation():
 def test_validation_may_be_stateful():
     stream, model = data(101, 3), net()
     phase = rk.BPTTValidationPhase(stateful=True)
-    outputs = torch.cat([phase(model, SEQ, batch).outputs for batch in rk.StreamLoader(stream, 4, 7)])
+    outputs = torch.cat(
+        [phase(model, SEQ, batch).outputs for batch in rk.StreamLoader(stream, 4, 7)]
+    )
     rows = torch.stack([stream[i * 25 : (i + 1) * 25] for i in range(4)], 1)
     close([outputs], [rnn_of(model)(rows)[0].detach()])
     learner = rk.Learner(model, SEQ, sgd(model))
     whole = learner.epoch(phase, rk.StreamLoader(stream, 4, 7))["loss"]
     targets = torch.stack([stream[i * 25 + 1 : (i + 1) * 25 + 1] for i in range(4)], 1)
-    close([whole, learner.epoch(phase, rk.StreamLoader(stream, 4, 7))["loss"]], [MSE(outputs, targets)] * 2)
+    close(
+        [whole, learner.epoch(phase, rk.StreamLoader(stream, 4, 7))["loss"]],
+        [MSE(outputs, targets)] * 2,
+    )
 
 
 def test_stateful_validation_goes_on_from_each_row_s_own_end():
@@ -461,7 +497,9 @@ def test_the_state_of_a_phase_holds_the_generators_of_its_parts(part):
         return rk.BPTTTrainingPhase(sampler=rk.SoftmaxSampler(generator=own))
 
     def draw(phase: rk.BPTTTrainingPhase) -> Tensor:
-        return phase.feedback.mask(40, 5) if part == "feedback" else phase.sampler(torch.zeros(100, 9))
+        return (
+            phase.feedback.mask(40, 5) if part == "feedback" else phase.sampler(torch.zeros(100, 9))
+        )
 
     one, two = build(1), build(2)
     draw(one)
@@ -505,7 +543,9 @@ def test_a_closed_loop_equals_a_loop_written_by_hand(time, n, ragged, kind, plai
     x, y, model = data(time, 3, 3), data(time, 3, 3, seed=8), net(kind=kind)
     lengths = torch.tensor([time, n + 1, (time + n + 1) // 2]) if ragged else None
     loss = (lambda o, t, lengths=None: square(o, t, lengths)) if plain else SEQ
-    step = rk.BPTTValidationPhase(nfeedback=n)(model, loss, (x, y) if lengths is None else (x, y, lengths))
+    step = rk.BPTTValidationPhase(nfeedback=n)(
+        model, loss, (x, y) if lengths is None else (x, y, lengths)
+    )
     outputs = by_hand(model, x, n, lengths)
     ends = [time] * 3 if lengths is None else lengths.tolist()
     errors = [(outputs[:e, i] - y[:e, i]).square().mean(1) for i, e in enumerate(ends)]
@@ -519,7 +559,11 @@ def test_a_closed_loop_equals_a_loop_written_by_hand(time, n, ragged, kind, plai
     by_step = [torch.stack([e[t] for e in errors if len(e) > t]).mean() for t in range(time)]
     close([step.loss_by_step], [torch.stack(by_step)])
     weights = {name: weight for name, (_, weight) in step.parts.items()}
-    assert (weights["loss"], weights["open_loss"], weights["closed_loss"]) == (total, total - 3 * n, 3 * n)
+    assert (weights["loss"], weights["open_loss"], weights["closed_loss"]) == (
+        total,
+        total - 3 * n,
+        3 * n,
+    )
     assert weights["loss_by_step"].tolist() == [sum(e > t for e in ends) for t in range(time)]
 
 
@@ -528,7 +572,9 @@ def test_a_closed_loop_with_one_target_a_sequence(n):
     x, y, model, lengths = data(9, 3, 3), data(3, 3, seed=8), net(), torch.tensor([9, 4, 6])
     step = rk.BPTTValidationPhase(nfeedback=n)(model, LAST, (x, y, lengths))
     outputs = by_hand(model, x, n, lengths)
-    expected = torch.stack([(outputs[e - 1, i] - y[i]).square().mean() for i, e in enumerate(lengths.tolist())]).mean()
+    expected = torch.stack(
+        [(outputs[e - 1, i] - y[i]).square().mean() for i, e in enumerate(lengths.tolist())]
+    ).mean()
     close([step.loss], [expected])
     assert step.loss_by_step is None
     assert (step.open_loss is None, step.closed_loss is None) == (n > 0, n == 0)
@@ -573,7 +619,8 @@ def test_training_with_feedback_equals_a_loop_written_by_hand(n):
 
 
 @pytest.mark.parametrize(
-    "options", [{"window": 3}, {"window": 5, "stride": 2}, {"window": 7, "stride": 3}, {"window": 1}]
+    "options",
+    [{"window": 3}, {"window": 5, "stride": 2}, {"window": 7, "stride": 3}, {"window": 1}],
 )
 @pytest.mark.parametrize("ragged", [False, True])
 def test_feedback_goes_on_over_the_borders_of_windows(options, ragged):
@@ -595,7 +642,11 @@ def test_seq2one_feedback_goes_on_over_the_border_of_the_last_window(ragged):
     x, y, lengths = data(10, 3, 3), data(3, 3, seed=8), torch.tensor([10, 4, 7])
     batch = (x, y, lengths) if ragged else (x, y)
     steps = [
-        trained(rk.BPTTTrainingPhase(window=window, feedback=rk.Feedback.every(2, forced=True)), batch, LAST)[1]
+        trained(
+            rk.BPTTTrainingPhase(window=window, feedback=rk.Feedback.every(2, forced=True)),
+            batch,
+            LAST,
+        )[1]
         for window in (None, 3, 4)
     ]
     close([steps[1].loss, steps[2].loss], [steps[0].loss] * 2)
@@ -617,7 +668,9 @@ def test_the_gradient_through_feedback_is_that_of_finite_differences():
     for seed in range(4):
         direction = [data(*g.shape, seed=seed) for g in grads]
         slope = sum((g * d).sum() for g, d in zip(grads, direction, strict=True)).item()
-        assert (loss_at(direction, 1e-5) - loss_at(direction, -1e-5)) / 2e-5 == pytest.approx(slope, rel=1e-5, abs=1e-8)
+        assert (loss_at(direction, 1e-5) - loss_at(direction, -1e-5)) / 2e-5 == pytest.approx(
+            slope, rel=1e-5, abs=1e-8
+        )
 
 
 def test_a_schedule_counts_the_steps_of_its_phase():
@@ -675,23 +728,33 @@ def test_every_form_of_a_batch(name, batch, lengths):
 def test_an_encoder_decoder_trains_through_the_phase(attention):
     def build() -> rk.EncoderDecoder:
         torch.manual_seed(2)
-        decoder = nn.GRU(3, 5) if attention else rk.RecurrentSequential(nn.GRU(3, 5), nn.Linear(5, 4))
+        decoder = (
+            nn.GRU(3, 5) if attention else rk.RecurrentSequential(nn.GRU(3, 5), nn.Linear(5, 4))
+        )
         bridge = None if attention else (lambda state: (state,))
-        return rk.EncoderDecoder(nn.GRU(2, 5), decoder, rk.Attention(5, 4) if attention else None, bridge).double()
+        return rk.EncoderDecoder(
+            nn.GRU(2, 5), decoder, rk.Attention(5, 4) if attention else None, bridge
+        ).double()
 
     source, inputs, targets = data(7, 2, 2), data(5, 2, 3), data(5, 2, 4, seed=8)
     source_lengths, lengths = torch.tensor([7, 4]), torch.tensor([3, 5])
     model = build().eval()  # a step of training is in training mode from the encoder on
     learner = rk.Learner(model, SEQ, sgd(model))
-    step = learner.step(rk.BPTTTrainingPhase(), ((source, source_lengths, inputs), targets, lengths))
+    step = learner.step(
+        rk.BPTTTrainingPhase(), ((source, source_lengths, inputs), targets, lengths)
+    )
     other = build()
     optimizer = sgd(other)
     memory, _ = other.encoder(source)
     first = torch.stack([memory[6, 0], memory[3, 1]]).unsqueeze(0)
     if attention:
-        memory = torch.stack([memory[:, 0], torch.cat([memory[:4, 1], torch.zeros(3, 5).double()])], 1)
+        memory = torch.stack(
+            [memory[:, 0], torch.cat([memory[:4, 1], torch.zeros(3, 5).double()])], 1
+        )
         hidden, _ = other.decoder(inputs, first)
-        outputs = other.attention(hidden, memory, torch.tensor([[True] * 7, [True] * 4 + [False] * 3]).T)
+        outputs = other.attention(
+            hidden, memory, torch.tensor([[True] * 7, [True] * 4 + [False] * 3]).T
+        )
     else:
         outputs, _ = other.decoder(inputs, (first,))
     loss = square(outputs, targets, lengths)
@@ -699,7 +762,9 @@ def test_an_encoder_decoder_trains_through_the_phase(attention):
     optimizer.step()
     close([step.loss], [loss.detach()])
     close(model.parameters(), other.parameters())
-    validation = learner.step(rk.BPTTValidationPhase(), ((source, source_lengths, inputs), targets, lengths))
+    validation = learner.step(
+        rk.BPTTValidationPhase(), ((source, source_lengths, inputs), targets, lengths)
+    )
     assert validation.loss < step.loss
 
 
@@ -733,7 +798,9 @@ def test_windows_that_make_no_sense_are_refused():
             lambda: rk.BPTTTrainingPhase(window=0))  # fmt: skip
     refused("BPTTTrainingPhase: got stride = -1; wanted stride >= 1. Likely fix: None makes it equal to window.",
             lambda: rk.BPTTTrainingPhase(window=4, stride=-1))  # fmt: skip
-    fix = "Likely fix: window = k2 is how far a gradient goes back, stride = k1 how often; k1 <= k2."
+    fix = (
+        "Likely fix: window = k2 is how far a gradient goes back, stride = k1 how often; k1 <= k2."
+    )
     refused(f"BPTTTrainingPhase: got stride = 5 and window = 3; wanted stride <= window. {fix}",
             lambda: rk.BPTTTrainingPhase(window=3, stride=5))  # fmt: skip
     refused(f"BPTTTrainingPhase: got stride = 5 and window = None; wanted stride <= window. {fix}",
@@ -754,13 +821,20 @@ def test_a_closed_loop_needs_a_driven_step():
 
 
 def test_a_sampler_that_does_not_fit_is_refused_with_both_shapes():
-    x, y, model = data(6, 2, 3), data(6, 2, 4), rk.RecurrentSequential(nn.GRU(3, 5), nn.Linear(5, 4)).double()
+    x, y, model = (
+        data(6, 2, 3),
+        data(6, 2, 4),
+        rk.RecurrentSequential(nn.GRU(3, 5), nn.Linear(5, 4)).double(),
+    )
     text = (
         "{}: got (2, 4) of torch.float64 from the sampler, for outputs (2, 4); wanted the model's next input, "
         "(2, 3) of torch.float64. Likely fix: tokens come from sample_best or SoftmaxSampler, one-hot rows from "
         "SoftmaxSampler(one_hot=True)."
     )
-    refused(text.format("BPTTValidationPhase"), lambda: rk.BPTTValidationPhase(nfeedback=2)(model, SEQ, (x, y)))
+    refused(
+        text.format("BPTTValidationPhase"),
+        lambda: rk.BPTTValidationPhase(nfeedback=2)(model, SEQ, (x, y)),
+    )
     phase = rk.BPTTTrainingPhase(feedback=rk.Feedback.always())
     refused(text.format("BPTTTrainingPhase"), lambda: phase(model, SEQ, (x, y), sgd(model)))
 
@@ -796,7 +870,10 @@ def test_a_carried_state_of_another_batch_size_is_refused():
     model = net()
     for phase in (rk.BPTTTrainingPhase(stateful=True), rk.BPTTValidationPhase(stateful=True)):
         phase(model, SEQ, data(6, 2, 3), sgd(model))
-        refused(text.format(type(phase).__name__), lambda phase=phase: phase(model, SEQ, data(6, 3, 3), sgd(model)))
+        refused(
+            text.format(type(phase).__name__),
+            lambda phase=phase: phase(model, SEQ, data(6, 3, 3), sgd(model)),
+        )
         phase.reset()
         phase(model, SEQ, data(6, 3, 3), sgd(model))
 
@@ -805,14 +882,23 @@ def test_a_bidirectional_model_is_refused_where_time_is_cut():
     model, x = net(bidirectional=True), data(6, 2, 3)
     fix = "Likely fix: window=None, or a one-directional model."
     wanted = "wanted a model whose state goes on forward only."
-    for options, stride in [({"window": 3}, 3), ({"window": 3, "stride": 2}, 2), ({"window": 50, "stride": 2}, 2)]:
+    for options, stride in [
+        ({"window": 3}, 3),
+        ({"window": 3, "stride": 2}, 2),
+        ({"window": 50, "stride": 2}, 2),
+    ]:
         text = f"BPTTTrainingPhase: got a bidirectional model and stride = {stride} for 5 steps; {wanted} {fix}"
-        refused(text, lambda options=options: rk.BPTTTrainingPhase(**options)(model, SEQ, x, sgd(model)))
+        refused(
+            text, lambda options=options: rk.BPTTTrainingPhase(**options)(model, SEQ, x, sgd(model))
+        )
     for phase in (rk.BPTTTrainingPhase(stateful=True), rk.BPTTValidationPhase(stateful=True)):
         refused(f"{type(phase).__name__}: got a bidirectional model, stateful; wanted a state that goes on. Likely "
                 "fix: make the model one-directional, or stateful=False.",
                 lambda phase=phase: phase(model, SEQ, x, sgd(model)))  # fmt: skip
-    for phase in (rk.BPTTTrainingPhase(feedback=rk.Feedback.last(2)), rk.BPTTValidationPhase(nfeedback=2)):
+    for phase in (
+        rk.BPTTTrainingPhase(feedback=rk.Feedback.last(2)),
+        rk.BPTTValidationPhase(nfeedback=2),
+    ):
         refused(f"{type(phase).__name__}: got a bidirectional model; wanted one that can be stepped: it reads the "
                 "future. Likely fix: train it with Feedback.never(), or make it one-directional.",
                 lambda phase=phase: phase(model, SEQ, x, sgd(model)))  # fmt: skip
@@ -831,13 +917,24 @@ def test_a_source_and_a_carried_state_are_refused():
 
 def test_inputs_and_targets_must_match():
     model, x = net(), data(6, 2, 3)
-    fix = "Likely fix: one target for each step and row; a target a sequence goes with seq2one_loss."
+    fix = (
+        "Likely fix: one target for each step and row; a target a sequence goes with seq2one_loss."
+    )
     for phase in (rk.BPTTTrainingPhase(), rk.BPTTValidationPhase()):
         call = type(phase).__name__
-        for targets, came in [(data(5, 2, 3), "(5, 2, 3)"), (data(6, 1, 3), "(6, 1, 3)"), (data(2, 3), "(2, 3)")]:
+        for targets, came in [
+            (data(5, 2, 3), "(5, 2, 3)"),
+            (data(6, 1, 3), "(6, 1, 3)"),
+            (data(2, 3), "(2, 3)"),
+        ]:
             text = f"{call}: got inputs (6, 2, 3) and targets {came}; wanted the same T and B for both. {fix}"
-            refused(text, lambda phase=phase, targets=targets: phase(model, SEQ, (x, targets), sgd(model)))
-        with pytest.raises(ValueError, match=r"lengths from 1 to 7; wanted lengths from 1 to T = 6"):
+            refused(
+                text,
+                lambda phase=phase, targets=targets: phase(model, SEQ, (x, targets), sgd(model)),
+            )
+        with pytest.raises(
+            ValueError, match=r"lengths from 1 to 7; wanted lengths from 1 to T = 6"
+        ):
             phase(model, SEQ, (x, x, torch.tensor([1, 7])), sgd(model))
         with pytest.raises(TypeError, match=r"get_inout_seq: got a str"):
             phase(model, SEQ, "text", sgd(model))

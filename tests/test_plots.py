@@ -75,7 +75,9 @@ def test_history_of_training_alone_and_of_one_epoch_shows_a_point():
     assert ax.get_lines()[0].get_marker() == "o"
 
 
-@pytest.mark.parametrize("draw", [lambda ax: plot_history(ROWS, ax), lambda ax: plot_horizon(torch.ones(3), ax)])
+@pytest.mark.parametrize(
+    "draw", [lambda ax: plot_history(ROWS, ax), lambda ax: plot_horizon(torch.ones(3), ax)]
+)
 def test_the_axes_given_are_the_axes_returned(draw):
     _, (left, right) = plt.subplots(1, 2)
     assert draw(right) is right
@@ -104,7 +106,10 @@ def test_horizon_without_feedback_marks_nothing(nfeedback):
 def test_horizon_over_seeds_is_the_mean_in_a_band_of_all():
     seeds = torch.tensor([[1.0, 2.0, 3.0], [3.0, 4.0, 8.0]], requires_grad=True)
     ax = plot_horizon({"trained closed": seeds, "trained open": seeds[0]})
-    assert lines(ax) == {"trained closed": ([0, 1, 2], [2, 3, 5.5]), "trained open": ([0, 1, 2], [1, 2, 3])}
+    assert lines(ax) == {
+        "trained closed": ([0, 1, 2], [2, 3, 5.5]),
+        "trained open": ([0, 1, 2], [1, 2, 3]),
+    }
     (band,) = ax.collections
     corners = {(float(x), float(y)) for x, y in band.get_paths()[0].vertices}
     assert corners == {(0, 1), (1, 2), (2, 3), (0, 3), (1, 4), (2, 8)}
@@ -112,7 +117,9 @@ def test_horizon_over_seeds_is_the_mean_in_a_band_of_all():
 
 
 def test_horizon_draws_baselines_in_gray():
-    ax = plot_horizon(torch.ones(3), baselines={"last value": 0.5, "climate": torch.tensor([1.0, 2.0, 3.0])})
+    ax = plot_horizon(
+        torch.ones(3), baselines={"last value": 0.5, "climate": torch.tensor([1.0, 2.0, 3.0])}
+    )
     assert lines(ax) == {
         "model": ([0, 1, 2], [1, 1, 1]),
         "last value": ([0, 1, 2], [0.5, 0.5, 0.5]),
@@ -124,28 +131,45 @@ def test_horizon_draws_baselines_in_gray():
 
 
 def test_flow_is_logarithmic_and_leaves_a_gap_at_zero():
-    ax = plot_gradient_flow({"a": torch.tensor([1.0, 0.1, 0.01]), "b": torch.tensor([0.5, 0.05, 0.0])})
+    ax = plot_gradient_flow(
+        {"a": torch.tensor([1.0, 0.1, 0.01]), "b": torch.tensor([0.5, 0.05, 0.0])}
+    )
     assert ax.get_yscale() == "log"
     drawn = lines(ax)
     assert drawn["a"][0] == [0, 1, 2]
     assert drawn["a"][1] == pytest.approx([1, 0.1, 0.01])
     assert drawn["b"][1] == pytest.approx([0.5, 0.05, float("nan")], nan_ok=True)
     assert texts(ax)["b"].xy == pytest.approx((1, 0.05))  # where b is last seen
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("lag (steps before the last)", "norm of the share")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (
+        "lag (steps before the last)",
+        "norm of the share",
+    )
 
 
 @pytest.mark.parametrize(
     ("draw", "text"),
     [
-        (lambda: plot_history([]), "plot_history: got 0 rows and no loss; wanted rows with epoch, phase, loss. Likely"),
-        (lambda: plot_horizon(torch.ones(2, 3, 4)), "plot_horizon: got model (2, 3, 4); wanted (T,) or (seeds, T)."),
+        (
+            lambda: plot_history([]),
+            "plot_history: got 0 rows and no loss; wanted rows with epoch, phase, loss. Likely",
+        ),
+        (
+            lambda: plot_horizon(torch.ones(2, 3, 4)),
+            "plot_horizon: got model (2, 3, 4); wanted (T,) or (seeds, T).",
+        ),
         (lambda: plot_horizon({}), "plot_horizon: got no curve; wanted the same T for all."),
         (
             lambda: plot_horizon({"a": torch.ones(3), "b": torch.ones(2, 4)}),
             "plot_horizon: got a (3,), b (2, 4); wanted the same T for all.",
         ),
-        (lambda: plot_horizon(torch.ones(3), nfeedback=3), "plot_horizon: got nfeedback=3 for T = 3; wanted 0 to 2."),
-        (lambda: plot_horizon(torch.ones(3), nfeedback=-1), "plot_horizon: got nfeedback=-1 for T = 3; wanted 0 to 2."),
+        (
+            lambda: plot_horizon(torch.ones(3), nfeedback=3),
+            "plot_horizon: got nfeedback=3 for T = 3; wanted 0 to 2.",
+        ),
+        (
+            lambda: plot_horizon(torch.ones(3), nfeedback=-1),
+            "plot_horizon: got nfeedback=-1 for T = 3; wanted 0 to 2.",
+        ),
         (
             lambda: plot_horizon(torch.ones(3), baselines={"mean": torch.ones(2)}),
             "plot_horizon: got the baseline mean (2,) for T = 3; wanted a number or (3,).",
@@ -154,7 +178,10 @@ def test_flow_is_logarithmic_and_leaves_a_gap_at_zero():
             lambda: plot_gradient_flow({"w": torch.ones(3, 2, 2)}),
             "plot_gradient_flow: got w (3, 2, 2); wanted norms (T,). Likely fix: pass what gradient_flow returned;",
         ),
-        (lambda: plot_gradient_flow({}), "plot_gradient_flow: got no parameter; wanted norms (T,)."),
+        (
+            lambda: plot_gradient_flow({}),
+            "plot_gradient_flow: got no parameter; wanted norms (T,).",
+        ),
     ],
 )
 def test_errors(draw, text):
@@ -173,7 +200,9 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
 
 
 def test_importing_the_package_does_not_import_matplotlib():
-    code = "import sys, rnnkit, rnnkit.analysis.plots; raise SystemExit('matplotlib' in sys.modules)"
+    code = (
+        "import sys, rnnkit, rnnkit.analysis.plots; raise SystemExit('matplotlib' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -26,8 +26,12 @@ def project(tmp_path: Path) -> Path:
     for folder in ("docs", "tutorials", "rnnkit"):
         (tmp_path / folder).mkdir()
     (tmp_path / "rnnkit" / "__init__.py").touch()
-    (tmp_path / "rnnkit" / "losses.py").write_text('def half(x):\n    """Half."""\n    return x / 2\n')
-    (tmp_path / "docs" / "index.md").write_text("# Home\n\n## Layout\n\n[The tutorial](../tutorials/01_a.py)\n")
+    (tmp_path / "rnnkit" / "losses.py").write_text(
+        'def half(x):\n    """Half."""\n    return x / 2\n'
+    )
+    (tmp_path / "docs" / "index.md").write_text(
+        "# Home\n\n## Layout\n\n[The tutorial](../tutorials/01_a.py)\n"
+    )
     (tmp_path / "mkdocs.yml").write_text(
         "site_name: test\n"
         "site_url: !ENV [RNNKIT_SITE_URL, '']\n"
@@ -50,7 +54,11 @@ def strict_build(project: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
     """The warnings of a strict build; it must fail exactly where there are any."""
     with caplog.at_level(logging.WARNING):
         try:
-            build(load_config(str(project / "mkdocs.yml"), strict=True, site_dir=str(project / "site")))
+            build(
+                load_config(
+                    str(project / "mkdocs.yml"), strict=True, site_dir=str(project / "site")
+                )
+            )
         except Abort:
             assert caplog.messages
         else:
@@ -85,7 +93,9 @@ def page(*cells: Any) -> convert.Converted:
 # --- what fails, with the name of the file and the cell ---------------------------------------------------------------
 
 
-def test_a_tutorial_that_raises_that_is_wrong_or_that_draws_without_alt_text_fails(project: Path) -> None:
+def test_a_tutorial_that_raises_that_is_wrong_or_that_draws_without_alt_text_fails(
+    project: Path,
+) -> None:
     title = "# %% [markdown]\n# # Title\n\n# %%\n"
     write(project, title + "x = 1\n\n# %%\nint('one')\n", "01_raises")
     write(project, title + "assert 1 + 1 == 3, 'one and one are two'\n", "02_wrong")
@@ -109,20 +119,32 @@ def test_a_tutorial_that_raises_that_is_wrong_or_that_draws_without_alt_text_fai
     ("link", "message"),
     [
         ("[x](../docs/nowhere.md)", "its link leads to nowhere.md, which does not exist"),
-        ("[x](../docs/index.md#nowhere)", "its link leads to #nowhere, which index.md does not have"),
-        ("[x](09_nowhere.py)", "its link leads to tutorials/09_nowhere.ipynb, which does not exist"),
+        (
+            "[x](../docs/index.md#nowhere)",
+            "its link leads to #nowhere, which index.md does not have",
+        ),
+        (
+            "[x](09_nowhere.py)",
+            "its link leads to tutorials/09_nowhere.ipynb, which does not exist",
+        ),
         ("[x](#nowhere)", "its link leads to #nowhere, which its page does not have"),
         ("[x][rnnkit.nowhere]", "its reference [rnnkit.nowhere] names nothing in the API"),
         ("[x](../rnnkit/losses.py)", "its link ../rnnkit/losses.py leads to no page"),
     ],
 )
 def test_a_dead_link_fails_the_strict_build(
-    project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, link: str, message: str
+    project: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    link: str,
+    message: str,
 ) -> None:
     monkeypatch.setenv("RNNKIT_EXECUTE", "never")
     keep(project, write(project, f"# %% [markdown]\n# # Title\n\n# %% [markdown]\n# See {link}.\n"))
     messages = strict_build(project, caplog)
-    assert any(text.startswith(f"tutorials/01_a.py:4, cell 2: {message}") for text in messages), messages
+    assert any(text.startswith(f"tutorials/01_a.py:4, cell 2: {message}") for text in messages), (
+        messages
+    )
 
 
 def keep(project: Path, source: Path) -> None:
@@ -137,16 +159,24 @@ def test_a_problem_in_a_kept_notebook_fails_the_strict_build(
     monkeypatch.setenv("RNNKIT_EXECUTE", "never")
     keep(project, write(project, "# %% [markdown]\n# # Title\n#\n# !!! note\n"))
     messages = strict_build(project, caplog)
-    assert messages == ["tutorials/01_a.py:1, cell 1: '!!!' is raw text in Jupyter: write an alert, a tag or a link"]
+    assert messages == [
+        "tutorials/01_a.py:1, cell 1: '!!!' is raw text in Jupyter: write an alert, a tag or a link"
+    ]
 
 
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        (code("x", shown({"application/vnd.jupyter.widget-view+json": "{}", "text/plain": "W"})), "cannot be shown"),
+        (
+            code("x", shown({"application/vnd.jupyter.widget-view+json": "{}", "text/plain": "W"})),
+            "cannot be shown",
+        ),
         (code("x", shown({"text/html": "<script>1</script>"})), "HTML output cannot be shown"),
         (code("x", tags=["raises-exception"]), "raised nothing"),
-        (code("x", nbformat.v4.new_output("error", ename="E", evalue="v", traceback=[])), "it raised E: v"),
+        (
+            code("x", nbformat.v4.new_output("error", ename="E", evalue="v", traceback=[])),
+            "it raised E: v",
+        ),
         (markdown("A footnote[^1]."), "raw text in Jupyter"),
         (markdown("A button\n{ .md-button }"), "raw text in Jupyter"),
     ],
@@ -163,7 +193,10 @@ def test_what_a_page_cannot_show_is_refused(cell: Any, message: str) -> None:
 def test_a_tutorial_runs_once_and_again_when_its_code_or_the_package_changes(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = write(project, "# %% [markdown]\n# # Title\n\n# %%\nfrom rnnkit.losses import half\n\nprint(half(6))\n")
+    source = write(
+        project,
+        "# %% [markdown]\n# # Title\n\n# %%\nfrom rnnkit.losses import half\n\nprint(half(6))\n",
+    )
     losses = project / "rnnkit" / "losses.py"
 
     def stale() -> str:
@@ -179,7 +212,9 @@ def test_a_tutorial_runs_once_and_again_when_its_code_or_the_package_changes(
     assert "1 fresh, 0 to run" in capsys.readouterr().out
     assert execute.target(project, source).read_bytes() == first
 
-    losses.write_text('"""Losses."""\n\n\ndef half(x):\n    """One half."""\n    return x / 2  # of it\n')
+    losses.write_text(
+        '"""Losses."""\n\n\ndef half(x):\n    """One half."""\n    return x / 2  # of it\n'
+    )
     assert stale() == "", "a docstring or a comment is not code"
     losses.write_text(losses.read_text().replace("x / 2", "x / 3"))
     assert stale() == "rnnkit, Python or torch changed"
@@ -192,7 +227,9 @@ def test_a_tutorial_runs_once_and_again_when_its_code_or_the_package_changes(
 
 
 @pytest.mark.parametrize("changed", ["torch", "python"])
-def test_another_torch_or_python_makes_stale(project: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+def test_another_torch_or_python_makes_stale(
+    project: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
     before = execute.surroundings(project)
     assert execute.surroundings(project) == before
     if changed == "torch":
@@ -202,7 +239,9 @@ def test_another_torch_or_python_makes_stale(project: Path, monkeypatch: pytest.
     assert execute.surroundings(project) != before
 
 
-def test_a_run_that_is_interrupted_leaves_nothing_fresh(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_interrupted_leaves_nothing_fresh(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = write(project, "# %%\n1 + 1\n")
 
     def interrupted(*args: Any, **kwargs: Any) -> None:
@@ -223,7 +262,10 @@ def test_while_serving_only_an_edited_tutorial_runs(
     for name in ("01_a", "02_b"):
         source = write(project, "# %%\n1 + 1\n", name)
         made = execute.convert(source)
-        made.metadata["rnnkit"] = {"source": execute.digest(source.read_text()), "library": "of another day"}
+        made.metadata["rnnkit"] = {
+            "source": execute.digest(source.read_text()),
+            "library": "of another day",
+        }
         (project / "docs" / "tutorials").mkdir(exist_ok=True)
         nbformat.write(made, execute.target(project, source))
     write(project, "# %%\n2 + 2\n", "02_b")
@@ -249,7 +291,9 @@ def test_a_conversion_gives_the_same_bytes_every_time(project: Path) -> None:
 
 
 def test_an_alert_becomes_an_admonition_and_a_quote_stays_one() -> None:
-    text = page(markdown("Before.\n> [!WARNING]\n> Take `care`.\n>\n> Twice.\n\n> A quote.")).markdown
+    text = page(
+        markdown("Before.\n> [!WARNING]\n> Take `care`.\n>\n> Twice.\n\n> A quote.")
+    ).markdown
     assert '!!! warning "Warning"\n\n    Take `care`.\n\n    Twice.\n' in text
     assert "\n> A quote." in text
 
@@ -276,14 +320,20 @@ def test_a_hidden_input_leaves_its_output() -> None:
 
 
 def test_an_error_that_is_the_lesson_is_shown_without_its_traceback() -> None:
-    error = nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=["\x1b[31m/home/x.py"])
+    error = nbformat.v4.new_output(
+        "error", ename="ValueError", evalue="no", traceback=["\x1b[31m/home/x.py"]
+    )
     converted = page(code("f()", error, tags=["raises-exception"]))
     assert not converted.problems
     assert "``` { .text .output .no-copy .error }\nValueError: no\n```" in converted.markdown
 
 
 def test_a_figure_is_a_file_with_alt_text() -> None:
-    converted = page(code("draw()", shown({"image/svg+xml": SVG, "text/plain": "<Figure>"}), alt="A [line] rises."))
+    converted = page(
+        code(
+            "draw()", shown({"image/svg+xml": SVG, "text/plain": "<Figure>"}), alt="A [line] rises."
+        )
+    )
     assert "![A \\[line\\] rises.](01_a/figure-1.svg){ .figure loading=lazy }" in converted.markdown
     assert converted.files == {"01_a/figure-1.svg": SVG.encode()}
 
@@ -291,7 +341,10 @@ def test_a_figure_is_a_file_with_alt_text() -> None:
 def test_a_data_frame_becomes_a_table() -> None:
     head, body = "<tr><th></th><th>a|b</th></tr>", "<tr><th>0</th><td>1</td></tr>"
     html = f"<div><style>x</style><table border='1'>{head}{body}</table></div>"
-    assert "| index | a\\|b |\n| --- | --- |\n| 0 | 1 |" in page(code("df", shown({"text/html": html}))).markdown
+    assert (
+        "| index | a\\|b |\n| --- | --- |\n| 0 | 1 |"
+        in page(code("df", shown({"text/html": html}))).markdown
+    )
 
 
 def test_code_that_holds_fences_keeps_them() -> None:
@@ -303,12 +356,18 @@ def test_code_that_holds_fences_keeps_them() -> None:
 @pytest.mark.parametrize(
     ("came", "stays"),
     [
-        ("\r  0%|   | 0/3 [00:00<?, ?it/s]\r100%|###| 3/3 [00:01<00:00, 31.2it/s]\n", "100%|###| 3/3\n"),
+        (
+            "\r  0%|   | 0/3 [00:00<?, ?it/s]\r100%|###| 3/3 [00:01<00:00, 31.2it/s]\n",
+            "100%|###| 3/3\n",
+        ),
         ("100%|###| 3/3 [00:01<00:00,  1.2s/it, loss=0.5]", "100%|###| 3/3 [loss=0.5]"),
         ("\x1b[31mred\x1b[0m", "red"),
         ("31.2 it/s", "… it/s"),
         ("<object at 0x7f12ab34cd56>", "<object at 0x…>"),
-        ("/home/me/.venv/lib/python3.11/site-packages/torch/x.py:3: W", "site-packages/torch/x.py:3: W"),
+        (
+            "/home/me/.venv/lib/python3.11/site-packages/torch/x.py:3: W",
+            "site-packages/torch/x.py:3: W",
+        ),
         ("/tmp/ipykernel_12/345.py:3: W", "<cell>: W"),
         ("/tmp/tmpab12_x/model.pt", "/tmp/…/model.pt"),
         ("a list [] stays", "a list [] stays"),
@@ -321,7 +380,9 @@ def test_what_differs_between_runs_is_masked(came: str, stays: str) -> None:
 
 
 def test_pieces_of_a_stream_are_joined_before_they_are_masked() -> None:
-    made = convert.clean(notebook(code("x", stream("\r 1%| |", "stderr"), stream("\r100%|#| 1/1\n", "stderr"))))
+    made = convert.clean(
+        notebook(code("x", stream("\r 1%| |", "stderr"), stream("\r100%|#| 1/1\n", "stderr")))
+    )
     assert [output.text for output in made.cells[0].outputs] == ["100%|#| 1/1\n"]
     assert ".stderr" not in page(*made.cells).markdown, "a progress bar is not an error"
     assert ".stderr" in page(code("x", stream("UserWarning: no\n", "stderr"))).markdown
@@ -364,7 +425,9 @@ def test_links_of_a_download_are_absolute_or_text() -> None:
     assert far.cells[2].outputs == []
     assert far.cells[2].metadata == {"tags": ["solution"], "jupyter": {"source_hidden": True}}
     near = convert.download(made, lambda kind, to: None, outputs=True)
-    assert near.cells[0].source.startswith("a b *(c)* d `rnnkit.half`\nwww: [e](https://example.org/x.md")
+    assert near.cells[0].source.startswith(
+        "a b *(c)* d `rnnkit.half`\nwww: [e](https://example.org/x.md"
+    )
     assert near.cells[2].outputs
     assert made.cells[0].source == LINKS, "the notebook itself is not changed"
 
@@ -393,7 +456,10 @@ def test_a_built_page_has_its_parts(
         assert part in html, part
     assert (site / "figure-1.svg").read_text().strip() == SVG
     full, empty = (nbformat.read(site / name, 4) for name in ("01_a.ipynb", "01_a_empty.ipynb"))
-    assert "[Home](https://site.test/docs/#layout) [torch.nn.LSTM](https://docs.pytorch.org/" in full.cells[0].source
+    assert (
+        "[Home](https://site.test/docs/#layout) [torch.nn.LSTM](https://docs.pytorch.org/"
+        in full.cells[0].source
+    )
     assert full.cells[2].outputs[0].text == "7\n"
     assert empty.cells[2].outputs == []
     assert 'href="tutorials/01_a/"' in (project / "site" / "index.html").read_text()
@@ -436,7 +502,12 @@ def test_make_names_the_cure_for_an_old_python(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     done = subprocess.run(
-        ["make", "site", f"PYTHON={old}"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        ["make", "site", f"PYTHON={old}"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode
     assert "rnnkit needs Python 3.11 or newer" in done.stdout

@@ -44,7 +44,9 @@ def seeded(seed=0):
 
 def language_model(recurrent=nn.LSTM, layers=1):
     """Tokens in, logits out."""
-    return RecurrentSequential(nn.Embedding(V, 4), recurrent(4, H, num_layers=layers), nn.Linear(H, V))
+    return RecurrentSequential(
+        nn.Embedding(V, 4), recurrent(4, H, num_layers=layers), nn.Linear(H, V)
+    )
 
 
 def wander(outputs):
@@ -105,7 +107,9 @@ def every_policy():
 
 @few
 @given(**sizes, use_lengths=st.booleans(), seed=st.integers(0, 99))
-def test_a_mask_says_for_each_step_and_row_whether_the_model_feeds_itself_and_never_at_step_0(T, B, use_lengths, seed):
+def test_a_mask_says_for_each_step_and_row_whether_the_model_feeds_itself_and_never_at_step_0(
+    T, B, use_lengths, seed
+):
     lengths = random_lengths(T, B, seed) if use_lengths else None
     for policy in every_policy():
         mask = policy.mask(T, B, lengths=lengths)
@@ -151,7 +155,9 @@ def test_last_n_counts_from_each_row_s_own_end(T, B, seed, data):
 @few
 @given(**sizes, more=st.integers(0, 3))
 def test_last_n_refuses_a_sequence_in_which_no_step_would_be_driven(T, B, more):
-    with pytest.raises(ValueError, match=rf"(?s)Feedback.last\({T + more}\).*{T} steps.*first step must be driven"):
+    with pytest.raises(
+        ValueError, match=rf"(?s)Feedback.last\({T + more}\).*{T} steps.*first step must be driven"
+    ):
         Feedback.last(T + more).mask(T, B)
 
 
@@ -161,7 +167,10 @@ def test_last_n_refuses_one_row_too_short_for_it():
 
 
 def test_last_n_feeds_nothing_in_a_row_that_has_run_dry():
-    assert Feedback.last(2).mask(4, 2, lengths=torch.tensor([4, 0])).T.int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
+    assert Feedback.last(2).mask(4, 2, lengths=torch.tensor([4, 0])).T.int().tolist() == [
+        [0, 0, 1, 1],
+        [0, 0, 0, 0],
+    ]
 
 
 @few
@@ -190,7 +199,12 @@ def test_probability_0_is_never_and_1_is_always(per):
 
 @pytest.mark.parametrize("per", ["step", "row", "sequence"])
 def test_a_probability_is_the_share_of_fed_steps(per):
-    draws = torch.stack([Feedback.probability(0.3, per=per, generator=seeded(i)).mask(5, 4)[1:] for i in range(2000)])
+    draws = torch.stack(
+        [
+            Feedback.probability(0.3, per=per, generator=seeded(i)).mask(5, 4)[1:]
+            for i in range(2000)
+        ]
+    )
     share = draws.double().mean().item()
     # per sequence, one draw decides 16 entries: the standard error is that of the 2000 masks alone, at most
     assert share == pytest.approx(0.3, abs=5 * math.sqrt(0.3 * 0.7 / 2000))
@@ -216,7 +230,10 @@ def test_per_row_is_a_coin_for_each_row_kept_for_its_whole_sequence():
 
 
 def test_per_sequence_is_one_coin_for_the_whole_batch():
-    masks = [Feedback.probability(0.5, per="sequence", generator=seeded(i)).mask(9, 5)[1:] for i in range(20)]
+    masks = [
+        Feedback.probability(0.5, per="sequence", generator=seeded(i)).mask(9, 5)[1:]
+        for i in range(20)
+    ]
     assert all(bool(mask.any()) == bool(mask.all()) for mask in masks)
     assert len({bool(mask.any()) for mask in masks}) == 2
 
@@ -251,8 +268,15 @@ def test_a_schedule_is_asked_with_the_training_step():
 
 
 def test_a_policy_says_what_it_is():
-    policies = [Feedback.never(), Feedback.last(3), Feedback.every(2), Feedback.probability(0.25, per="row")]
-    for policy, name in zip(policies, ["never()", "last(3)", "every(2", "probability(0.25, per='row')"], strict=True):
+    policies = [
+        Feedback.never(),
+        Feedback.last(3),
+        Feedback.every(2),
+        Feedback.probability(0.25, per="row"),
+    ]
+    for policy, name in zip(
+        policies, ["never()", "last(3)", "every(2", "probability(0.25, per='row')"], strict=True
+    ):
         assert f"Feedback.{name}" in repr(policy)
 
 
@@ -305,7 +329,9 @@ def test_rollout_s_gradient_is_that_of_the_hand_written_loop(policy):
     model, inputs = continuous_model(), torch.randn(9, 3, 2, requires_grad=True)
     leaves = [inputs, *model.parameters()]
     got = torch.autograd.grad(rollout(model, inputs, policy())[0].square().sum(), leaves)
-    wanted = torch.autograd.grad(by_hand(model, inputs, policy().mask(9, 3))[0].square().sum(), leaves)
+    wanted = torch.autograd.grad(
+        by_hand(model, inputs, policy().mask(9, 3))[0].square().sum(), leaves
+    )
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -367,12 +393,15 @@ def test_rollout_goes_on_from_a_state(policy):
 def test_rollout_takes_a_list_of_steps():
     model, inputs = continuous_model(), torch.randn(6, 2, 2)
     torch.testing.assert_close(
-        rollout(model, list(inputs), Feedback.last(2))[0], rollout(model, inputs, Feedback.last(2))[0]
+        rollout(model, list(inputs), Feedback.last(2))[0],
+        rollout(model, inputs, Feedback.last(2))[0],
     )
 
 
 RAGGED = {"lengths": st.lists(st.integers(3, 9), min_size=1, max_size=4), "n": st.integers(0, 2)}
-either_way = st.sampled_from([lambda model: model, Counting])  # one packs, the other takes tensors only
+either_way = st.sampled_from(
+    [lambda model: model, Counting]
+)  # one packs, the other takes tensors only
 
 
 @few
@@ -404,7 +433,9 @@ def test_with_lengths_rollout_goes_on_from_each_row_s_state(lengths, n, wrap):
         assert_state(select_rows(state, torch.tensor([i])), alone_state)
 
 
-@pytest.mark.parametrize("wrap", [lambda model: model, Counting], ids=["packs", "takes tensors only"])
+@pytest.mark.parametrize(
+    "wrap", [lambda model: model, Counting], ids=["packs", "takes tensors only"]
+)
 def test_padding_beyond_the_longest_row_changes_nothing(wrap):
     model = continuous_model(nn.LSTM)
     padded, lengths = batchseq([torch.randn(n, 2) for n in (4, 6, 3)])
@@ -416,7 +447,9 @@ def test_padding_beyond_the_longest_row_changes_nothing(wrap):
     assert_state(state, wanted_state)
 
 
-@pytest.mark.parametrize("wrap", [lambda model: model, Counting], ids=["packs", "takes tensors only"])
+@pytest.mark.parametrize(
+    "wrap", [lambda model: model, Counting], ids=["packs", "takes tensors only"]
+)
 def test_rows_of_one_length_below_the_padding_end_there(wrap):
     model, inputs = continuous_model(nn.LSTM), torch.randn(7, 3, 2)
     outputs, state = rollout(wrap(model), inputs, lengths=torch.tensor([4, 4, 4]))
@@ -434,7 +467,9 @@ def test_with_lengths_the_gradient_is_that_of_each_row_alone(lengths, n):
     outputs, _ = rollout(model, padded, Feedback.last(n), lengths=lengths)
     loss = sum(outputs[: len(row), i].square().sum() for i, row in enumerate(rows))
     alone = sum(rollout(model, row[:, None], Feedback.last(n))[0].square().sum() for row in rows)
-    for a, b in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(alone, parameters), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(alone, parameters), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -448,7 +483,9 @@ def test_the_schedule_sees_rollout_s_step():
     model, inputs = continuous_model(), torch.randn(6, 2, 2)
     policy = Feedback.probability(lambda step: float(step >= 10))
     torch.testing.assert_close(rollout(model, inputs, policy, step=9)[0], model(inputs)[0])
-    torch.testing.assert_close(rollout(model, inputs, policy, step=10)[0], rollout(model, inputs, Feedback.always())[0])
+    torch.testing.assert_close(
+        rollout(model, inputs, policy, step=10)[0], rollout(model, inputs, Feedback.always())[0]
+    )
 
 
 def test_rollout_steps_a_convolutional_model_over_images():
@@ -463,7 +500,9 @@ def test_rollout_steps_a_convolutional_model_over_images():
 
     model, inputs = Unroll(ConvCell()), torch.randn(5, 3, 2, 4, 4)
     mask = Feedback.last(2).mask(5, 3)
-    torch.testing.assert_close(rollout(model, inputs, Feedback.last(2))[0], by_hand(model, inputs, mask)[0])
+    torch.testing.assert_close(
+        rollout(model, inputs, Feedback.last(2))[0], by_hand(model, inputs, mask)[0]
+    )
 
 
 def test_scheduled_sampling_mixes_rows_of_tokens():
@@ -493,7 +532,9 @@ def generate_by_hand(model, length, primer, sampler, state=None):
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_the_samples_of_these_tests_do_not_repeat_one_token(recurrent, layers):
     """Else a sampler that reads the wrong step or row would go unnoticed."""
-    tokens = sample_model(language_model(recurrent, layers), 20, torch.randint(V, (4, 5)), wander).tokens[4:]
+    tokens = sample_model(
+        language_model(recurrent, layers), 20, torch.randint(V, (4, 5)), wander
+    ).tokens[4:]
     assert all(len(row.unique()) >= 4 for row in tokens.T)
     assert len(tokens.T.unique(dim=0)) == 5
 
@@ -543,7 +584,9 @@ def test_few_rows_and_many_are_stepped_alike(recurrent, rows):
 def test_an_embedding_and_an_lstm_are_stepped_as_themselves(classes, options, bias):
     """A table of gates stands for both where there are few classes."""
     embedding = nn.Embedding(classes, 4, **options)
-    model = RecurrentSequential(embedding, nn.LSTM(4, H, num_layers=2, bias=bias), nn.Linear(H, classes))
+    model = RecurrentSequential(
+        embedding, nn.LSTM(4, H, num_layers=2, bias=bias), nn.Linear(H, classes)
+    )
     before = [parameter.detach().clone() for parameter in model.parameters()]
     other = copy.deepcopy(model)  # max_norm writes to the weights
     assert_samples_like(model, other, torch.randint(classes, (3, 20)))
@@ -554,7 +597,9 @@ def test_an_embedding_and_an_lstm_are_stepped_as_themselves(classes, options, bi
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("rows", [3, 20])
 def test_a_member_that_writes_to_its_input_leaves_the_state_alone(recurrent, rows):
-    model = RecurrentSequential(nn.Embedding(V, 4), recurrent(4, H), nn.ReLU(inplace=True), nn.Linear(H, V))
+    model = RecurrentSequential(
+        nn.Embedding(V, 4), recurrent(4, H), nn.ReLU(inplace=True), nn.Linear(H, V)
+    )
     assert_samples_like(model, model, torch.randint(V, (4, rows)))
 
 
@@ -594,7 +639,9 @@ def test_scheduled_sampling_trains_the_embedding_and_the_input_weights(rows):
 def test_the_padding_token_of_an_embedding_gets_no_gradient_where_it_is_drawn():
     model = RecurrentSequential(nn.Embedding(V, 4, padding_idx=0), nn.LSTM(4, H), nn.Linear(H, V))
     tokens = torch.randint(1, V, (6, 3))
-    rollout(model, tokens, Feedback.always(), lambda outputs: outputs.argmax(1) * 0)[0].square().sum().backward()
+    rollout(model, tokens, Feedback.always(), lambda outputs: outputs.argmax(1) * 0)[
+        0
+    ].square().sum().backward()
     assert model[0].weight.grad[0].eq(0).all()
     assert model[0].weight.grad[tokens[0]].ne(0).any(1).all()
 
@@ -623,11 +670,15 @@ def assert_steps_like_itself(model, primer):
 def test_the_outputs_answer_the_tokens():
     model, primer = language_model(layers=2), torch.randint(V, (4, 3))
     sample = sample_model(model, 20, primer, SoftmaxSampler(generator=seeded(1)))
-    torch.testing.assert_close(sample.outputs, model(sample.tokens)[0].detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        sample.outputs, model(sample.tokens)[0].detach(), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_the_shapes_of_a_sample():
-    sample = sample_model(language_model(), 20, torch.randint(V, (4, 3)), SoftmaxSampler(generator=seeded(1)))
+    sample = sample_model(
+        language_model(), 20, torch.randint(V, (4, 3)), SoftmaxSampler(generator=seeded(1))
+    )
     assert isinstance(sample, Sample)
     assert sample.tokens.shape == (20, 3)
     assert sample.tokens.dtype == torch.int64
@@ -657,7 +708,9 @@ def test_a_length_of_the_primer_draws_the_next_token_only():
 
 
 def test_log_probs_are_what_the_model_gave_the_token_that_followed():
-    sample = sample_model(language_model(), 20, torch.randint(V, (4, 3)), SoftmaxSampler(generator=seeded(1)))
+    sample = sample_model(
+        language_model(), 20, torch.randint(V, (4, 3)), SoftmaxSampler(generator=seeded(1))
+    )
     followed = torch.cat([sample.tokens[1:], sample.next])
     wanted = sample.outputs.log_softmax(-1).gather(-1, followed[..., None])[..., 0]
     torch.testing.assert_close(sample.log_probs, wanted)
@@ -674,7 +727,9 @@ def test_a_continuous_model_has_no_log_probs():
 
 def test_a_sample_has_no_gradient():
     sample = sample_model(continuous_model(), 10, torch.randn(4, 3, 2, requires_grad=True))
-    assert not any(x.requires_grad for x in [sample.tokens, sample.outputs, sample.next, *leaves(sample.state)])
+    assert not any(
+        x.requires_grad for x in [sample.tokens, sample.outputs, sample.next, *leaves(sample.state)]
+    )
 
 
 def test_what_was_sampled_can_be_trained_on():
@@ -693,7 +748,9 @@ def test_one_hot_vectors_go_in_and_come_out():
     assert sample.tokens.shape == (10, 3, V)
     assert sample.tokens.sum(-1).eq(1).all()
     followed = torch.cat([sample.tokens[1:], sample.next])
-    torch.testing.assert_close(sample.log_probs, (sample.outputs.log_softmax(-1) * followed).sum(-1))
+    torch.testing.assert_close(
+        sample.log_probs, (sample.outputs.log_softmax(-1) * followed).sum(-1)
+    )
 
 
 def test_a_distribution_head_is_sampled_with_its_log_probs():
@@ -716,7 +773,9 @@ def test_the_log_prob_of_an_image_of_classes_is_the_sum_over_its_pixels():
 
     sample = sample_model(Pixels(), 5, torch.randint(3, (2, 4, 2, 2)), sample_best)
     followed = torch.cat([sample.tokens[1:], sample.next])
-    wanted = -F.cross_entropy(sample.outputs.flatten(0, 1), followed.flatten(0, 1), reduction="none")
+    wanted = -F.cross_entropy(
+        sample.outputs.flatten(0, 1), followed.flatten(0, 1), reduction="none"
+    )
     torch.testing.assert_close(sample.log_probs, wanted.sum((1, 2)).unflatten(0, (5, 4)))
 
 
@@ -743,8 +802,12 @@ def test_50_and_then_50_more_are_100():
     then = sample_model(model, 50, first.next, sampler, first.state)
     assert torch.equal(torch.cat([first.tokens, then.tokens]), whole.tokens)
     assert torch.equal(then.next, whole.next)
-    torch.testing.assert_close(torch.cat([first.outputs, then.outputs]), whole.outputs, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(torch.cat([first.log_probs, then.log_probs]), whole.log_probs, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        torch.cat([first.outputs, then.outputs]), whole.outputs, rtol=1e-10, atol=1e-10
+    )
+    torch.testing.assert_close(
+        torch.cat([first.log_probs, then.log_probs]), whole.log_probs, rtol=1e-10, atol=1e-10
+    )
     assert_state(then.state, whole.state, rtol=1e-10, atol=1e-10)
 
 
@@ -752,10 +815,14 @@ def test_going_on_works_for_continuous_models_too():
     model, primer = continuous_model(nn.LSTM), torch.randn(4, 3, 2)
     whole, first = sample_model(model, 20, primer), sample_model(model, 9, primer)
     then = sample_model(model, 11, first.next, state=first.state)
-    torch.testing.assert_close(torch.cat([first.tokens, then.tokens]), whole.tokens, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        torch.cat([first.tokens, then.tokens]), whole.tokens, rtol=1e-10, atol=1e-10
+    )
 
 
-@pytest.mark.parametrize("wrap", [lambda model: model, Counting], ids=["packs", "takes tensors only"])
+@pytest.mark.parametrize(
+    "wrap", [lambda model: model, Counting], ids=["packs", "takes tensors only"]
+)
 @pytest.mark.parametrize("lengths", [[4, 1, 3], [1, 1, 5], [2, 2, 2], [6]], ids=str)
 def test_primers_of_different_length_go_on_from_their_own_ends(lengths, wrap):
     model = language_model(layers=2)
@@ -818,7 +885,9 @@ def test_the_lengths_of_a_sample_count_the_steps_up_to_the_stop():
 
 
 def test_stop_may_be_a_question_about_the_tokens():
-    sample = sample_model(Successor(), 10, torch.tensor([[0, 2]]), sample_best, stop=lambda tokens: tokens >= 4)
+    sample = sample_model(
+        Successor(), 10, torch.tensor([[0, 2]]), sample_best, stop=lambda tokens: tokens >= 4
+    )
     assert sample.tokens[:5, 0].tolist() == [0, 1, 2, 3, 4]
     assert sample.tokens[:3, 1].tolist() == [2, 3, 4]
 
@@ -848,7 +917,9 @@ def test_log_probs_count_the_stop_token_and_nothing_after_it():
     whole = sample_model(Successor(), 10, primer, sample_best)
     stopped = sample_model(Successor(), 10, primer, sample_best, stop=5)
     for row, length in enumerate([6, 4, 2]):
-        torch.testing.assert_close(stopped.log_probs[: length - 1, row], whole.log_probs[: length - 1, row])
+        torch.testing.assert_close(
+            stopped.log_probs[: length - 1, row], whole.log_probs[: length - 1, row]
+        )
         assert stopped.log_probs[: length - 1, row].ne(0).all()
         assert stopped.log_probs[length - 1 :, row].eq(0).all()
 
@@ -874,7 +945,9 @@ def test_tokens_of_a_model_without_classes_have_no_log_probs():
     def counting(tokens, state=None):
         return tokens + 0.75, torch.zeros(1, tokens.shape[1], 1)
 
-    sample = sample_model(counting, 4, torch.tensor([[0, 2]]), lambda outputs: outputs.round().long())
+    sample = sample_model(
+        counting, 4, torch.tensor([[0, 2]]), lambda outputs: outputs.round().long()
+    )
     assert sample.tokens.T.tolist() == [[0, 1, 2, 3], [2, 3, 4, 5]]
     assert sample.log_probs is None
 
@@ -884,7 +957,9 @@ def test_tokens_of_a_model_without_classes_have_no_log_probs():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout_sleeps_while_sampling_and_the_mode_comes_back(training):
-    model = RecurrentSequential(nn.Embedding(V, 4), nn.LSTM(4, H), nn.Dropout(0.5), nn.Linear(H, V)).train(training)
+    model = RecurrentSequential(
+        nn.Embedding(V, 4), nn.LSTM(4, H), nn.Dropout(0.5), nn.Linear(H, V)
+    ).train(training)
     primer = torch.randint(V, (4, 3))
     first, again = sample_model(model, 20, primer, wander), sample_model(model, 20, primer, wander)
     assert torch.equal(first.outputs, again.outputs)
@@ -925,13 +1000,17 @@ def test_hooks_still_fire_while_sampling(member):
 @pytest.mark.parametrize("member", [None, 0, 1, 2], ids=["model", "embedding", "lstm", "head"])
 def test_hooks_before_the_call_still_fire_while_sampling(member):
     model, calls = language_model(), []
-    (model if member is None else model[member]).register_forward_pre_hook(lambda *_: calls.append(1))
+    (model if member is None else model[member]).register_forward_pre_hook(
+        lambda *_: calls.append(1)
+    )
     sample_model(model, 12, torch.randint(V, (4, 3)), wander)
     assert len(calls) == 9
 
 
 @pytest.mark.parametrize("member", [None, 0], ids=["model", "gru"])
-@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+@pytest.mark.parametrize(
+    "register", ["register_full_backward_hook", "register_full_backward_pre_hook"]
+)
 def test_hooks_of_the_backward_pass_fire_once_for_each_call(member, register):
     model, calls = continuous_model(), []
     getattr(model if member is None else model[member], register)(lambda *_: calls.append(1))
@@ -976,7 +1055,10 @@ def test_a_subclass_of_a_fused_module_keeps_its_own_forward():
             outputs, state = super().forward(inputs, state)
             return 2 * outputs, state
 
-    model, primer = RecurrentSequential(nn.Embedding(V, 4), Doubled(4, H), nn.Linear(H, V)), torch.randint(V, (4, 3))
+    model, primer = (
+        RecurrentSequential(nn.Embedding(V, 4), Doubled(4, H), nn.Linear(H, V)),
+        torch.randint(V, (4, 3)),
+    )
     sample = sample_model(model, 12, primer, wander)
     _, outputs, _, _ = generate_by_hand(model, 12, primer, wander)
     torch.testing.assert_close(sample.outputs, outputs)
@@ -993,7 +1075,11 @@ def test_a_subclass_of_an_embedding_or_of_the_stack_keeps_its_own_forward(part):
             outputs, state = super().forward(inputs, state)
             return outputs.flip(-1), state
 
-    members = [(Scaled if part == "embedding" else nn.Embedding)(V, 4), nn.LSTM(4, H), nn.Linear(H, V)]
+    members = [
+        (Scaled if part == "embedding" else nn.Embedding)(V, 4),
+        nn.LSTM(4, H),
+        nn.Linear(H, V),
+    ]
     model = (Sharpened if part == "stack" else RecurrentSequential)(*members)
     primer = torch.randint(V, (4, 3))
     sample = sample_model(model, 12, primer, wander)
@@ -1025,7 +1111,9 @@ def test_single_precision_is_stepped_closely_too(rows):
     model, primer = language_model(layers=2).float(), torch.randint(V, (4, rows))
     sample = sample_model(model, 12, primer, wander)
     assert sample.outputs.dtype == torch.float32
-    torch.testing.assert_close(sample.outputs, model(sample.tokens)[0].detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        sample.outputs, model(sample.tokens)[0].detach(), rtol=1e-5, atol=1e-5
+    )
 
 
 # ---------------------------------------------------------------- beam_search
@@ -1062,7 +1150,9 @@ def best_of_all(model, start, count):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_beam_as_wide_as_the_square_of_the_classes_finds_the_best_of_all_sequences_of_length_3(seed):
+def test_a_beam_as_wide_as_the_square_of_the_classes_finds_the_best_of_all_sequences_of_length_3(
+    seed,
+):
     model, starts = Markov(4, seed), torch.arange(4)
     sample = beam_search(model, 4, starts[None], width=4**2)
     for row, start in enumerate(starts.tolist()):
@@ -1081,7 +1171,10 @@ def test_the_best_sequence_is_not_always_the_greedy_one():
 
 def test_a_beam_of_width_1_is_sample_best():
     model, primer = language_model(layers=2), torch.randint(V, (4, 3))
-    beam, greedy = beam_search(model, 15, primer, width=1), sample_model(model, 15, primer, sample_best)
+    beam, greedy = (
+        beam_search(model, 15, primer, width=1),
+        sample_model(model, 15, primer, sample_best),
+    )
     assert torch.equal(beam.tokens, greedy.tokens)
     assert torch.equal(beam.next, greedy.next)
     torch.testing.assert_close(beam.outputs, greedy.outputs)
@@ -1091,7 +1184,9 @@ def test_a_beam_of_width_1_is_sample_best():
 
 def test_an_exact_beam_is_never_less_likely_than_greedy():
     model, primer = Markov(4, 1), torch.tensor([[2, 0, 1]])
-    greedy, wide = (beam_search(model, 4, primer, width=width).log_probs[:-1].sum(0) for width in (1, 16))
+    greedy, wide = (
+        beam_search(model, 4, primer, width=width).log_probs[:-1].sum(0) for width in (1, 16)
+    )
     assert (wide >= greedy - 1e-12).all()
 
 
@@ -1117,12 +1212,16 @@ def test_the_outputs_of_the_best_beam_answer_its_tokens():
 
 def test_a_beam_has_no_gradient():
     sample = beam_search(language_model(), 10, torch.randint(V, (4, 3)), width=3)
-    assert not any(x.requires_grad for x in [sample.outputs, sample.log_probs, *leaves(sample.state)])
+    assert not any(
+        x.requires_grad for x in [sample.outputs, sample.log_probs, *leaves(sample.state)]
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout_sleeps_in_a_beam_search_and_the_mode_comes_back(training):
-    model = RecurrentSequential(nn.Embedding(V, 4), nn.LSTM(4, H), nn.Dropout(0.5), nn.Linear(H, V)).train(training)
+    model = RecurrentSequential(
+        nn.Embedding(V, 4), nn.LSTM(4, H), nn.Dropout(0.5), nn.Linear(H, V)
+    ).train(training)
     primer = torch.randint(V, (4, 3))
     sample = beam_search(model, 10, primer, width=3)
     assert all(module.training == training for module in model.modules())
@@ -1155,7 +1254,9 @@ def test_a_beam_search_with_a_stop_is_the_search_over_lists_of_candidates(seed, 
         for _ in range(6):
             grown = [(*beam, v) for beam in beams if beam[-1:] != (0,) for v in range(4)]
             beams = [beam for beam in beams if beam[-1:] == (0,)] + grown
-            beams = sorted(beams, key=lambda beam, row=row: score(model, row, beam), reverse=True)[:width]
+            beams = sorted(beams, key=lambda beam, row=row: score(model, row, beam), reverse=True)[
+                :width
+            ]
         assert tuple(sample.tokens[1 : 1 + len(beams[0]), row].tolist()) == beams[0]
         assert sample.lengths[row] == 1 + len(beams[0])
 
@@ -1164,7 +1265,9 @@ class Counter(nn.Module):
     """Sure of the class that follows the one it read."""
 
     def forward(self, inputs, state=None):
-        return 5 * F.one_hot((inputs + 1) % V, V).to(torch.float64), torch.zeros(1, inputs.shape[1], 1)
+        return 5 * F.one_hot((inputs + 1) % V, V).to(torch.float64), torch.zeros(
+            1, inputs.shape[1], 1
+        )
 
 
 @pytest.mark.parametrize("stop", [5, 0, V, None])
@@ -1210,7 +1313,9 @@ def test_an_empty_list_as_primer_is_refused():
 
 
 def test_a_length_shorter_than_the_primer_is_refused():
-    with pytest.raises(ValueError, match=r"(?s)sample_model.*length.*3.*\(4, 3\)|sample_model.*\(4, 3\).*length.*3"):
+    with pytest.raises(
+        ValueError, match=r"(?s)sample_model.*length.*3.*\(4, 3\)|sample_model.*\(4, 3\).*length.*3"
+    ):
         sample_model(language_model(), 3, torch.zeros(4, 3, dtype=torch.int64), wander)
 
 
@@ -1245,7 +1350,9 @@ def test_a_sampler_of_numbers_for_a_model_of_tokens_is_refused():
     def regression(tokens, state=None):
         return 0.5 * tokens, torch.zeros(1, tokens.shape[1], 1)
 
-    with pytest.raises(ValueError, match=r"(?s)rollout.*\(3,\) of torch.float64 from the sampler.*torch.int64"):
+    with pytest.raises(
+        ValueError, match=r"(?s)rollout.*\(3,\) of torch.float64 from the sampler.*torch.int64"
+    ):
         rollout(regression, torch.zeros(4, 3, dtype=torch.long), Feedback.last(1))
 
 
@@ -1315,7 +1422,9 @@ def test_a_probability_outside_0_and_1_is_refused(p):
 
 @pytest.mark.parametrize("p", [-0.1, 1.1])
 def test_a_probability_is_refused_before_it_is_used(p):
-    with pytest.raises(ValueError, match=r"Feedback.probability: got p = -?[01].1; wanted 0 <= p <= 1"):
+    with pytest.raises(
+        ValueError, match=r"Feedback.probability: got p = -?[01].1; wanted 0 <= p <= 1"
+    ):
         Feedback.probability(p)
 
 
@@ -1352,13 +1461,25 @@ def test_a_beam_search_over_continuous_outputs_is_refused():
 
 
 def test_a_beam_search_from_numbers_is_refused():
-    with pytest.raises(TypeError, match=r"beam_search: got a primer \(4, 3\) of torch.float64; wanted tokens"):
-        beam_search(lambda x, state: (x.unsqueeze(2).expand(-1, -1, V), x[:1]), 9, torch.zeros(4, 3), width=2)
+    with pytest.raises(
+        TypeError, match=r"beam_search: got a primer \(4, 3\) of torch.float64; wanted tokens"
+    ):
+        beam_search(
+            lambda x, state: (x.unsqueeze(2).expand(-1, -1, V), x[:1]),
+            9,
+            torch.zeros(4, 3),
+            width=2,
+        )
 
 
 def test_a_beam_search_over_images_is_refused():
     with pytest.raises(ValueError, match=r"(?s)beam_search.*\(4, 3, 2, 7\).*\(T, B, V\)"):
-        beam_search(lambda x, state: (torch.zeros(*x.shape, 2, 7), None), 10, torch.zeros(4, 3, dtype=torch.int64), 2)
+        beam_search(
+            lambda x, state: (torch.zeros(*x.shape, 2, 7), None),
+            10,
+            torch.zeros(4, 3, dtype=torch.int64),
+            2,
+        )
 
 
 def test_no_primer_at_all_is_refused():
@@ -1372,12 +1493,16 @@ def test_a_stop_that_does_not_say_which_rows_is_refused():
 
 
 def test_a_model_that_loses_steps_is_refused():
-    with pytest.raises(ValueError, match=r"(?s)rollout.*\(1, 3, 2\).*\(4, 3, 2\).*the same T and B"):
+    with pytest.raises(
+        ValueError, match=r"(?s)rollout.*\(1, 3, 2\).*\(4, 3, 2\).*the same T and B"
+    ):
         rollout(lambda x, state: (x[-1:], state), torch.zeros(4, 3, 2))
 
 
 def test_a_model_that_loses_the_dimension_of_one_step_is_refused():
-    with pytest.raises(ValueError, match=r"(?s)sample_model.*outputs \(3, 2\).*\(1, 3, 2\).*the same T and B"):
+    with pytest.raises(
+        ValueError, match=r"(?s)sample_model.*outputs \(3, 2\).*\(1, 3, 2\).*the same T and B"
+    ):
         sample_model(lambda x, state: (x.squeeze(0), torch.zeros(1, 3, 1)), 4, torch.zeros(1, 3, 2))
 
 
@@ -1386,18 +1511,24 @@ def test_a_model_that_loses_the_dimension_of_a_self_fed_step_is_refused(n):
     def model(x, state):
         return (x.squeeze(0) if len(x) == 1 else x), torch.zeros(1, 3, 1)
 
-    with pytest.raises(ValueError, match=r"(?s)rollout.*outputs \(3, 2\).*\(1, 3, 2\).*the same T and B"):
+    with pytest.raises(
+        ValueError, match=r"(?s)rollout.*outputs \(3, 2\).*\(1, 3, 2\).*the same T and B"
+    ):
         rollout(model, torch.zeros(4, 3, 2), Feedback.last(n))
 
 
 def test_a_model_that_loses_rows_is_refused():
-    with pytest.raises(ValueError, match=r"(?s)rollout.*\(4, 1, 2\).*\(4, 3, 2\).*the same T and B"):
+    with pytest.raises(
+        ValueError, match=r"(?s)rollout.*\(4, 1, 2\).*\(4, 3, 2\).*the same T and B"
+    ):
         rollout(lambda x, state: (x[:, :1], state), torch.zeros(4, 3, 2))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 2), (4, 0, 2)], ids=str)
 def test_a_sequence_of_no_step_or_no_row_is_refused(shape):
-    with pytest.raises(ValueError, match=r"rollout: got empty inputs .* wanted at least one step and one row"):
+    with pytest.raises(
+        ValueError, match=r"rollout: got empty inputs .* wanted at least one step and one row"
+    ):
         rollout(continuous_model(), torch.zeros(shape))
 
 
@@ -1415,7 +1546,12 @@ def test_a_model_that_unpacks_what_it_was_given_packed_is_refused():
 @pytest.mark.parametrize("lengths", [[5, 1, 1], [4, 0, 1], [4, 1]], ids=str)
 def test_primer_lengths_that_do_not_fit_are_refused(lengths):
     with pytest.raises(ValueError, match=r"(?s)sample_model.*lengths"):
-        sample_model(language_model(), 10, (torch.zeros(4, 3, dtype=torch.int64), torch.tensor(lengths)), wander)
+        sample_model(
+            language_model(),
+            10,
+            (torch.zeros(4, 3, dtype=torch.int64), torch.tensor(lengths)),
+            wander,
+        )
 
 
 @pytest.mark.parametrize("lengths", [[5, 1, 1], [4, 0, 1], [4, 1]], ids=str)

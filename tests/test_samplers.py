@@ -71,7 +71,9 @@ def test_with_no_option_the_probabilities_are_the_softmax():
 @few
 @given(seed=st.integers(0, 999), temperature=st.floats(0.05, 20))
 def test_temperature_divides_the_logits(seed, temperature):
-    assert_probabilities(SoftmaxSampler(temperature=temperature), logits(seed=seed), temperature=temperature)
+    assert_probabilities(
+        SoftmaxSampler(temperature=temperature), logits(seed=seed), temperature=temperature
+    )
 
 
 @few
@@ -104,7 +106,9 @@ def test_min_p_keeps_what_is_likely_enough_beside_the_most_likely(seed, min_p):
     top_p=st.floats(0.05, 1.0),
     min_p=st.floats(0.01, 0.9),
 )
-def test_together_temperature_comes_first_then_top_k_top_p_and_min_p(seed, temperature, top_k, top_p, min_p):
+def test_together_temperature_comes_first_then_top_k_top_p_and_min_p(
+    seed, temperature, top_k, top_p, min_p
+):
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     assert_probabilities(SoftmaxSampler(**how), logits(seed=seed), **how)
 
@@ -134,7 +138,9 @@ def p_value(counts, probabilities):
 def test_the_referee_can_tell_a_wrong_distribution():
     fair = torch.full((6,), 1 / 6, dtype=torch.float64)
     loaded = torch.tensor([0.2, 0.16, 0.16, 0.16, 0.16, 0.16], dtype=torch.float64)
-    counts = torch.bincount(torch.multinomial(loaded, 20_000, replacement=True, generator=seeded()), minlength=6)
+    counts = torch.bincount(
+        torch.multinomial(loaded, 20_000, replacement=True, generator=seeded()), minlength=6
+    )
     assert p_value(counts.double(), loaded) > 1e-6
     assert p_value(counts.double(), fair) < 1e-6
 

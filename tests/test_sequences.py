@@ -174,7 +174,9 @@ def test_a_row_of_one_step_has_no_next_one():
         get_inout_seq(SequenceBatch(padded, lengths=lengths))
 
 
-@pytest.mark.parametrize("wrong", [None, 3.0, "abc", {"x": torch.zeros(2, 1)}, (torch.zeros(2, 1),), (1, 2, 3, 4)])
+@pytest.mark.parametrize(
+    "wrong", [None, 3.0, "abc", {"x": torch.zeros(2, 1)}, (torch.zeros(2, 1),), (1, 2, 3, 4)]
+)
 def test_anything_else_is_a_type_error(wrong):
     with pytest.raises(TypeError, match="get_inout_seq"):
         get_inout_seq(wrong)
@@ -274,14 +276,18 @@ def test_iterating_a_sequence_batch_gives_the_parts_that_are_there():
     assert [part is inputs for part in SequenceBatch(inputs)] == [True]
     assert len(list(SequenceBatch(inputs, targets))) == 2
     assert len(list(SequenceBatch(inputs, lengths=lengths))) == 2
-    unpacked_inputs, unpacked_targets, unpacked_lengths = SequenceBatch(inputs, targets, lengths, restart)
+    unpacked_inputs, unpacked_targets, unpacked_lengths = SequenceBatch(
+        inputs, targets, lengths, restart
+    )
     assert unpacked_inputs is inputs
     assert unpacked_targets is targets
     assert unpacked_lengths is lengths
 
 
 def test_a_sequence_batch_moves_with_to_and_its_lengths_stay_on_the_cpu():
-    batch = SequenceBatch(torch.zeros(5, 2, 1), torch.ones(5, 2, 1), torch.tensor([5, 3]), torch.tensor([True, False]))
+    batch = SequenceBatch(
+        torch.zeros(5, 2, 1), torch.ones(5, 2, 1), torch.tensor([5, 3]), torch.tensor([True, False])
+    )
     moved = batch.to("meta")
     assert moved.inputs.device.type == "meta"
     assert moved.targets.device.type == "meta"
@@ -290,7 +296,9 @@ def test_a_sequence_batch_moves_with_to_and_its_lengths_stay_on_the_cpu():
 
 
 def test_a_sequence_batch_that_moves_keeps_its_restarts():
-    batch = SequenceBatch(torch.zeros(3, 2), lengths=torch.tensor([3, 1]), restart=torch.tensor([True, False]))
+    batch = SequenceBatch(
+        torch.zeros(3, 2), lengths=torch.tensor([3, 1]), restart=torch.tensor([True, False])
+    )
     assert batch.to("meta").restart.tolist() == [True, False]
     assert batch.to("meta").lengths.tolist() == [3, 1]
 
@@ -327,7 +335,9 @@ def test_pad_collate_of_pairs_pads_a_target_per_step():
 
 
 def test_pad_collate_pads_the_targets_of_every_step_like_the_inputs():
-    batch = pad_collate([(torch.zeros(n, 2), torch.zeros(n, dtype=torch.long)) for n in (3, 1)], pad=-100)
+    batch = pad_collate(
+        [(torch.zeros(n, 2), torch.zeros(n, dtype=torch.long)) for n in (3, 1)], pad=-100
+    )
     assert batch.inputs[1:, 1].eq(-100).all()
     assert batch.targets[:, 1].tolist() == [0, -100, -100]
 
@@ -372,7 +382,11 @@ def rows_of(batches, batch_size):
     for batch in batches:
         time = batch.inputs.shape[0]
         lengths = batch.lengths if batch.lengths is not None else torch.full((batch_size,), time)
-        restart = batch.restart if batch.restart is not None else torch.zeros(batch_size, dtype=torch.bool)
+        restart = (
+            batch.restart
+            if batch.restart is not None
+            else torch.zeros(batch_size, dtype=torch.bool)
+        )
         for row in range(batch_size):
             for t in range(int(lengths[row])):
                 afresh = t == 0 and bool(restart[row])
@@ -395,7 +409,9 @@ def test_a_stream_becomes_contiguous_rows(extra, batch_size, window):
 
 @few
 @given(extra=st.integers(0, 40), batch_size=st.integers(1, 4), window=st.integers(1, 7))
-def test_every_transition_of_a_stream_is_seen_once_but_for_a_remainder_below_the_batch_size(extra, batch_size, window):
+def test_every_transition_of_a_stream_is_seen_once_but_for_a_remainder_below_the_batch_size(
+    extra, batch_size, window
+):
     stream = torch.arange(2 * batch_size + extra)
     rows = rows_of(StreamLoader(stream, batch_size, window), batch_size)
     seen = [inputs for row in rows for inputs, _, _ in row]
@@ -520,7 +536,9 @@ def test_a_stream_loader_refuses_sizes_below_one(batch_size, window):
 
 
 def test_a_stream_loader_refuses_a_list_of_numbers():
-    with pytest.raises(TypeError, match=r"StreamLoader: got a list that holds \(0,\); wanted sequences"):
+    with pytest.raises(
+        TypeError, match=r"StreamLoader: got a list that holds \(0,\); wanted sequences"
+    ):
         StreamLoader([torch.arange(5), torch.arange(0)], batch_size=1, window=2)
     with pytest.raises(TypeError, match=r"(?s)StreamLoader.*a list.*torch.tensor"):
         StreamLoader([1, 2, 3, 4, 5], 2, 3)
@@ -539,7 +557,12 @@ def lognormal_lengths(count):
 
 
 @few
-@given(count=st.integers(1, 60), batch_size=st.integers(1, 9), shuffle=st.booleans(), seed=st.integers(0, 99))
+@given(
+    count=st.integers(1, 60),
+    batch_size=st.integers(1, 9),
+    shuffle=st.booleans(),
+    seed=st.integers(0, 99),
+)
 def test_a_bucket_sampler_gives_every_index_once(count, batch_size, shuffle, seed):
     lengths = torch.randint(1, 30, (count,), generator=seeded(seed))
     sampler = BucketSampler(lengths, batch_size, shuffle=shuffle, generator=seeded(seed))
@@ -550,13 +573,17 @@ def test_a_bucket_sampler_gives_every_index_once(count, batch_size, shuffle, see
 
 
 def padding_of(batches, lengths):
-    return sum(int(lengths[batch].max()) * len(batch) - int(lengths[batch].sum()) for batch in batches)
+    return sum(
+        int(lengths[batch].max()) * len(batch) - int(lengths[batch].sum()) for batch in batches
+    )
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_a_bucket_sampler_puts_like_lengths_together(shuffle):
     lengths = lognormal_lengths(256)
-    bucketed = padding_of(list(BucketSampler(lengths, 32, shuffle=shuffle, generator=seeded(2))), lengths)
+    bucketed = padding_of(
+        list(BucketSampler(lengths, 32, shuffle=shuffle, generator=seeded(2))), lengths
+    )
     in_order = padding_of([list(range(i, i + 32)) for i in range(0, 256, 32)], lengths)
     assert bucketed < in_order / 2
 
@@ -576,14 +603,20 @@ def test_the_generator_decides_the_shuffle():
 
 def test_a_shuffled_sampler_changes_from_epoch_to_epoch_and_an_unshuffled_one_does_not():
     lengths = lognormal_lengths(64)
-    shuffled, fixed = BucketSampler(lengths, 8, generator=seeded(5)), BucketSampler(lengths, 8, shuffle=False)
+    shuffled, fixed = (
+        BucketSampler(lengths, 8, generator=seeded(5)),
+        BucketSampler(lengths, 8, shuffle=False),
+    )
     assert list(shuffled) != list(shuffled)
     assert list(fixed) == list(fixed)
 
 
 def test_shuffling_also_mixes_the_order_of_lengths_across_batches():
     lengths = lognormal_lengths(256)
-    means = [float(lengths[batch].double().mean()) for batch in BucketSampler(lengths, 16, generator=seeded(3))]
+    means = [
+        float(lengths[batch].double().mean())
+        for batch in BucketSampler(lengths, 16, generator=seeded(3))
+    ]
     assert means != sorted(means)
     assert means != sorted(means, reverse=True)
 

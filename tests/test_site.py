@@ -76,7 +76,9 @@ def page(name: str) -> Page:
 
 def base() -> str:
     """The path the site is published under, as the page for a missing address has it."""
-    config = re.search(r'<script id="__config" type="application/json">(.*?)</script>', page("404.html").text)
+    config = re.search(
+        r'<script id="__config" type="application/json">(.*?)</script>', page("404.html").text
+    )
     assert config
     return json.loads(config[1])["base"].rstrip("/")
 
@@ -87,7 +89,9 @@ def found(url: str, source: str) -> str | None:
     if path.startswith("/"):
         target = path.removeprefix(base()).lstrip("/")
     else:
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), path)) if path else source
+        target = (
+            posixpath.normpath(posixpath.join(posixpath.dirname(source), path)) if path else source
+        )
     file = SITE / target
     if file.is_dir():
         file /= "index.html"
@@ -100,7 +104,9 @@ def elsewhere(url: str) -> bool:
 
 
 def test_there_is_a_site() -> None:
-    assert {"index.html", "404.html", "errors/index.html", "api/index.html"} <= set(PAGES), "run: make site SERVE=0"
+    assert {"index.html", "404.html", "errors/index.html", "api/index.html"} <= set(PAGES), (
+        "run: make site SERVE=0"
+    )
     assert len(TUTORIALS) == len(list((ROOT / "tutorials").glob("[0-9][0-9]_*.py")))
 
 
@@ -112,7 +118,9 @@ def test_every_link_leads_somewhere(name: str) -> None:
             continue
         target = found(url, name)
         anchor = unquote(urlsplit(url).fragment)
-        if target is None or (anchor and target.endswith(".html") and anchor not in page(target).ids):
+        if target is None or (
+            anchor and target.endswith(".html") and anchor not in page(target).ids
+        ):
             dead.append(url)
     assert not dead
 
@@ -129,7 +137,9 @@ def test_everything_a_page_loads_is_on_the_site(name: str) -> None:
 def test_everything_a_stylesheet_loads_is_on_the_site() -> None:
     for sheet in SITE.rglob("*.css"):
         text = sheet.read_text(encoding="utf-8")
-        for url in re.findall(r"url\(\s*(?:\"([^\"]*)\"|'([^']*)'|([^)\"']*))\s*\)|@import\s+[\"']([^\"']+)", text):
+        for url in re.findall(
+            r"url\(\s*(?:\"([^\"]*)\"|'([^']*)'|([^)\"']*))\s*\)|@import\s+[\"']([^\"']+)", text
+        ):
             address = next(part for part in url if part)
             if not address.startswith(("data:", "#")):
                 source = sheet.relative_to(SITE).as_posix()
@@ -141,9 +151,13 @@ def test_a_page_is_well_made(name: str) -> None:
     seen = page(name)
     assert not seen.problems
     assert seen.tags.get("h1") == 1, "one title"
-    assert len(seen.ids) == len(set(seen.ids)), f"an id twice: {[i for i in seen.ids if seen.ids.count(i) > 1][:3]}"
+    assert len(seen.ids) == len(set(seen.ids)), (
+        f"an id twice: {[i for i in seen.ids if seen.ids.count(i) > 1][:3]}"
+    )
     assert "No description has been provided" not in seen.text
-    assert 'data-md-component="source"' not in seen.text, "the theme would ask the repository's host for its stars"
+    assert 'data-md-component="source"' not in seen.text, (
+        "the theme would ask the repository's host for its stars"
+    )
 
 
 @pytest.mark.parametrize("name", TUTORIALS)

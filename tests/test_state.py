@@ -14,7 +14,12 @@ def tree(requires_grad=False):
     def leaf(layers, *features):
         return torch.randn(layers, B, *features, dtype=torch.float64, requires_grad=requires_grad)
 
-    return ((leaf(2, 3), leaf(2, 3)), None, [leaf(1, 5)], {"memory": leaf(1, 2, 2, 2), "none": None})
+    return (
+        (leaf(2, 3), leaf(2, 3)),
+        None,
+        [leaf(1, 5)],
+        {"memory": leaf(1, 2, 2, 2), "none": None},
+    )
 
 
 def same_structure(a, b):
@@ -93,7 +98,10 @@ def test_select_rows_indexes_dim_1_of_every_leaf(index):
 def test_selected_rows_go_on_as_they_would_have_alone():
     torch.manual_seed(0)
     model = RecurrentSequential(nn.LSTM(2, 3, num_layers=2), nn.GRU(3, 2)).double()
-    first, then = torch.randn(4, B, 2, dtype=torch.float64), torch.randn(3, B, 2, dtype=torch.float64)
+    first, then = (
+        torch.randn(4, B, 2, dtype=torch.float64),
+        torch.randn(3, B, 2, dtype=torch.float64),
+    )
     _, state = model(first)
     all_rows, _ = model(then, state)
     index = torch.tensor([3, 1])
@@ -116,13 +124,21 @@ def test_reset_rows_zeroes_the_rows_it_names_and_no_other():
 
 def test_reset_rows_clears_what_is_not_a_number():
     state = torch.tensor([[[float("nan")], [1.0], [float("inf")], [2.0]]])
-    assert reset_rows(state, torch.tensor([True, False, True, False])).flatten().tolist() == [0, 1, 0, 2]
+    assert reset_rows(state, torch.tensor([True, False, True, False])).flatten().tolist() == [
+        0,
+        1,
+        0,
+        2,
+    ]
 
 
 def test_a_reset_row_goes_on_as_if_it_had_just_started():
     torch.manual_seed(0)
     model = RecurrentSequential(nn.LSTM(2, 3, num_layers=2), nn.GRU(3, 2)).double()
-    first, then = torch.randn(4, B, 2, dtype=torch.float64), torch.randn(3, B, 2, dtype=torch.float64)
+    first, then = (
+        torch.randn(4, B, 2, dtype=torch.float64),
+        torch.randn(3, B, 2, dtype=torch.float64),
+    )
     rows = torch.tensor([False, True, False, True])
     _, state = model(first)
     outputs, _ = model(then, reset_rows(state, rows))
@@ -137,7 +153,9 @@ def test_no_gradient_crosses_a_reset():
 
 
 def test_reset_rows_refuses_a_mask_of_another_batch():
-    with pytest.raises(ValueError, match=r"(?s)reset_rows.*\(3,\).*\(2, 4, 3\)|reset_rows.*\(2, 4, 3\).*\(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"(?s)reset_rows.*\(3,\).*\(2, 4, 3\)|reset_rows.*\(2, 4, 3\).*\(3,\)"
+    ):
         reset_rows((torch.zeros(2, 4, 3),), torch.tensor([True, False, True]))
 
 

@@ -69,7 +69,9 @@ def test_predict_sequence_to_sequence():
     for batch_size in (1, 16):
         xs, ys = get_inout_seq(waves(batch_size))
         yhats, _ = m(xs)
-        assert loss(yhats, ys) < loss(xs, ys) / 2, "it has learned more than to repeat the last value"
+        assert loss(yhats, ys) < loss(xs, ys) / 2, (
+            "it has learned more than to repeat the last value"
+        )
 
 
 @pytest.mark.parametrize("batch_size", [1, 16])
@@ -114,7 +116,9 @@ def test_predict_sequence_to_one():
 def test_the_loss_of_one_is_the_loss_of_the_last_step(batch_size):
     m = RecurrentSequential(nn.GRU(1, 16), nn.Linear(16, 2))
     xs, y = questions(batch_size)
-    torch.testing.assert_close(seq2one_loss(crossentropy).on(m, xs, y), F.cross_entropy(one_by_one(m, xs)[-1], y))
+    torch.testing.assert_close(
+        seq2one_loss(crossentropy).on(m, xs, y), F.cross_entropy(one_by_one(m, xs)[-1], y)
+    )
 
 
 def test_sequences_of_different_length_in_one_batch_to_one():
@@ -138,7 +142,9 @@ def test_predict_the_future_after_a_primer():
         future, wanted = s.tokens[16:], torch.stack(truth[16:])
         assert torch.equal(s.tokens[:16], torch.stack(truth[:16]))
         staying_put = truth[15].expand(8, -1, -1)
-        assert mse(future, wanted) < mse(staying_put, wanted) / 4, "eight steps on its own stay near the wave"
+        assert mse(future, wanted) < mse(staying_put, wanted) / 4, (
+            "eight steps on its own stay near the wave"
+        )
 
 
 @pytest.mark.parametrize("batch_size", [1, 16])

@@ -31,7 +31,11 @@ PARTS = [  # the footer, the twelfth, is made by the build; the third has three 
 
 def cells(source, kind, tag=None):
     notebook = convert(source)
-    return [c for c in notebook.cells if c.cell_type == kind and (tag is None or tag in c.metadata.get("tags", []))]
+    return [
+        c
+        for c in notebook.cells
+        if c.cell_type == kind and (tag is None or tag in c.metadata.get("tags", []))
+    ]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
@@ -56,7 +60,9 @@ class TestForm:
         assert "skip-execution" in install[0].metadata.tags
 
     def test_its_mistakes_are_made_on_purpose(self, source):
-        headings = "\n".join(cell.source for cell in cells(source, "markdown")).split("## What goes wrong")[1]
+        headings = "\n".join(cell.source for cell in cells(source, "markdown")).split(
+            "## What goes wrong"
+        )[1]
         mistakes = re.findall(r"^### ", headings.split("## Try it")[0], re.MULTILINE)
         assert 2 <= len(mistakes) <= 4
 
@@ -166,7 +172,9 @@ def run(notebook, folder):
     """The executed notebook and the error it ended with; a kernel that never started is started again."""
     for attempt in range(3):
         copy = deepcopy(notebook)
-        client = NotebookClient(copy, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}})
+        client = NotebookClient(
+            copy, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}}
+        )
         try:
             client.execute()
             return copy, None
@@ -190,4 +198,6 @@ def test_breaking_the_package_breaks_a_tutorial(broken, tmp_path, monkeypatch):
     notebook, error = run(notebook, tmp_path)
     assert error is not None, "the tutorial does not notice"
     assert notebook.cells[0].execution_count == 1
-    assert not any(output.output_type == "error" for output in notebook.cells[0].outputs), "the patch itself failed"
+    assert not any(output.output_type == "error" for output in notebook.cells[0].outputs), (
+        "the patch itself failed"
+    )

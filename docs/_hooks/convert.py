@@ -23,7 +23,13 @@ from typing import Any
 import nbformat
 
 Cell = Any  # nbformat's cells are dictionaries with attributes
-ALERTS = {"NOTE": "note", "TIP": "tip", "IMPORTANT": "info", "WARNING": "warning", "CAUTION": "danger"}
+ALERTS = {
+    "NOTE": "note",
+    "TIP": "tip",
+    "IMPORTANT": "info",
+    "WARNING": "warning",
+    "CAUTION": "danger",
+}
 CODE = re.compile(  # fences, code spans, mathematics
     r"^(?P<f>[ >]*(?:`{3,}|~{3,})).*?^(?P=f)[`~]*[ \t]*$|(?<!`)(?P<t>`+)(?!`).+?(?<!`)(?P=t)(?!`)"
     r"|\$\$.+?\$\$|(?<![\\$\w])\$[^$\n]+\$(?!\d)",
@@ -34,13 +40,18 @@ LINK = re.compile(
     r"(?:\(\s*<?(?P<url>[^\s()<>]+)>?(?P<title>\s+\"[^\"]*\")?\s*\)|\[(?P<ref>[^\[\]\n]*)\])"
 )
 ATTRIBUTE = re.compile(r"(?P<head>\b(?:src|href)=\")(?P<url>[^\"]+)\"")
-RAW = re.compile(r"^\s*(?:!!!|\?\?\?|===|:::|--8<--)|\[\^[^\]]+\]|\{\s*[.#:][\w-]+[^}]*\}\s*$", re.M)
+RAW = re.compile(
+    r"^\s*(?:!!!|\?\?\?|===|:::|--8<--)|\[\^[^\]]+\]|\{\s*[.#:][\w-]+[^}]*\}\s*$", re.M
+)
 SHOWN = ("image/svg+xml", "image/png", "text/markdown", "text/html", "text/latex", "text/plain")
 
 # What differs from run to run, and what takes its place.
 MASKS = [
     (re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07"), ""),
-    (re.compile(r"\[[\d:?]+<[\d:?]+,\s*[\d.?]+\s*(?:\w*/s|s/\w*)(?:,\s*)?"), "["),  # tqdm: [00:03<00:00, 31.2it/s]
+    (
+        re.compile(r"\[[\d:?]+<[\d:?]+,\s*[\d.?]+\s*(?:\w*/s|s/\w*)(?:,\s*)?"),
+        "[",
+    ),  # tqdm: [00:03<00:00, 31.2it/s]
     (re.compile(r"\b[\d.]+\s?(it/s|s/it)\b"), r"… \1"),
     (re.compile(r"(?:/[\w.+-]+)+/site-packages/"), "site-packages/"),
     (re.compile(r"(?:/[\w.+-]+)*/ipykernel_\d+/\d+\.py(?::\d+)?"), "<cell>"),
@@ -143,11 +154,15 @@ def output_markdown(output: Any, cell: Cell, page: Converted, folder: str) -> st
         kind = " .stderr" if output.name == "stderr" and not bars else ""
         return fence(masked(output.text), f" {{ .text .output .no-copy{kind} }}")
     if output.output_type == "error":
-        return fence(f"{output.ename}: {masked(output.evalue)}", " { .text .output .no-copy .error }")
+        return fence(
+            f"{output.ename}: {masked(output.evalue)}", " { .text .output .no-copy .error }"
+        )
     foreign = [mime for mime in output.data if mime not in SHOWN]
     mime = next((mime for mime in SHOWN if mime in output.data), "")
     if not mime or any(m.startswith("application/") for m in foreign):
-        raise ValueError(f"its output {', '.join(output.data)} cannot be shown on a page: print it or draw it")
+        raise ValueError(
+            f"its output {', '.join(output.data)} cannot be shown on a page: print it or draw it"
+        )
     data = output.data[mime]
     alt = cell.metadata.get("alt", "").strip()
     if mime.startswith("image/"):
@@ -163,10 +178,14 @@ def output_markdown(output: Any, cell: Cell, page: Converted, folder: str) -> st
         if sound and alt:
             file = f"sound-{1 + len(page.files)}.{sound[1]}"
             page.files[f"{folder}/{file}"] = base64.b64decode(sound[2])
-            return f'<audio controls preload="none" aria-label="{escape(alt)}" src="{file}"></audio>'
+            return (
+                f'<audio controls preload="none" aria-label="{escape(alt)}" src="{file}"></audio>'
+            )
         table = Table(data)
         if not table.plain or not table.rows:
-            raise ValueError("its HTML output cannot be shown on a page (a sound needs alt text): print it or draw it")
+            raise ValueError(
+                "its HTML output cannot be shown on a page (a sound needs alt text): print it or draw it"
+            )
         return table.markdown()
     return fence(data, " { .text .output .no-copy }") if mime == "text/plain" else str(data)
 
@@ -174,7 +193,9 @@ def output_markdown(output: Any, cell: Cell, page: Converted, folder: str) -> st
 # --- prose -----------------------------------------------------------------------------------------------------------
 
 
-def outside_code(text: str, link: Callable[[re.Match[str]], str], attribute: Callable[[re.Match[str]], str]) -> str:
+def outside_code(
+    text: str, link: Callable[[re.Match[str]], str], attribute: Callable[[re.Match[str]], str]
+) -> str:
     """Replace links and src/href attributes where they are not code and not mathematics."""
     kept: list[str] = []
 
@@ -209,7 +230,13 @@ def alerts(text: str, write: Callable[[str, list[str]], list[str]]) -> str:
 
 
 def as_admonition(kind: str, body: list[str]) -> list[str]:
-    return ["", f'!!! {ALERTS[kind]} "{kind.capitalize()}"', "", *(f"    {line}".rstrip() for line in body), ""]
+    return [
+        "",
+        f'!!! {ALERTS[kind]} "{kind.capitalize()}"',
+        "",
+        *(f"    {line}".rstrip() for line in body),
+        "",
+    ]
 
 
 def as_quote(kind: str, body: list[str]) -> list[str]:
@@ -237,7 +264,9 @@ def page_links(text: str, place: str, page: Converted) -> str:
             return url
         target = source_of(url)
         if target is None:
-            page.problems.append(f"{place}: its link {url} leads to no page (pages are in docs/, not in the rest)")
+            page.problems.append(
+                f"{place}: its link {url} leads to no page (pages are in docs/, not in the rest)"
+            )
             return url
         page.links.append((place, "url", target))
         return target if target.startswith("#") else posixpath.relpath(target, "tutorials")
@@ -257,12 +286,18 @@ def page_links(text: str, place: str, page: Converted) -> str:
 def cell_markdown(cell: Cell, place: str, page: Converted, name: str) -> str:
     if cell.cell_type == "markdown":
         for raw in RAW.finditer(CODE.sub("", cell.source)):
-            page.problems.append(f"{place}: {raw[0].strip()!r} is raw text in Jupyter: write an alert, a tag or a link")
+            page.problems.append(
+                f"{place}: {raw[0].strip()!r} is raw text in Jupyter: write an alert, a tag or a link"
+            )
         return page_links(alerts(cell.source, as_admonition), place, page)
     if cell.cell_type != "code":
         return ""
     tags = cell.metadata.get("tags", [])
-    parts = [] if "hide-input" in tags or not cell.source.strip() else [fence(cell.source, " { .python .input }")]
+    parts = (
+        []
+        if "hide-input" in tags or not cell.source.strip()
+        else [fence(cell.source, " { .python .input }")]
+    )
     outputs = cell.get("outputs", [])
     if "raises-exception" in tags and not any(o.output_type == "error" for o in outputs):
         page.problems.append(f"{place}: it is tagged raises-exception and raised nothing")
@@ -280,12 +315,19 @@ def to_markdown(notebook: Any, name: str) -> Converted:
     """The executed notebook of tutorials/NAME.py as the Markdown of its page."""
     page = Converted()
     parts: list[str] = []
-    cells = [(index, cell, "solution" in cell.metadata.get("tags", [])) for index, cell in enumerate(notebook.cells)]
+    cells = [
+        (index, cell, "solution" in cell.metadata.get("tags", []))
+        for index, cell in enumerate(notebook.cells)
+    ]
     for solution, group in groupby(cells, key=lambda item: item[2]):
-        texts = [cell_markdown(cell, where(name, index, cell), page, name) for index, cell, _ in group]
+        texts = [
+            cell_markdown(cell, where(name, index, cell), page, name) for index, cell, _ in group
+        ]
         text = "\n\n".join(text for text in texts if text)
         if solution:
-            text = '??? example "Solution"\n\n' + "\n".join(f"    {line}".rstrip() for line in text.split("\n"))
+            text = '??? example "Solution"\n\n' + "\n".join(
+                f"    {line}".rstrip() for line in text.split("\n")
+            )
         parts.append(text)
     page.markdown = "\n\n".join(parts) + "\n"
     return page
@@ -315,7 +357,9 @@ def download(notebook: Any, absolute: Callable[[str, str], str | None], outputs:
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "markdown":
-            text = outside_code(cell.source, link, lambda m: f'{m["head"]}{address(m["url"]) or ""}"')
+            text = outside_code(
+                cell.source, link, lambda m: f'{m["head"]}{address(m["url"]) or ""}"'
+            )
             cell.source = alerts(text, as_quote)
         elif not outputs:
             cell.outputs, cell.execution_count = [], None

@@ -28,5 +28,10 @@ class Docstrings(Extension):
 
     def on_package(self, *, pkg: Module, **kwargs: Any) -> None:
         for name, member in list(pkg.members.items()):
-            if isinstance(member, Module) and name in member.members and pkg.exports and name in pkg.exports:
+            if (
+                isinstance(member, Module)
+                and name in member.members
+                and pkg.exports
+                and name in pkg.exports
+            ):
                 pkg.members[name] = Alias(name, member.members[name], parent=pkg)

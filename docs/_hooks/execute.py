@@ -127,11 +127,19 @@ def run(root: Path, source: Path, library: str) -> list[str]:
             os.devnull,
             "--color=no",
         ]
-        nbmake = ["--nbmake", "--overwrite", f"--nbmake-timeout={TIMEOUT}", "--nbmake-kernel=python3", str(stage)]
+        nbmake = [
+            "--nbmake",
+            "--overwrite",
+            f"--nbmake-timeout={TIMEOUT}",
+            "--nbmake-kernel=python3",
+            str(stage),
+        ]
         command = [sys.executable, "-m", *pytest, f"--rootdir={root}", *nbmake]
         for _ in range(KERNELS):
             nbformat.write(convert(source), stage)
-            result = subprocess.run(command, capture_output=True, text=True, env=environment(root), check=False)
+            result = subprocess.run(
+                command, capture_output=True, text=True, env=environment(root), check=False
+            )
             notebook = clean(nbformat.read(stage, 4))
             if not result.returncode or any(cell.get("execution_count") for cell in notebook.cells):
                 break  # it ran to its end or to a cell that failed; else its kernel never started
@@ -141,9 +149,17 @@ def run(root: Path, source: Path, library: str) -> list[str]:
     if problems := to_markdown(notebook, source.stem).problems:
         return problems
     if result.returncode:
-        last = max((i for i, cell in enumerate(notebook.cells) if cell.get("execution_count")), default=0)
-        return [f"{where(source.stem, last, notebook.cells[last])}: nbmake failed\n{result.stdout}{result.stderr}"]
-    facts |= {"seconds": round(seconds, 1), "cores": os.cpu_count() or 1, "python": sys.version.split()[0]}
+        last = max(
+            (i for i, cell in enumerate(notebook.cells) if cell.get("execution_count")), default=0
+        )
+        return [
+            f"{where(source.stem, last, notebook.cells[last])}: nbmake failed\n{result.stdout}{result.stderr}"
+        ]
+    facts |= {
+        "seconds": round(seconds, 1),
+        "cores": os.cpu_count() or 1,
+        "python": sys.version.split()[0],
+    }
     facts |= {"torch": version("torch"), "rnnkit": own_version()}
     notebook.metadata["rnnkit"] = facts
     kept = target(root, source)
@@ -153,15 +169,25 @@ def run(root: Path, source: Path, library: str) -> list[str]:
     return []
 
 
-def update(root: Path, only: list[str] | None = None, force: bool = False, edited_only: bool = False) -> list[str]:
+def update(
+    root: Path, only: list[str] | None = None, force: bool = False, edited_only: bool = False
+) -> list[str]:
     """Run what is stale, two at a time, and return the problems, each with its file and cell."""
-    for orphan in set((root / "docs" / "tutorials").glob("*.ipynb")) - {target(root, s) for s in sources(root)}:
+    for orphan in set((root / "docs" / "tutorials").glob("*.ipynb")) - {
+        target(root, s) for s in sources(root)
+    }:
         orphan.unlink()
     library = surroundings(root)
     chosen = [source for source in sources(root) if not only or source.stem in only]
-    reasons = {source: staleness(root, source, library) or ("forced" if force else "") for source in chosen}
+    reasons = {
+        source: staleness(root, source, library) or ("forced" if force else "") for source in chosen
+    }
     if edited_only:
-        reasons = {source: reason for source, reason in reasons.items() if reason in ("", "new", "tutorial changed")}
+        reasons = {
+            source: reason
+            for source, reason in reasons.items()
+            if reason in ("", "new", "tutorial changed")
+        }
     stale = [source for source, reason in reasons.items() if reason]
     say(f"tutorials: {len(reasons) - len(stale)} fresh, {len(stale)} to run")
     for source in stale:
@@ -178,7 +204,9 @@ def update(root: Path, only: list[str] | None = None, force: bool = False, edite
         problems.extend(found)
         done += 1
         outcome = "FAILED" if found else "passed"
-        say(f"  {source.stem}: {outcome} in {time.monotonic() - began:.0f} s ({done} of {len(stale)})")
+        say(
+            f"  {source.stem}: {outcome} in {time.monotonic() - began:.0f} s ({done} of {len(stale)})"
+        )
 
     def tick() -> None:
         while not finished.wait(10):

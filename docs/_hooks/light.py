@@ -8,7 +8,9 @@ import re
 from typing import Any
 
 PLAIN = re.compile(r'<span class="(?:n|o|p|w)">([^<]*)</span>')
-INPUT = re.compile(r'(<div class=")language-python (input highlight"><pre>)(.*?)(</pre>)', re.DOTALL)
+INPUT = re.compile(
+    r'(<div class=")language-python (input highlight"><pre>)(.*?)(</pre>)', re.DOTALL
+)
 SPAN = re.compile(r"</?span[^>]*>")
 VERBATIM = re.compile(r"(<(pre|script|style|textarea)\b.*?</\2>)", re.DOTALL)
 BLANK = re.compile(r"\s*\n\s*")
@@ -21,4 +23,6 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def on_post_page(output: str, **_: Any) -> str:
     parts = VERBATIM.split(output)  # text, verbatim element, its name, text, ...
-    return "".join(part if i % 3 == 1 else BLANK.sub("\n", part) for i, part in enumerate(parts) if i % 3 != 2)
+    return "".join(
+        part if i % 3 == 1 else BLANK.sub("\n", part) for i, part in enumerate(parts) if i % 3 != 2
+    )

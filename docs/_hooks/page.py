@@ -57,10 +57,14 @@ def on_files(files: Any, config: Any) -> Any:
         for problem in page.problems:
             log.warning(problem)
         pages[file.src_uri] = notebook, page
-        made = page.files | dict.fromkeys(downloads(name), b"")  # downloads are filled in on_env: they need addresses
+        made = page.files | dict.fromkeys(
+            downloads(name), b""
+        )  # downloads are filled in on_env: they need addresses
         for path, content in made.items():
             uri = f"tutorials/{path}"
-            files.append(File.generated(config, uri, content=content, inclusion=InclusionLevel.INCLUDED))
+            files.append(
+                File.generated(config, uri, content=content, inclusion=InclusionLevel.INCLUDED)
+            )
     return files
 
 
@@ -75,8 +79,14 @@ def on_page_read_source(page: Any, config: Any) -> str | None:
     notebook, converted = pages[page.file.src_uri]
     name = Path(page.file.src_uri).stem
     if config.repo_url and page.edit_url:
-        page.edit_url = page.edit_url.replace(f"docs/tutorials/{name}.ipynb", f"tutorials/{name}.py")
-    return converted.markdown + "\n" + footer(notebook.metadata.get("rnnkit", {}), name, root_of(config))
+        page.edit_url = page.edit_url.replace(
+            f"docs/tutorials/{name}.ipynb", f"tutorials/{name}.py"
+        )
+    return (
+        converted.markdown
+        + "\n"
+        + footer(notebook.metadata.get("rnnkit", {}), name, root_of(config))
+    )
 
 
 def footer(facts: dict[str, Any], name: str, root: Path) -> str:
@@ -87,7 +97,10 @@ def footer(facts: dict[str, Any], name: str, root: Path) -> str:
     made += f", commit `{commit}`" if commit else ""
     ran = f"ran in {facts.get('seconds', 0):.0f} s, one thread on a machine with {facts.get('cores')} cores"
     full, empty = downloads(name)
-    links = [f"[Notebook with outputs]({full}){{ download }}", f"[without outputs]({empty}){{ download }}"]
+    links = [
+        f"[Notebook with outputs]({full}){{ download }}",
+        f"[without outputs]({empty}){{ download }}",
+    ]
     if colab := os.environ.get("RNNKIT_COLAB_URL"):
         links.append(f"[open in Colab]({colab.rstrip('/')}/tutorials/{full})")
     return f"---\n\nMade with {made}; {ran}.\n{' · '.join(links)}\n{{ .made-with }}\n"
@@ -114,8 +127,12 @@ def on_env(env: Any, config: Any, files: Any) -> None:
     for uri, (notebook, page) in pages.items():
         check(uri, page, autorefs, files)
         for path, outputs in zip(downloads(Path(uri).stem), (True, False), strict=True):
-            made = download(notebook, partial(absolute, uri=uri, config=config, files=files), outputs)
-            files.get_file_from_path(f"tutorials/{path}").content_string = nbformat.writes(made) + "\n"
+            made = download(
+                notebook, partial(absolute, uri=uri, config=config, files=files), outputs
+            )
+            files.get_file_from_path(f"tutorials/{path}").content_string = (
+                nbformat.writes(made) + "\n"
+            )
 
 
 def reference(identifier: str, autorefs: Any) -> str | None:
@@ -137,7 +154,9 @@ def check(uri: str, page: Converted, autorefs: Any, files: Any) -> None:
         if file is None:
             log.warning(f"{place}: its link leads to {path}, which does not exist")
         elif anchor and (file.page is None or anchor not in file.page.present_anchor_ids):
-            log.warning(f"{place}: its link leads to #{anchor}, which {path or 'its page'} does not have")
+            log.warning(
+                f"{place}: its link leads to #{anchor}, which {path or 'its page'} does not have"
+            )
 
 
 def absolute(kind: str, to: str, uri: str, config: Any, files: Any) -> str | None:
@@ -150,7 +169,9 @@ def absolute(kind: str, to: str, uri: str, config: Any, files: Any) -> str | Non
         address = file and file.url + (f"#{anchor}" if anchor else "")
     if address is None or re.match(r"\w+:", address):
         return address
-    return config.site_url.rstrip("/") + "/" + address.removeprefix("./") if config.site_url else None
+    return (
+        config.site_url.rstrip("/") + "/" + address.removeprefix("./") if config.site_url else None
+    )
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:

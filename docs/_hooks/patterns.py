@@ -8,8 +8,19 @@ from html import escape
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "patterns"
-STATE, LOSS, OUTPUT, FED, INK, PAD = "#0072B2", "#C04A00", "#00664A", "#B0508A", "#444444", "#B8B8B8"
-WIDTH, GAP, LEFT = 360, 56, 84  # a drawing is 360 px wide: at that width it is read without shrinking
+STATE, LOSS, OUTPUT, FED, INK, PAD = (
+    "#0072B2",
+    "#C04A00",
+    "#00664A",
+    "#B0508A",
+    "#444444",
+    "#B8B8B8",
+)
+WIDTH, GAP, LEFT = (
+    360,
+    56,
+    84,
+)  # a drawing is 360 px wide: at that width it is read without shrinking
 WORDS = """
 02|Sequence to sequence|Each step has an input below, a state that goes on to the right, an output and a loss above.
 03|Sequence to one|Two rows of a batch, of lengths 5 and 3. The loss is on the last valid step; padding is gray.
@@ -40,7 +51,9 @@ def disc(x, y, words, color, dashed=False):
 
 
 def box(x, y, words, color=STATE, width=36, fill="#EAF3F9"):
-    rect = f'<rect x="{x - width / 2:g}" y="{y - 15}" width="{width}" height="30" rx="6" fill="{fill}"'
+    rect = (
+        f'<rect x="{x - width / 2:g}" y="{y - 15}" width="{width}" height="30" rx="6" fill="{fill}"'
+    )
     return f'{rect} stroke="{color}" stroke-width="1.8"/>' + text(x, y + 4, words, color)
 
 
@@ -55,14 +68,23 @@ def graph(y, inputs, outputs, losses=(), fed=(), cuts=(), valid=9, gap=GAP, left
     top = y + 46 if losses else y
     mid, low = top + 54, top + 108
     rows = {"loss": y, "output": top, "state": mid, "input": low}
-    parts = [text(8, at + 4, row, anchor="start", size=12) for row, at in rows.items() if losses or row != "loss"]
+    parts = [
+        text(8, at + 4, row, anchor="start", size=12)
+        for row, at in rows.items()
+        if losses or row != "loss"
+    ]
     for t, name in enumerate(inputs):
         x = left + t * gap
         state, ink, fill = (STATE, INK, "#EAF3F9") if t < valid else (PAD, PAD, "#FFFFFF")
         parts += [path(f"M{x - gap + 18} {mid}H{x - 20}", state)] * (t > 0)
         if t in cuts:
-            parts.append(path(f"M{x + gap // 2 - 8} {mid + 9}l5 -18m0 18l5 -18", LOSS, width=2.4, tip=False))
-        parts += [path(f"M{x} {low - 15}V{mid + 17}", ink), box(x, mid, f"h_{t + 1}", state, fill=fill)]
+            parts.append(
+                path(f"M{x + gap // 2 - 8} {mid + 9}l5 -18m0 18l5 -18", LOSS, width=2.4, tip=False)
+            )
+        parts += [
+            path(f"M{x} {low - 15}V{mid + 17}", ink),
+            box(x, mid, f"h_{t + 1}", state, fill=fill),
+        ]
         if outputs[t]:
             parts += [path(f"M{x} {mid - 15}V{top + 17}", OUTPUT), disc(x, top, outputs[t], OUTPUT)]
         parts.append(disc(x, low, name, FED if t in fed else ink, dashed=t in fed))
@@ -80,13 +102,22 @@ def graph(y, inputs, outputs, losses=(), fed=(), cuts=(), valid=9, gap=GAP, left
 def drawings():
     """File name -> SVG."""
     xs, ys, each = [f"x_{t}" for t in range(1, 6)], [f"y_{t}" for t in range(1, 6)], range(5)
-    first = [*graph(52, xs, ["", "", "", "", "y_5"], [4]), text(8, 24, "row 1, length 5", anchor="start")]
-    second = [*graph(278, xs, ["", "", "y_3", "", ""], [2], valid=3), text(8, 250, "row 2, length 3", anchor="start")]
+    first = [
+        *graph(52, xs, ["", "", "", "", "y_5"], [4]),
+        text(8, 24, "row 1, length 5", anchor="start"),
+    ]
+    second = [
+        *graph(278, xs, ["", "", "y_3", "", ""], [2], valid=3),
+        text(8, 250, "row 2, length 3", anchor="start"),
+    ]
     drawn = graph(26, [*xs[:3], "s_4", "s_5"], ys, fed=[3, 4])
     drawn += [box(x, 44, "S", FED, 18, "#FFFFFF") for x in (224, 280)]
     drawn += [span(84, 196, 164, "primer"), span(252, 308, 164, "drawn by S", FED)]
     closed = graph(26, [*xs[:3], "y_3", "y_4"], ys, each, fed=[3, 4])
-    closed += [span(84, 196, 208, "T \u2212 n steps given", LOSS), span(252, 308, 208, "n self-fed", FED)]
+    closed += [
+        span(84, 196, 208, "T \u2212 n steps given", LOSS),
+        span(252, 308, 208, "n self-fed", FED),
+    ]
     closed += [text(140, 242, "open loss", LOSS), text(280, 242, "closed loss", FED)]
     shares = graph(26, xs[:3], ["", "", "y_3"], [2], gap=100, left=96)
     shares.append(path("M276 26Q254 26 254 70Q254 100 276 114", LOSS, width=2.6))
@@ -100,7 +131,9 @@ def drawings():
     graphs = [(206, graph(26, xs, ys, each)), (458, first + second), (192, drawn), (326, shares)]
     graphs += [(206, graph(26, xs, ys, each, cuts=[1, 3])), (254, closed)]
     words = [line.split("|") for line in WORDS.split("\n")[1:-1]]
-    return {f"{n}.svg": svg(title, more, *g) for (n, title, more), g in zip(words, graphs, strict=True)}
+    return {
+        f"{n}.svg": svg(title, more, *g) for (n, title, more), g in zip(words, graphs, strict=True)
+    }
 
 
 def svg(title, description, height, parts):

@@ -39,16 +39,22 @@ def compare(group: str, ways: dict[str, Way], rounds: int) -> None:
     first = next(iter(times.values()))
     print(group)
     for name, row in times.items():
-        low, middle, high = statistics.quantiles([a / b for a, b in zip(row, first, strict=True)], n=4)
+        low, middle, high = statistics.quantiles(
+            [a / b for a, b in zip(row, first, strict=True)], n=4
+        )
         print(f"  {name:<58} {middle:5.2f}  ({low:.2f} to {high:.2f})", flush=True)
 
 
 def model_of(kind: type[nn.RNNBase], hidden: int) -> rk.RecurrentSequential:
     torch.manual_seed(0)
-    return rk.RecurrentSequential(nn.Embedding(V, hidden), kind(hidden, hidden), nn.Linear(hidden, V))
+    return rk.RecurrentSequential(
+        nn.Embedding(V, hidden), kind(hidden, hidden), nn.Linear(hidden, V)
+    )
 
 
-def step_of(shape: str, kind: type[nn.RNNBase] = nn.LSTM, repeats: int = 1, threads: int = 1, **options) -> Way:
+def step_of(
+    shape: str, kind: type[nn.RNNBase] = nn.LSTM, repeats: int = 1, threads: int = 1, **options
+) -> Way:
     """A training step of a Learner; `fused` is the optimizer's, `autocast` the Learner's, `cells` unrolls the model."""
     batch, length, hidden = SHAPES[shape]
     model = model_of(kind, hidden)
@@ -94,15 +100,21 @@ def ragged(kind: type[nn.RNNBase], buckets: bool, packed: bool) -> Way:
     data = [torch.randn(n, 128, generator=generator) for n in lengths.tolist()]
     sampler = rk.BucketSampler(lengths, 32) if buckets else None
     options = {"batch_sampler": sampler} if sampler else {"batch_size": 32}
-    batches = [(b.inputs, b.lengths) for b in DataLoader(data, collate_fn=rk.pad_collate, **options)]
+    batches = [
+        (b.inputs, b.lengths) for b in DataLoader(data, collate_fn=rk.pad_collate, **options)
+    ]
     rnn = kind(128, 128)
 
     def way() -> None:
         for inputs, counts in batches:
             if packed:
-                outputs, _ = pad_packed_sequence(rnn(pack_padded_sequence(inputs, counts, enforce_sorted=False))[0])
+                outputs, _ = pad_packed_sequence(
+                    rnn(pack_padded_sequence(inputs, counts, enforce_sorted=False))[0]
+                )
             else:
-                outputs = rnn(inputs)[0] * (torch.arange(len(inputs)).unsqueeze(1) < counts).unsqueeze(2)
+                outputs = rnn(inputs)[0] * (
+                    torch.arange(len(inputs)).unsqueeze(1) < counts
+                ).unsqueeze(2)
             outputs.sum().backward()
 
     return way
@@ -110,18 +122,27 @@ def ragged(kind: type[nn.RNNBase], buckets: bool, packed: bool) -> Way:
 
 def main(rounds: int) -> None:
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, rnnkit {rk.__version__}, Python {platform.python_version()}, {rounds} rounds")
+    print(
+        f"torch {torch.__version__}, rnnkit {rk.__version__}, Python {platform.python_version()}, {rounds} rounds"
+    )
     for kind in nn.LSTM, nn.GRU:
-        ways = {"one call of the model, one loss": step_of("small", kind), "both for each step": by_hand("small", kind)}
+        ways = {
+            "one call of the model, one loss": step_of("small", kind),
+            "both for each step": by_hand("small", kind),
+        }
         ways["cells, one loss"] = step_of("small", kind, cells=True)
-        ways["fed its own output at half of the steps"] = step_of("small", kind, feedback=rk.Feedback.every(2))
+        ways["fed its own output at half of the steps"] = step_of(
+            "small", kind, feedback=rk.Feedback.every(2)
+        )
         compare(f"a training step, {kind.__name__}, B=32 T=32 H=128", ways, rounds)
     for shape, repeats in ("tiny", 20), ("medium", 1):
         ways = {
             "Adam": step_of(shape, repeats=repeats),
             "Adam(fused=True)": step_of(shape, repeats=repeats, fused=True),
         }
-        ways["Learner(autocast=torch.bfloat16)"] = step_of(shape, repeats=repeats, autocast=torch.bfloat16)
+        ways["Learner(autocast=torch.bfloat16)"] = step_of(
+            shape, repeats=repeats, autocast=torch.bfloat16
+        )
         ways["two threads"] = step_of(shape, repeats=repeats, threads=2)
         compare(f"a training step, LSTM, {shape}: B, T, H = {SHAPES[shape]}", ways, rounds)
     for kind in nn.LSTM, nn.GRU:
@@ -130,7 +151,11 @@ def main(rounds: int) -> None:
             for packed in False, True:
                 name = f"{'packed' if packed else 'padded'}{', batches of like length' if buckets else ''}"
                 ways[name] = ragged(kind, buckets, packed)
-        compare(f"sequences of 5 to 500 steps, {kind.__name__}, B=32 H=128, forward and backward", ways, rounds)
+        compare(
+            f"sequences of 5 to 500 steps, {kind.__name__}, B=32 H=128, forward and backward",
+            ways,
+            rounds,
+        )
 
 
 if __name__ == "__main__":

@@ -123,21 +123,27 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--heap", choices=("kept", "free"), default="kept")
-    parser.add_argument("--check", action="store_true", help="end with an error where a ratio is above its target")
+    parser.add_argument(
+        "--check", action="store_true", help="end with an error where a ratio is above its target"
+    )
     options = parser.parse_args()
     if options.heap == "kept":
         keep_heap()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     missed: list[str] = []
-    print(f"torch {torch.__version__}, one thread, heap {options.heap}; CPU time, kit over loop by hand")
+    print(
+        f"torch {torch.__version__}, one thread, heap {options.heap}; CPU time, kit over loop by hand"
+    )
     for case in cases(options.tokens):
         found = ratios(case, options.repeats)
         middle = statistics.median(found)
         verdict = "" if middle <= case.target else "  MISSED"
         missed += [case.name] if verdict else []
         spread = f"({min(found):.2f} to {max(found):.2f})"
-        print(f"{case.name:<56} {middle:5.2f} {spread}  target {case.target:.2f}{verdict}", flush=True)
+        print(
+            f"{case.name:<56} {middle:5.2f} {spread}  target {case.target:.2f}{verdict}", flush=True
+        )
     if options.check and missed:
         raise SystemExit(f"above target: {', '.join(missed)}")
 

@@ -25,7 +25,9 @@ SHAPES = {"tiny": (8, 16, 32, 1.05, 10), "medium": (32, 128, 256, 1.02, 1)}
 
 def build(hidden: int) -> tuple[rk.RecurrentSequential, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    model = rk.RecurrentSequential(nn.Embedding(V, hidden), nn.LSTM(hidden, hidden), nn.Linear(hidden, V))
+    model = rk.RecurrentSequential(
+        nn.Embedding(V, hidden), nn.LSTM(hidden, hidden), nn.Linear(hidden, V)
+    )
     return model, torch.optim.Adam(model.parameters(), 1e-3)
 
 
@@ -60,7 +62,9 @@ def by_hand(hidden: int, inputs: torch.Tensor, targets: torch.Tensor, bare: bool
 def by_learner(hidden: int, inputs: torch.Tensor, targets: torch.Tensor, *callbacks: object):
     model, optimizer = build(hidden)
     clip = rk.ClipGradients(1.0)
-    learner = rk.Learner(model, rk.seq2seq_loss(nn.CrossEntropyLoss()), optimizer, [clip, *callbacks])
+    learner = rk.Learner(
+        model, rk.seq2seq_loss(nn.CrossEntropyLoss()), optimizer, [clip, *callbacks]
+    )
     phase = rk.BPTTTrainingPhase()
     return lambda: learner.step(phase, (inputs, targets)), model
 
@@ -79,7 +83,9 @@ def timed(steps: list, count: int) -> list[float]:
 
 def main(rounds: int) -> None:
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, rnnkit {rk.__version__}, Python {platform.python_version()}, one thread")
+    print(
+        f"torch {torch.__version__}, rnnkit {rk.__version__}, Python {platform.python_version()}, one thread"
+    )
     for name, (batch, length, hidden, target, count) in SHAPES.items():
         tokens = torch.randint(V, (length + 1, batch), generator=torch.Generator().manual_seed(0))
         hand, left = by_hand(hidden, tokens[:-1], tokens[1:])
