@@ -3,7 +3,7 @@
 from .analysis.gradients import gradient_by_step, gradient_flow
 from .analysis.plots import plot_gradient_flow, plot_history, plot_horizon
 from .core.state import detach, reset_rows, select_rows
-from .data.batches import SequenceBatch, batchseq, get_inout_seq, steps, unbatchseq
+from .data.batches import Padded, SequenceBatch, batchseq, get_inout_seq, steps, unbatchseq
 from .data.loaders import BucketSampler, StreamLoader, pad_collate
 from .generation.beam import beam_search
 from .generation.feedback import Feedback
@@ -41,7 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Attention", "BPTTTrainingPhase", "BPTTValidationPhase", "BucketSampler", "CancelEpoch", "CancelFit",
     "CancelStep", "Checkpoint", "ClipGradients", "DistributionSampler", "EarlyStopping", "EncoderDecoder",
-    "Feedback", "History", "Learner", "PerStep", "ProgressBar", "RecurrentSequential", "Sample", "Scheduler",
+    "Feedback", "History", "Learner", "Padded", "PerStep", "ProgressBar", "RecurrentSequential", "Sample", "Scheduler",
     "SequenceBatch", "SoftmaxSampler", "StepState", "StopOnNaN", "StreamLoader", "Unroll", "batchseq",
     "beam_search", "detach", "get_inout_seq", "gradient_by_step", "gradient_flow", "identity", "pad_collate",
     "plot_gradient_flow", "plot_history", "plot_horizon", "reset_rows", "rollout", "sample_best",

@@ -1,136 +1,426 @@
-"""One layout, `(T, B, *features)`, padded at the end, with lengths beside it; the ways into it and out of it."""
+"""One layout, `(T, B, *F)`, padded at the end, with lengths beside it; the ways into and out of it.
 
-from collections.abc import Iterator, Sequence
+A batch comes in many forms: a pair, a triple, one sequence, a list of steps, a dict of sequences, a
+`Padded`, a `SequenceBatch`. `SequenceBatch.of` is the one place that reads them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core.errors import Refusal, asked, in_words
-from ..core.layout import Steps, as_sequence, check_lengths
+from ..core.errors import Refusal, asked, in_words, one_of
+from ..core.layout import Steps, as_sequence, as_sequences, between, check_lengths, extent
 
 
-@dataclass(frozen=True)
-class SequenceBatch:
-    """One batch of sequences; iterating over it gives those of inputs, targets and lengths that are there.
+class Padded(NamedTuple):
+    """Sequences of different length in one tensor, and how long each of them is.
+
+    As a batch it is one ragged sequence, in which each step's target is the step that follows.
+
+    >>> import torch
+    >>> from rnnkit import batchseq, get_inout_seq
+    >>> padded = batchseq([torch.tensor([1, 2, 3]), torch.tensor([4, 5])])
+    >>> padded.sequences.T.tolist(), padded.lengths.tolist()
+    ([[1, 2, 3], [4, 5, 0]], [3, 2])
+    >>> inputs, targets, lengths = get_inout_seq(padded)
+    >>> inputs.T.tolist(), targets.T.tolist(), lengths.tolist()
+    ([[1, 2], [4, 5]], [[2, 3], [5, 0]], [2, 1])
 
     Attributes:
-        inputs: `(T, B, *F)`; an encoder-decoder takes `(source, source_lengths, inputs)`.
-        targets: `(T, B, *Y)` or, one a sequence, `(B, *Y)`; `None` where the inputs, shifted by one, are the targets.
-        lengths: int64 CPU `(B,)`, or `None` where every row has `T` steps.
-        restart: bool `(B,)`, the rows that start afresh here and do not go on from the batch before; or `None`.
+        sequences: `(T, B, *F)`, in column i sequence i and after its end padding.
+        lengths: int64 on the CPU, `(B,)`.
+    """
 
+    sequences: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceBatch:
+    """One batch of sequences; iterating gives those of inputs, targets and lengths that are there.
+
+    >>> import torch
+    >>> from rnnkit import SequenceBatch
     >>> inputs, targets = SequenceBatch(torch.zeros(5, 2, 1), torch.zeros(5, 2, 1))
+
+    Attributes:
+        inputs: `(T, B, *F)`, a list of `T` steps, or a dict of such sequences; for an
+            encoder-decoder `(source, source_lengths, inputs)`.
+        targets: `(T, B, *Y)` or, one a sequence, `(B, *Y)`, or a dict of them; `None` where each
+            step's target is the next step of the inputs.
+        lengths: int64 on the CPU, `(B,)`; `None` where every row has `T` steps.
+        restart: bool `(B,)`, the rows that start afresh here and do not go on from the batch
+            before; `None` where nothing goes on. With it a row may have the length 0.
+        weights: `(T, B)`, what each target counts for: finite, not negative, 0 for one that is not
+            scored. For targets one a sequence also `(B,)`. They are shifted where targets are made.
     """
 
     inputs: Any
-    targets: Tensor | None = None
+    targets: Any = None
     lengths: Tensor | None = None
     restart: Tensor | None = None
+    weights: Tensor | None = None
+
+    @staticmethod
+    @asked("SequenceBatch.of")
+    def of(batch: Any) -> "SequenceBatch":
+        """A batch in any form that [get_inout_seq][rnnkit.get_inout_seq] takes, with its targets.
+
+        >>> import torch
+        >>> from rnnkit import SequenceBatch
+        >>> batch = SequenceBatch.of(torch.arange(4).unsqueeze(1))
+        >>> batch.inputs.flatten().tolist(), batch.targets.flatten().tolist()
+        ([0, 1, 2], [1, 2, 3])
+        """
+        return _read(batch)
 
     def __iter__(self) -> Iterator[Any]:
-        return (part for part in (self.inputs, self.targets, self.lengths) if part is not None)
+        parts = (self.inputs, self.targets, self.lengths)
+        return (part for part in parts if part is not None)
 
     def to(self, device: torch.device | str) -> "SequenceBatch":
-        """The same batch with inputs and targets on `device`; lengths and restart stay on the CPU."""
-        x, y = self.inputs, self.targets
-        inputs = (x[0].to(device), x[1], x[2].to(device)) if isinstance(x, tuple) else x.to(device)
-        return replace(self, inputs=inputs, targets=None if y is None else y.to(device))
+        """The same batch with inputs, targets and weights on `device`.
+
+        Lengths and restarts stay on the CPU. What is pinned is copied without waiting for it.
+        """
+
+        def move(leaf: Tensor) -> Tensor:
+            return leaf.to(device, non_blocking=leaf.is_pinned())
+
+        inputs = _each_tensor(move, self.inputs)
+        if isinstance(self.inputs, tuple) and len(self.inputs) == 3:
+            inputs = (inputs[0], self.inputs[1], inputs[2])  # the source's lengths stay too
+        return replace(
+            self,
+            inputs=inputs,
+            targets=_each_tensor(move, self.targets),
+            weights=_each_tensor(move, self.weights),
+        )
+
+    def pin_memory(self) -> "SequenceBatch":
+        """The same batch in pinned memory: `DataLoader(pin_memory=True)` calls this."""
+
+        def pin(tree: Any) -> Any:
+            return _each_tensor(lambda leaf: leaf.pin_memory(), tree)
+
+        return SequenceBatch(
+            pin(self.inputs),
+            pin(self.targets),
+            pin(self.lengths),
+            pin(self.restart),
+            pin(self.weights),
+        )
 
 
-@asked("steps")
-def steps(sequence: Steps) -> list[Tensor]:
-    """The `T` steps `(B, *F)` of `(T, B, *F)`, as views, or of a list of steps: the "sequence of batches" of Flux.
-
-    Raises `ValueError` if there is no step or they differ in shape.
-
-    >>> [step.shape for step in steps(torch.zeros(3, 2, 5))] == [(2, 5)] * 3
-    True
-    """
-    return list(as_sequence(sequence, "sequence").unbind(0))
+def _each_tensor(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """`function` of every tensor in tuples, lists and dicts; what is no tensor stays as it is."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: _each_tensor(function, part) for key, part in tree.items()}
+    if isinstance(tree, tuple | list):
+        items = [_each_tensor(function, part) for part in tree]
+        named = hasattr(tree, "_fields")  # a named tuple takes its parts one by one
+        return type(tree)(*items) if named else type(tree)(items)
+    return tree
 
 
 @asked("get_inout_seq")
 def get_inout_seq(batch: Any) -> tuple[Any, ...]:
-    """Inputs and targets of a batch, in whatever form it came: `(inputs, targets)` or `(inputs, targets, lengths)`.
+    """Inputs and targets of a batch in whatever form: `(inputs, targets)` or `(..., lengths)`.
 
-    A tuple is these already and a [SequenceBatch][rnnkit.SequenceBatch] holds them. In one sequence `(T, B, *F)`, or
-    list of steps, each step's target is the step that follows; a `ValueError` where none does. Anything else is a
-    `TypeError`. As in [issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144), its type says what it is.
+    As in [issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144), its type says what it
+    is. Weights and restarts, which only a `SequenceBatch` has, stay in `SequenceBatch.of(batch)`.
 
+    | a batch | is |
+    |---|---|
+    | `(inputs, targets)`, `(inputs, targets, lengths)` | these already |
+    | a [SequenceBatch][rnnkit.SequenceBatch] | its parts; without targets it is shifted |
+    | a tensor `(T, B, *F)`, a list of steps, a dict of sequences | one sequence, shifted |
+    | a [Padded][rnnkit.Padded] | one ragged sequence, shifted, with lengths less by 1 |
+
+    Shifted: the inputs are all steps but the last, the targets all but the first.
+
+    >>> import torch
+    >>> from rnnkit import get_inout_seq
     >>> inputs, targets = get_inout_seq(torch.arange(4).unsqueeze(1))
     >>> inputs.flatten().tolist(), targets.flatten().tolist()
     ([0, 1, 2], [1, 2, 3])
+
+    Raises:
+        TypeError: if it is none of these, or a list of two: `DataLoader` makes lists of pairs.
+        ValueError: if a sequence to be shifted has one step; if shapes, lengths or weights do not
+            fit.
     """
-    if isinstance(batch, tuple) and len(batch) in (2, 3):
-        return batch
+    return tuple(_read(batch))
+
+
+def _read(batch: Any) -> SequenceBatch:
+    """A batch in any form, checked, with its targets."""
+    batch = _unpadded(_named(batch))
+    source, sequence = _taken_apart(batch.inputs)
+    sequence = as_sequences(sequence, "inputs")
+    if batch.targets is None:
+        batch = _shifted(batch, sequence)
+        sequence = between(sequence, 0, extent(sequence)[0] - 1)
+    time, rows = extent(sequence)
+
+    if batch.lengths is not None:
+        least = 1 if batch.restart is None else 0
+        check_lengths(batch.lengths, time, rows, least)
+    if batch.restart is not None:
+        _check_restart(batch.restart, rows)
+    if isinstance(batch.targets, dict):
+        _check_targets(batch.targets, time, rows)
+    weights = batch.weights
+    if weights is not None:
+        weights = _checked_weights(weights, ((time, rows), (rows,)))
+    return replace(batch, inputs=(*source, sequence) if source else sequence, weights=weights)
+
+
+def _named(batch: Any) -> SequenceBatch:
+    """What came as a SequenceBatch: which of its parts is what."""
     if isinstance(batch, SequenceBatch):
-        if batch.targets is not None:
-            return tuple(batch)
-        *source, sequence = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
-        inputs, targets = get_inout_seq(sequence)
-        inputs = (*source, inputs) if source else inputs
-        if batch.lengths is None:
-            return inputs, targets
-        return inputs, targets, check_lengths(batch.lengths, *sequence.shape[:2], least=2) - 1
-    if not isinstance(batch, Tensor | list):
-        wanted = "a tuple of two or three, a SequenceBatch or one sequence"
-        fix = "a tuple is a pair (inputs, targets); a list is the T steps of one sequence."
-        raise Refusal(in_words(batch), wanted, fix, TypeError)
-    sequence = as_sequence(batch, "a sequence", least=1)
-    if len(sequence) < 2:
+        return batch
+    if isinstance(batch, Padded):
+        return SequenceBatch(batch.sequences, lengths=batch.lengths)
+    if isinstance(batch, tuple) and len(batch) in (2, 3):
+        if batch[1] is None:
+            fix = "SequenceBatch(inputs), where each step's target is the next one."
+            raise Refusal("a tuple whose targets are None", "(inputs, targets)", fix, TypeError)
+        return SequenceBatch(*batch)
+    if isinstance(batch, list):
+        _check_is_no_pair(batch)
+    if not isinstance(batch, Tensor | list | dict):
+        raise Refusal(
+            in_words(batch),
+            "a tuple of two or three, a SequenceBatch or one sequence",
+            "a tuple is a pair (inputs, targets); a list is the T steps of one sequence.",
+            TypeError,
+        )
+    return SequenceBatch(batch)
+
+
+def _check_is_no_pair(batch: list[Any]) -> None:
+    """Refuse a list that may have been a tuple: a DataLoader gives lists of what were tuples."""
+    if len(batch) == 2:
+        wanted = "(inputs, targets)"
+    elif len(batch) == 3 and _is_flat(batch[2]) and not _is_flat(batch[0]):
+        wanted = "(inputs, targets, lengths)"  # the steps of one sequence are all alike
+    else:
+        return
+    raise Refusal(
+        f"a list of {len(batch)}",
+        f"a tuple {wanted}, or one sequence (T, B, *F)",
+        "a DataLoader made a list of the tuple (its default collate_fn does, and so did pin_memory "
+        "in older releases of torch): pass tuple(batch), or collate_fn=pad_collate; if these are "
+        "the steps of one sequence, torch.stack(batch).",
+        TypeError,
+    )
+
+
+def _is_flat(part: object) -> bool:
+    return isinstance(part, Tensor) and part.ndim == 1
+
+
+def _unpadded(batch: SequenceBatch) -> SequenceBatch:
+    """The batch with tensors in place of a Padded, whose lengths become its own."""
+    for name in ("inputs", "targets"):
+        padded = getattr(batch, name)
+        if not isinstance(padded, Padded):
+            continue
+        if batch.lengths is not None and not torch.equal(batch.lengths, padded.lengths):
+            raise Refusal(
+                f"{name} with lengths {padded.lengths.tolist()} beside {batch.lengths.tolist()}",
+                "the same lengths for inputs and targets",
+                "a target for each step comes with as many steps as its sequence.",
+            )
+        batch = replace(batch, **{name: padded.sequences, "lengths": padded.lengths})
+    return batch
+
+
+def _taken_apart(inputs: Any) -> tuple[tuple[Any, ...], Any]:
+    """The source and its lengths, if there are any, and the inputs."""
+    if not isinstance(inputs, tuple):
+        return (), inputs
+    if len(inputs) != 3:
+        raise Refusal(
+            f"inputs = {in_words(inputs)}",
+            "a sequence, or (source, source_lengths, inputs) for an encoder-decoder",
+            "(*batchseq(sources), inputs); the steps of one sequence are a list.",
+            TypeError,
+        )
+    source, lengths, sequence = inputs
+    source = as_sequences(source, "the source")
+    if lengths is not None:
+        check_lengths(lengths, *extent(source))
+    return (source, lengths), sequence
+
+
+def _shifted(batch: SequenceBatch, sequence: Any) -> SequenceBatch:
+    """Targets, their lengths and weights, where each step's target is the next step."""
+    time, rows = extent(sequence)
+    if time < 2:
+        came = sequence if isinstance(sequence, Tensor) else next(iter(sequence.values()))
         fix = "one step has no next step to predict; drop it."
-        raise Refusal(f"a sequence {in_words(sequence)}", "at least two steps", fix)
-    return sequence[:-1], sequence[1:]
+        raise Refusal(f"a sequence {in_words(came)}", "at least two steps", fix)
+    lengths = batch.lengths
+    if lengths is not None:
+        lengths = check_lengths(lengths, time, rows, least=2) - 1
+    weights = batch.weights
+    if weights is not None:
+        weights = _checked_weights(weights, ((time, rows),))[1:]  # a weight is its target's
+    targets = between(sequence, 1, time)
+    return replace(batch, targets=targets, lengths=lengths, weights=weights)
+
+
+def _check_restart(restart: Tensor, rows: int) -> None:
+    if not isinstance(restart, Tensor) or restart.dtype != torch.bool or restart.shape != (rows,):
+        came = f"restart = {in_words(restart)}"
+        if isinstance(restart, Tensor):
+            came = f"restart {in_words(restart)} of {restart.dtype}"
+        fix = "True in the rows that start afresh: torch.zeros(B, dtype=torch.bool) for none."
+        raise Refusal(came, f"a bool tensor ({rows},)", fix)
+
+
+def _check_targets(targets: dict[Any, Any], time: int, rows: int) -> None:
+    """Refuse a target of a dict that fits neither the steps nor the rows of the inputs."""
+    for name, target in targets.items():
+        if not isinstance(target, Tensor):
+            continue  # a list of steps, which the loss stacks and checks
+        if target.shape[:2] != (time, rows) and target.shape[:1] != (rows,):
+            raise Refusal(
+                f"targets[{name!r}] {in_words(target)} for T = {time} and B = {rows}",
+                f"({time}, {rows}, *Y), or one a sequence, ({rows}, *Y)",
+                "all parts of a batch have the same T and B; the batch is dim 1 of a sequence.",
+            )
+
+
+def _checked_weights(weights: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Weights as they must be: a float tensor (a mask becomes one), finite and not negative."""
+    wanted = "weights " + " or ".join(map(str, shapes))
+    if not isinstance(weights, Tensor) or weights.dtype == torch.bool:
+        weights = _mask_as_weights(weights, wanted)
+    if not weights.is_floating_point():
+        raise Refusal(f"weights of {weights.dtype}", "float weights", "weights.float().", TypeError)
+    if tuple(weights.shape) not in shapes:
+        fix = "one weight for each step and row, or where targets are one a sequence, for each row."
+        raise Refusal(f"weights {in_words(weights)}", wanted, fix)
+    if not bool(((weights >= 0) & weights.isfinite()).all()):
+        came = f"weights from {float(weights.min()):g} to {float(weights.max()):g}"
+        fix = "a target that is not scored has the weight 0."
+        raise Refusal(came, "finite weights, none below 0", fix)
+    return weights
+
+
+def _mask_as_weights(mask: object, wanted: str) -> Tensor:
+    if not isinstance(mask, Tensor):
+        fix = "a float tensor, or a bool one, True where a target is scored."
+        raise Refusal(f"weights = {in_words(mask)}", wanted, fix, TypeError)
+    return mask.to(torch.get_default_dtype())
+
+
+@asked("steps")
+def steps(sequence: Steps) -> list[Tensor]:
+    """The `T` steps `(B, *F)` of a sequence, as views: the "sequence of batches" of Flux.
+
+    >>> import torch
+    >>> from rnnkit import steps
+    >>> [tuple(step.shape) for step in steps(torch.zeros(3, 2, 5))]
+    [(2, 5), (2, 5), (2, 5)]
+
+    Args:
+        sequence: `(T, B, *F)`, or a list of steps already.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if there is no step, or steps differ in shape.
+    """
+    return list(as_sequence(sequence, "sequence").unbind(0))
 
 
 @asked("batchseq")
-def batchseq(sequences: Sequence[Tensor], pad: float = 0.0) -> tuple[Tensor, Tensor]:
-    """One batch `(max T_i, B, *F)` of `B` sequences `(T_i, *F)`, `pad` after their ends, and lengths, int64 `(B,)`.
+def batchseq(sequences: Sequence[Tensor], *, pad: float = 0.0) -> Padded:
+    """`B` sequences `(T_i, *F)` side by side, `(max T_i, B, *F)`, and the length of each.
 
-    Raises `TypeError` if they are not tensors of one dtype, `ValueError` if none is there, one is empty or `F` differs.
-
+    >>> import torch
+    >>> from rnnkit import batchseq
     >>> padded, lengths = batchseq([torch.tensor([1, 2, 3]), torch.tensor([4])])
     >>> padded.T.tolist(), lengths.tolist()
     ([[1, 2, 3], [4, 0, 0]], [3, 1])
+
+    Args:
+        sequences: tensors `(T_i, *F)` of one dtype and equal `F`, each of at least one step.
+        pad: what stands after the end of a shorter one; what it is changes no number.
+
+    Returns:
+        A [Padded][rnnkit.Padded]: the sequences, and their lengths, int64 on the CPU, `(B,)`.
+
+    Raises:
+        TypeError: if they are not tensors of one dtype.
+        ValueError: if there is none, one is empty, or `F` differs.
     """
     items = list(sequences)
+    _check_sequences(items)
+    lengths = torch.tensor([len(item) for item in items], device="cpu")
+    return Padded(pad_sequence(items, padding_value=pad), lengths)
+
+
+def _check_sequences(items: list[Tensor]) -> None:
     if not items:
         raise Refusal("an empty list", "at least one sequence (T_i, *F)", "check the filter.")
-    if (
-        not all(isinstance(item, Tensor) for item in items)
-        or len({item.dtype for item in items}) > 1
-    ):
-        came = ", ".join(
-            sorted(
-                {str(item.dtype) if isinstance(item, Tensor) else in_words(item) for item in items}
-            )
-        )
-        raise Refusal(
-            came, "tensors of one dtype", "torch.as_tensor(sequence, dtype=...).", TypeError
-        )
-    if any(item.ndim == 0 for item in items) or len({item.shape[1:] for item in items}) > 1:
-        came = f"sequences {', '.join(sorted({in_words(item) for item in items})[:4])}"
+    kinds = {str(x.dtype) if isinstance(x, Tensor) else in_words(x) for x in items}
+    if len(kinds) > 1 or not isinstance(items[0], Tensor):
+        came = ", ".join(sorted(kinds))
+        fix = "torch.as_tensor(sequence, dtype=...)."
+        raise Refusal(came, "tensors of one dtype", fix, TypeError)
+    if len({item.shape[1:] for item in items}) > 1 or any(item.ndim == 0 for item in items):
+        shapes = sorted({in_words(item) for item in items})
         fix = "only the first dimension, time, may differ between sequences."
-        raise Refusal(came, "sequences (T_i, *F) of equal F", fix)
-    lengths = [len(item) for item in items]
-    if 0 in lengths:
-        came = f"an empty sequence at index {lengths.index(0)}"
-        raise Refusal(came, "at least one step in each", "drop empty sequences.")
-    return pad_sequence(items, padding_value=pad), torch.tensor(lengths)
+        raise Refusal(f"sequences {', '.join(shapes[:4])}", "sequences (T_i, *F) of equal F", fix)
+    for i, item in enumerate(items):
+        if not len(item):
+            came = f"an empty sequence at index {i}"
+            raise Refusal(came, "at least one step in each", "drop empty sequences.")
 
 
 @asked("unbatchseq")
-def unbatchseq(padded: Steps, lengths: Tensor) -> list[Tensor]:
-    """The `B` sequences `(lengths[i], *F)` of a batch `(T, B, *F)`, as views: undoes [batchseq][rnnkit.batchseq].
+def unbatchseq(padded: Steps, lengths: Tensor, *, padding: str = "right") -> list[Tensor]:
+    """The `B` sequences `(lengths[i], *F)` of a batch `(T, B, *F)`: undoes `batchseq`.
 
-    Raises `TypeError` if the lengths are not int64 on the CPU, `ValueError` if they are not `(B,)`, each from 1 to `T`.
-
-    >>> [s.tolist() for s in unbatchseq(torch.tensor([[1, 4], [2, 0]]), torch.tensor([2, 1]))]
+    >>> import torch
+    >>> from rnnkit import unbatchseq
+    >>> lengths = torch.tensor([2, 1])
+    >>> padded = torch.tensor([[1, 4], [2, 0]])
+    >>> [row.tolist() for row in unbatchseq(padded, lengths)]
     [[1, 2], [4]]
+    >>> padded = torch.tensor([[1, 0], [2, 4]])
+    >>> [row.tolist() for row in unbatchseq(padded, lengths, padding="left")]
+    [[1, 2], [4]]
+
+    Args:
+        padded: `(T, B, *F)`, or a list of steps.
+        lengths: int64 on the CPU, `(B,)`, each from 1 to `T`.
+        padding: the side on which the padding is: `"right"`, after the end of a row, as everywhere
+            in rnnkit, or `"left"`, before its start, as Keras pads.
+
+    Returns:
+        Views of the batch, one a row.
+
+    Raises:
+        TypeError: if the lengths are not int64 on the CPU.
+        ValueError: if they are not `(B,)`, or not from 1 to `T`.
     """
+    one_of(
+        "padding", padding, ("right", "left"), 'rnnkit pads on the "right", Keras on the "left".'
+    )
     padded = as_sequence(padded, "padded")
-    check_lengths(lengths, *padded.shape[:2])
-    return [padded[:n, i] for i, n in enumerate(lengths.tolist())]
+    time, rows = extent(padded)
+    counts = check_lengths(lengths, time, rows).tolist()
+    if padding == "left":
+        return [padded[time - count :, i] for i, count in enumerate(counts)]
+    return [padded[:count, i] for i, count in enumerate(counts)]

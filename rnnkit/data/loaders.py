@@ -35,9 +35,9 @@ def pad_collate(
     if not items:
         raise Refusal("an empty list", "at least one item", "check the batch sampler.")
     if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
-        inputs, lengths = batchseq(items, pad)
+        inputs, lengths = batchseq(items, pad=pad)
         return SequenceBatch(inputs, lengths=lengths)
-    inputs, lengths = batchseq([item[0] for item in items], pad)
+    inputs, lengths = batchseq([item[0] for item in items], pad=pad)
     targets = [torch.as_tensor(item[1]) for item in items]
     if per == "sequence" or all(target.ndim == 0 for target in targets):
         return SequenceBatch(inputs, torch.stack(targets), lengths)
@@ -46,7 +46,7 @@ def pad_collate(
             came = f"a target {in_words(target)} for a sequence of {length} steps at index {i}"
             fix = 'one target for the whole sequence is functools.partial(pad_collate, per="sequence").'
             raise Refusal(came, "a target for every step", fix)
-    return SequenceBatch(inputs, batchseq(targets, pad)[0], lengths)
+    return SequenceBatch(inputs, batchseq(targets, pad=pad)[0], lengths)
 
 
 class StreamLoader:
