@@ -1,7 +1,8 @@
 """The one voice of errors: who was asked, what came, what was wanted, the likely fix.
 
-A helper gives the reason, `raise Refusal(came, wanted, fix)`; the boundary that a user called says who was asked,
-with `@asked("sample_model")`. The innermost boundary speaks, as it is nearest to the mistake.
+A helper gives the reason, `raise Refusal(came, wanted, fix)`; the boundary that a user called says
+who was asked, with `@asked("sample_model")`. The innermost boundary speaks, as it is nearest to the
+mistake.
 """
 
 from collections.abc import Callable, Sequence
@@ -65,7 +66,7 @@ def asked(who: str | Callable[[Any], str]) -> Callable[[Callable[P, R]], Callabl
 
 
 def in_words(value: object) -> str:
-    """A value in the words of an error: the shape of a tensor, the keys of a dict, the type of anything else."""
+    """A value in the words of an error: a tensor's shape, a dict's keys, else its type."""
     if isinstance(value, Tensor):
         return str(tuple(value.shape))
     if isinstance(value, dict):

@@ -1,7 +1,8 @@
 """The layout rule: what a sequence is, how long its rows are, which of its steps are valid.
 
-A sequence is a tensor `(T, B, *F)`, or a dict of such tensors with the same `T` and `B`. Lengths and masks live on the
-CPU, whatever the default device is: they decide what is called, and asking a device would wait for it.
+A sequence is a tensor `(T, B, *F)`, or a dict of such tensors with the same `T` and `B`. Lengths
+and masks live on the CPU, whatever the default device is: they decide what is called, and asking a
+device would wait for it.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .errors import Refusal, in_words
 from .state import State, map_leaves
@@ -35,7 +36,8 @@ def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor
         raise Refusal(
             f"{name} {in_words(sequence)}",
             f"{name} (T, B, *F)",
-            "time is dim 0 and the batch is dim 1; give a single sequence a batch of one with unsqueeze(1).",
+            "time is dim 0 and the batch is dim 1; a single sequence gets a batch of one with "
+            "unsqueeze(1).",
         )
     if 0 in sequence.shape[:2]:
         came = f"empty {name} {in_words(sequence)}"
@@ -67,11 +69,11 @@ def as_sequences(sequence: Sequences, name: str = "inputs", least: int = 2) -> A
     for key, part in sequence.items():
         parts[key] = as_sequence(part, f"{name}[{key!r}]", least)
     if len({part.shape[:2] for part in parts.values()}) != 1:
-        came = (
-            ", ".join(f"{key!r} {in_words(part)}" for key, part in parts.items()) or "an empty dict"
-        )
+        shapes = ", ".join(f"{key!r} {in_words(part)}" for key, part in parts.items())
         raise Refusal(
-            f"{name} = {came}", "sequences of the same T and B", "cut or pad them to one length."
+            f"{name} = a dict of {shapes or 'nothing'}",
+            "sequences of the same T and B",
+            "cut or pad them to one length.",
         )
     return parts
 
@@ -85,7 +87,9 @@ def extent(sequence: Any) -> tuple[int, int]:
 
 def device_of(sequence: Any) -> torch.device:
     """Where a sequence, or a dict of sequences, lives."""
-    return next(iter(sequence.values())).device if isinstance(sequence, dict) else sequence.device
+    if isinstance(sequence, dict):
+        sequence = next(iter(sequence.values()))
+    return sequence.device
 
 
 def between(sequence: Any, start: int, stop: int) -> Any:
@@ -115,7 +119,10 @@ def valid_steps(lengths: Tensor, time: int) -> Tensor:
 def check_lengths(lengths: Tensor, time: int, batch: int, least: int = 1) -> Tensor:
     """Lengths as they must be: int64, on the CPU, `(B,)`, each between `least` and `T`."""
     wanted = f"an int64 CPU tensor ({batch},)"
-    fix = "lengths is what batchseq and pad_collate return: torch.tensor([len(s) for s in sequences])."
+    fix = (
+        "lengths is what batchseq and pad_collate return: "
+        "torch.tensor([len(s) for s in sequences])."
+    )
     if not isinstance(lengths, Tensor):
         raise Refusal(f"lengths = {in_words(lengths)}", wanted, fix, TypeError)
     if lengths.dtype != torch.int64 or lengths.device.type != "cpu":
@@ -154,18 +161,52 @@ def check_state(
 
 
 def fill_padding(sequence: Any, lengths: Tensor) -> Any:
-    """The sequence with each row's own last step in place of what stands behind its end.
+    """The sequence with a step of the data wherever padding stands: each row's own last one.
 
-    What a user pads with, zeros or NaN, may have no finite value or gradient in a model (a logarithm); a step of the
-    data does, so that the gradient through padding is zero and not NaN.
+    What a user pads with, zeros or NaN, may have no finite value or gradient in a model (a
+    logarithm); a step of the data does, so that the gradient through padding is zero and not NaN. A
+    row of length 0 has no step of its own and gets the first one of the longest row.
     """
     time = extent(sequence)[0]
-    steps = torch.arange(time, device="cpu").unsqueeze(1)
+    steps = torch.arange(time, device="cpu").unsqueeze(1)  # (T, 1)
+    rows = torch.arange(len(lengths), device="cpu")  # (B,)
     last = (lengths - 1).clamp(min=0)
-    index = torch.minimum(steps, last)  # (T, B)
-    rows = torch.arange(len(lengths), device="cpu").expand_as(index)
+    step = torch.minimum(steps, last)  # (T, B)
+    row = rows.where(lengths > 0, lengths.argmax()).expand_as(step)  # (T, B)
 
     def fill(part: Tensor) -> Tensor:
-        return part[index.to(part.device), rows.to(part.device)]
+        device = part.device
+        return part[step.to(device, non_blocking=True), row.to(device, non_blocking=True)]
 
     return map_leaves(fill, sequence)
+
+
+def pack(sequence: Any, lengths: Tensor) -> Any:
+    """The valid steps of a sequence as a `PackedSequence`; a dict of them of a dict."""
+    if isinstance(sequence, dict):
+        return {name: pack(part, lengths) for name, part in sequence.items()}
+    return pack_padded_sequence(sequence, lengths, enforce_sorted=False)
+
+
+def unpack(packed: Any, time: int | None = None) -> tuple[Any, Tensor]:
+    """The sequence `(T, B, *F)`, padded with zeros, and the lengths of what `pack` makes."""
+    if not isinstance(packed, dict):
+        return pad_packed_sequence(packed, total_length=time)
+    parts = {name: pad_packed_sequence(part, total_length=time) for name, part in packed.items()}
+    lengths = next(iter(parts.values()))[1]
+    return {name: part for name, (part, _) in parts.items()}, lengths
+
+
+def repack(packed: PackedSequence, data: Tensor) -> PackedSequence:
+    """Other data, `(N, *F)`, in the order of a `PackedSequence`."""
+    return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+
+
+def pack_like(sequence: Any, packed: PackedSequence, lengths: Tensor) -> Any:
+    """What `pack` makes of a sequence, with the rows in the order of another `PackedSequence`."""
+    if isinstance(sequence, dict):
+        return {name: pack_like(part, packed, lengths) for name, part in sequence.items()}
+    if packed.sorted_indices is not None:
+        sequence = sequence.index_select(1, packed.sorted_indices)
+        lengths = lengths[packed.sorted_indices.cpu()]
+    return repack(packed, pack_padded_sequence(sequence, lengths).data)

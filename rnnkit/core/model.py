@@ -1,8 +1,9 @@
 """How a model is called, and what it may declare.
 
-A recurrent model is anything called like `torch.nn.LSTM`: `outputs, state = model(inputs, state)`, with
-`state=None` at the start, `inputs` and `outputs` of shape `(T, B, *features)` and every leaf of `state` of shape
-`(layers, B, *features)`. Inputs and outputs may each be a dict of such sequences.
+A recurrent model is anything called like `torch.nn.LSTM`: `outputs, state = model(inputs, state)`,
+with `state=None` at the start, `inputs` and `outputs` of shape `(T, B, *features)` and every leaf
+of `state` of shape `(layers, B, *features)`. Inputs and outputs may each be a dict of such
+sequences.
 """
 
 from collections.abc import Callable, Generator
@@ -12,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 from torch.optim.swa_utils import AveragedModel
 
 from .errors import Refusal, in_words
@@ -24,23 +25,35 @@ from .layout import (
     check_state,
     extent,
     fill_padding,
+    pack,
+    unpack,
 )
 from .state import State, map_leaves, select_rows, where_rows
 
 Model: TypeAlias = Callable[..., Any]
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+_COMPILED = "_orig_mod"  # the name of the only child of what torch.compile gives
+_FUSED = (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
+_DYNAMIC = "nn.quantized.dynamic.modules.rnn"  # where PyTorch keeps quantized ones, no nn.RNNBase
 
 
 def unwrap(model: Any) -> Any:
-    """The model itself, behind DistributedDataParallel, DataParallel, AveragedModel and torch.compile."""
+    """The model itself, behind DistributedDataParallel, DataParallel, AveragedModel, compile."""
     while True:
         if isinstance(model, _WRAPPERS):
             model = model.module
-        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:  # torch.compile
-            model = model._modules["_orig_mod"]
+        elif isinstance(model, nn.Module) and _COMPILED in dict(model.named_children()):
+            model = model.get_submodule(_COMPILED)
         else:
             return model
+
+
+def runs(module: Any, *forwards: Any) -> bool:
+    """Whether a module runs one of these `forward`s: a subclass with its own does not."""
+    if not isinstance(module, nn.Module) or "forward" in vars(module):
+        return False
+    return type(module).forward in forwards
 
 
 class Declared:
@@ -49,10 +62,11 @@ class Declared:
     | attribute | what it says | where it is absent |
     |---|---|---|
     | `bidirectional: bool` | outputs depend on later steps | whether a member's do |
-    | `takes_packed: bool` | gives a `PackedSequence` for one | true of PyTorch's own recurrent layers |
-    | `batch_statistics: bool` | steps of a batch change each other's outputs | a batch norm that is training |
+    | `takes_packed: bool` | gives a `PackedSequence` for one | true of PyTorch's recurrent layers |
+    | `batch_statistics: bool` | rows change each other's outputs | a batch norm that is training |
     | `initial_state(batch_size)` | what a row starts from, a state | zeros |
     | `encode(source, lengths)` | the first state that a source makes | a batch has no source |
+    | `returns_output: bool` | a cell gives `(output, state)` | the cell is asked |
     """
 
     def __init__(self, model: Any) -> None:
@@ -60,13 +74,11 @@ class Declared:
 
     @property
     def bidirectional(self) -> bool:
-        """Whether some member reads the sequence backward too, so that later steps change its outputs."""
+        """Whether some member reads the sequence backward too: later steps change its outputs."""
         own = getattr(self.model, "bidirectional", None)
-        return (
-            any(Declared(child).bidirectional for child in self._children)
-            if own is None
-            else bool(own)
-        )
+        if own is not None:
+            return bool(own)
+        return any(Declared(child).bidirectional for child in self._children)
 
     @property
     def takes_packed(self) -> bool:
@@ -76,7 +88,7 @@ class Declared:
 
     @property
     def batch_statistics(self) -> bool:
-        """Whether the valid steps of all rows decide each other's outputs, as in a batch norm that is training."""
+        """Whether all rows decide each other's outputs, as in a batch norm that is training."""
         own = getattr(self.model, "batch_statistics", None)
         if own is not None:
             return bool(own)
@@ -89,21 +101,56 @@ class Declared:
         """What makes the first state of a source."""
         return getattr(self.model, "encode", None)
 
+    @property
+    def returns_output(self) -> bool | None:
+        """Whether a cell gives `(output, state)` and not a state; `None` where it does not say."""
+        return getattr(self.model, "returns_output", None)
+
     def initial_state(self, batch_size: int) -> State:
         """What a row starts from; `None` stands for zeros."""
         own = getattr(self.model, "initial_state", None)
-        return None if own is None else own(batch_size)
+        if callable(own):
+            return own(batch_size)
+        if own is not None:
+            raise Refusal(
+                f"{in_words(own)} called initial_state in {type(self.model).__name__}",
+                "a method initial_state(batch_size) that gives a state",
+                "call the tensor another name and expand it to (layers, batch_size, *F) in the "
+                "method.",
+                TypeError,
+            )
+        if self.encode is None:
+            self._refuse_a_hidden_start()
+        return None
+
+    def _refuse_a_hidden_start(self) -> None:
+        """A member's own first state has a place in the model's state that only the model knows."""
+        for member in self._members:
+            if getattr(member, "initial_state", None) is not None:
+                name = type(self.model).__name__
+                raise Refusal(
+                    f"{name}, whose member {type(member).__name__} has an initial_state",
+                    f"what a row of {name} starts from",
+                    f"give {name} a method initial_state(batch_size) that puts the member's into a "
+                    "state of its own form. See the page Models of your own.",
+                    TypeError,
+                )
 
     @property
     def _children(self) -> list[nn.Module]:
         return list(self.model.children()) if isinstance(self.model, nn.Module) else []
 
+    @property
+    def _members(self) -> list[nn.Module]:
+        return list(self.model.modules())[1:] if isinstance(self.model, nn.Module) else []
+
 
 def _is_pytorchs_own(model: Any) -> bool:
-    dynamic = "nn.quantized.dynamic.modules.rnn"  # its layers are no nn.RNNBase
-    return isinstance(model, nn.RNNBase) or (
-        type(model).__module__.endswith(dynamic) and not type(model).__name__.endswith("Cell")
-    )
+    """Whether it is a recurrent layer as PyTorch runs it, without a `forward` of its own."""
+    if isinstance(model, nn.RNNBase):
+        return runs(model, *_FUSED)
+    kind = type(model)
+    return kind.__module__.endswith(_DYNAMIC) and not kind.__name__.endswith("Cell")
 
 
 def check_model(model: Model) -> None:
@@ -113,7 +160,7 @@ def check_model(model: Model) -> None:
         name = type(inner).__name__
         fix = f"Unroll({name}(...)) steps a cell over time."
         raise Refusal(f"a cell, {name}", "a model over (T, B, *F)", fix, TypeError)
-    if isinstance(inner, nn.Linear | nn.Sequential) and not getattr(inner, "recurrent", ()):
+    if runs(inner, nn.Linear.forward, nn.Sequential.forward):
         came = f"{type(inner).__name__}, which takes no state"
         fix = "RecurrentSequential threads the state through a stack of layers."
         raise Refusal(came, "outputs, state = model(inputs, state)", fix, TypeError)
@@ -130,7 +177,10 @@ def check_model(model: Model) -> None:
 def _check_time_first(module: Any) -> None:
     if module.batch_first:
         name = type(module).__name__
-        fix = f"build {name} without batch_first and transpose a (B, T, F) batch with x.transpose(0, 1)."
+        fix = (
+            f"build {name} without batch_first and transpose a (B, T, F) batch with "
+            "x.transpose(0, 1)."
+        )
         raise Refusal(f"{name}(batch_first=True)", "time as dim 0, the batch as dim 1", fix)
 
 
@@ -158,11 +208,14 @@ def check_one_way(model: Model, came: str, wanted: str, fix: str) -> None:
 
 
 def call_model(model: Model, inputs: Any, state: State) -> tuple[Any, State]:
-    """`outputs, state = model(inputs, state)`, or a clear error where the model gives something else."""
+    """`outputs, state = model(inputs, state)`, or a refusal where the model gives else."""
     result = model(inputs, state)
     if not isinstance(result, tuple) or len(result) != 2:
         came = f"{in_words(result)} from {_name(model)}"
-        fix = "return (outputs, state) like torch.nn.LSTM; RecurrentSequential does it for a stack of layers."
+        fix = (
+            "return (outputs, state) like torch.nn.LSTM; RecurrentSequential does it for a stack "
+            "of layers."
+        )
         raise Refusal(came, "a pair (outputs, state)", fix, TypeError)
     return result
 
@@ -170,12 +223,12 @@ def call_model(model: Model, inputs: Any, state: State) -> tuple[Any, State]:
 def run_model(
     model: Model, inputs: Any, state: State, lengths: Tensor | None = None, *, carry: bool = True
 ) -> tuple[Any, State]:
-    """One run of `model` over `(T, B, *F)`; with `lengths` the state is each row's at its own last step.
+    """One run of `model` over `(T, B, *F)`; with `lengths` the state is each row's at its end.
 
-    Padding never changes a number. Most models read forward, so that padding behind a row's end changes nothing before
-    it, and are called on the whole batch. Packed is a batch of which padding would change what is asked for: the
-    outputs of a bidirectional member, batch statistics, or (`carry`) the state itself. A row of length 0 keeps the
-    state it came with.
+    Padding never changes a number. Most models read forward, so that padding behind a row's end
+    changes nothing before it, and are called on the whole batch. Packed is a batch of which padding
+    would change what is asked for: the outputs of a bidirectional member, batch statistics, or
+    (`carry`) the state itself. A row of length 0 keeps the state it came with.
     """
     if lengths is None or bool((lengths == extent(inputs)[0]).all()):
         outputs, state = call_model(model, inputs, state)
@@ -193,7 +246,7 @@ def _check_outputs(outputs: Any, inputs: Any) -> None:
             raise Refusal(
                 f"outputs {in_words(part)} for inputs {in_words(inputs)}",
                 "the same T and B for both",
-                "a model maps (T, B, *F) to (T, B, *O); to read one step of it is the loss's affair.",
+                "a model maps (T, B, *F) to (T, B, *O); which step is read is the loss's affair.",
             )
 
 
@@ -207,21 +260,38 @@ def _run_ragged(
         return call_model(model, fill_padding(inputs, lengths), state)
 
     # From here on padding would count. Rows that have no step are left out of the call.
-    if declared.takes_packed:
+    if declared.takes_packed and not _splits_batches(model):
         return _run_rows(_run_packed, model, inputs, state, lengths)
     if both_ways or statistics:
-        why = (
-            "a bidirectional model"
-            if both_ways
-            else "a model with batch statistics, in training mode,"
-        )
-        raise Refusal(
-            f"{why} and rows of different length",
-            f"one that takes a PackedSequence, for padding would change its outputs: {_name(model)} does not say so",
-            "let its forward hand a PackedSequence to its recurrent layer and give one back, and declare "
-            "takes_packed = True in its class; or pass rows of one length. See the page Models of your own.",
-        )
+        raise _needs_packing(model, both_ways)
     return _run_rows(_run_by_length, model, inputs, state, lengths)
+
+
+def _needs_packing(model: Model, both_ways: bool) -> Refusal:
+    why = "batch statistics, in training mode,"
+    if both_ways:
+        why = "two directions"
+    came = f"a model with {why} and rows of different length"
+    if _splits_batches(model):
+        return Refusal(
+            f"{came} under DataParallel",
+            "a model that takes a PackedSequence, which DataParallel cuts along its features",
+            "use DistributedDataParallel, or pass rows of one length.",
+        )
+    return Refusal(
+        came,
+        "one that takes a PackedSequence, for padding would change its outputs: "
+        f"{_name(model)} does not say so",
+        "let its forward hand a PackedSequence to its recurrent layer and give one back, and "
+        "declare takes_packed = True in its class; or pass rows of one length. See the page "
+        "Models of your own.",
+    )
+
+
+def _splits_batches(model: Any) -> bool:
+    """Whether a DataParallel with several devices cuts what the model is called on."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    return any(isinstance(m, nn.DataParallel) and len(m.device_ids) > 1 for m in modules)
 
 
 def _run_rows(
@@ -232,77 +302,90 @@ def _run_rows(
         return run(model, inputs, state, lengths)
     batch = len(lengths)
     rows = lengths.nonzero().squeeze(1)
-    outputs, after = run(model, select_rows(inputs, rows), select_rows(state, rows), lengths[rows])
-    before = Declared(model).initial_state(batch) if state is None else state
-    return spread_rows(outputs, rows, batch), where_rows(
-        lengths > 0, spread_rows(after, rows, batch), before
-    )
+    if len(rows):
+        here = select_rows(inputs, rows)
+        outputs, after = run(model, here, select_rows(state, rows), lengths[rows])
+        outputs = spread_rows(outputs, rows, batch)
+        after = spread_rows(after, rows, batch)
+    else:
+        # No row has a step: a call in evaluation says what outputs and a state look like.
+        with torch.no_grad(), evaluating(model):
+            outputs, after = call_model(model, inputs, state)
+        outputs = map_leaves(torch.zeros_like, outputs)
+    before = _first_state(model, batch) if state is None else state
+    return outputs, where_rows(lengths > 0, after, before)
 
 
 def spread_rows(tree: Any, rows: Tensor, batch: int) -> Any:
-    """A tree of `(n, len(rows), *F)` as one of `(n, batch, *F)`, zero in the other rows: undoes `select_rows`."""
+    """A tree of `(n, len(rows), *F)` as `(n, batch, *F)`, zero elsewhere: undoes `select_rows`."""
 
     def spread(leaf: Tensor) -> Tensor:
-        return leaf.new_zeros(len(leaf), batch, *leaf.shape[2:]).index_copy(
-            1, rows.to(leaf.device), leaf
-        )
+        index = rows.to(leaf.device, non_blocking=True)
+        return leaf.new_zeros(len(leaf), batch, *leaf.shape[2:]).index_copy(1, index, leaf)
 
     return map_leaves(spread, tree)
 
 
 def _run_packed(model: Model, inputs: Any, state: State, lengths: Tensor) -> tuple[Any, State]:
     time = extent(inputs)[0]
-
-    def pack(part: Tensor) -> PackedSequence:
-        return pack_padded_sequence(part, lengths, enforce_sorted=False)
-
-    def pad(part: object) -> Tensor:
+    outputs, state = call_model(model, pack(inputs, lengths), state)
+    parts: list[Any] = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
+    for part in parts:
         if not isinstance(part, PackedSequence):
             fix = "a model with takes_packed = True gives a PackedSequence for a PackedSequence."
-            raise Refusal(
-                f"{in_words(part)} from {_name(model)}", "a PackedSequence", fix, TypeError
-            )
-        return pad_packed_sequence(part, total_length=time)[0]
-
-    if isinstance(inputs, dict):
-        packed: Any = {key: pack(part) for key, part in inputs.items()}
-    else:
-        packed = pack(inputs)
-    outputs, state = call_model(model, packed, state)
-    if isinstance(outputs, dict):
-        return {key: pad(part) for key, part in outputs.items()}, state
-    return pad(outputs), state
+            came = f"{in_words(part)} from {_name(model)}"
+            raise Refusal(came, "a PackedSequence", fix, TypeError)
+    outputs, given = unpack(outputs, time)
+    if not torch.equal(given, lengths):
+        fix = "repack what was unpacked with its own lengths, batch_sizes and indices."
+        came = f"rows of {given.tolist()} steps from {_name(model)}"
+        raise Refusal(came, f"rows of {lengths.tolist()} steps, as they came in", fix)
+    return outputs, state
 
 
 def _run_by_length(model: Model, inputs: Any, state: State, lengths: Tensor) -> tuple[Any, State]:
-    """The rows of each length as one call without padding: what any model does to a row alone, unpacked."""
-    time, batch = extent(inputs)
-    outputs: Any = None
-    after: State = None
+    """The rows of each length as one call without padding: what any model does to a row alone."""
+    time = extent(inputs)[0]
+    rows: list[Tensor] = []
+    outputs: list[Any] = []
+    states: list[State] = []
     for length in lengths.unique().tolist():
-        here = lengths == length
-        rows = here.nonzero().squeeze(1)
-        part = select_rows(between(inputs, 0, length), rows)
-        out, new = call_model(model, part, select_rows(state, rows))
+        here = (lengths == length).nonzero().squeeze(1)
+        part = select_rows(between(inputs, 0, length), here)
+        out, after = call_model(model, part, select_rows(state, here))
         _check_outputs(out, part)
-        out = map_leaves(lambda leaf: _padded(leaf, time), out)
-        out = spread_rows(out, rows, batch)
-        new = spread_rows(new, rows, batch)
-        outputs = out if outputs is None else map_leaves(torch.add, outputs, out)
-        after = new if after is None else where_rows(here, new, after)
-    return outputs, after
+        check_state(after, len(here), "give back a state whose leaves have the batch as dim 1.")
+        rows.append(here)
+        outputs.append(map_leaves(lambda leaf: _padded(leaf, time), out))
+        states.append(after)
+
+    # Side by side the rows stand in the order of their lengths: put them back.
+    back = torch.cat(rows).argsort()
+    return select_rows(_beside(outputs), back), select_rows(_beside(states), back)
 
 
 def _padded(leaf: Tensor, time: int) -> Tensor:
     return torch.cat([leaf, leaf.new_zeros(time - len(leaf), *leaf.shape[1:])])
 
 
+def _beside(trees: list[Any]) -> Any:
+    """Trees of `(n, rows, *F)` as one, with the rows of all."""
+    return map_leaves(lambda *leaves: torch.cat(leaves, 1), *trees)
+
+
 def restart_rows(model: Model, state: State, rows: Tensor | None) -> State:
-    """The state with the rows, bool `(B,)`, that start afresh at the model's first state, which may be learned."""
+    """The state with the rows, bool `(B,)`, that start afresh at the model's first state."""
     if rows is None or state is None or not bool(rows.any()):
         return state
-    first = Declared(model).initial_state(len(rows))
-    return where_rows(~rows, state, first)
+    return where_rows(~rows, state, _first_state(model, len(rows)))
+
+
+def _first_state(model: Model, batch: int) -> State:
+    first = Declared(model).initial_state(batch)
+    check_state(
+        first, batch, "expand what is learned to (layers, batch_size, *F) in initial_state."
+    )
+    return first
 
 
 def _name(model: Model) -> str:
@@ -314,7 +397,8 @@ def _name(model: Model) -> str:
 def evaluating(model: Model) -> Generator[None]:
     """Evaluation mode inside, every module's own mode again after it.
 
-    Modes are changed by `eval` and `train` themselves, for there are modules that do more in them than set a flag.
+    Modes are changed by `eval` and `train` themselves, for there are modules that do more in them
+    than set a flag.
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     before = [module.training for module in modules]

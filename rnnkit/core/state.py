@@ -1,4 +1,4 @@
-"""A state as a value: `None`, or a tree of tuples, lists and dicts of tensors `(layers, B, *features)`."""
+"""A state as a value: `None`, or a tree of tuples, lists and dicts of tensors `(layers, B, *F)`."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -12,24 +12,28 @@ State: TypeAlias = Any
 
 
 def map_leaves(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
-    """The tree with `function` applied to every leaf, and to the leaves of `others` at the same place.
+    """The tree with `function` applied to every leaf, and to the leaves of `others` at its place.
 
-    Where another tree is `None`, `function` is given `None` for each of its leaves.
+    Where another tree is `None`, `function` is given `None` for each of its leaves. Others of
+    another form are refused.
     """
     if isinstance(tree, Tensor):
+        if others:
+            _check_leaves(tree, others)
         return function(tree, *others)
     if tree is None:
         return None
     if isinstance(tree, dict):
         keys: list[Any] = list(tree)
         return {
-            key: map_leaves(function, tree[key], *(_part(other, key) for other in others))
+            key: map_leaves(function, tree[key], *(_part(tree, other, key) for other in others))
             for key in keys
         }
     if isinstance(tree, tuple | list):
         indices = range(len(tree))
         items = [
-            map_leaves(function, tree[i], *(_part(other, i) for other in others)) for i in indices
+            map_leaves(function, tree[i], *(_part(tree, other, i) for other in others))
+            for i in indices
         ]
         named = hasattr(tree, "_fields")  # a named tuple takes its parts one by one
         return type(tree)(*items) if named else type(tree)(items)
@@ -41,17 +45,58 @@ def map_leaves(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
     )
 
 
-def _part(tree: Any, key: Any) -> Any:
-    return None if tree is None else tree[key]
+def same_form(a: State, b: State) -> bool:
+    """Whether two states are trees of the same form, whatever the shapes of their leaves."""
+    if isinstance(a, dict):
+        return (
+            isinstance(b, dict) and a.keys() == b.keys() and all(same_form(a[k], b[k]) for k in a)
+        )
+    if isinstance(a, tuple | list):
+        alike = isinstance(b, tuple | list) and len(a) == len(b)
+        return alike and all(map(same_form, a, b))
+    return (a is None and b is None) or (isinstance(a, Tensor) and isinstance(b, Tensor))
+
+
+def _part(tree: Any, other: Any, key: Any) -> Any:
+    """What stands at `key` in another tree, which must have the form of this one."""
+    if other is None:
+        return None
+    if isinstance(tree, dict):
+        alike = isinstance(other, dict) and other.keys() == tree.keys()
+    else:
+        alike = isinstance(other, tuple | list) and len(other) == len(tree)
+    if not alike:
+        raise _another_form(tree, other)
+    return other[key]
+
+
+def _check_leaves(leaf: Tensor, others: tuple[Any, ...]) -> None:
+    for other in others:
+        if other is not None and not isinstance(other, Tensor):
+            raise _another_form(leaf, other)
+
+
+def _another_form(tree: Any, other: Any) -> Refusal:
+    return Refusal(
+        f"{in_words(other)} where another state has {in_words(tree)}",
+        "states of one form",
+        "a model's initial_state, and each of its calls, give a tree of the same form.",
+    )
 
 
 def where_rows(rows: Tensor, new: State, old: State) -> State:
-    """`new` in the rows where `rows` (bool, `(B,)`) is true, `old` (zero where it is `None`) in the others."""
+    """`new` in the rows, bool `(B,)`, `old` in the others, which are zero where it is `None`."""
 
     def choose(new: Tensor, old: Tensor | None) -> Tensor:
         here = along(rows, new)
         if old is None:
             return new.masked_fill(~here, 0)
+        if old.shape != new.shape:
+            raise Refusal(
+                f"state leaves {in_words(new)} and {in_words(old)}",
+                "leaves of one shape (layers, B, *F)",
+                "a model's initial_state, and each of its calls, give leaves of the same shapes.",
+            )
         return torch.where(here, new, old)
 
     return map_leaves(choose, new, old)
@@ -59,14 +104,15 @@ def where_rows(rows: Tensor, new: State, old: State) -> State:
 
 def along(rows: Tensor, leaf: Tensor) -> Tensor:
     """`rows`, `(B,)`, shaped to broadcast over a leaf `(layers, B, *F)`."""
-    return rows.to(leaf.device).view(-1, *[1] * (leaf.ndim - 2))
+    return rows.to(leaf.device, non_blocking=True).view(-1, *[1] * (leaf.ndim - 2))
 
 
 @asked("detach")
 def detach(state: State) -> State:
-    """A state, any tree of tensors, without its history: truncated backpropagation is this call between two windows.
+    """A state, any tree of tensors, without its history.
 
-    The numbers are shared. Raises `TypeError` if a leaf is not a tensor.
+    Truncated backpropagation is this call between two windows. The numbers are shared. Raises
+    `TypeError` if a leaf is not a tensor.
 
     >>> import torch
     >>> h = torch.ones(1, 2, 3, requires_grad=True)
@@ -78,9 +124,9 @@ def detach(state: State) -> State:
 
 @asked("select_rows")
 def select_rows(state: State, index: Tensor) -> State:
-    """The rows `index`, int64 `(N,)` or bool `(B,)`, of a state `(layers, B, *F)`, in that order; one may come twice.
+    """The rows `index`, int64 `(N,)` or bool `(B,)`, of a state `(layers, B, *F)`, in that order.
 
-    Raises `IndexError` if the state does not have such a row.
+    One may come twice. Raises `IndexError` if the state does not have such a row.
 
     >>> import torch
     >>> select_rows(torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([2, 0])).flatten().tolist()
@@ -91,7 +137,9 @@ def select_rows(state: State, index: Tensor) -> State:
 
 @asked("reset_rows")
 def reset_rows(state: State, rows: Tensor) -> State:
-    """A new state, zero in the `rows`, bool `(B,)`, that start afresh: for models whose first state is zero.
+    """A new state, zero in the `rows`, bool `(B,)`, that start afresh.
+
+    For models whose first state is zero.
 
     Raises `ValueError` if `rows` is not a bool tensor of the state's batch size.
 
