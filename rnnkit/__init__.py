@@ -30,7 +30,7 @@ from .training.callbacks import (
     StopOnNaN,
 )
 from .training.checkpoint import Checkpoint
-from .training.closed_loop import BPTTValidationPhase
+from .training.closed_loop import BPTTValidationPhase, energy_score
 from .training.events import CancelEpoch, CancelFit, CancelStep
 from .training.learner import Learner
 from .training.phase import StepState
@@ -43,7 +43,7 @@ __all__ = [
     "CancelStep", "Checkpoint", "ClipGradients", "DistributionSampler", "EarlyStopping", "EncoderDecoder",
     "Feedback", "History", "Learner", "Padded", "PerStep", "ProgressBar", "RecurrentSequential", "Sample", "Scheduler",
     "SequenceBatch", "SoftmaxSampler", "StepState", "StopOnNaN", "StreamLoader", "Unroll", "batchseq",
-    "beam_search", "detach", "get_inout_seq", "gradient_by_step", "gradient_flow", "identity", "pad_collate",
+    "beam_search", "detach", "energy_score", "get_inout_seq", "gradient_by_step", "gradient_flow", "identity", "pad_collate",
     "plot_gradient_flow", "plot_history", "plot_horizon", "reset_rows", "rollout", "sample_best",
     "sample_model", "sample_softmax", "select_rows", "seq2one_loss", "seq2seq_loss", "steps", "unbatchseq",
 ]

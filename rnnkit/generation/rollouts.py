@@ -117,3 +117,7 @@ def rollout(
     inputs = check_call(model, inputs, state, lengths)
     mask = None if feedback is None else feedback.mask(len(inputs), inputs.shape[1], lengths, step)
     return Roller(model, sampler).run(inputs, mask, state, lengths)
+
+
+class Rollout(Roller):
+    over = Roller.run

@@ -167,3 +167,7 @@ def sample_of(
         filled = stopped & (torch.arange(len(tokens)).unsqueeze(1) >= ended - 1)
         log_probs = log_probs.masked_fill(filled.to(log_probs.device), 0.0)
     return Sample(tokens, outputs, log_probs, after, state, ended)
+
+
+def draw_paths(model, sampler, answer, state, given, paths):
+    raise NotImplementedError

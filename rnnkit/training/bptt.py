@@ -1,19 +1,110 @@
 """What one training step is: backpropagation through time, full or truncated."""
 
-from dataclasses import replace
-from itertools import pairwise
-from typing import Any
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core.errors import Refusal, asked
-from ..core.model import check_one_way
-from ..core.state import State, detach
+from ..core.errors import Refusal, asked, at_least
+from ..core.layout import all_lengths, between, extent, join
+from ..core.model import Declared, check_one_way
+from ..core.state import State, detach, map_leaves, where_rows
 from ..generation.feedback import Feedback
-from ..generation.rollouts import Roller
+from ..generation.rollouts import Rollout
 from ..generation.samplers import NextInput, identity
-from .phase import Host, Phase, StepState, call_loss, count_steps, reads_last, weight_of
+from ..losses import Scored, Total, check_adds_up
+from .phase import Loop, Phase, StepState, detached
+
+
+class Window(NamedTuple):
+    """A window of truncated BPTT on the axis of time: four places, `start <= new < end` and `following <= end`.
+
+    Its gradient begins at `start`, its loss is that of the steps from `new` to before `end`, and the next window's
+    gradient will begin at `following`.
+    """
+
+    start: int
+    new: int
+    end: int
+    following: int
+
+
+def windows(time: int, stride: int, window: int) -> Iterator[Window]:
+    """The windows over `time` steps: every `stride` steps a loss, its gradient through `window`.
+
+    >>> [tuple(w) for w in windows(7, stride=2, window=5)]
+    [(0, 0, 2, 0), (0, 2, 4, 1), (1, 4, 6, 3), (3, 6, 7, 7)]
+    """
+    start = 0
+    for new in range(0, time, stride):
+        end = min(new + stride, time)
+        following = end if end == time else max(start, end + stride - window)
+        yield Window(start, new, end, following)
+        start = following
+
+
+class Carried(NamedTuple):
+    """What goes from one stretch to the next: the state, and the output before, where the model may be fed it."""
+
+    state: State
+    previous: Any
+
+
+@dataclass
+class _Work:
+    """One step at work: what its windows share."""
+
+    loop: Loop
+    step: StepState
+    scored: Scored
+    rollout: Rollout
+    mask: Tensor | None  # (T, B): where the model is fed its own output
+
+    def over(self, start: int, stop: int, carried: Carried) -> tuple[list[Any], Carried]:
+        """The outputs of a stretch, a list of one or none, and what goes on from it."""
+        if start == stop:
+            return [], carried
+        lengths = self.step.lengths
+        here = None if lengths is None else (lengths - start).clamp(0, stop - start)
+        fed = None if self.mask is None else self.mask[start:stop]
+        inputs = between(self.step.inputs, start, stop)
+        outputs, state = self.rollout.over(inputs, fed, carried.state, here, carried.previous)
+        previous = None if fed is None else map_leaves(lambda leaf: leaf[-1], outputs)
+        return [outputs], Carried(state, previous)
+
+
+class _Ends:
+    """Each row's own last `window` steps, side by side: `(W, B)` places in `(T, B)`."""
+
+    def __init__(self, lengths: Tensor, time: int, window: int) -> None:
+        self.time = time
+        self.skipped = (lengths - window).clamp(min=0)  # (B,): steps before the window
+        self.within = lengths - self.skipped  # (B,): steps of the window
+        self.longest = int(self.skipped.max())
+        offsets = torch.arange(int(self.within.max()), device="cpu").unsqueeze(1)
+        self.index = (self.skipped + offsets).clamp(max=time - 1)  # (W, B)
+        self.valid = offsets < self.within
+        self.rows = torch.arange(len(lengths), device="cpu").expand_as(self.index)
+
+    def gather(self, leaf: Tensor) -> Tensor:
+        """`(W, B, *F)` of `(T, B, *F)`."""
+        return leaf[self.index.to(leaf.device), self.rows.to(leaf.device)]
+
+    def last_before(self, leaf: Tensor) -> Tensor:
+        """The step before each row's window, `(B, *F)`, of the steps before it."""
+        last = (self.skipped - 1).clamp(min=0)
+        return leaf[last.to(leaf.device), self.rows[0].to(leaf.device)]
+
+    def put(self, early: Tensor, late: Tensor) -> Tensor:
+        """The steps before the windows and the windows as one sequence, `(T, B, *F)`."""
+        rest = early.new_zeros(self.time - self.longest, *early.shape[1:])
+        steps = self.index[self.valid].to(early.device)
+        rows = self.rows[self.valid].to(early.device)
+        return torch.cat([early, rest]).index_put((steps, rows), late[self.valid.to(late.device)])
 
 
 class BPTTTrainingPhase(Phase):
@@ -27,201 +118,305 @@ class BPTTTrainingPhase(Phase):
     Events: `StepBegin`, then for each window `WindowBegin`, `LossBegin`, `BackwardBegin`, `BackwardEnd`, (the
     optimizer's step,) `WindowEnd`, then `StepEnd`.
 
+    A window in which nothing is scored makes no gradient and no update, and has neither of the two events of the
+    backward pass. With `accumulate`, `BackwardEnd` comes when the gradient is whole, before the update.
+
     `phase(model, loss, batch, optimizer)`, or `learner.step(phase, batch)`, gives a [StepState][rnnkit.StepState],
-    whose loss weighs every window by its valid steps.
+    whose loss is that of all windows put together.
 
     Args:
         window: `k2`, steps that a gradient goes back; all of them where it is `None`.
         stride: `k1`, steps between two updates, at most `window`; equal to it where it is `None`.
         stateful: carry the state, detached, from batch to batch: row `i` goes on where row `i` ended. Rows that
-            `SequenceBatch.restart` marks start from zero.
+            `SequenceBatch.restart` marks start from the model's first state.
         feedback: which steps are fed by the model itself: scheduled sampling; none where it is `None`.
         sampler: maps the outputs of one step to the next input.
+        accumulate: batches to one update, whose gradient is that of the batches joined; the last update of an epoch
+            may have fewer. In a loop of your own, `phase.flush(optimizer)` makes it.
 
     Raises:
-        ValueError: if `window` or `stride` is below 1 or `stride > window`; by the step, if shapes do not fit, a
-            carried state has another batch size, or the loss is no scalar or does not depend on the parameters.
+        ValueError: if `window`, `stride` or `accumulate` is below 1 or `stride > window`; by the step, if shapes do
+            not fit, a carried state has another batch size, or the loss does not depend on the parameters.
+        TypeError: by the step, if the optimizer needs a closure.
 
     Source: Williams and Peng 1990, BPTT(h; h'); Sutskever 2013, section 2.8.6, for the names k1 and k2.
 
+    >>> import torch
     >>> import rnnkit
     >>> model = rnnkit.RecurrentSequential(torch.nn.GRU(1, 8), torch.nn.Linear(8, 1))
     >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    >>> phase = BPTTTrainingPhase(window=5)
+    >>> phase = rnnkit.BPTTTrainingPhase(window=5)
     >>> step = phase(model, rnnkit.seq2seq_loss(torch.nn.MSELoss()), torch.ones(21, 4, 1), optimizer)
     >>> step.outputs.shape, step.weight
     (torch.Size([20, 4, 1]), 80)
     """
 
     name = "training"
+    trains = True
 
     @asked("BPTTTrainingPhase")
     def __init__(
         self,
         window: int | None = None,
         stride: int | None = None,
+        *,
         stateful: bool = False,
         feedback: Feedback | None = None,
         sampler: NextInput = identity,
+        accumulate: int = 1,
     ) -> None:
         super().__init__(sampler, stateful, feedback)
-        for name, value in (("window", window), ("stride", stride)):
-            if value is not None and value < 1:
-                fix = (
-                    f"{name}=None is full BPTT."
-                    if name == "window"
-                    else "None makes it equal to window."
-                )
-                raise Refusal(f"{name} = {value}", f"{name} >= 1", fix)
+        if window is not None:
+            at_least("window", window, 1, "window=None is full BPTT.")
+        if stride is not None:
+            at_least("stride", stride, 1, "None makes it equal to window.")
         if stride is not None and (window is None or stride > window):
             fix = "window = k2 is how far a gradient goes back, stride = k1 how often; k1 <= k2."
             raise Refusal(f"stride = {stride} and window = {window}", "stride <= window", fix)
-        self.window, self.stride = window, window if stride is None else stride
+        at_least("accumulate", accumulate, 1, "1 makes an update for each batch.")
+        self.window = window
+        self.stride = window if stride is None else stride
+        self.accumulate = accumulate
+        self._held = _Held()
 
     @asked("BPTTTrainingPhase")
-    def run(self, host: Host, batch: Any) -> StepState:
-        """One step for a host."""
-        if host.optimizer is None:
-            fix = "phase(model, loss, batch, optimizer); BPTTValidationPhase needs none."
-            raise Refusal("no optimizer", "one over the model's parameters", fix)
-        if getattr(host.model, "training", True) is False:
-            host.model.train()
-        step, state = self.begin(host, batch)
-        time, rows = step.inputs.shape[:2]
-        if self.stride is not None and self.stride < time:
+    def run(self, loop: Loop, batch: Any) -> StepState:
+        """One step for a loop."""
+        _check_optimizer(loop.optimizer)
+        if getattr(loop.model, "training", True) is False:
+            loop.model.train()
+        step, state, scored = self.begin(loop, batch)
+        time, rows = extent(step.inputs)
+        in_windows = self.stride is not None and self.stride < time
+        if in_windows:
             came = f" and stride = {self.stride} for {time} steps"
-            fix = "window=None, or a one-directional model."
-            check_one_way(host.model, came, "a model whose state goes on forward only", fix)
-        mask = (
-            None
-            if self.feedback is None
-            else self.feedback.mask(time, rows, step.lengths, self.steps)
-        )
-        roller = Roller(host.model, self.sampler, self.stateful)
-        if self.window is not None and self.window < time and reads_last(host.loss):
-            outputs, loss = self._last_window(host, step, state, mask, roller, self.window)
-        elif self.stride is not None and self.stride < time and not reads_last(host.loss):
-            outputs, loss = self._windows(host, step, state, mask, roller, self.stride)
+            wanted = "a model whose state goes on forward only"
+            check_one_way(loop.model, came, wanted, "window=None, or a one-directional model.")
+
+        mask: Tensor | None = None
+        if self.feedback is not None:
+            mask = self.feedback.mask(time, rows, step.lengths, self.updates)
+        rollout = Rollout(loop.model, self.sampler, carry=self.stateful)
+        work = _Work(loop, step, scored, rollout, mask)
+        if loop.loss.per_sequence:
+            cut = self.window is not None and self.window < time
+            outputs, total = self._last_window(work, state) if cut else self._whole(work, state)
+        elif in_windows:
+            outputs, total = self._windows(work, state)
         else:
-            host.emit("WindowBegin")
-            with host.context():
-                outputs, state = roller.run(step.inputs, mask, state, step.lengths)
-            outputs, loss = self._update(host, step, outputs, step.targets, step.lengths)
-            if self.stateful:
-                self.state = detach(state)
-        self.steps += 1
-        step.outputs, step.loss, step.weight = (
-            outputs,
-            loss,
-            weight_of(host.loss, outputs, step.lengths),
-        )
-        step.parts = {"loss": (loss, step.weight)}
+            outputs, total = self._whole(work, state)
+
+        self.updates += 1
+        self._held.batches += 1
+        if self._held.batches == self.accumulate:
+            self.finish(loop)
+        step.outputs = outputs
+        step.loss = step.keep("loss", total)
+        step.weight = scored.count
         return step
 
-    def _windows(
-        self,
-        host: Host,
-        step: StepState,
-        state: State,
-        mask: Tensor | None,
-        roller: Roller,
-        stride: int,
-    ) -> tuple[Tensor, Tensor]:
+    def _whole(self, work: _Work, state: State) -> tuple[Any, Total]:
+        """Full BPTT: one window."""
+        step = work.step
+        work.loop.emit("WindowBegin")
+        with work.loop.context():
+            outputs, state = work.rollout.over(step.inputs, work.mask, state, step.lengths)
+        total = self._update(work, work.scored, outputs)
+        if self.stateful:
+            self.carried = detach(state)
+        return detached(outputs), total
+
+    def _windows(self, work: _Work, state: State) -> tuple[Any, Total]:
         """A loss for the new steps of every window, its gradient through the window's steps."""
-        time, back = len(step.inputs), (self.window or stride) - stride
-        answers: list[Tensor] = []
-        losses: list[Tensor] = []
-        weights: list[int] = []
-        start, previous = (
-            0,
-            None,
-        )  # where the window's gradient begins; `state` and `previous` are what was there
-        for new in range(0, time, stride):
-            end = min(new + stride, time)
-            split = (
-                max(start, end - back) if end < time else end
-            )  # where the next window's gradient will begin
-            host.emit("WindowBegin")
-            parts: list[Tensor] = []
-            following = state, previous
-            with host.context():
-                for a, b in pairwise(sorted({start, split, end})):
-                    fed = None if mask is None else mask[a:b]
-                    part, state = roller.run(
-                        step.inputs[a:b], fed, state, _between(step.lengths, a, b), previous
-                    )
-                    parts.append(part)
-                    previous = None if mask is None else part[-1]
-                    if b == split:
-                        following = state, previous
-            lengths, outputs = _between(step.lengths, new, end), torch.cat(parts)[new - start :]
-            weights.append(count_steps(outputs, lengths))
-            outputs, loss = self._update(host, step, outputs, step.targets[new:end], lengths)
-            answers.append(outputs)
-            losses.append(loss)
-            start, (state, previous) = split, detach(following)
-        if self.stateful:
-            self.state = state
-        total = torch.stack(losses) @ torch.tensor(
-            weights, dtype=losses[0].dtype, device=losses[0].device
-        )
-        return torch.cat(answers), total / sum(weights)
-
-    def _last_window(
-        self,
-        host: Host,
-        step: StepState,
-        state: State,
-        mask: Tensor | None,
-        roller: Roller,
-        window: int,
-    ) -> tuple[Tensor, Tensor]:
-        """One loss at each row's end, its gradient through the row's last `window` steps."""
-        time, batch = step.inputs.shape[:2]
-        lengths = torch.full((batch,), time) if step.lengths is None else step.lengths
-        ahead = (lengths - window).clamp(min=0)
-        within, longest, rows = lengths - ahead, int(ahead.max()), torch.arange(batch)
-        offsets = torch.arange(int(within.max())).unsqueeze(1)
-        index, valid = (ahead + offsets).clamp(max=time - 1), offsets < within
-        host.emit("WindowBegin")
-        with (
-            torch.no_grad(),
-            host.context(),
-        ):  # a context of its own: autocast keeps the casts it made without gradient
-            fed = None if mask is None else mask[:longest]
-            head, state = replace(roller, carry=True).run(step.inputs[:longest], fed, state, ahead)
-        with host.context():
-            fed = None if mask is None else mask[index, rows] & valid
-            previous = head[(ahead - 1).clamp(min=0), rows]
-            outputs, state = roller.run(
-                step.inputs[index, rows], fed, detach(state), within, previous
+        stride = self.stride or 1
+        all_outputs: list[Any] = []
+        totals: list[Total] = []
+        places = list(windows(extent(work.step.inputs)[0], stride, self.window or stride))
+        carried = Carried(state, None)
+        for window in places:
+            work.loop.emit("WindowBegin")
+            with work.loop.context():
+                # First up to where the next window begins, for its state is wanted there.
+                old, following = work.over(window.start, window.following, carried)
+                rest, last = work.over(window.following, window.end, following)
+            outputs = between(
+                join(old + rest), window.new - window.start, window.end - window.start
             )
-        outputs, loss = self._update(host, step, outputs, step.targets, within)
+            totals.append(self._update(work, work.scored.between(window.new, window.end), outputs))
+            all_outputs.append(detached(outputs))
+            if window.end == window.following:
+                following = last
+            carried = Carried(*detach(tuple(following)))  # the next window starts without a history
         if self.stateful:
-            self.state = detach(state)
-        everything = torch.cat([head, head.new_zeros(time - longest, *head.shape[1:])])
-        everything[index[valid], rows.expand_as(index)[valid]] = outputs[valid]
-        return everything, loss
+            self.carried = carried.state
+        together = join(all_outputs)
+        self._check_sum(work, together, places)
+        return together, functools.reduce(Total.__add__, totals)
 
-    def _update(
-        self, host: Host, step: StepState, outputs: Tensor, targets: Any, lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _check_sum(self, work: _Work, outputs: Any, places: Sequence[Window]) -> None:
+        """A loss that is one number tells of no step: see that its windows add up to the batch."""
+        if not work.loop.loss.opaque:
+            return
+        with torch.no_grad(), work.loop.context():
+            parts: list[Total] = []
+            for _, new, end, _ in places:
+                scored = work.scored.between(new, end)
+                parts.append(scored.total(between(outputs, new, end)))
+            check_adds_up(work.scored.total(outputs), parts)
+
+    def _last_window(self, work: _Work, state: State) -> tuple[Any, Total]:
+        """One loss at the end, its gradient through each row's own last `window` steps."""
+        step, loop = work.step, work.loop
+        time, batch = extent(step.inputs)
+        ends = _Ends(all_lengths(step.lengths, time, batch), time, self.window or 1)
+
+        loop.emit("WindowBegin")
+        # What lies before the window is read without gradient, and in a context of its own:
+        # autocast would keep the casts that it made here.
+        with torch.no_grad(), loop.context():
+            fed = None if work.mask is None else work.mask[: ends.longest]
+            driven = replace(work.rollout, carry=True)
+            early = between(step.inputs, 0, ends.longest)
+            before, after = driven.over(early, fed, state, ends.skipped)
+
+        with loop.context():
+            # A row that fits into the window starts where the model does, and its first state gets a gradient.
+            first = Declared(loop.model).initial_state(batch) if state is None else state
+            start = where_rows(ends.skipped > 0, detach(after), first)
+            fed = None if work.mask is None else ends.gather(work.mask) & ends.valid
+            inputs = map_leaves(ends.gather, step.inputs)  # (W, B, *F)
+            previous = map_leaves(ends.last_before, before)
+            outputs, state = work.rollout.over(inputs, fed, start, ends.within, previous)
+
+        # A loss that reads the last step needs the window alone; another one reads all steps.
+        of_window = work.scored.of_window(len(ends.index), ends.within)
+        if of_window is None:
+            everything = map_leaves(ends.put, before, outputs)  # (T, B, *O)
+            total = self._update(work, work.scored, everything)
+        else:
+            total = self._update(work, of_window, outputs)
+            everything = map_leaves(ends.put, before, detached(outputs))
+        if self.stateful:
+            self.carried = detach(state)
+        return detached(everything), total
+
+    def _update(self, work: _Work, scored: Scored, outputs: Any) -> Total:
         """The loss of a window, its gradient, and the optimizer's step."""
-        with host.context():
-            host.emit("LossBegin")
-            loss = call_loss(host.loss, outputs, targets, lengths)
-        if not loss.requires_grad:
-            fix = "compute it from the outputs, without .detach(), .item() or torch.no_grad()."
-            raise Refusal("a loss without gradient", "one that depends on the parameters", fix)
+        loop, step = work.loop, work.step
+        step.outputs = detached(outputs)
+        with loop.context():
+            loop.emit("LossBegin")
+            total = scored.total(outputs)
+        loss = total.mean()
         step.loss = loss.detach()
-        host.emit("BackwardBegin")
-        host.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        host.emit("BackwardEnd")
-        host.optimizer.step()
-        host.emit("WindowEnd")
-        return outputs.detach(), step.loss
+        if not total.empty:
+            if not loss.requires_grad:
+                fix = "compute it from the outputs, without .detach(), .item() or torch.no_grad()."
+                raise Refusal("a loss without gradient", "one that depends on the parameters", fix)
+            loop.emit("BackwardBegin")
+            if self.accumulate > 1:
+                self._held.add(total, loop.optimizer)
+            else:
+                loop.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                _make_update(loop)
+        loop.emit("WindowEnd")
+        return total.detach()
+
+    def finish(self, loop: Loop) -> None:
+        """Make the update of the batches held back, if there are any."""
+        if self._held.sums:
+            self._held.give(loop.optimizer)
+            _make_update(loop)
+        self._held = _Held()
+
+    def flush(self, optimizer: torch.optim.Optimizer) -> None:
+        """In a loop of your own, after the last batch: the update of the batches held back by `accumulate`."""
+        self.finish(Loop(None, _nothing, optimizer))
+
+    def reset(self) -> None:
+        super().reset()
+        self._held = _Held()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "held": vars(self._held)}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        super().load_state_dict(saved)
+        self._held = _Held(**saved["held"])
 
 
-def _between(lengths: Tensor | None, start: int, end: int) -> Tensor | None:
-    return None if lengths is None else (lengths - start).clamp(0, end - start)
+def _nothing(outputs: Any, targets: Any) -> Any:
+    raise NotImplementedError
+
+
+def _make_update(loop: Loop) -> None:
+    """The optimizer's step on a gradient that is whole."""
+    loop.emit("BackwardEnd")
+    loop.optimizer.step()
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        torch.clear_autocast_cache()  # the caller's own autocast would go on with the weights of before
+
+
+@dataclass
+class _Held:
+    """Gradients of several batches before their one update: sums by head, to be divided when the weights are known."""
+
+    batches: int = 0
+    sums: list[list[Tensor | None]] | None = None  # by head, by parameter
+    weights: list[Tensor] | None = None  # by head
+    scales: list[float] | None = None
+
+    def add(self, total: Total, optimizer: torch.optim.Optimizer) -> None:
+        """Backpropagate a sum, head by head, and put its gradient aside."""
+        heads = [total.sum] if total.scales is None else list(total.sum.unbind(-1))
+        weights = torch.as_tensor(total.weight).double().detach().reshape(-1)
+        if self.sums is None or self.weights is None:
+            parameters = _parameters_of(optimizer)
+            self.sums = [[None] * len(parameters) for _ in heads]
+            self.weights = [torch.zeros_like(weight) for weight in weights]
+            self.scales = [1.0] if total.scales is None else total.scales.tolist()
+        for h, head in enumerate(heads):
+            optimizer.zero_grad(set_to_none=True)
+            head.backward(retain_graph=h + 1 < len(heads))
+            self.weights[h] = self.weights[h] + weights[h]
+            for i, parameter in enumerate(_parameters_of(optimizer)):
+                held = self.sums[h][i]
+                if parameter.grad is not None:
+                    self.sums[h][i] = parameter.grad if held is None else held + parameter.grad
+        optimizer.zero_grad(set_to_none=True)
+
+    def give(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make `.grad` the gradient of all batches joined."""
+        optimizer.zero_grad(set_to_none=True)
+        parts = zip(self.sums or [], self.weights or [], self.scales or [], strict=True)
+        for sums, weight, scale in parts:
+            if not bool(weight):
+                continue
+            for parameter, held in zip(_parameters_of(optimizer), sums, strict=True):
+                if held is not None:
+                    share = held * (scale / weight).to(held)
+                    parameter.grad = share if parameter.grad is None else parameter.grad + share
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    parameters: list[Tensor] = []
+    for group in optimizer.param_groups:
+        parameters.extend(group["params"])
+    return parameters
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if optimizer is None:
+        fix = "phase(model, loss, batch, optimizer); BPTTValidationPhase needs none."
+        raise Refusal("no optimizer", "one over the model's parameters", fix)
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        name = type(optimizer).__name__
+        raise Refusal(
+            f"{name}, whose step calls a closure several times",
+            "an optimizer that makes a step from gradients that are there",
+            "write the loop: def closure(): optimizer.zero_grad(); loss = loss_fn.on(model, inputs, targets); "
+            "loss.backward(); return loss; then optimizer.step(closure).",
+            TypeError,
+        )

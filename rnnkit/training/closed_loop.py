@@ -1,24 +1,72 @@
 """What one validation step is: a driven part, then a closed loop in which the model is fed its own output."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.errors import Refusal, asked
-from ..core.model import evaluating
+from ..core.errors import Refusal, asked, at_least, in_words
+from ..core.layout import all_lengths, extent, join
+from ..core.model import evaluating, run_model
+from ..core.state import State
 from ..generation.feedback import Feedback
-from ..generation.rollouts import Roller
+from ..generation.rollouts import Rollout
 from ..generation.samplers import NextInput, identity
-from .phase import Host, Phase, StepState, call_loss, reads_last, weight_of
+from ..generation.sampling import draw_paths
+from ..losses import Scored, Total, check_adds_up
+from .phase import Begun, Loop, Phase, StepState
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+_PATHS = 32  # where a sampler draws and no number is given; the score is unbiased at any number from 2 on
+
+
+@asked("energy_score")
+def energy_score(paths: Tensor, targets: Tensor) -> Tensor:
+    r"""How far sample paths are from what came, `(n, B)`: lowest on average for the true distribution.
+
+    $$
+    \frac{1}{P} \sum_i \lVert x_i - y \rVert - \frac{1}{2 P (P - 1)} \sum_{i, j} \lVert x_i - x_j \rVert
+    $$
+
+    With one feature it is the continuous ranked probability score (CRPS), in the units of the data.
+
+    Args:
+        paths: `(n, B, P, *F)`, at least two paths.
+        targets: `(n, B, *F)`.
+
+    Returns:
+        `(n, B)`; an unbiased estimate, which may be below 0.
+
+    Raises:
+        ValueError: if there are fewer than two paths, or the shapes do not fit.
+
+    Source: Gneiting and Raftery 2007, <https://doi.org/10.1198/016214506000001437>, equation 22.
+
+    >>> import torch
+    >>> from rnnkit import energy_score
+    >>> energy_score(torch.tensor([[[0.0, 2.0]]]), torch.tensor([[1.0]])).item()  # 1 - 2 / 2
+    0.0
+    """
+    count = paths.shape[2] if paths.ndim > 2 else 0
+    if count < 2 or paths.shape[:2] + paths.shape[3:] != targets.shape:
+        came = f"paths {in_words(paths)} and targets {in_words(targets)}"
+        fix = "draw two paths or more of what the targets are."
+        raise Refusal(came, "(n, B, P, *F) and (n, B, *F) with P >= 2", fix)
+    drawn = paths.flatten(3) if paths.ndim > 3 else paths.unsqueeze(3)  # (n, B, P, F)
+    came_true = targets.reshape(*targets.shape[:2], 1, -1)  # (n, B, 1, F)
+    distance = (drawn - came_true).norm(dim=-1).mean(2)
+    between = torch.cdist(drawn, drawn).sum((2, 3)) / (count * (count - 1))
+    return distance - between / 2
 
 
 class BPTTValidationPhase(Phase):
     """One validation step: a driven part, then a closed loop in which the model is fed its own output.
 
     The model reads the first `T - nfeedback` steps of each sequence and feeds itself through the last `nfeedback`:
-    the inputs at these steps are not read. Runs in evaluation mode and without gradient, and leaves the model's mode
-    and a training phase's carried state as they were.
+    the inputs at these steps are not read, but for what a sampler keeps of them. Runs in evaluation mode and without
+    gradient, and leaves the model's mode and a training phase's carried state as they were.
 
     Events: `StepBegin`, `LossBegin`, `StepEnd`.
 
@@ -27,17 +75,26 @@ class BPTTValidationPhase(Phase):
     [seq2one_loss][rnnkit.seq2one_loss] there is only `loss`, and it as one of the two. In
     [issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144) one loss over both parts hid the closed loop's.
 
+    With a sampler that draws, the likelihood of the next step on one random path would reward the wrong spread. Then
+    `closed_loss`, and `loss_by_step` at the self-fed steps, are a score of several paths, and `loss` is `open_loss`.
+    A sampler of classes draws one path and keeps the loss, unless `paths` and a `score` of classes are given.
+
     Args:
         nfeedback: steps fed by the model, at the end; 0 is teacher forcing.
         sampler: maps the outputs of one step to the next input.
         stateful: carry the state from batch to batch, as in training; each epoch starts afresh.
+        paths: how many paths a sampler that draws is scored on; 32 where it is `None`.
+        score: `score(paths (n, B, P, *F), targets (n, B, *F))` to `(n, B)`.
+        by_step: whether `loss_by_step` is made; by default only where `nfeedback` is above 0.
 
     Raises:
-        ValueError: if `nfeedback` is negative; by the step, if a sequence is not longer than it.
+        ValueError: if `nfeedback` is negative; by the step, if a sequence is not longer than it, or a loss whose parts
+            do not add up would be split.
 
+    >>> import torch
     >>> import rnnkit
     >>> model = rnnkit.RecurrentSequential(torch.nn.GRU(1, 8), torch.nn.Linear(8, 1))
-    >>> phase = BPTTValidationPhase(nfeedback=5)
+    >>> phase = rnnkit.BPTTValidationPhase(nfeedback=5)
     >>> step = phase(model, rnnkit.seq2seq_loss(torch.nn.MSELoss()), torch.ones(21, 4, 1))
     >>> step.loss_by_step.shape
     torch.Size([20])
@@ -47,65 +104,161 @@ class BPTTValidationPhase(Phase):
 
     @asked("BPTTValidationPhase")
     def __init__(
-        self, nfeedback: int = 0, sampler: NextInput = identity, stateful: bool = False
+        self,
+        nfeedback: int = 0,
+        sampler: NextInput = identity,
+        *,
+        stateful: bool = False,
+        paths: int | None = None,
+        score: Score = energy_score,
+        by_step: bool | None = None,
     ) -> None:
         super().__init__(sampler, stateful)
-        if nfeedback < 0:
-            fix = "0 validates with teacher forcing."
-            raise Refusal(f"nfeedback = {nfeedback}", "nfeedback >= 0", fix)
+        at_least("nfeedback", nfeedback, 0, "0 validates with teacher forcing.")
+        if paths is not None:
+            at_least("paths", paths, 2, "a spread is seen from two paths on; 100 is common.")
         self.nfeedback = nfeedback
+        draws = getattr(sampler, "draws", False) and not getattr(sampler, "classes", False)
+        self.paths = _PATHS if paths is None and draws else paths
+        self.score = score
+        self.makes_by_step = nfeedback > 0 if by_step is None else by_step
 
     @asked("BPTTValidationPhase")
-    def run(self, host: Host, batch: Any) -> StepState:
-        """One step for a host."""
-        n = self.nfeedback
-        with torch.no_grad(), evaluating(host.model):
-            step, state = self.begin(host, batch)
-            time, rows = step.inputs.shape[:2]
-            lengths = torch.full((rows,), time) if step.lengths is None else step.lengths
-            shortest = int(lengths[lengths > 0].min())
-            if n >= shortest:
-                fix = "the first step must be driven: nfeedback is at most T - 1."
-                raise Refusal(
-                    f"nfeedback = {n} and a sequence of {shortest} steps", "nfeedback < T", fix
-                )
-            mask = Feedback.last(n).mask(time, rows, step.lengths) if n else None
-            with host.context():
-                roller = Roller(host.model, self.sampler, self.stateful)
-                step.outputs, state = roller.run(step.inputs, mask, state, step.lengths)
-                host.emit("LossBegin")
-                step.loss = call_loss(host.loss, step.outputs, step.targets, step.lengths)
-                step.weight = weight_of(host.loss, step.outputs, step.lengths)
-                step.parts = {"loss": (step.loss, step.weight)}
-                if reads_last(host.loss):
-                    step.open_loss, step.closed_loss = (None, step.loss) if n else (step.loss, None)
+    def run(self, loop: Loop, batch: Any) -> StepState:
+        """One step for a loop."""
+        with torch.no_grad(), evaluating(loop.model):
+            begun = self.begin(loop, batch)
+            step, state, scored = begun
+            time, rows = extent(step.inputs)
+            lengths = all_lengths(step.lengths, time, rows)
+            mask = self._mask(step, lengths)
+            with loop.context():
+                rollout = Rollout(loop.model, self.sampler, carry=self.stateful)
+                step.outputs, after = rollout.over(step.inputs, mask, state, step.lengths)
+                loop.emit("LossBegin")
+                if loop.loss.per_sequence:
+                    self._one_loss(step, scored)
+                elif self.nfeedback and self.paths is not None:
+                    self._scored_paths(loop, begun, lengths)
                 else:
-                    self._split(host, step, step.outputs, lengths)
+                    self._split(loop, step, scored, lengths)
             if self.stateful:
-                self.state = state
+                self.carried = after
         return step
 
-    def _split(self, host: Host, step: StepState, outputs: Tensor, lengths: Tensor) -> None:
+    def _mask(self, step: StepState, lengths: Tensor) -> Tensor | None:
+        """Where the model is fed its own output, `(T, B)`."""
+        n = self.nfeedback
+        shortest = int(lengths[lengths > 0].min())
+        if n >= shortest:
+            came = f"nfeedback = {n} and a sequence of {shortest} steps"
+            fix = "the first step must be driven: nfeedback is at most T - 1."
+            raise Refusal(came, "nfeedback < T", fix)
+        if n == 0:
+            return None
+        return Feedback.last(n).mask(*extent(step.inputs), step.lengths)
+
+    def _one_loss(self, step: StepState, scored: Scored) -> None:
+        """One loss a sequence: it belongs to the closed loop where there is one."""
+        total = scored.total(step.outputs)
+        step.loss = step.keep("loss", total)
+        step.weight = scored.count
+        if self.nfeedback:
+            step.closed_loss = step.loss
+        else:
+            step.open_loss = step.loss
+
+    def _split(self, loop: Loop, step: StepState, scored: Scored, lengths: Tensor) -> None:
         """The loss of the driven part, of the closed loop, and of each step."""
-        n, times, targets = self.nfeedback, torch.arange(len(outputs)).unsqueeze(1), step.targets
+        total = scored.total(step.outputs)
+        step.loss = step.keep("loss", total)
+        step.weight = scored.count
+        if self.nfeedback:
+            driven, fed = scored.parts(step.outputs, self._parts(lengths, len(lengths), step))
+            if loop.loss.opaque:
+                check_adds_up(total, [driven, fed])
+            step.open_loss = step.keep("open_loss", driven)
+            step.closed_loss = step.keep("closed_loss", fed)
+        else:
+            step.open_loss = step.keep("open_loss", total)
+        if self.makes_by_step:
+            by_step = scored.by_step(step.outputs)
+            if loop.loss.opaque:
+                check_adds_up(
+                    total, [Total(by_step.sum.sum(0), _sum_weight(by_step), total.scales)]
+                )
+            step.loss_by_step = step.keep("loss_by_step", by_step)
 
-        def loss(outputs: Tensor, targets: Tensor, lengths: Tensor | None) -> Tensor:
-            return call_loss(host.loss, outputs, targets, lengths)
+    def _parts(self, lengths: Tensor, rows: int, step: StepState) -> list[Tensor]:
+        """The driven and the self-fed steps, each a mask `(T, B)`."""
+        time = extent(step.inputs)[0]
+        t = torch.arange(time, device="cpu").unsqueeze(1)
+        driven = t < lengths - self.nfeedback
+        return [driven, (t < lengths) & ~driven]
 
-        step.open_loss, step.parts["open_loss"] = step.loss, step.parts["loss"]
-        if n:
-            driven = None if step.lengths is None else (lengths - n).clamp(min=0)
-            end = len(outputs) - n if driven is None else int(driven.max())
-            step.open_loss = loss(outputs[:end], targets[:end], driven)
-            step.parts["open_loss"] = step.open_loss, weight_of(host.loss, outputs[:end], driven)
-            rows = lengths.nonzero().squeeze(1)
-            closed = lengths[rows] - n + times[:n], rows
-            step.closed_loss = loss(outputs[closed], targets[closed], None)
-            step.parts["closed_loss"] = (
-                step.closed_loss,
-                weight_of(host.loss, outputs[closed], None),
+    def _scored_paths(self, loop: Loop, begun: Begun, lengths: Tensor) -> None:
+        """The loss of the driven part, and the score of the paths that the closed loop draws."""
+        step, state, scored = begun
+        masks = self._parts(lengths, len(lengths), step)
+        driven, _ = scored.parts(step.outputs, masks)
+        step.open_loss = step.keep("open_loss", driven)
+        step.loss = step.keep("loss", driven)
+        step.weight = scored.count
+
+        index = self._places(lengths, extent(step.inputs)[0])  # (n, B)
+        scores = self._score_of(loop, step, state, lengths, index)  # (n, B)
+        weights = scored.step_weights()[index, torch.arange(len(lengths), device="cpu")]
+        weights = (weights * (lengths > 0)).to(scores)
+        scores = torch.where(weights > 0, scores * weights, 0)
+        closed = Total(scores.sum(), weights.sum())
+        step.closed_loss = step.keep("closed_loss", closed)
+        if self.makes_by_step:
+            step.loss_by_step = step.keep(
+                "loss_by_step", _at_places(scored, step, masks[0], index, scores, weights)
             )
-        here = lengths > times
-        alone = [None if step.lengths is None else row.long() for row in here]
-        step.loss_by_step = torch.stack(list(map(loss, outputs.split(1), targets.split(1), alone)))
-        step.parts["loss_by_step"] = step.loss_by_step, here.sum(1).to(outputs.device)
+
+    def _places(self, lengths: Tensor, time: int) -> Tensor:
+        """The steps of each row that it is fed at, `(n, B)`."""
+        offsets = torch.arange(self.nfeedback, device="cpu").unsqueeze(1)
+        return (lengths - self.nfeedback + offsets).clamp(0, time - 1)
+
+    def _score_of(
+        self, loop: Loop, step: StepState, state: State, lengths: Tensor, index: Tensor
+    ) -> Tensor:
+        """The score of each self-fed step, `(n, B)`."""
+        if isinstance(step.targets, dict) or isinstance(step.inputs, dict):
+            fix = "validate one head at a time, or with a sampler that does not draw."
+            raise Refusal("dicts of sequences and paths to score", "one sequence", fix, TypeError)
+        rows = torch.arange(len(lengths), device="cpu")
+        primed = (lengths - self.nfeedback).clamp(min=0)
+        outputs, after = run_model(loop.model, step.inputs, state, primed)
+        answer = outputs[(primed - 1).clamp(min=0), rows]
+        given = step.inputs[index, rows]  # (n, B, *F)
+        # One draw more than steps: the first is of the last driven step, whose loss is known.
+        given = join([given, given[-1:]])
+        draws = draw_paths(loop.model, self.sampler, answer, after, given, self.paths or _PATHS)[1:]
+        targets = step.targets[index, rows]
+        fed = getattr(self.sampler, "fed", None)
+        if isinstance(fed, int) and draws.shape[3:] != targets.shape[2:]:
+            draws = draws[..., :fed]  # what it keeps is not forecast
+        if draws.shape[3:] != targets.shape[2:]:
+            came = f"draws {tuple(draws.shape[3:])} and targets {tuple(targets.shape[2:])} a step"
+            fix = "with_covariates(sampler, fed) tells which features are forecast."
+            raise Refusal(came, "draws of what the targets are", fix)
+        return self.score(draws, targets)
+
+
+def _sum_weight(by_step: Total) -> Tensor:
+    return torch.as_tensor(by_step.weight).sum(0)
+
+
+def _at_places(
+    scored: Scored, step: StepState, driven: Tensor, index: Tensor, scores: Tensor, weights: Tensor
+) -> Total:
+    """By step: the loss where a row is driven, the score where it is fed."""
+    time = extent(step.inputs)[0]
+    alone = scored.only(driven).by_step(step.outputs)
+    flat = index.flatten().to(scores.device)
+    sums = alone.sum.index_add(0, flat, scores.flatten().to(alone.sum))
+    own = torch.as_tensor(alone.weight).to(sums).expand(time)
+    return Total(sums, own.index_add(0, flat, weights.flatten().to(sums)))

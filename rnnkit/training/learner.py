@@ -13,7 +13,7 @@ from ..core.model import check_model, evaluating
 from .bptt import BPTTTrainingPhase
 from .closed_loop import BPTTValidationPhase
 from .events import CancelEpoch, CancelFit, CancelStep, handlers
-from .phase import Host, Loss, Phase, StepState
+from .phase import Loop as Host, Loss, Phase, StepState
 from .rng import generators_of, rng_state, set_rng_state
 
 
@@ -92,7 +92,11 @@ class Learner(Host):
     @property
     def averages(self) -> dict[str, Tensor]:
         """The running epoch's averages, each weighted by what its steps averaged."""
-        return {name: total / weight for name, (total, weight) in self.sums.items()}
+        return {name: total.mean() for name, total in self.sums.items()}
+
+    @property
+    def state(self):
+        return self.current
 
     def emit(self, event: str) -> None:
         """Call every callback's method for `event`."""
@@ -211,15 +215,15 @@ class Learner(Host):
         """One step of `phase` on `batch`; returns its [StepState][rnnkit.StepState], kept as `learner.state`."""
         self.phase = phase
         try:
-            for name, (value, weight) in phase.run(self, batch).parts.items():
-                self._add(name, value, weight)
+            for name, total in phase.run(self, batch).totals.items():
+                self.sums[name] = self.sums[name] + total if name in self.sums else total
         except CancelStep:
             pass
         if phase.name == "training":
             self.step_index += 1
         with suppress(CancelStep):  # nothing is left to cancel
             self.emit("StepEnd")
-        return self.state
+        return self.current
 
     def _add(self, name: str, value: Tensor, weight: int | Tensor) -> None:
         value = value.float() if value.dtype.itemsize < 4 else value

@@ -1,23 +1,23 @@
-"""What a phase is given and gives back: a host with its events, a batch taken apart, a state carried on."""
+"""What a phase is given and gives back: a batch taken apart, a state carried on, the loop around it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, in_words
-from ..core.layout import as_sequence, check_lengths, check_state
-from ..core.model import check_model, check_one_way
-from ..core.state import reset_rows
-from ..data.batches import SequenceBatch, get_inout_seq
+from ..core.layout import all_lengths, as_sequences, between, check_lengths, check_state, extent
+from ..core.model import Declared, check_model, check_one_way, restart_rows
+from ..core.state import State, map_leaves
+from ..data.batches import SequenceBatch
 from ..generation.feedback import Feedback
 from ..generation.samplers import NextInput
-from ..losses import SequenceLoss
+from ..losses import Scored, SequenceLoss, Total, as_loss
 
-Loss = Callable[..., Tensor]
+Loss = SequenceLoss | Callable[..., Any]
 
 
 @dataclass(slots=True)
@@ -25,37 +25,59 @@ class StepState:
     """What a step was given and what came of it.
 
     Attributes:
-        inputs: `(T, B, *F)`.
+        inputs: `(T, B, *F)`, or a dict of such sequences.
         targets: `(T, B, *Y)`, or `(B, *Y)` with `seq2one_loss`.
         lengths: int64 CPU `(B,)`, or `None`.
-        outputs: `(T, B, *O)`, without gradient.
+        weights: of the steps, `(T, B)`, or `None`.
+        outputs: `(T, B, *O)`, without gradient; from `LossBegin` to `WindowEnd` those of the window.
         loss: scalar, without gradient; a tensor, so that no step waits for it.
-        weight: what an epoch weighs the loss by: valid steps, or sequences where the loss averages those.
+        weight: the steps that are scored, or the sequences where the loss averages those.
         open_loss: validation: the loss of the driven steps; `None` where there are none.
-        closed_loss: validation: the loss of the steps that the model fed itself.
-        loss_by_step: validation: `(T,)`, the loss of each step alone.
-        parts: what an epoch averages: name to value and weight.
+        closed_loss: validation: the loss, or the score, of the steps that the model fed itself.
+        loss_by_step: validation: `(T,)`, the loss of each step alone, where it was asked for.
+        totals: what an epoch adds up: name to a sum and a weight.
     """
 
-    inputs: Tensor
+    inputs: Any
     targets: Any
     lengths: Tensor | None = None
-    outputs: Tensor | None = None
+    weights: Tensor | None = None
+    outputs: Any = None
     loss: Tensor | None = None
     weight: int = 0
     open_loss: Tensor | None = None
     closed_loss: Tensor | None = None
     loss_by_step: Tensor | None = None
-    parts: dict[str, tuple[Tensor, int | Tensor]] = field(default_factory=dict)
+    totals: dict[str, Total] = field(default_factory=dict[str, Total])
+
+    def keep(self, name: str, total: Total) -> Tensor:
+        """Note a total for the epoch; gives its mean."""
+        self.totals[name] = total
+        return total.mean()
 
 
-class Host:
-    """What a phase needs around it: the three objects of a plain PyTorch loop, to which a Learner adds the rest."""
+class Begun(NamedTuple):
+    """A batch taken apart: the step, the state it starts from, and what is scored."""
+
+    step: StepState
+    state: State
+    scored: Scored
+
+
+class Loop:
+    """What a phase runs in: the three objects of a plain PyTorch loop, to which a Learner adds the rest.
+
+    Attributes:
+        current: the [StepState][rnnkit.StepState] of the step, as far as it has come.
+        device: where each batch is moved; nothing is moved where it is `None`.
+    """
 
     def __init__(self, model: Any, loss: Loss, optimizer: Any) -> None:
-        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.model = model
+        self.loss = as_loss(loss)
+        self.optimizer = optimizer
         self.device: torch.device | None = None
-        self.state: StepState | None = None
+        self.current: StepState | None = None
 
     def emit(self, event: str) -> None:
         """Tell the callbacks."""
@@ -66,128 +88,144 @@ class Host:
 
 
 class Phase:
-    """What both phases share: a batch taken apart, and a state carried from batch to batch."""
+    """What both phases share: a batch taken apart, and a state carried from batch to batch.
+
+    Attributes:
+        carried: the state after the last batch, where it is `stateful`.
+        updates: training steps made.
+    """
 
     name = "phase"
+    trains = False
 
     def __init__(
         self, sampler: NextInput, stateful: bool, feedback: Feedback | None = None
     ) -> None:
-        self.sampler, self.stateful, self.feedback = sampler, stateful, feedback
-        self.state: Any = None
-        self.steps = 0
+        self.sampler = sampler
+        self.stateful = stateful
+        self.feedback = feedback
+        self.carried: State = None
+        self.read: Tensor | None = (
+            None  # (B,): the steps of each row that came before, for a warmup
+        )
+        self.updates = 0
 
     @asked(lambda phase: type(phase).__name__)
     def __call__(self, model: Any, loss: Loss, batch: Any, optimizer: Any = None) -> StepState:
         """One step in a plain PyTorch loop, without a Learner."""
         check_model(model)
-        return self.run(Host(model, loss, optimizer), batch)
+        return self.run(Loop(model, loss, optimizer), batch)
 
-    def run(self, host: Host, batch: Any) -> StepState:
-        """One step for a host."""
+    def run(self, loop: Loop, batch: Any) -> StepState:
+        """One step for a loop."""
         raise NotImplementedError
+
+    def finish(self, loop: Loop) -> None:
+        """What is left to do after the last batch of an epoch."""
 
     def reset(self) -> None:
         """Forget the carried state: the next batch starts afresh."""
-        self.state = None
+        self.carried = None
+        self.read = None
 
-    def _generators(self) -> list[torch.Generator | None]:
+    @property
+    def steps(self) -> int:
+        """Training steps made, which a schedule of feedback is asked with."""
+        return self.updates
+
+    def generators(self) -> list[torch.Generator | None]:
+        """The generators that this phase draws from, where it has its own."""
         return [getattr(part, "generator", None) for part in (self.feedback, self.sampler)]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: steps made, the carried state, and the generators' states."""
-        kept = [
-            None if generator is None else generator.get_state() for generator in self._generators()
-        ]
-        return {"steps": self.steps, "state": self.state, "generators": kept}
+        kept = [None if own is None else own.get_state() for own in self.generators()]
+        return {
+            "updates": self.updates,
+            "carried": self.carried,
+            "read": self.read,
+            "generators": kept,
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
-        self.steps, self.state = saved["steps"], saved["state"]
-        for generator, kept in zip(self._generators(), saved["generators"], strict=True):
+        self.updates = saved["updates"]
+        self.carried = saved["carried"]
+        self.read = saved["read"]
+        for generator, kept in zip(self.generators(), saved["generators"], strict=True):
             if generator is not None and kept is not None:
                 generator.set_state(kept)
 
-    def begin(self, host: Host, batch: Any) -> tuple[StepState, Any]:
-        """The batch as a StepState, the state it starts from, and the event StepBegin."""
-        restart = batch.restart if isinstance(batch, SequenceBatch) else None
-        inputs, targets, *rest = get_inout_seq(batch)
-        lengths: Tensor | None = rest[0] if rest else None
-        if host.device is not None:
-            inputs, targets = _move(inputs, host.device), _move(targets, host.device)
-        state: Any = None
-        if isinstance(inputs, tuple) and len(inputs) == 3 and hasattr(host.model, "encode"):
-            source, source_lengths, inputs = inputs
-            with host.context():
-                state = host.model.encode(source, source_lengths)
-        inputs = as_sequence(inputs)
-        time, rows = inputs.shape[:2]
-        per_step = not reads_last(host.loss)
-        if per_step:
-            targets = as_sequence(targets, "targets")
-            if targets.shape[:2] != (time, rows):
-                came = f"inputs {in_words(inputs)} and targets {in_words(targets)}"
-                fix = (
-                    "one target for each step and row; a target a sequence goes with seq2one_loss."
-                )
-                raise Refusal(came, "the same T and B for both", fix)
+    def begin(self, loop: Loop, batch: Any) -> Begun:
+        """Take a batch apart, and tell that the step begins."""
+        batch = SequenceBatch.of(batch)
+        if loop.device is not None:
+            batch = batch.to(loop.device)
+        loop.loss.check_model(loop.model)
+        inputs, state = self._start(loop, batch.inputs)
+        inputs = as_sequences(inputs)
+        time, rows = extent(inputs)
+        targets = batch.targets
+        if not loop.loss.per_sequence:
+            targets = as_sequences(targets, "targets")
+        weights = batch.weights
+
+        # What stands behind the longest row is neither run nor scored.
+        lengths = batch.lengths
         if lengths is not None:
-            longest = int(
-                check_lengths(lengths, time, rows, least=0 if restart is not None else 1).max()
-            )
-            inputs, targets = inputs[:longest], targets[:longest] if per_step else targets
+            may_be_empty = batch.restart is not None  # a stream's row that has no document left
+            lengths = check_lengths(lengths, time, rows, least=0 if may_be_empty else 1)
+            time = int(lengths.max())
+            inputs = between(inputs, 0, time)
+            if not loop.loss.per_sequence:
+                targets = between(targets, 0, time)
+            if weights is not None and weights.ndim > 1:
+                weights = weights[:time]
+
         if self.stateful:
-            fix = "make the model one-directional, or stateful=False."
-            check_one_way(host.model, ", stateful", "a state that goes on", fix)
-            if state is not None:
-                fix = "stateful=False: each batch starts from its own source."
-                raise Refusal(
-                    "a source in the batch, stateful",
-                    "one place that the first state comes from",
-                    fix,
-                )
-            if self.state is not None:
-                fix = "StreamLoader and DataLoader(drop_last=True) keep the batch size; phase.reset() starts afresh."
-                check_state(self.state, rows, fix)
-                state = self.state if restart is None else reset_rows(self.state, restart)
-        host.state = StepState(inputs, targets, lengths)
-        host.emit("StepBegin")
-        return host.state, state
+            state = self._go_on(loop, state, batch.restart, rows)
+        came = f"inputs {in_words(inputs)}"
+        scored = loop.loss.over(targets, time, rows, lengths, weights, read=self.read, came=came)
+        self._count(lengths, time, rows)
+        step = StepState(inputs, targets, lengths, weights)
+        loop.current = step
+        loop.emit("StepBegin")
+        return Begun(step, state, scored)
+
+    def _start(self, loop: Loop, inputs: Any) -> tuple[Any, State]:
+        """The inputs, and the state that a source makes where there is one."""
+        encode = Declared(loop.model).encode
+        if encode is None or not isinstance(inputs, tuple) or len(inputs) != 3:
+            return inputs, None
+        source, source_lengths, inputs = inputs
+        with loop.context():
+            return inputs, encode(source, source_lengths)
+
+    def _go_on(self, loop: Loop, state: State, restart: Tensor | None, rows: int) -> State:
+        """The state carried from the batch before, with the rows that start afresh at their first."""
+        fix = "make the model one-directional, or stateful=False."
+        check_one_way(loop.model, ", stateful", "a state that goes on", fix)
+        if state is not None:
+            raise Refusal(
+                "a source in the batch, stateful",
+                "one place that the first state comes from",
+                "stateful=False: each batch starts from its own source.",
+            )
+        if self.carried is None:
+            return None
+        fix = "StreamLoader and DataLoader(drop_last=True) keep the batch size; phase.reset() starts afresh."
+        check_state(self.carried, rows, fix)
+        if restart is not None and self.read is not None:
+            self.read = self.read.masked_fill(restart, 0)
+        return restart_rows(loop.model, self.carried, restart)
+
+    def _count(self, lengths: Tensor | None, time: int, rows: int) -> None:
+        """Add the steps of this batch to those that each row has read."""
+        if self.stateful:
+            now = all_lengths(lengths, time, rows)
+            self.read = now if self.read is None else self.read + now
 
 
-def reads_last(loss: Loss) -> bool:
-    """Whether a loss has one target a sequence, so that there are no targets to cut into windows."""
-    return isinstance(loss, SequenceLoss) and loss.average == "last"
-
-
-def weight_of(loss: Loss, outputs: Tensor, lengths: Tensor | None) -> int:
-    """What an epoch weighs a loss by: valid steps, or sequences where the loss averages those."""
-    if isinstance(loss, SequenceLoss) and loss.average != "step":
-        return outputs.shape[1] if lengths is None else int((lengths > 0).sum())
-    return count_steps(outputs, lengths)
-
-
-def count_steps(outputs: Tensor, lengths: Tensor | None) -> int:
-    """The steps of all rows `(T, B)` that are not padding."""
-    return outputs.shape[0] * outputs.shape[1] if lengths is None else int(lengths.sum())
-
-
-def call_loss(loss: Loss, outputs: Tensor, targets: Any, lengths: Tensor | None) -> Tensor:
-    """The scalar loss of a stretch; rows of length 0 take no part."""
-    if lengths is not None and not lengths.all():
-        rows, lengths = lengths.nonzero().squeeze(1), lengths[lengths > 0]
-        outputs, targets = outputs[:, rows], targets[rows] if reads_last(loss) else targets[:, rows]
-    value = loss(outputs, targets) if lengths is None else loss(outputs, targets, lengths)
-    if not isinstance(value, Tensor) or value.ndim:
-        fix = "average it: seq2seq_loss takes an unreduced loss and does."
-        raise Refusal(f"a loss {in_words(value)}", "a scalar tensor", fix)
-    return value
-
-
-def _move(value: Any, device: torch.device) -> Any:
-    if isinstance(value, tuple):
-        source, lengths, inner = value
-        return _move(source, device), lengths, _move(inner, device)
-    if isinstance(value, list):
-        return [_move(item, device) for item in value]
-    return value.to(device) if isinstance(value, Tensor) else value
+def detached(outputs: Any) -> Any:
+    """Outputs without gradient."""
+    return map_leaves(Tensor.detach, outputs)
