@@ -1,38 +1,21 @@
-"""Layouts, batching, shifting, windows: tested against plain indexing."""
+"""Collating, windows of streams, buckets: tested against plain indexing."""
 
+import sys
+import time
+import warnings
 from functools import partial
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
-from helpers import refused
-from hypothesis import given, settings
+from helpers import few, refused, seeded
+from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils.data import DataLoader
 
-from rnnkit import (
-    BucketSampler,
-    SequenceBatch,
-    StreamLoader,
-    batchseq,
-    get_inout_seq,
-    pad_collate,
-    steps,
-    unbatchseq,
-)
-
-few = settings(max_examples=40, deadline=None, derandomize=True, database=None)
-
-FEATURES = [(), (1,), (3,), (2, 3), (1, 2, 2)]
-DTYPES = [torch.float64, torch.float32, torch.int64, torch.bool]
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def random_sequence(length, features=(2,), dtype=torch.float64, generator=None):
-    return torch.randint(-9, 9, (length, *features), generator=generator).to(dtype)
-
+from rnnkit import BucketSampler, SequenceBatch, StreamLoader, pad_collate, unbatchseq
 
 # ---------------------------------------------------------------- pad_collate
 
@@ -98,6 +81,83 @@ def test_pad_collate_refuses_an_empty_list():
 def test_pad_collate_refuses_an_unknown_per():
     with pytest.raises(ValueError, match=r"(?s)pad_collate.*per.*row"):
         pad_collate([(torch.zeros(4, 2), torch.zeros(4, 1))], per="row")
+
+
+def sensors(length, seed=0):
+    return {
+        "level": torch.randn(length, 3, dtype=torch.float64, generator=seeded(seed)),
+        "day": torch.arange(length),
+    }
+
+
+def test_pad_collate_pads_dicts_of_sequences_part_by_part():
+    items = [sensors(n, seed=n) for n in (4, 2, 3)]
+    (batch,) = DataLoader(items, batch_size=3, collate_fn=pad_collate)
+    assert batch.targets is None
+    assert batch.lengths.tolist() == [4, 2, 3]
+    for name in ("level", "day"):
+        alone = unbatchseq(batch.inputs[name], batch.lengths)
+        assert all(torch.equal(row, item[name]) for row, item in zip(alone, items, strict=True))
+    shifted = SequenceBatch.of(batch)
+    assert torch.equal(shifted.targets["level"], batch.inputs["level"][1:])
+
+
+def test_pad_collate_pads_or_stacks_dicts_of_targets():
+    items = [(sensors(n), {"step": torch.arange(n), "kind": n}) for n in (4, 2, 3)]
+    batch = SequenceBatch.of(pad_collate(items))
+    assert batch.targets["step"].T.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0], [0, 1, 2, 0]]
+    assert batch.targets["kind"].tolist() == [4, 2, 3]
+    whole = [(torch.zeros(n), {"both": torch.tensor([n, -n])}) for n in (4, 2)]
+    assert pad_collate(whole, per="sequence").targets["both"].tolist() == [[4, -4], [2, -2]]
+
+
+@pytest.mark.parametrize(
+    ("items", "text", "kind"),
+    [
+        (
+            [{"a": torch.zeros(3), "b": torch.zeros(2)}],
+            "pad_collate: got 'a' of [3], 'b' of [2] steps; wanted the same number of steps",
+            ValueError,
+        ),
+        (
+            [{"a": torch.zeros(3)}, {"b": torch.zeros(3)}],
+            "got sequences a dict of 'a' beside a dict of 'b'; wanted dicts with the same keys",
+            TypeError,
+        ),
+        (
+            [{"a": torch.zeros(3)}, torch.zeros(3)],
+            "got sequences a dict of 'a' beside (3,)",
+            TypeError,
+        ),
+        ([{}], "got no steps; wanted the same number of steps for each", ValueError),
+        (
+            [(torch.zeros(3), {"a": 1}), (torch.zeros(3), 1)],
+            "got targets a dict of 'a' beside a int",
+            TypeError,
+        ),
+        ([(torch.zeros(3), "cat")], "got a target that is a str; wanted a number or a", TypeError),
+        (
+            [(torch.zeros(3), torch.zeros(2)), (torch.zeros(3), torch.zeros(4))],
+            "got a target (2,) for a sequence of 3 steps at index 0",
+            ValueError,
+        ),
+    ],
+)
+def test_items_that_do_not_fit_each_other_are_refused(items, text, kind):
+    refused(lambda: pad_collate(items), text, kind)
+
+
+def test_targets_of_sequences_have_one_shape():
+    items = [(torch.zeros(3), torch.zeros(2)), (torch.zeros(3), torch.zeros(4))]
+    message = refused(
+        lambda: pad_collate(items, per="sequence"), "got targets (2,), (4,); wanted targets of one"
+    )
+    assert 'per="step"' in message
+
+
+def test_targets_as_arrays_and_lists_become_tensors():
+    items = [(torch.zeros(2), np.array([1, 2])), (torch.zeros(3), [3, 4, 5])]
+    assert pad_collate(items).targets.T.tolist() == [[1, 2, 0], [3, 4, 5]]
 
 
 # ---------------------------------------------------------------- StreamLoader
@@ -276,6 +336,155 @@ def test_a_stream_loader_refuses_a_stream_too_short_for_its_rows():
         list(StreamLoader(torch.arange(3), 4, 5))
 
 
+class Slices:
+    """A stream of which nothing but slices can be had."""
+
+    def __init__(self, whole):
+        self.whole = whole
+
+    def __len__(self):
+        return len(self.whole)
+
+    def __getitem__(self, index):
+        return self.whole[index]
+
+
+@few
+@given(
+    extra=st.integers(0, 40),
+    batch_size=st.integers(1, 4),
+    window=st.integers(1, 7),
+    features=st.sampled_from([(), (2,), (2, 3)]),
+)
+def test_views_of_a_tensor_and_slices_of_a_stream_are_the_same_batches(
+    extra, batch_size, window, features
+):
+    stream = torch.randn(2 * batch_size + extra, *features, generator=seeded(extra))
+    views, sliced = (
+        StreamLoader(stream, batch_size, window),
+        StreamLoader(Slices(stream), batch_size, window),
+    )
+    assert len(views) == len(sliced) == len(list(views))
+    for a, b in zip(views, sliced, strict=True):
+        assert torch.equal(a.inputs, b.inputs)
+        assert torch.equal(a.targets, b.targets)
+        assert torch.equal(a.restart, b.restart)
+        assert a.lengths is None
+        assert b.lengths is None
+        assert a.inputs.is_contiguous()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("of", [lambda stream: stream, Slices, lambda stream: [stream, stream]])
+def test_what_changes_a_batch_changes_neither_the_stream_nor_the_targets(of, batch_size):
+    stream = torch.arange(20.0)
+    for batch in StreamLoader(of(stream), batch_size, 4):
+        targets = batch.targets.clone()
+        batch.inputs.add_(100)
+        assert torch.equal(batch.targets, targets)
+        batch.targets.add_(1000)
+    assert torch.equal(stream, torch.arange(20.0))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "int64"])
+@pytest.mark.parametrize("of", [lambda stream: stream, Slices, lambda stream: [stream, stream]])
+def test_whole_numbers_of_any_width_are_what_an_embedding_takes(kind, of):
+    stream = np.arange(20).astype(kind)
+    embedding = nn.Embedding(20, 3)
+    for batch in StreamLoader(of(stream), 2, 4):
+        assert batch.inputs.dtype == batch.targets.dtype == torch.int64
+        assert embedding(batch.inputs).shape == (*batch.inputs.shape, 3)
+        assert torch.equal(batch.targets, batch.inputs + 1)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.uint16])
+def test_a_tensor_of_narrow_whole_numbers_is_widened_too(kind):
+    (batch,) = StreamLoader(torch.tensor([3, 1, 250], dtype=kind), 1, 4)
+    assert batch.inputs.flatten().tolist() == [3, 1]
+    assert batch.targets.flatten().tolist() == [1, 250]
+    assert batch.inputs.dtype == torch.int64
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "bool"])
+def test_what_is_no_whole_number_keeps_its_dtype(kind):
+    stream = np.arange(20).astype(kind)
+    for batch in StreamLoader(stream, 2, 4):
+        assert str(batch.inputs.dtype) == f"torch.{kind}"
+    assert torch.equal(batch.inputs[:, 0], torch.as_tensor(stream)[8:9])
+
+
+def test_a_read_only_memory_map_is_read_without_a_warning(tmp_path):
+    np.save(tmp_path / "tokens.npy", np.arange(50, dtype=np.uint16))
+    stream = np.load(tmp_path / "tokens.npy", mmap_mode="r")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = rows_of(StreamLoader(stream, 3, 5), 3)
+    assert [row[0][0] for row in rows] == [0, 16, 32]
+    assert [row[-1][1] for row in rows] == [16, 32, 48]
+
+
+def test_of_a_memory_map_no_more_than_a_window_is_read(tmp_path):
+    resource = pytest.importorskip("resource")
+    if sys.platform != "linux":
+        pytest.skip(
+            "elsewhere a file with holes takes its whole size, and memory is told otherwise"
+        )
+    stream = np.memmap(tmp_path / "huge", np.uint16, "w+", shape=(2**32,))  # 8 GiB of holes
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    loader = StreamLoader(stream, 64, 16)
+    batches = iter(loader)
+    for _ in range(10):
+        assert next(batches).inputs.shape == (16, 64)
+    assert len(loader) == (2**32 - 1) // 64 // 16 + 1
+    assert time.perf_counter() - started < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_documents_of_two_dtypes_are_refused():
+    documents = [torch.arange(5), torch.arange(5.0)]
+    refused(
+        lambda: list(StreamLoader(documents, 2, 3)),
+        "StreamLoader: got documents of torch.float32 and torch.int64; wanted one dtype",
+        TypeError,
+    )
+
+
+@pytest.mark.parametrize(
+    ("stream", "text"),
+    [
+        ("text", "StreamLoader: got a str; wanted sequences of numbers"),
+        (b"text", "got a bytes; wanted"),
+        (["a text", "another"], "got a list that holds a str; wanted"),
+        (torch.tensor(3), "got (); wanted sequences of numbers"),
+        ([torch.tensor(3)], "got a list that holds (); wanted"),
+        (7, "got a int; wanted"),
+        (iter([1, 2]), "got a list_iterator; wanted"),
+    ],
+)
+def test_what_is_no_sequence_of_numbers_is_refused(stream, text):
+    message = refused(lambda: StreamLoader(stream, 1, 2), text, TypeError)
+    assert "encoded" in message
+
+
+def test_a_document_of_one_step_has_no_next_step_and_is_left_out():
+    loader = StreamLoader([torch.tensor([7]), torch.tensor([1, 2])], 1, 4)
+    assert [row for row in rows_of(loader, 1)] == [[(1, 2, True)]]
+    refused(lambda: StreamLoader([torch.tensor([7])], 1, 4), "got a list of 1 for 1 rows; wanted")
+
+
+@pytest.mark.parametrize("stream", [np.arange(20), [torch.arange(9, device="cpu"), [1, 2, 3]]])
+def test_a_stream_is_on_the_cpu_whatever_the_default_device_is(stream):
+    torch.set_default_device("meta")
+    try:
+        batches = list(StreamLoader(stream, 2, 4))
+    finally:
+        torch.set_default_device(None)
+    for batch in batches:
+        assert batch.inputs.device.type == batch.restart.device.type == "cpu"
+    assert batches[0].restart.tolist() == [True, True]
+
+
 # ---------------------------------------------------------------- BucketSampler
 
 
@@ -365,3 +574,102 @@ def test_a_bucket_sampler_refuses_a_batch_size_below_one(batch_size):
 def test_a_bucket_sampler_refuses_no_lengths():
     with pytest.raises(ValueError, match=r"(?s)BucketSampler.*\(0,\)"):
         BucketSampler([], 2)
+
+
+@few
+@given(
+    count=st.integers(1, 60),
+    batch_size=st.none() | st.integers(1, 9),
+    max_steps=st.integers(30, 90),
+    shuffle=st.booleans(),
+    seed=st.integers(0, 20),
+)
+def test_max_steps_bounds_rows_times_the_longest(count, batch_size, max_steps, shuffle, seed):
+    lengths = torch.randint(1, 31, (count,), generator=seeded(seed))
+    sampler = BucketSampler(
+        lengths, batch_size, max_steps=max_steps, shuffle=shuffle, generator=seeded(seed)
+    )
+    batches = list(sampler)
+    assert len(sampler) == len(batches) == len(list(sampler))
+    assert sorted(i for batch in batches for i in batch) == list(range(count))
+    most = batch_size or count
+    for batch in batches:
+        assert len(batch) * int(lengths[batch].max()) <= max_steps
+        assert 1 <= len(batch) <= most
+    if not shuffle:  # the shortest first, and each batch too full for the longest of the one before
+        for shorter, longer in pairwise(batches):
+            assert lengths[shorter].max() <= lengths[longer].min()
+            full = (len(longer) + 1) * int(lengths[longer].max()) > max_steps
+            assert full or len(longer) == most
+
+
+@few
+@given(
+    count=st.integers(1, 60),
+    batch_size=st.integers(1, 9),
+    shuffle=st.booleans(),
+    seed=st.integers(0, 20),
+)
+def test_drop_last_gives_full_batches_alone(count, batch_size, shuffle, seed):
+    lengths = torch.randint(1, 31, (count,), generator=seeded(seed))
+    sampler = BucketSampler(
+        lengths, batch_size, drop_last=True, shuffle=shuffle, generator=seeded(seed)
+    )
+    batches = list(sampler)
+    assert len(sampler) == len(batches) == count // batch_size
+    assert all(len(batch) == batch_size for batch in batches)
+    seen = [i for batch in batches for i in batch]
+    assert len(seen) == len(set(seen))
+    if not shuffle:
+        assert sorted(seen) == list(range(count - count % batch_size))
+
+
+def test_drop_last_leaves_out_other_sequences_in_every_epoch():
+    lengths = torch.arange(1, 12)
+    sampler = BucketSampler(lengths, 4, drop_last=True, generator=seeded())
+    left_out = [set(range(11)) - {i for batch in sampler for i in batch} for _ in range(40)]
+    assert all(len(indices) == 3 for indices in left_out)
+    assert set.union(*left_out) == set(range(11)), "none is left out for good, the longest neither"
+
+
+def test_drop_last_with_max_steps_leaves_out_the_shortest():
+    sampler = BucketSampler([4, 4, 2, 2, 1], None, max_steps=8, drop_last=True, shuffle=False)
+    assert list(sampler) == [[0, 1]]  # [2, 3, 4] fill 6 of 8 steps: one more of 2 would fit
+    assert len(sampler) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "text", "kind"),
+    [
+        (
+            lambda: BucketSampler([1, 2], None),
+            "got batch_size = None; wanted batch_size, max",
+            ValueError,
+        ),
+        (
+            lambda: BucketSampler([3, 9, 2], 2, max_steps=8),
+            "BucketSampler: got a sequence of 9 steps at index 1; wanted none longer than max_steps = 8",
+            ValueError,
+        ),
+        (lambda: BucketSampler([3], 1, max_steps=0), "got max_steps = 0; wanted", ValueError),
+        (lambda: BucketSampler([3], 1.5), "got batch_size = 1.5; wanted a whole number", TypeError),
+        (lambda: BucketSampler([3, 0], 1), "got a length of 0 at index 1; wanted", ValueError),
+        (lambda: BucketSampler([3.0, 1.0], 1), "got lengths of torch.float32; wanted", TypeError),
+        (
+            lambda: BucketSampler(torch.ones(3, 2).long(), 1),
+            "got lengths (3, 2); wanted",
+            ValueError,
+        ),
+    ],
+)
+def test_a_bucket_sampler_refuses_what_makes_no_batches(make, text, kind):
+    refused(make, text, kind)
+
+
+def test_buckets_are_made_on_the_cpu_whatever_the_default_device_is():
+    torch.set_default_device("meta")
+    try:
+        batches = list(BucketSampler([3, 1, 2, 5], 2))
+    finally:
+        torch.set_default_device(None)
+    assert sorted(i for batch in batches for i in batch) == [0, 1, 2, 3]
