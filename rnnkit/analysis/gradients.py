@@ -41,7 +41,7 @@ def gradient_by_step(
 
     Args:
         model: a recurrent module, run step by step with such copies. It keeps its `.grad` and its
-            buffers.
+            buffers. Of a `DataParallel` it is the module inside.
         loss: `loss(outputs, targets)`, or `loss(outputs, targets, lengths)` where lengths are
             given, to a number.
         inputs: `(T, B, *F)`, a list of `T` steps `(B, *F)`, or a dict of such sequences.
@@ -64,6 +64,8 @@ def gradient_by_step(
     [Flux issue 2185](https://github.com/FluxML/Flux.jl/issues/2185).
     """
     inputs = _checked_call(model, inputs, lengths)
+    if isinstance(model, nn.DataParallel):
+        model = model.module  # what it splits over devices; PyTorch gives no other weights to both
     time = extent(inputs)[0]
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # no backward in eval mode
         copies: dict[str, Tensor] = {}
