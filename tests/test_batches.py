@@ -397,7 +397,9 @@ def test_a_dict_of_lists_of_steps_is_a_dict_of_sequences():
 @pytest.mark.parametrize("other", [(4, 2, 1), (5, 3, 1), (2, 5)])
 def test_parts_of_a_dict_have_one_t_and_one_b(other):
     wrong = {"a": torch.zeros(5, 2, 1), "b": torch.zeros(other)}
-    text = f"got inputs = 'a' (5, 2, 1), 'b' {other}; wanted sequences of the same T and B"
+    text = (
+        f"got inputs = a dict of 'a' (5, 2, 1), 'b' {other}; wanted sequences of the same T and B"
+    )
     refused(lambda: SequenceBatch.of(wrong), text)
     refused(lambda: SequenceBatch.of((wrong, torch.zeros(5, 2))), text)
 

@@ -75,10 +75,12 @@ def gradient_by_step(
                 copies[name] = copy.requires_grad_()
 
         outputs = _step_by_step(model, inputs, copies)
-        whole, _ = run_model(_Weighted(model, {}), inputs, None)
+        whole = run_model(_Weighted(model, {}), inputs, None)[0]
         _check_same(outputs, whole)
 
-        given = (outputs, targets) if lengths is None else (outputs, targets, lengths)
+        given = [outputs, targets]
+        if lengths is not None:
+            given.append(lengths)
         total = loss(*given)
         if not isinstance(total, Tensor) or total.ndim or not total.requires_grad:
             fix = "average over the steps, and keep the outputs attached: no detach, no .item()."
@@ -166,7 +168,10 @@ def _checked_call(model: nn.Module, inputs: Sequences, lengths: Tensor | None) -
     fix = "ask about a one-directional model."
     check_one_way(model, "", "a model that reads time in one direction", fix)
     _check_dropout(model)
-    return inputs if lengths is None else fill_padding(inputs, lengths)
+    if lengths is not None:
+        # Where a model is not finite on padding, zero times its gradient would be no number.
+        inputs = fill_padding(inputs, lengths)
+    return inputs
 
 
 def _check_dropout(model: nn.Module) -> None:

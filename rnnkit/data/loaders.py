@@ -174,7 +174,7 @@ class StreamLoader:
         at_least("window", window, 1, "count the steps of a batch.")
         self.batch_size = batch_size
         self.window = window
-        self._one_stream = not isinstance(stream, list | tuple)
+        self._one_stream = not isinstance(stream, list | tuple)  # or documents
         if self._one_stream:
             segments = _rows(_readable(stream), batch_size)
         else:
@@ -186,14 +186,14 @@ class StreamLoader:
 
     def __len__(self) -> int:
         if self._one_stream:
-            _, start, stop = self._segments[0]
-            return len(range(start, stop, self.window))
+            row = self._segments[0]
+            return len(range(row.start, row.stop, self.window))
         return sum(1 for _ in self._windows())
 
     def __iter__(self) -> Iterator[SequenceBatch]:
-        source, _, row = self._segments[0]
-        if self._one_stream and isinstance(source, Tensor):
-            return self._views(source, row)
+        first = self._segments[0]
+        if self._one_stream and isinstance(first.source, Tensor):
+            return self._views(first.source, first.stop)
         return map(_batch_of, self._windows())
 
     def _views(self, stream: Tensor, row: int) -> Iterator[SequenceBatch]:
