@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from helpers import refused
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from rnnkit import (
     PerStep,
@@ -427,3 +429,117 @@ def test_lengths_are_checked():
         match=r"gradient_by_step: got lengths from 2 to 6; wanted lengths from 1 to T = 5",
     ):
         gradient_by_step(nn.LSTM(F, H), mean, torch.randn(T, B, F), None, torch.tensor([2, 6, 3]))
+
+
+class Log(nn.Module):
+    """Takes the logarithm of its inputs: not finite on padding of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(F, dtype=torch.float64))
+        self.rnn = nn.GRU(F, H).double()
+
+    def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.rnn((inputs * self.scale).log(), state)
+
+
+def test_padding_that_a_model_is_not_finite_on_has_no_share():
+    torch.manual_seed(0)
+    model, (inputs, targets) = Log(), batch()
+    inputs = inputs.abs() + 1
+    lengths = torch.tensor([5, 2, 3])
+    for row, length in enumerate(lengths.tolist()):
+        inputs[length:, row] = 0
+    loss = seq2seq_loss(nn.MSELoss())
+    shares = gradient_by_step(model, loss, inputs, targets, lengths)
+    wanted = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for row, length in enumerate(lengths.tolist()):  # one sequence at a time, with no padding
+        outputs, _ = model(inputs[:length, row : row + 1])
+        total = (outputs - targets[:length, row : row + 1]).square().mean(-1).sum() / lengths.sum()
+        for name, grad in zip(
+            wanted, torch.autograd.grad(total, list(model.parameters())), strict=True
+        ):
+            wanted[name] += grad
+    for name, share in shares.items():
+        torch.testing.assert_close(share.sum(0), wanted[name], rtol=0, atol=1e-12)
+
+
+class TwoHeads(nn.Module):
+    """Reads two sequences and gives two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(F + 1, H)
+        self.one, self.two = nn.Linear(H, 1), nn.Linear(H, 2)
+
+    def forward(self, inputs, state=None):
+        outputs, state = self.rnn(torch.cat([inputs["a"], inputs["b"]], -1), state)
+        return {"one": self.one(outputs), "two": self.two(outputs)}, state
+
+
+def test_dicts_of_inputs_and_outputs_have_their_shares():
+    torch.manual_seed(0)
+    model = TwoHeads().double()
+    inputs = {"a": batch()[0], "b": batch()[1][..., :1]}
+
+    def loss(outputs, targets):
+        return outputs["one"].square().mean() + targets * outputs["two"][-1].sum()
+
+    shares = gradient_by_step(model, loss, inputs, 3.0)
+    expected = autograd(model, loss, inputs, 3.0)
+    for name, share in shares.items():
+        assert share.shape[0] == T
+        torch.testing.assert_close(share.sum(0), expected[name], rtol=0, atol=1e-12)
+
+
+def test_a_head_that_looks_ahead_is_seen_in_a_dict_too():
+    class Heads(Ahead):
+        def forward(self, inputs, state=None):
+            return {"plain": inputs, "ahead": super().forward(inputs, state)[0]}, state
+
+    refused(
+        lambda: gradient_by_step(
+            Heads(), lambda y, _: y["ahead"].mean(), torch.randn(T, B, F), None
+        ),
+        "wanted the same from T calls of one step as from one call of T",
+    )
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [AveragedModel, nn.DataParallel, lambda model: torch.compile(model, backend="eager")],
+    ids=["averaged", "parallel", "compiled"],
+)
+def test_a_model_behind_a_wrapper_has_the_same_shares(wrap):
+    torch.manual_seed(0)
+    model, (inputs, targets) = RecurrentSequential(nn.GRU(F, H), nn.Linear(H, H)).double(), batch()
+    loss = seq2seq_loss(nn.MSELoss())
+    alone = gradient_by_step(model, loss, inputs, targets)
+    wrapped = gradient_by_step(wrap(model), loss, inputs, targets)
+    for name, share in alone.items():
+        (same,) = (other for key, other in wrapped.items() if f".{key}".endswith(f".{name}"))
+        torch.testing.assert_close(same, share, rtol=0, atol=1e-12)
+
+
+def test_an_error_names_the_model_behind_its_wrapper():
+    class Outputs(nn.Module):
+        def forward(self, inputs, state=None):
+            return inputs
+
+    refused(
+        lambda: gradient_by_step(AveragedModel(Outputs()), mean, torch.randn(T, B, F), None),
+        "from Outputs; wanted a pair",
+        TypeError,
+    )
+
+
+def test_shares_are_the_model_s_whatever_the_default_device_is():
+    model, inputs = nn.GRU(F, H), torch.randn(T, B, F)
+    lengths = torch.tensor([5, 2, 3])
+    torch.set_default_device("meta")
+    try:
+        shares = gradient_by_step(model, lambda y, _, n: y[:2].mean(), inputs, None, lengths)
+    finally:
+        torch.set_default_device(None)
+    assert shares["weight_hh_l0"][2:].abs().max() == 0
+    assert shares["weight_hh_l0"][1].abs().max() > 0

@@ -157,6 +157,10 @@ def test_flow_is_logarithmic_and_leaves_a_gap_at_zero():
             lambda: plot_horizon(torch.ones(2, 3, 4)),
             "plot_horizon: got model (2, 3, 4); wanted (T,) or (seeds, T).",
         ),
+        (
+            lambda: plot_horizon(None),
+            "plot_horizon: got model = None; wanted (T,) or (seeds, T). Likely fix: BPTTValidationPhase(by_step=True)",
+        ),
         (lambda: plot_horizon({}), "plot_horizon: got no curve; wanted the same T for all."),
         (
             lambda: plot_horizon({"a": torch.ones(3), "b": torch.ones(2, 4)}),

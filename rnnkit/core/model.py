@@ -167,7 +167,7 @@ def check_model(model: Model) -> None:
     for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, nn.RNNBase) or _is_pytorchs_own(module):
             _check_time_first(module)
-        if isinstance(module, nn.DataParallel) and module.dim != 1 and len(module.device_ids) > 1:
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1 and module.dim != 1:
             fix = "nn.DataParallel(model, dim=1)."
             raise Refusal(
                 f"DataParallel(dim={module.dim})", "the batch, dim 1, split over devices", fix

@@ -88,18 +88,15 @@ class SequenceBatch:
         Lengths and restarts stay on the CPU. What is pinned is copied without waiting for it.
         """
 
-        def move(leaf: Tensor) -> Tensor:
-            return leaf.to(device, non_blocking=leaf.is_pinned())
+        def move(tree: Any) -> Any:
+            return _each_tensor(lambda leaf: leaf.to(device, non_blocking=leaf.is_pinned()), tree)
 
-        inputs = _each_tensor(move, self.inputs)
-        if isinstance(self.inputs, tuple) and len(self.inputs) == 3:
-            inputs = (inputs[0], self.inputs[1], inputs[2])  # the source's lengths stay too
-        return replace(
-            self,
-            inputs=inputs,
-            targets=_each_tensor(move, self.targets),
-            weights=_each_tensor(move, self.weights),
-        )
+        inputs = self.inputs
+        if isinstance(inputs, tuple) and len(inputs) == 3:
+            inputs = (move(inputs[0]), inputs[1], move(inputs[2]))  # lengths of the source stay too
+        else:
+            inputs = move(inputs)
+        return replace(self, inputs=inputs, targets=move(self.targets), weights=move(self.weights))
 
     def pin_memory(self) -> "SequenceBatch":
         """The same batch in pinned memory: `DataLoader(pin_memory=True)` calls this."""
@@ -124,8 +121,9 @@ def _each_tensor(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
         return {key: _each_tensor(function, part) for key, part in tree.items()}
     if isinstance(tree, tuple | list):
         items = [_each_tensor(function, part) for part in tree]
-        named = hasattr(tree, "_fields")  # a named tuple takes its parts one by one
-        return type(tree)(*items) if named else type(tree)(items)
+        if hasattr(tree, "_fields"):  # a named tuple takes its parts one by one
+            return type(tree)(*items)
+        return type(tree)(items)
     return tree
 
 
@@ -167,19 +165,23 @@ def _read(batch: Any) -> SequenceBatch:
     if batch.targets is None:
         batch = _shifted(batch, sequence)
         sequence = between(sequence, 0, extent(sequence)[0] - 1)
-    time, rows = extent(sequence)
+    shape = extent(sequence)  # T, B
 
+    # From here on inputs and targets have the same steps, and the other parts must fit them.
     if batch.lengths is not None:
-        least = 1 if batch.restart is None else 0
-        check_lengths(batch.lengths, time, rows, least)
+        least = 1 if batch.restart is None else 0  # a row may have no document left
+        check_lengths(batch.lengths, *shape, least)
     if batch.restart is not None:
-        _check_restart(batch.restart, rows)
+        _check_restart(batch.restart, shape[1])
     if isinstance(batch.targets, dict):
-        _check_targets(batch.targets, time, rows)
+        _check_targets(batch.targets, *shape)
     weights = batch.weights
     if weights is not None:
-        weights = _checked_weights(weights, ((time, rows), (rows,)))
-    return replace(batch, inputs=(*source, sequence) if source else sequence, weights=weights)
+        weights = _checked_weights(weights, (shape, shape[1:]))
+    inputs: Any = sequence
+    if source:
+        inputs = (*source, sequence)
+    return replace(batch, inputs=inputs, weights=weights)
 
 
 def _named(batch: Any) -> SequenceBatch:
@@ -189,7 +191,7 @@ def _named(batch: Any) -> SequenceBatch:
     if isinstance(batch, Padded):
         return SequenceBatch(batch.sequences, lengths=batch.lengths)
     if isinstance(batch, tuple) and len(batch) in (2, 3):
-        if batch[1] is None:
+        if batch[1] is None:  # as the targets of a SequenceBatch it would mean: shift
             fix = "SequenceBatch(inputs), where each step's target is the next one."
             raise Refusal("a tuple whose targets are None", "(inputs, targets)", fix, TypeError)
         return SequenceBatch(*batch)
@@ -263,18 +265,18 @@ def _taken_apart(inputs: Any) -> tuple[tuple[Any, ...], Any]:
 
 def _shifted(batch: SequenceBatch, sequence: Any) -> SequenceBatch:
     """Targets, their lengths and weights, where each step's target is the next step."""
-    time, rows = extent(sequence)
-    if time < 2:
+    shape = extent(sequence)  # T, B
+    if shape[0] < 2:
         came = sequence if isinstance(sequence, Tensor) else next(iter(sequence.values()))
         fix = "one step has no next step to predict; drop it."
         raise Refusal(f"a sequence {in_words(came)}", "at least two steps", fix)
     lengths = batch.lengths
     if lengths is not None:
-        lengths = check_lengths(lengths, time, rows, least=2) - 1
+        lengths = check_lengths(lengths, *shape, least=2) - 1  # a row's last step has no next one
     weights = batch.weights
     if weights is not None:
-        weights = _checked_weights(weights, ((time, rows),))[1:]  # a weight is its target's
-    targets = between(sequence, 1, time)
+        weights = _checked_weights(weights, (shape,))[1:]  # a weight belongs to its target
+    targets = between(sequence, 1, shape[0])  # (T - 1, B, *F)
     return replace(batch, targets=targets, lengths=lengths, weights=weights)
 
 
@@ -304,7 +306,7 @@ def _checked_weights(weights: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Te
     """Weights as they must be: a float tensor (a mask becomes one), finite and not negative."""
     wanted = "weights " + " or ".join(map(str, shapes))
     if not isinstance(weights, Tensor) or weights.dtype == torch.bool:
-        weights = _mask_as_weights(weights, wanted)
+        weights = _mask_as_weights(weights, wanted)  # a mask of the steps that are scored
     if not weights.is_floating_point():
         raise Refusal(f"weights of {weights.dtype}", "float weights", "weights.float().", TypeError)
     if tuple(weights.shape) not in shapes:
@@ -419,8 +421,7 @@ def unbatchseq(padded: Steps, lengths: Tensor, *, padding: str = "right") -> lis
         "padding", padding, ("right", "left"), 'rnnkit pads on the "right", Keras on the "left".'
     )
     padded = as_sequence(padded, "padded")
-    time, rows = extent(padded)
-    counts = check_lengths(lengths, time, rows).tolist()
+    counts = check_lengths(lengths, *extent(padded)).tolist()
     if padding == "left":
-        return [padded[time - count :, i] for i, count in enumerate(counts)]
+        return [padded[len(padded) - count :, i] for i, count in enumerate(counts)]
     return [padded[:count, i] for i, count in enumerate(counts)]

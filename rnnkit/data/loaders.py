@@ -1,169 +1,408 @@
 """Batches for training: padded, in buckets of like length, or windows of a long stream."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence, Sized
+from functools import partial
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
-from ..core.errors import Refusal, asked, in_words
-from .batches import SequenceBatch, batchseq
+from ..core.errors import Refusal, asked, at_least, in_words, one_of
+from ..core.layout import device_of
+from .batches import Padded, SequenceBatch, batchseq
 
 
 @asked("pad_collate")
 def pad_collate(
-    items: Sequence[Any], per: Literal["step", "sequence"] = "step", pad: float = 0.0
+    items: Sequence[Any], *, per: Literal["step", "sequence"] = "step", pad: float = 0.0
 ) -> SequenceBatch:
-    """[batchseq][rnnkit.batchseq] as a `DataLoader`'s `collate_fn`: inputs `(T, B, *F)`, lengths `(B,)`, any targets.
+    """Sequences of different length as one batch: the `collate_fn` of a `DataLoader`.
+
+    >>> import torch
+    >>> from rnnkit import pad_collate
+    >>> inputs, targets, lengths = pad_collate([(torch.zeros(3, 1), 0), (torch.zeros(5, 1), 1)])
+    >>> tuple(inputs.shape), targets.tolist(), lengths.tolist()
+    ((5, 2, 1), [0, 1], [3, 5])
 
     Args:
-        items: sequences `(T_i, *F)`, or pairs of a sequence and its target; a `TypeError` if they are neither.
-        per: what a target belongs to: each step, `(T_i, *Y)`, padded to `(T, B, *Y)` (a `ValueError` if `T_i` is not
-            that of its sequence), or the whole `"sequence"`, `(*Y)`, stacked to `(B, *Y)`, as numbers always are.
-        pad: what stands after the end of a shorter sequence.
+        items: sequences `(T_i, *F)`, or pairs of a sequence and its target. A sequence may be a
+            dict of several, `{name: (T_i, *F)}`, all of `T_i` steps; so may a target.
+        per: what a target belongs to: each `"step"`, `(T_i, *Y)`, padded to `(T, B, *Y)`, or the
+            whole `"sequence"`, `(*Y)`, stacked to `(B, *Y)`, as numbers always are. Pass
+            `functools.partial(pad_collate, per="sequence")` to the DataLoader.
+        pad: what stands after the end of a shorter sequence, and of its targets.
 
-    >>> inputs, targets, lengths = pad_collate([(torch.zeros(3, 1), 0), (torch.zeros(5, 1), 1)])
-    >>> inputs.shape, targets.tolist(), lengths.tolist()
-    (torch.Size([5, 2, 1]), [0, 1], [3, 5])
+    Returns:
+        Inputs `(T, B, *F)`, targets where there are some, lengths `(B,)`.
+
+    Raises:
+        TypeError: if the items are neither sequences nor pairs, all alike.
+        ValueError: if there is none, their features differ, or a target for each step has not the
+            length of its sequence.
     """
-    if per not in ("step", "sequence"):
-        fix = 'a target for each step is "step", one for a sequence is "sequence".'
-        raise Refusal(f"per={per!r}", '"step" or "sequence"', fix)
+    fix = 'a target for each step is "step", one for a sequence is "sequence".'
+    one_of("per", per, ("step", "sequence"), fix)
     if not items:
         raise Refusal("an empty list", "at least one item", "check the batch sampler.")
     if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
-        inputs, lengths = batchseq(items, pad=pad)
+        inputs, lengths = _padded(items, pad)
         return SequenceBatch(inputs, lengths=lengths)
-    inputs, lengths = batchseq([item[0] for item in items], pad=pad)
-    targets = [torch.as_tensor(item[1]) for item in items]
-    if per == "sequence" or all(target.ndim == 0 for target in targets):
-        return SequenceBatch(inputs, torch.stack(targets), lengths)
-    for i, (target, length) in enumerate(zip(targets, lengths.tolist(), strict=True)):
+
+    inputs, lengths = _padded([sequence for sequence, _ in items], pad)
+    stack = partial(_stacked, lengths=lengths, per=per, pad=pad, device=device_of(inputs))
+    targets = [target for _, target in items]
+    if isinstance(targets[0], dict):
+        columns = _by_name(targets, "targets")
+        named = {name: stack(column) for name, column in columns.items()}
+        return SequenceBatch(inputs, named, lengths)
+    return SequenceBatch(inputs, stack(targets), lengths)
+
+
+def _padded(sequences: Sequence[Any], pad: float) -> tuple[Any, Tensor]:
+    """The sequences side by side, also where each is a dict of several, and their lengths."""
+    if not isinstance(sequences[0], dict):
+        return batchseq(sequences, pad=pad)
+    parts: dict[Any, Padded] = {}
+    for name, column in _by_name(sequences, "sequences").items():
+        parts[name] = batchseq(column, pad=pad)
+    if len({tuple(part.lengths.tolist()) for part in parts.values()}) != 1:
+        came = ", ".join(f"{name!r} of {part.lengths.tolist()}" for name, part in parts.items())
+        fix = "the sequences of one dict are read side by side, step by step."
+        raise Refusal(f"{came or 'no'} steps", "the same number of steps for each", fix)
+    lengths = next(iter(parts.values())).lengths
+    return {name: part.sequences for name, part in parts.items()}, lengths
+
+
+def _by_name(items: Sequence[Any], what: str) -> dict[Any, list[Any]]:
+    """Dicts with the same keys as one dict of lists."""
+    names = items[0].keys()
+    for item in items:
+        if not isinstance(item, dict) or item.keys() != names:
+            came = f"{what} {in_words(items[0])} beside {in_words(item)}"
+            fix = "every item has the same parts; a DataLoader batches one kind of item."
+            raise Refusal(came, "dicts with the same keys", fix, TypeError)
+    return {name: [item[name] for item in items] for name in names}
+
+
+def _stacked(
+    targets: list[Any], *, lengths: Tensor, per: str, pad: float, device: torch.device
+) -> Tensor:
+    """The targets of a batch: padded `(T, B, *Y)`, or one a sequence `(B, *Y)`."""
+    tensors = [_as_target(target, device) for target in targets]
+    if per == "sequence" or all(target.ndim == 0 for target in tensors):
+        shapes = sorted({in_words(target) for target in tensors})
+        if len(shapes) > 1:
+            came = f"targets {', '.join(shapes[:4])}"
+            fix = 'targets (T_i, *Y), one for each step, are per="step".'
+            raise Refusal(came, "targets of one shape (*Y), one a sequence", fix)
+        return torch.stack(tensors)
+    for i, (target, length) in enumerate(zip(tensors, lengths.tolist(), strict=True)):
         if target.ndim == 0 or len(target) != length:
             came = f"a target {in_words(target)} for a sequence of {length} steps at index {i}"
-            fix = 'one target for the whole sequence is functools.partial(pad_collate, per="sequence").'
+            fix = 'one for the whole sequence is functools.partial(pad_collate, per="sequence").'
             raise Refusal(came, "a target for every step", fix)
-    return SequenceBatch(inputs, batchseq(targets, pad=pad)[0], lengths)
+    return batchseq(tensors, pad=pad).sequences
+
+
+def _as_target(target: Any, device: torch.device) -> Tensor:
+    if isinstance(target, Tensor):
+        return target
+    try:
+        return torch.as_tensor(target, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        came = f"a target that is {in_words(target)}"
+        fix = "encode it: the number of its class, or a tensor."
+        raise Refusal(came, "a number or a tensor", fix, TypeError) from error
+
+
+class Segment(NamedTuple):
+    """Steps that one row reads from first to last: a document, or a row's share of the stream."""
+
+    source: Any  # what is sliced along time
+    start: int
+    stop: int  # the last step that is an input is the one before; this one is the last target
+
+
+class Piece(NamedTuple):
+    """What one row reads in one window."""
+
+    source: Any
+    start: int
+    steps: int  # 0 where no document is left for the row
+    restart: bool  # whether the segment starts here
 
 
 class StreamLoader:
-    """A long stream, or many documents, as `B` rows read window after window, row i going on from row i.
+    """A long stream, or many documents, as `B` rows side by side, window after window.
 
-    A stream of `N` steps is cut into `B` contiguous rows of `(N - 1) // B` steps, without the up to `B - 1` left over.
-    Documents are dealt to the rows as these become free, and no window crosses the end of one. Each target is the
-    step that follows. No more than a window is ever read: `stream` may be memory-mapped. In each
-    [SequenceBatch][rnnkit.SequenceBatch], inputs and targets are `(T, B, *F)`, `restart` is true at the start of a row
-    or document, and `lengths` stand where rows differ (0 with no document left; a `stateful` phase takes that).
+    Row i of a batch goes on from row i of the batch before. A stream of `N` steps is cut into `B`
+    contiguous rows of `(N - 1) // B` steps, without the up to `B - 1` left over. Documents are
+    dealt to the rows as these become free, and no window crosses the end of one; a document of one
+    step has no next step and is left out. Each target is the step that follows.
 
-    Args:
-        stream: `(N, *F)`, anything with `len` and slices that `torch.as_tensor` takes; or a list of documents.
-        batch_size: `B`, rows read side by side; a `ValueError` if below 1, or if a row would have no step.
-        window: steps a batch, at most; a `ValueError` if below 1.
+    In each [SequenceBatch][rnnkit.SequenceBatch], inputs and targets are `(T, B, *F)`, `restart` is
+    true where a row or document starts, and `lengths` stand where rows differ (0 with no document
+    left; a `stateful` phase takes that). They are copies: what changes a batch leaves the stream as
+    it is. Whole numbers of any width come as int64, which an embedding and a loss take.
 
+    >>> import torch
+    >>> from rnnkit import StreamLoader
     >>> for inputs, targets in StreamLoader(torch.arange(9), batch_size=2, window=3):
     ...     print(inputs.T.tolist(), targets.T.tolist())
     [[0, 1, 2], [4, 5, 6]] [[1, 2, 3], [5, 6, 7]]
     [[3], [7]] [[4], [8]]
+
+    Args:
+        stream: `(N, *F)`, a tensor, an array or anything with `len` and slices that
+            `torch.as_tensor` takes; or a list of such documents. No more than a window is ever
+            read, so it may be a memory map.
+        batch_size: `B`, rows read side by side.
+        window: steps a batch, at most.
+
+    Raises:
+        TypeError: if the stream, or a document, is no sequence of numbers.
+        ValueError: if `batch_size` or `window` is below 1, or a row would have no step.
     """
 
     @asked("StreamLoader")
     def __init__(self, stream: Any, batch_size: int, window: int) -> None:
-        if batch_size < 1 or window < 1:
-            raise Refusal(
-                f"{batch_size = }, {window = }", "both at least 1", "count rows and steps."
-            )
-        self.batch_size, self.window = batch_size, window
-        if isinstance(stream, list | tuple):
-            if bad := [
-                in_words(document)
-                for document in stream
-                if not (hasattr(document, "__len__") and len(document))
-            ]:
-                fix = "a list is a list of documents; one stream is a tensor, torch.tensor(stream)."
-                raise Refusal(f"a list that holds {bad[0]}", "sequences", fix, TypeError)
-            segments = [(document, 0, len(document) - 1) for document in stream]
+        at_least("batch_size", batch_size, 1, "count the rows that are read side by side.")
+        at_least("window", window, 1, "count the steps of a batch.")
+        self.batch_size = batch_size
+        self.window = window
+        self._one_stream = not isinstance(stream, list | tuple)  # or documents
+        if self._one_stream:
+            segments = _rows(_readable(stream), batch_size)
         else:
-            row = (len(stream) - 1) // batch_size
-            segments = [(stream, i * row, (i + 1) * row) for i in range(batch_size)]
-        self._segments = [(source, start, stop) for source, start, stop in segments if start < stop]
+            segments = [_document(document) for document in stream]
+        self._segments = [segment for segment in segments if segment.start < segment.stop]
         if not self._segments:
             came = f"{in_words(stream)} for {batch_size} rows"
             raise Refusal(came, "at least two steps a row", "use fewer rows.")
 
-    def _windows(self) -> Iterator[Sequence[tuple[Any, int, int, bool]]]:
-        """For each window and row: the source, its first step, the number of steps, whether it starts afresh."""
-        waiting = iter(self._segments)
-
-        def row() -> Iterator[tuple[Any, int, int, bool]]:
-            for source, start, stop in waiting:
-                for at in range(start, stop, self.window):
-                    yield source, at, min(self.window, stop - at), at == start
-
-        return zip_longest(
-            *(row() for _ in range(self.batch_size)), fillvalue=(self._segments[0][0], 0, 0, False)
-        )
-
     def __len__(self) -> int:
+        if self._one_stream:
+            row = self._segments[0]
+            return len(range(row.start, row.stop, self.window))
         return sum(1 for _ in self._windows())
 
     def __iter__(self) -> Iterator[SequenceBatch]:
-        for window in self._windows():
-            pieces = [torch.as_tensor(source[at : at + n + 1]) for source, at, n, _ in window]
-            inputs, targets = (
-                pad_sequence([p[:-1] for p in pieces]),
-                pad_sequence([p[1:] for p in pieces]),
-            )
-            counts, restart = (
-                torch.tensor([n for _, _, n, _ in window]),
-                torch.tensor([new for *_, new in window]),
-            )
+        first = self._segments[0]
+        if self._one_stream and isinstance(first.source, Tensor):
+            return self._views(first.source, first.stop)
+        return map(_batch_of, self._windows())
+
+    def _views(self, stream: Tensor, row: int) -> Iterator[SequenceBatch]:
+        """The windows of one stream in memory: slices of two views, the second a step later."""
+        count = self.batch_size * row
+        inputs = stream[:count].unflatten(0, (self.batch_size, row)).transpose(0, 1)
+        targets = stream[1 : count + 1].unflatten(0, (self.batch_size, row)).transpose(0, 1)
+        for start in range(0, row, self.window):
+            stop = start + self.window
             yield SequenceBatch(
-                inputs, targets, None if counts.unique().numel() == 1 else counts, restart
+                _copied(inputs[start:stop]),  # (T, B, *F)
+                _copied(targets[start:stop]),
+                restart=torch.full((self.batch_size,), start == 0, device="cpu"),
             )
+
+    def _windows(self) -> Iterator[tuple[Piece, ...]]:
+        """The pieces of all rows, window by window."""
+        waiting = iter(self._segments)
+
+        def row() -> Iterator[Piece]:
+            # Every row takes from the same iterator: the next segment goes to the row that is free.
+            for source, start, stop in waiting:
+                for at in range(start, stop, self.window):
+                    yield Piece(source, at, min(self.window, stop - at), at == start)
+
+        nothing = Piece(self._segments[0].source, 0, 0, False)
+        return zip_longest(*(row() for _ in range(self.batch_size)), fillvalue=nothing)
+
+
+@asked("StreamLoader")
+def _batch_of(window: Sequence[Piece]) -> SequenceBatch:
+    """The batch of one window: each piece is read once, with the step after it."""
+    read = [_read(piece) for piece in window]
+    if len({steps.dtype for steps in read}) > 1:
+        kinds = sorted({str(steps.dtype) for steps in read})
+        fix = "give every document the same dtype."
+        raise Refusal(f"documents of {' and '.join(kinds)}", "one dtype", fix, TypeError)
+    whole = pad_sequence(read)  # (T + 1, B, *F)
+    counts = torch.tensor([piece.steps for piece in window], device="cpu")
+    return SequenceBatch(
+        _copied(whole[:-1]),
+        _copied(whole[1:]),
+        lengths=counts if counts.unique().numel() > 1 else None,
+        restart=torch.tensor([piece.restart for piece in window], device="cpu"),
+    )
+
+
+def _read(piece: Piece) -> Tensor:
+    steps = piece.source[piece.start : piece.start + piece.steps + 1]
+    return steps if isinstance(steps, Tensor) else torch.as_tensor(steps, device="cpu")
+
+
+def _copied(steps: Tensor) -> Tensor:
+    return steps.to(_kind(steps), copy=True, memory_format=torch.contiguous_format)
+
+
+def _kind(steps: Tensor) -> torch.dtype:
+    """What an embedding and a loss take: int64 for whole numbers, anything else as it is."""
+    is_whole = not (steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool)
+    return torch.int64 if is_whole else steps.dtype
+
+
+def _rows(stream: Any, count: int) -> list[Segment]:
+    """One stream cut into rows of equal length."""
+    steps = (len(stream) - 1) // count
+    return [Segment(stream, i * steps, (i + 1) * steps) for i in range(count)]
+
+
+def _document(document: Any) -> Segment:
+    document = _readable(document, "a list that holds ")
+    if not len(document):
+        came = f"a list that holds {in_words(document)}"
+        raise Refusal(came, "sequences of numbers", "drop empty documents.", TypeError)
+    return Segment(document, 0, len(document) - 1)
+
+
+def _readable(stream: Any, holds: str = "") -> Any:
+    """A stream that can be sliced: a tensor where that reads nothing, else the stream itself."""
+    if isinstance(stream, Tensor) and stream.ndim > 0:
+        return stream
+    if isinstance(stream, Tensor | str | bytes) or not isinstance(stream, Sized):
+        fix = (
+            "a list is a list of documents; one stream is a tensor, torch.tensor(stream), and text "
+            "is encoded as numbers first."
+        )
+        raise Refusal(f"{holds}{in_words(stream)}", "sequences of numbers", fix, TypeError)
+    lender: Any = stream
+    try:
+        memoryview(lender)  # an array or a memory map lends its memory, and nothing is read
+    except (TypeError, ValueError):
+        return stream
+    with warnings.catch_warnings():
+        # A map may be read-only, and nothing is written to it here.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.as_tensor(stream, device="cpu")
 
 
 class BucketSampler(Sampler[list[int]]):
-    """Batches of sequences of like length, for `DataLoader(batch_sampler=...)`: less padding, so less work.
+    """Batches of sequences of like length: less padding, so less work.
+
+    For `DataLoader(data, batch_sampler=BucketSampler(...), collate_fn=pad_collate)`. Sequences are
+    sorted by length, batches filled from the longest down.
+
+    >>> from rnnkit import BucketSampler
+    >>> list(BucketSampler([5, 1, 5, 1], 2, shuffle=False))
+    [[1, 3], [0, 2]]
+    >>> list(BucketSampler([5, 1, 1, 1], None, max_steps=5, shuffle=False))
+    [[1, 2, 3], [0]]
 
     Args:
-        lengths: `(N,)`, a tensor or list: of every sequence of the data set, whose indices come once an epoch.
-        batch_size: indices in each list, fewer in the last; a `ValueError` if below 1, or if there are no lengths.
-        shuffle: draw the order of the batches, and of sequences of equal length, anew in each epoch.
+        lengths: `(N,)`, a tensor or list: the length of every sequence of the data set, whose
+            indices come once an epoch.
+        batch_size: sequences a batch, at most; `None` where only `max_steps` counts.
+        shuffle: draw the order of the batches, and of sequences of equal length, anew each epoch.
         generator: for the shuffling; the global one where it is `None`.
+        drop_last: give no batch that could have held more. Left out are as many sequences as are
+            too many for batches of `batch_size`, drawn anew each epoch (the last ones without
+            `shuffle`); with `max_steps`, those that are left at the end, the shortest.
+        max_steps: padded steps a batch, at most: rows times the longest of them.
 
-    >>> list(BucketSampler([5, 1, 5, 1], batch_size=2, shuffle=False))
-    [[1, 3], [0, 2]]
+    Raises:
+        TypeError: if lengths are not whole numbers.
+        ValueError: if there are none, one is below 1 or above `max_steps`, or there is neither
+            `batch_size` nor `max_steps`.
     """
 
     @asked("BucketSampler")
     def __init__(
         self,
         lengths: Tensor | Sequence[int],
-        batch_size: int,
+        batch_size: int | None,
+        *,
         shuffle: bool = True,
-        generator: Generator | None = None,
+        generator: torch.Generator | None = None,
+        drop_last: bool = False,
+        max_steps: int | None = None,
     ) -> None:
-        self.lengths = torch.as_tensor(lengths)
-        if batch_size < 1 or self.lengths.ndim != 1 or not len(self.lengths):
-            came, fix = (
-                f"lengths {in_words(self.lengths)}, {batch_size = }",
-                "pass the length of every sequence.",
-            )
-            raise Refusal(came, "lengths (N,) with N >= 1 and batch_size >= 1", fix)
-        self.batch_size, self.shuffle, self.generator = batch_size, shuffle, generator
+        self.lengths = _checked_counts(lengths)
+        if batch_size is None and max_steps is None:
+            fix = "batch_size bounds the sequences of a batch, max_steps its padded steps."
+            raise Refusal("batch_size = None", "batch_size, max_steps or both", fix)
+        if batch_size is not None:
+            at_least("batch_size", batch_size, 1, "count the sequences of a batch.")
+        if max_steps is not None:
+            at_least("max_steps", max_steps, 1, "count the padded steps of a batch.")
+            longest = int(self.lengths.argmax())
+            if self.lengths[longest] > max_steps:
+                raise Refusal(
+                    f"a sequence of {self.lengths[longest]} steps at index {longest}",
+                    f"none longer than max_steps = {max_steps}",
+                    "cut it, leave it out, or raise max_steps.",
+                )
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.generator = generator
+        self.drop_last = drop_last
+        self.max_steps = max_steps
+        # Where batches end depends on the sorted lengths alone, so it is the same in every epoch.
+        self._count = len(self._batches(torch.arange(len(self.lengths), device="cpu")))
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
-
-    def _order(self, count: int) -> Tensor:
-        return (
-            torch.randperm(count, generator=self.generator) if self.shuffle else torch.arange(count)
-        )
+        return self._count
 
     def __iter__(self) -> Iterator[list[int]]:
-        mixed = self._order(len(self.lengths))
-        batches = mixed[self.lengths[mixed].argsort(stable=True)].split(self.batch_size)
-        yield from (batches[i].tolist() for i in self._order(len(batches)).tolist())
+        batches = self._batches(self._order(len(self.lengths)))
+        for i in self._order(len(batches)).tolist():
+            yield batches[i].tolist()
+
+    def _order(self, count: int) -> Tensor:
+        if self.shuffle:
+            return torch.randperm(count, generator=self.generator, device="cpu")
+        return torch.arange(count, device="cpu")
+
+    def _batches(self, order: Tensor) -> list[Tensor]:
+        """The batches, the shortest sequences first, of indices in an order that decides ties."""
+        if self.drop_last and self.max_steps is None and self.batch_size is not None:
+            order = order[: len(order) - len(order) % self.batch_size]
+        order = order[self.lengths[order].argsort(descending=True, stable=True)]
+        longest_first = self.lengths[order].tolist()
+
+        batches: list[Tensor] = []
+        start = 0
+        while start < len(order):
+            room = self._room(longest_first[start])
+            batch = order[start : start + room]
+            if len(batch) == room or not self.drop_last:
+                batches.append(batch)
+            start += room
+        return batches[::-1]
+
+    def _room(self, longest: int) -> int:
+        """How many sequences a batch holds whose longest has so many steps."""
+        limits: list[int] = []
+        if self.batch_size is not None:
+            limits.append(self.batch_size)
+        if self.max_steps is not None:
+            limits.append(self.max_steps // longest)
+        return min(limits)
+
+
+def _checked_counts(lengths: Any) -> Tensor:
+    counts = torch.as_tensor(lengths, device="cpu")
+    if counts.ndim != 1 or not len(counts):
+        fix = "pass the length of every sequence."
+        raise Refusal(f"lengths {in_words(counts)}", "lengths (N,) with N >= 1", fix)
+    if counts.is_floating_point() or counts.dtype == torch.bool:
+        fix = "lengths count steps: [len(sequence) for sequence in data]."
+        raise Refusal(f"lengths of {counts.dtype}", "whole numbers", fix, TypeError)
+    if int(counts.min()) < 1:
+        came = f"a length of {int(counts.min())} at index {int(counts.argmin())}"
+        raise Refusal(came, "lengths of at least 1", "drop empty sequences.")
+    return counts
