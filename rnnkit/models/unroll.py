@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..core.errors import Refusal, asked, in_words
-from ..core.layout import as_sequence, check_state
+from ..core.layout import as_sequence, check_state, repack
 from ..core.state import State, map_leaves, select_rows
-from .stack import repack
 
 _CELLS = {nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell, nn.RNN: nn.RNNCell}
 
