@@ -282,30 +282,33 @@ def _ask(cell: nn.Module, step: Tensor, result: tuple[Any, Any]) -> bool:
 
     One row is enough, and of one row a tensor cannot be taken apart as if it were a pair.
     """
-    as_state = _takes(cell, step, result, result)
-    as_pair = _takes(cell, step, result[1], result)
-    if as_state == as_pair:
-        taken = "neither the pair nor its second part"
-        if as_state:
-            taken = "both the pair and its second part"
+    no_state = _why_not(cell, step, result, result)
+    no_pair = _why_not(cell, step, result[1], result)
+    if bool(no_state) == bool(no_pair):
+        taken = "both the pair and its second part"
+        if no_state:
+            taken = f"neither the pair ({no_state}) nor its second part ({no_pair})"
         raise Refusal(
             f"{_told(result)} from {_name(cell)}, which takes back {taken}",
             "a state, or a pair of an output and a state",
             "declare returns_output, True or False, in the cell's class.",
         )
-    return as_pair
+    return bool(no_state)
 
 
-def _takes(cell: nn.Module, step: Tensor, state: State, result: Any) -> bool:
+def _why_not(cell: nn.Module, step: Tensor, state: State, result: Any) -> str:
+    """Why a cell does not take a state back; nothing where it does."""
     devices: list[torch.device] = []
     if step.is_cuda:
         devices.append(step.device)
     with torch.no_grad(), evaluating(cell), torch.random.fork_rng(devices):
         try:
             again = cell(step[:1], _rows(state, 0, 1))
-        except Exception:  # whatever a cell raises, it does not take this
-            return False
-    return same_form(again, result)
+        except Exception as error:  # whatever it raises
+            return f"{type(error).__name__}: {error}"
+    if not same_form(again, result):
+        return f"gives {_told(again)} for it"
+    return ""
 
 
 def _told(value: Any) -> str:
