@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import settings
+from torch import nn
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
@@ -39,3 +40,23 @@ def refused(call, text, kind=ValueError):
     assert text in message, message
     assert ": got " in message and "; wanted " in message and ". Likely fix: " in message, message
     return message
+
+
+FUSED = {"LSTM": (nn.LSTM, nn.LSTMCell), "GRU": (nn.GRU, nn.GRUCell), "RNN": (nn.RNN, nn.RNNCell)}
+every_kind = pytest.mark.parametrize("kind", FUSED)
+
+
+def assert_same_call(model, reference, inputs, state=None, reference_state=None):
+    """Outputs, state and every gradient: of the inputs and of the parameters, in order."""
+    results = []
+    for run, before in ((model, state), (reference, reference_state)):
+        x = inputs.detach().clone().requires_grad_(inputs.is_floating_point())
+        outputs, after = run(x, before)
+        loss = outputs.sin().sum() + sum(leaf.cos().sum() for leaf in leaves(after))
+        wrt = [*([x] if x.requires_grad else []), *run.parameters()]
+        results.append((outputs, after, torch.autograd.grad(loss, wrt)))
+    (outputs, after, gradients), (wanted, wanted_after, wanted_gradients) = results
+    torch.testing.assert_close(outputs, wanted)
+    assert_state(after, wanted_after)
+    for a, b in zip(gradients, wanted_gradients, strict=True):
+        torch.testing.assert_close(a, b)

@@ -8,7 +8,7 @@ sequences.
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -167,11 +167,10 @@ def check_model(model: Model) -> None:
     for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, nn.RNNBase) or _is_pytorchs_own(module):
             _check_time_first(module)
-        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1 and module.dim != 1:
+        if _splits(module) and module.dim != 1:
             fix = "nn.DataParallel(model, dim=1)."
-            raise Refusal(
-                f"DataParallel(dim={module.dim})", "the batch, dim 1, split over devices", fix
-            )
+            came = f"DataParallel(dim={module.dim})"
+            raise Refusal(came, "the batch, dim 1, split over devices", fix)
 
 
 def _check_time_first(module: Any) -> None:
@@ -289,9 +288,13 @@ def _needs_packing(model: Model, both_ways: bool) -> Refusal:
 
 
 def _splits_batches(model: Any) -> bool:
-    """Whether a DataParallel with several devices cuts what the model is called on."""
+    """Whether a part of the model is called on some rows at a time, each on another device."""
     modules = model.modules() if isinstance(model, nn.Module) else ()
-    return any(isinstance(m, nn.DataParallel) and len(m.device_ids) > 1 for m in modules)
+    return any(map(_splits, modules))
+
+
+def _splits(module: nn.Module) -> TypeGuard[nn.DataParallel[nn.Module]]:
+    return isinstance(module, nn.DataParallel) and len(module.device_ids) > 1
 
 
 def _run_rows(

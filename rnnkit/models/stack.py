@@ -5,36 +5,50 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils.rnn import PackedSequence
 
 from ..core.errors import Refusal, asked, in_words
-from ..core.layout import as_sequence
-from ..core.model import call_model, check_model
+from ..core.layout import as_sequence, extent, fill_padding, pack_like, repack, unpack
+from ..core.model import Declared, call_model, check_model, runs, unwrap
 from ..core.state import State
 
-
-def repack(packed: PackedSequence, data: Tensor) -> PackedSequence:
-    return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-
-
-def _is_recurrent(module: nn.Module) -> bool:
-    """Whether `forward` takes a state: its second parameter is called `state` or `hx`."""
-    module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
-    return list(inspect.signature(module.forward).parameters)[1:2] in (["state"], ["hx"])
+# Modules that do the same to every step, whatever stands before it: fmt keeps them in rows.
+# fmt: off
+_OF_ONE_STEP = [
+    kind.forward
+    for kind in (
+        nn.Identity, nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm,
+        nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout,
+        nn.ReLU, nn.ReLU6, nn.RReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU,
+        nn.Mish, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Tanhshrink, nn.Softplus, nn.Softsign,
+        nn.Softshrink, nn.Hardshrink, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Threshold,
+    )
+]
+# fmt: on
 
 
 class RecurrentSequential(nn.Sequential):
     """`nn.Sequential` that threads the state through its recurrent members.
 
-    A member is recurrent if the second parameter of its `forward` is called `state` or `hx`, as in `torch.nn.LSTM`.
-    Every other member gets the whole `(T, B, *F)` at once, so that fused kernels stay fused. A call gives outputs
-    `(T, B, *O)` and the state, a tuple with one entry for each recurrent member.
+    A member is recurrent if the second parameter of its `forward` is called `state` or `hx`, as in
+    `torch.nn.LSTM`. Every other member gets the whole `(T, B, *F)` at once, so that fused kernels
+    stay fused. A call gives outputs `(T, B, *O)` and the state, a tuple with one entry for each
+    recurrent member. The first member may take a dict of sequences, the last one may give one.
+
+    A `PackedSequence` gives a `PackedSequence`. Members that do the same to every step (a linear
+    layer, an embedding, an activation, [PerStep][rnnkit.PerStep]) see its steps without padding;
+    any other stateless member sees `(T, B, *F)`, in which each row's last step is repeated behind
+    its end.
 
     Raises:
         TypeError: if a member is a bare cell, or a recurrent one gives no state.
-        ValueError: if a member is built with `batch_first=True`, or a state does not fit.
+        ValueError: if a member is built with `batch_first=True`, is a bare batch norm, or a state
+            does not fit.
 
     >>> import torch
+    >>> from torch import nn
+    >>> from rnnkit import RecurrentSequential
     >>> model = RecurrentSequential(nn.Embedding(10, 4), nn.LSTM(4, 8), nn.Linear(8, 10))
     >>> outputs, state = model(torch.zeros(5, 2, dtype=torch.long))
     >>> outputs.shape, len(state)
@@ -44,66 +58,94 @@ class RecurrentSequential(nn.Sequential):
     @asked("RecurrentSequential")
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__(*modules)
+        self._members: tuple[nn.Module, ...] = ()
         self._recurrent: tuple[bool, ...] = ()
-        for module, recurrent in zip(self, self.recurrent, strict=True):
-            if recurrent or isinstance(module, nn.RNNBase | nn.RNNCellBase):
-                check_model(module)
+        self._look_at_members()
+
+    def _look_at_members(self) -> None:
+        members = tuple(self)
+        self._recurrent = tuple(_check_member(member) for member in members)
+        self._members = members
 
     @property
+    @asked("RecurrentSequential")
     def recurrent(self) -> tuple[bool, ...]:
         """Which members are recurrent."""
-        if len(self._recurrent) != len(self):  # a member was appended or taken away
-            self._recurrent = tuple(_is_recurrent(module) for module in self)
+        if tuple(self) != self._members:  # one was appended, taken away or replaced
+            self._look_at_members()
         return self._recurrent
 
     @property
     def takes_packed(self) -> bool:
-        """Whether every recurrent member takes a `PackedSequence`."""
-        members = [
-            module for module, recurrent in zip(self, self.recurrent, strict=True) if recurrent
-        ]
-        return all(isinstance(m, nn.RNNBase) or getattr(m, "takes_packed", False) for m in members)
+        """Whether every member gives each row of a `PackedSequence` what it gives the row alone."""
+        return all(map(_takes_packed, self, self.recurrent))
+
+    def initial_state(self, batch_size: int) -> State:
+        """What a row starts from: one entry for each recurrent member, `None` where it is zero."""
+        return tuple(
+            Declared(member).initial_state(batch_size)
+            for member, recurrent in zip(self, self.recurrent, strict=True)
+            if recurrent
+        )
 
     @asked("RecurrentSequential")
     def forward(self, inputs: Any, state: State = None) -> tuple[Any, State]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        inputs = as_sequence(inputs) if isinstance(inputs, list) else inputs
+        if isinstance(inputs, list):
+            inputs = as_sequence(inputs)
         count = sum(self.recurrent)
         if state is not None and (not isinstance(state, tuple) or len(state) != count):
-            fix = "pass the state that this model returned; it has one entry for each recurrent member."
-            raise Refusal(f"a state = {in_words(state)}", f"a tuple of {count}", fix)
-        return self.thread(self, inputs, state)
+            raise Refusal(
+                f"a state = {in_words(state)}",
+                f"a tuple of {count}",
+                "pass the state that this model returned; it has one entry for each recurrent "
+                "member.",
+            )
+        return self._through(self, inputs, state)
 
-    def thread(
+    def _through(
         self, members: Iterable[Callable[..., Any]], inputs: Any, state: State
     ) -> tuple[Any, State]:
         """What `forward` does, through `members` in place of this stack's own."""
         after: list[State] = []
-        for module, recurrent in zip(members, self.recurrent, strict=True):
+        for member, recurrent in zip(members, self.recurrent, strict=True):
             if recurrent:
                 before = None if state is None else state[len(after)]
-                inputs, new = call_model(module, inputs, before)
+                inputs, new = call_model(member, inputs, before)
                 after.append(new)
-            elif isinstance(inputs, PackedSequence) and not isinstance(module, PerStep):
-                inputs = repack(inputs, module(inputs.data))
+            elif _is_packed(inputs):
+                inputs = _call_packed(member, inputs)
             else:
-                inputs = module(inputs)
+                inputs = member(inputs)
             if isinstance(inputs, tuple) and not isinstance(inputs, PackedSequence):
-                fix = "call the second parameter of a recurrent member's forward `state`, so that it is given one."
-                came = f"{in_words(inputs)} from {type(module).__name__}"
-                raise Refusal(came, "outputs alone from a stateless member", fix, TypeError)
+                raise Refusal(
+                    f"{in_words(inputs)} from {type(member).__name__}",
+                    "outputs alone from a stateless member",
+                    "call the second parameter of a recurrent member's forward `state`, so that it "
+                    "is given one.",
+                    TypeError,
+                )
         return inputs, tuple(after)
+
+    thread = _through  # the fast path's name for it, until that calls `_through`
 
 
 class PerStep(nn.Module):
-    """Applies a module that wants `(N, *F)`, such as `Conv2d` or `BatchNorm1d`, to every step of every row.
+    """Applies a module that wants `(N, *F)`, such as `Conv2d` or `BatchNorm1d`, to every step.
 
-    It is called once, on the `T * B` steps: `(T, B, *F)` to `(T, B, *O)`, a `PackedSequence` to a `PackedSequence`.
-    Raises `ValueError` for anything else.
+    It is called once, on the `T * B` steps of all rows: `(T, B, *F)` to `(T, B, *O)`, a
+    `PackedSequence` to a `PackedSequence`.
+
+    Raises:
+        ValueError: if the input is anything else, or the module does not give one output a step.
 
     >>> import torch
+    >>> from torch import nn
+    >>> from rnnkit import PerStep
     >>> PerStep(nn.Conv2d(1, 4, 3, padding=1))(torch.zeros(5, 2, 1, 8, 8)).shape
     torch.Size([5, 2, 4, 8, 8])
     """
+
+    takes_packed = True
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -112,7 +154,106 @@ class PerStep(nn.Module):
     @asked("PerStep")
     def forward(self, inputs: Any) -> Any:
         if isinstance(inputs, PackedSequence):
-            return repack(inputs, self.module(inputs.data))
-        if inputs.ndim < 2:
+            return repack(inputs, self._of_steps(inputs.data))
+        if not isinstance(inputs, Tensor) or inputs.ndim < 2:
             raise Refusal(f"inputs {in_words(inputs)}", "(T, B, *F)", "add the batch as dim 1.")
-        return self.module(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+        outputs = self._of_steps(inputs.flatten(0, 1))  # (T * B, *O)
+        return outputs.unflatten(0, inputs.shape[:2])
+
+    def _of_steps(self, steps: Tensor) -> Tensor:
+        outputs = self.module(steps)
+        if not isinstance(outputs, Tensor) or len(outputs) != len(steps):
+            raise Refusal(
+                f"{in_words(outputs)} from {type(self.module).__name__} for {len(steps)} steps",
+                "one output (N, *O) for each of N steps",
+                "a recurrent layer goes into RecurrentSequential, a cell into Unroll.",
+            )
+        return outputs
+
+
+def _check_member(member: nn.Module) -> bool:
+    """Whether a member is recurrent; what cannot be a member is refused."""
+    inner = unwrap(member)
+    second = list(inspect.signature(inner.forward).parameters)[1:2]
+    recurrent = second in (["state"], ["hx"])
+    if recurrent or isinstance(inner, nn.RNNBase | nn.RNNCellBase):
+        check_model(member)
+    _check_norm(inner)
+    return recurrent
+
+
+def _check_norm(member: nn.Module) -> None:
+    """A norm that wants `(N, C, *)` would take the rows of `(T, B, *F)` for channels."""
+    if runs(member, nn.Sequential.forward):
+        for part in member.children():
+            _check_norm(unwrap(part))
+    if isinstance(member, _NormBase | nn.GroupNorm):
+        name = type(member).__name__
+        raise Refusal(
+            f"{name}, which takes dim 1 for channels",
+            "a module over (T, B, *F), in which dim 1 is the batch",
+            f"PerStep({name}(...)) normalizes the features of every step.",
+        )
+
+
+def _is_packed(inputs: Any) -> bool:
+    if isinstance(inputs, dict):
+        return any(isinstance(part, PackedSequence) for part in inputs.values())
+    return isinstance(inputs, PackedSequence)
+
+
+def _takes_packed(member: nn.Module, recurrent: bool) -> bool:
+    """Whether a member gives each row of a `PackedSequence` what it gives the row alone."""
+    declared = Declared(member)
+    if recurrent or declared.takes_packed:
+        return declared.takes_packed
+    if runs(member, nn.Sequential.forward):
+        return all(_takes_packed(part, False) for part in member.children())
+    return _sees_one_step(member) or not _sees_padding(declared)
+
+
+def _sees_one_step(member: Any) -> bool:
+    return runs(unwrap(member), *_OF_ONE_STEP)
+
+
+def _sees_padding(declared: Declared) -> bool:
+    """Whether steps behind a row's end would change the outputs of a member that gets them."""
+    return declared.batch_statistics or declared.bidirectional
+
+
+def _call_packed(member: Any, inputs: Any) -> Any:
+    """A stateless member on packed steps: on the steps alone where it can be, else as unpacked."""
+    if runs(member, nn.Sequential.forward):
+        for part in member:
+            inputs = _call_packed(part, inputs)
+        return inputs
+    if Declared(member).takes_packed:
+        return member(inputs)
+    if _sees_one_step(member):
+        return repack(inputs, member(inputs.data))
+    return _call_padded(member, inputs)
+
+
+def _call_padded(member: Any, inputs: Any) -> Any:
+    """A member that may look at the steps before: it gets `(T, B, *F)`, and is packed again."""
+    name = type(unwrap(member)).__name__
+    if _sees_padding(Declared(member)):
+        raise Refusal(
+            f"a PackedSequence for {name}, whose outputs padding would change",
+            "a member that takes a PackedSequence",
+            "let its forward give a PackedSequence for one and declare takes_packed = True in its "
+            "class, or apply it to each step with PerStep.",
+        )
+    padded, lengths = unpack(inputs)
+    outputs = member(fill_padding(padded, lengths))  # (T, B, *O)
+    parts: list[Any] = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
+    for part in parts:
+        if not isinstance(part, Tensor) or part.shape[:2] != extent(padded):
+            raise Refusal(
+                f"{in_words(part)} from {name} for inputs {in_words(padded)}",
+                "outputs (T, B, *O) with the same T and B",
+                "a stateless member keeps the steps and the rows.",
+                TypeError,
+            )
+    order = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
+    return pack_like(outputs, order, lengths)

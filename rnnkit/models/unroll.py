@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -9,23 +10,38 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..core.errors import Refusal, asked, in_words
-from ..core.layout import as_sequence, check_state
-from ..core.state import State, map_leaves, select_rows
-from .stack import repack
+from ..core.layout import as_sequence, check_state, repack
+from ..core.model import Declared, evaluating, runs, unwrap
+from ..core.state import State, map_leaves, same_form, select_rows
 
 _CELLS = {nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell, nn.RNN: nn.RNNCell}
+_PYTORCHS_OWN = [cell.forward for cell in _CELLS.values()]
 
 
 class Unroll(nn.Module):
-    """A cell, called like `nn.LSTMCell` (`state = cell(x_t, state)`), stepped over time: a recurrent model.
+    """A cell, called like `nn.LSTMCell`, stepped over time: a recurrent model.
 
-    The output `(T, B, *O)` of a step is the cell's state, or the first part of it where it is a tuple, `h` of `(h, c)`.
-    Leaves of the state are `(layers, B, *F)`: each cell's own `(B, *F)`, stacked.
+    What a cell gives, `cell(x_t, state)`, is its new state, a tensor or a tuple; the output of the
+    step is the state itself, or the first part of it, `h` of `(h, c)`. Or it gives a pair
+    `(output, state)`, an output `(B, *O)` and a state of any form. Which of the two a pair is, the
+    cell may declare with `returns_output`, `True` or `False`; one that does not is asked once, with
+    one row: it gives a state if it takes the pair back. A cell may also have a method
+    `initial_state(batch_size)`, with leaves `(batch_size, *F)`, for what a row starts from.
+
+    Outputs are `(T, B, *O)`. Leaves of the state are `(layers, B, *F)`: each cell's own `(B, *F)`,
+    stacked.
 
     Args:
-        cells: one cell a layer, with states of the same form; a `ValueError` if there is none.
+        cells: one cell a layer, with states of the same form.
         dropout: probability of dropping an output between layers, in training.
 
+    Raises:
+        ValueError: if there is no cell, or what a cell gives may be read in two ways.
+        TypeError: if a cell gives neither a state nor an output and a state.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from rnnkit import Unroll
     >>> outputs, (h, c) = Unroll(nn.LSTMCell(3, 8))(torch.zeros(5, 2, 3))
     >>> outputs.shape, h.shape
     (torch.Size([5, 2, 8]), torch.Size([1, 2, 8]))
@@ -38,81 +54,269 @@ class Unroll(nn.Module):
         super().__init__()
         if not cells:
             raise Refusal("no cell", "one cell a layer", "Unroll(nn.LSTMCell(3, 8)).")
-        self.cells, self.dropout = nn.ModuleList(cells), dropout
+        self.cells = nn.ModuleList(cells)
+        self.dropout = dropout
 
     @classmethod
     @asked("Unroll.from_fused")
     def from_fused(cls, fused: nn.RNNBase) -> "Unroll":
-        """The loop of cells that computes what `nn.LSTM`, `nn.GRU` or `nn.RNN` computes, on the same parameters.
+        """The loop of cells that computes what `nn.LSTM`, `nn.GRU` or `nn.RNN` computes.
 
-        `torch.compile(fullgraph=True)` refuses the fused modules and takes the loop. The two share their parameters:
-        train the one, use the other. Raises `TypeError` for any other module, `ValueError` for two directions, a
-        projection, `batch_first=True` or weights that are computed.
+        `torch.compile(fullgraph=True)` refuses the fused modules and takes the loop. The two share
+        their parameters: train the one, use the other.
 
-        >>> lstm = nn.LSTM(3, 8, num_layers=2)
-        >>> torch.allclose(Unroll.from_fused(lstm)(torch.ones(5, 2, 3))[0], lstm(torch.ones(5, 2, 3))[0], atol=1e-6)
+        Raises:
+            TypeError: for any other module.
+            ValueError: for two directions, a projection, `batch_first=True` or weights that are
+                computed.
+
+        >>> import torch
+        >>> from rnnkit import Unroll
+        >>> lstm = torch.nn.LSTM(3, 8, num_layers=2)
+        >>> outputs, state = Unroll.from_fused(lstm)(torch.ones(5, 2, 3))
+        >>> torch.allclose(outputs, lstm(torch.ones(5, 2, 3))[0], atol=1e-6)
         True
         """
-        make: Any = next((cell for kind, cell in _CELLS.items() if isinstance(fused, kind)), None)
-        if make is None:
-            fix = "any other cell goes into Unroll(cell) directly."
-            raise Refusal(in_words(fused), "nn.LSTM, nn.GRU or nn.RNN", fix, TypeError)
-        if fused.bidirectional or fused.proj_size or fused.batch_first:
-            fix = "a cell sees one step at a time, forward in time."
-            raise Refusal(repr(fused), "one direction, no projection, batch_first=False", fix)
-        if not all(
-            isinstance(weight, nn.Parameter) for weights in fused.all_weights for weight in weights
-        ):
-            fix = "remove the parametrization first."
-            raise Refusal("weights that are computed", "weights that are parameters", fix)
-        options = {"nonlinearity": fused.nonlinearity} if isinstance(fused, nn.RNN) else {}
+        make = _cell_of(fused)
+        options: dict[str, Any] = {"bias": fused.bias, "device": "meta"}
+        if isinstance(fused, nn.RNN):
+            options["nonlinearity"] = fused.nonlinearity
         cells: list[nn.Module] = []
         for layer in range(fused.num_layers):
             size = fused.hidden_size if layer else fused.input_size
-            cell = make(size, fused.hidden_size, bias=fused.bias, device="meta", **options)
+            cell = make(size, fused.hidden_size, **options)
             for name, _ in list(cell.named_parameters()):
                 setattr(cell, name, getattr(fused, f"{name}_l{layer}"))
             cells.append(cell)
         return cls(*cells, dropout=fused.dropout).train(fused.training)
 
+    def initial_state(self, batch_size: int) -> State:
+        """What a row starts from: the cells' own first states, stacked; `None` where it is zero."""
+        return _stacked([Declared(cell).initial_state(batch_size) for cell in self.cells])
+
     @asked("Unroll")
     def forward(self, inputs: Any, state: State = None) -> tuple[Any, State]:
         packed: PackedSequence | None = None
         if isinstance(inputs, PackedSequence):
-            packed, steps = inputs, inputs.data.split(inputs.batch_sizes.tolist())
-            if state is not None and packed.sorted_indices is not None:
+            packed = inputs
+            steps = packed.data.split(packed.batch_sizes.tolist())
+            if packed.sorted_indices is not None:
                 state = select_rows(state, packed.sorted_indices)
         else:
             steps = as_sequence(inputs, least=1).unbind(0)
-        check_state(state, len(steps[0]))
+        rows = len(steps[0])
+        check_state(state, rows)
+        self._check_layers(state)
+
         last: list[State] = []
         for layer, cell in enumerate(self.cells):
-            before = (
-                None if state is None else map_leaves(lambda leaf, layer=layer: leaf[layer], state)
-            )
+            before = _first_state(cell, rows) if state is None else _layer(state, layer)
             if layer and self.dropout and self.training:
                 steps = [F.dropout(step, self.dropout) for step in steps]
             steps, after = _scan(cell, steps, before)
             last.append(after)
-        state = map_leaves(lambda *leaves: torch.stack(leaves), *last)
+        state = _stacked(last)
+
         if packed is None:
             return torch.stack(list(steps)), state
         if packed.unsorted_indices is not None:
             state = select_rows(state, packed.unsorted_indices)
         return repack(packed, torch.cat(list(steps))), state
 
+    def _check_layers(self, state: State) -> None:
+        layers = len(self.cells)
+
+        def check(leaf: Tensor) -> Tensor:
+            if len(leaf) != layers:
+                raise Refusal(
+                    f"a state leaf {in_words(leaf)} for {layers} cells",
+                    f"({layers}, B, *F), one layer for each cell",
+                    "pass the state that this model returned.",
+                )
+            return leaf
+
+        map_leaves(check, state)
+
+
+def _cell_of(fused: nn.RNNBase) -> Any:
+    """The class of the cells that compute what a fused module computes."""
+    make = next((cell for kind, cell in _CELLS.items() if isinstance(fused, kind)), None)
+    if make is None:
+        fix = "any other cell goes into Unroll(cell) directly."
+        raise Refusal(in_words(fused), "nn.LSTM, nn.GRU or nn.RNN", fix, TypeError)
+    if fused.bidirectional or fused.proj_size or fused.batch_first:
+        fix = "a cell sees one step at a time, forward in time."
+        raise Refusal(repr(fused), "one direction, no projection, batch_first=False", fix)
+    for weights in fused.all_weights:
+        if not all(isinstance(weight, nn.Parameter) for weight in weights):
+            fix = "remove the parametrization first."
+            raise Refusal("weights that are computed", "weights that are parameters", fix)
+    return make
+
+
+def _layer(state: State, layer: int) -> State:
+    """One cell's state, leaves `(B, *F)`, out of the states of all."""
+    return map_leaves(lambda leaf: leaf[layer], state)
+
+
+def _rows(state: State, start: int, stop: int | None = None) -> State:
+    """Some rows of one cell's state, leaves `(B, *F)`."""
+    return map_leaves(lambda leaf: leaf[start:stop], state)
+
+
+def _stacked(states: list[State]) -> State:
+    """The states of all cells as one, leaves `(layers, B, *F)`; one that is absent is zero."""
+    given = next((state for state in states if state is not None), None)
+    zeros = map_leaves(torch.zeros_like, given)
+    whole = [zeros if state is None else state for state in states]
+    return map_leaves(_stack_leaves, *whole)
+
+
+def _stack_leaves(*leaves: Tensor) -> Tensor:
+    if any(leaf.shape != leaves[0].shape for leaf in leaves):
+        raise Refusal(
+            "cells whose states are " + ", ".join(map(in_words, leaves)),
+            "cells with states of one shape, which are stacked as layers",
+            "RecurrentSequential(Unroll(first), Unroll(second)) keeps a state for each.",
+        )
+    return torch.stack(leaves)
+
+
+def _first_state(cell: nn.Module, batch: int) -> State:
+    first = Declared(cell).initial_state(batch)
+
+    def check(leaf: Tensor) -> Tensor:
+        if leaf.shape[:1] != (batch,):
+            raise Refusal(
+                f"{in_words(leaf)} from initial_state({batch}) of {_name(cell)}",
+                f"leaves ({batch}, *F)",
+                "expand what is learned to one row for each row of the batch.",
+            )
+        return leaf
+
+    return map_leaves(check, first)
+
 
 def _scan(cell: nn.Module, steps: Sequence[Tensor], state: State) -> tuple[list[Tensor], State]:
-    """One layer over its steps; where a step has fewer rows than the one before, the last rows have ended."""
+    """One layer over its steps.
+
+    Where a step has fewer rows than the one before, as in packed data, the last rows have ended.
+    """
     outputs: list[Tensor] = []
     ended: list[State] = []
+    pair = False  # whether the cell gives (output, state)
     for step in steps:
         count = len(step)
         if outputs and count < len(outputs[-1]):
-            ended.insert(0, map_leaves(lambda leaf, count=count: leaf[count:], state))
-            state = map_leaves(lambda leaf, count=count: leaf[:count], state)
-        state = cell(step, state)
-        outputs.append(state[0] if isinstance(state, tuple) else state)
+            ended.insert(0, _rows(state, count))
+            state = _rows(state, 0, count)
+        result = cell(step, state)
+        if not outputs:
+            pair = _gives_output(cell, step, state, result)
+        if pair:
+            output, state = result
+        else:
+            output = result[0] if isinstance(result, tuple) else result
+            state = result
+        outputs.append(output)
     if ended:
         state = map_leaves(lambda *leaves: torch.cat(leaves), state, *ended)
     return outputs, state
+
+
+# ---------------------------------------------------------------- what a cell gives
+
+_asked_before: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _gives_output(cell: nn.Module, step: Tensor, state: State, result: Any) -> bool:
+    """Whether the result of a cell is `(output, state)` and not a state; else it is refused."""
+    if runs(cell, *_PYTORCHS_OWN):
+        return False
+    pair = _is_pair(cell, step, state, result)
+    output = result[0] if isinstance(result, tuple) and result else result
+    if not isinstance(output, Tensor) or output.shape[:1] != step.shape[:1]:
+        raise Refusal(
+            f"{_told(result)} from {_name(cell)} for {len(step)} rows",
+            "a state, a tensor (B, *O) or a tuple that begins with one, or a pair (output, state)",
+            "return (output, state), with an output (B, *O), and declare returns_output = True in "
+            "the cell's class.",
+            TypeError,
+        )
+    return pair
+
+
+def _is_pair(cell: nn.Module, step: Tensor, state: State, result: Any) -> bool:
+    declared = Declared(cell).returns_output
+    may_be = isinstance(result, tuple) and len(result) == 2
+    if declared and not may_be:
+        raise Refusal(
+            f"{_told(result)} from {_name(cell)}",
+            "a pair (output, state), for it declares returns_output",
+            "return the output and the state, or take returns_output away.",
+            TypeError,
+        )
+    if declared is not None or not may_be:
+        return bool(declared)
+
+    # A state that came in has the form of the one that goes out.
+    if state is not None:
+        if same_form(result, state):
+            return False
+        if same_form(result[1], state):
+            return True
+        raise Refusal(
+            f"{_told(result)} from {_name(cell)} for a state {_told(state)}",
+            "a state of the same form, or a pair of an output and one",
+            "let the cell give back what it takes.",
+        )
+    if torch.compiler.is_compiling():
+        return False  # a cell that does not take this back says so
+    if cell not in _asked_before:
+        _asked_before[cell] = _ask(cell, step, result)
+    return _asked_before[cell]
+
+
+def _ask(cell: nn.Module, step: Tensor, result: tuple[Any, Any]) -> bool:
+    """Whether a pair is an output and a state: which of the two does the cell take back?
+
+    One row is enough, and of one row a tensor cannot be taken apart as if it were a pair.
+    """
+    no_state = _why_not(cell, step, result, result)
+    no_pair = _why_not(cell, step, result[1], result)
+    if bool(no_state) == bool(no_pair):
+        taken = "both the pair and its second part"
+        if no_state:
+            taken = f"neither the pair ({no_state}) nor its second part ({no_pair})"
+        raise Refusal(
+            f"{_told(result)} from {_name(cell)}, which takes back {taken}",
+            "a state, or a pair of an output and a state",
+            "declare returns_output, True or False, in the cell's class.",
+        )
+    return bool(no_state)
+
+
+def _why_not(cell: nn.Module, step: Tensor, state: State, result: Any) -> str:
+    """Why a cell does not take a state back; nothing where it does."""
+    devices: list[torch.device] = []
+    if step.is_cuda:
+        devices.append(step.device)
+    with torch.no_grad(), evaluating(cell), torch.random.fork_rng(devices):
+        try:
+            again = cell(step[:1], _rows(state, 0, 1))
+        except Exception as error:  # whatever it raises
+            return f"{type(error).__name__}: {error}"
+    if not same_form(again, result):
+        return f"gives {_told(again)} for it"
+    return ""
+
+
+def _told(value: Any) -> str:
+    """A state, or what a cell gives, as the shapes of its parts."""
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(map(_told, value)) + ")"
+    return in_words(value)
+
+
+def _name(cell: nn.Module) -> str:
+    return type(unwrap(cell)).__name__

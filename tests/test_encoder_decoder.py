@@ -1,0 +1,212 @@
+"""EncoderDecoder and Attention, each pair against itself alone in float64."""
+
+import pytest
+import torch
+from helpers import assert_state, leaves
+from torch import nn
+
+from rnnkit import (
+    Attention,
+    EncoderDecoder,
+    RecurrentSequential,
+    batchseq,
+    sample_best,
+    sample_model,
+    seq2seq_loss,
+)
+
+pytestmark = pytest.mark.usefixtures("in_double_precision")
+
+T, B, F, H, V = 6, 4, 3, 5, 7
+
+
+def encoder_decoder(attention):
+    encoder = RecurrentSequential(nn.Embedding(V, F), nn.GRU(F, H))
+    if attention:
+        decoder = RecurrentSequential(nn.Embedding(V, F), nn.GRU(F, H))
+        return EncoderDecoder(encoder, decoder, Attention(H, V))
+    return EncoderDecoder(
+        encoder, RecurrentSequential(nn.Embedding(V, F), nn.GRU(F, H), nn.Linear(H, V))
+    )
+
+
+def bidirectional_encoder_decoder():
+    """The two last states of a bidirectional encoder side by side are the first state of the decoder."""
+    encoder = RecurrentSequential(nn.Embedding(V, F), nn.GRU(F, H, bidirectional=True))
+    decoder = RecurrentSequential(nn.Embedding(V, F), nn.GRU(F, 2 * H))
+    return EncoderDecoder(
+        encoder,
+        decoder,
+        Attention(2 * H, V),
+        bridge=lambda state: (torch.cat([*state[0]], -1).unsqueeze(0),),
+    )
+
+
+ENCODER_DECODERS = {
+    "plain": lambda: encoder_decoder(attention=False),
+    "attention": lambda: encoder_decoder(attention=True),
+    "bidirectional": bidirectional_encoder_decoder,
+}
+every_encoder_decoder = pytest.mark.parametrize(
+    "make", ENCODER_DECODERS.values(), ids=ENCODER_DECODERS.keys()
+)
+
+
+def translations():
+    """Sources and targets of different length, as lists of single sequences."""
+    sources = [torch.randint(V, (n,)) for n in (5, 2, 7)]
+    targets = [torch.randint(V, (n,)) for n in (3, 6, 1)]
+    return sources, targets
+
+
+@every_encoder_decoder
+def test_the_padding_of_the_source_changes_nothing(make):
+    model, (sources, targets) = make(), translations()
+    source, lengths = batchseq(sources, pad=4)
+    inputs, target_lengths = batchseq(targets)
+    outputs, _ = model((source, lengths, inputs), None)
+    for i, (alone_source, alone_target) in enumerate(zip(sources, targets, strict=True)):
+        alone, _ = model((alone_source[:, None], None, alone_target[:, None]), None)
+        torch.testing.assert_close(outputs[: target_lengths[i], i], alone[:, 0])
+
+
+@every_encoder_decoder
+def test_the_gradient_is_that_of_the_pairs_one_by_one(make):
+    model, (sources, targets) = make(), translations()
+    source, lengths = batchseq(sources, pad=4)
+    inputs, target_lengths = batchseq(targets)
+    loss_fn = seq2seq_loss(nn.CrossEntropyLoss(), average="sequence")
+    loss = loss_fn(model((source, lengths, inputs), None)[0], inputs, target_lengths)
+    alone = [
+        nn.functional.cross_entropy(model((x[:, None], None, y[:, None]), None)[0][:, 0], y)
+        for x, y in zip(sources, targets, strict=True)
+    ]
+    parameters = list(model.parameters())
+    got = torch.autograd.grad(loss, parameters)
+    wanted = torch.autograd.grad(sum(alone) / len(alone), parameters)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@every_encoder_decoder
+def test_encoding_first_and_decoding_then_is_the_same(make):
+    model, (sources, targets) = make(), translations()
+    source, lengths = batchseq(sources)
+    inputs, _ = batchseq(targets)
+    outputs, state = model((source, lengths, inputs), None)
+    again, again_state = model(inputs, model.encode(source, lengths))
+    torch.testing.assert_close(outputs, again)
+    assert_state(
+        [leaf.double() for leaf in leaves(state)], [leaf.double() for leaf in leaves(again_state)]
+    )
+
+
+@every_encoder_decoder
+def test_the_decoder_goes_on_from_its_state(make):
+    model, (sources, _) = make(), translations()
+    source, lengths = batchseq(sources)
+    inputs = torch.randint(V, (6, 3))
+    whole, _ = model((source, lengths, inputs), None)
+    first, state = model((source, lengths, inputs[:2]), None)
+    then, _ = model(inputs[2:], state)
+    torch.testing.assert_close(torch.cat([first, then]), whole)
+
+
+@every_encoder_decoder
+def test_every_leaf_of_its_state_has_the_batch_as_dim_1(make):
+    model, (sources, targets) = make(), translations()
+    source, lengths = batchseq(sources)
+    for state in (
+        model.encode(source, lengths),
+        model((source, lengths, batchseq(targets)[0]), None)[1],
+    ):
+        assert leaves(state)
+        assert all(leaf.shape[1] == 3 for leaf in leaves(state))
+
+
+@every_encoder_decoder
+def test_an_encoder_decoder_samples_like_any_model(make):
+    model, (sources, _) = make(), translations()
+    source, lengths = batchseq(sources)
+    primer = torch.zeros(1, 3, dtype=torch.int64)
+    sample = sample_model(model, 8, primer, sample_best, state=model.encode(source, lengths))
+    for i, alone_source in enumerate(sources):
+        state = model.encode(alone_source[:, None])
+        tokens = [0]
+        for _ in range(8):
+            outputs, state = model(torch.tensor([[tokens[-1]]]), state)
+            tokens.append(int(outputs[0, 0].argmax()))
+        assert sample.tokens[:, i].tolist() == tokens[:-1]
+        assert sample.next[0, i].item() == tokens[-1]
+
+
+def test_attention_is_the_formula_written_out():
+    attention, queries, memory = Attention(H, V), torch.randn(T, B, H), torch.randn(9, B, H)
+    lengths = torch.tensor([9, 4, 1, 6])
+    mask = torch.arange(9)[:, None] < lengths
+    outputs = attention(queries, memory, mask)
+    for t in range(T):
+        for b in range(B):
+            rows = memory[: lengths[b], b]
+            weights = (rows @ (attention.score.weight @ queries[t, b])).softmax(0)
+            both = torch.cat([weights @ rows, queries[t, b]])
+            wanted = attention.head(torch.tanh(attention.combine(both)))
+            torch.testing.assert_close(outputs[t, b], wanted)
+
+
+def test_attention_looks_at_no_padding():
+    attention, queries, memory = Attention(H, V), torch.randn(T, B, H), torch.randn(9, B, H)
+    mask = torch.arange(9)[:, None] < torch.tensor([9, 4, 1, 6])
+    weights = attention.weights(queries, memory, mask)
+    assert weights.shape == (T, B, 9)
+    assert weights.masked_select(~mask.T.expand_as(weights)).eq(0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(T, B))
+    spoiled = memory.masked_fill(~mask[..., None], 1e3)
+    torch.testing.assert_close(attention(queries, spoiled, mask), attention(queries, memory, mask))
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_batch_first_is_refused_when_the_model_is_built():
+    with pytest.raises(ValueError, match=r"(?s)EncoderDecoder.*LSTM\(batch_first=True\).*dim 0"):
+        EncoderDecoder(nn.LSTM(2, 3, batch_first=True), nn.GRU(2, 3))
+
+
+def test_an_encoder_or_a_decoder_that_is_a_cell_is_refused_when_the_model_is_built():
+    for parts in [(nn.GRUCell(2, 3), nn.GRU(2, 3)), (nn.GRU(2, 3), nn.GRUCell(2, 3))]:
+        with pytest.raises(TypeError, match="EncoderDecoder: got a cell, GRUCell"):
+            EncoderDecoder(*parts)
+
+
+def test_an_encoder_decoder_of_a_pair_is_refused():
+    model, (sources, targets) = encoder_decoder(attention=True), translations()
+    with pytest.raises(
+        TypeError, match=r"EncoderDecoder: got inputs a tuple of 2 and no state; wanted a source"
+    ):
+        model((sources[0].unsqueeze(1), targets[0].unsqueeze(1)))
+
+
+def test_a_decoder_that_returns_no_state_is_refused():
+    class Stateless(nn.Module):
+        def forward(self, inputs, state=None):
+            return inputs
+
+    model = EncoderDecoder(nn.GRU(2, 3), Stateless())
+    with pytest.raises(
+        TypeError, match=r"EncoderDecoder: got \(2, 3, 4\) from Stateless; wanted a pair"
+    ):
+        model((torch.zeros(5, 3, 2), None, torch.zeros(2, 3, 4)))
+
+
+def test_an_encoder_decoder_without_source_and_state_is_refused():
+    with pytest.raises(TypeError, match=r"(?s)EncoderDecoder.*\(6, 3\).*encode"):
+        encoder_decoder(attention=True)(torch.zeros(6, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("lengths", [[8, 2, 2], [0, 2, 2], [2, 2]], ids=str)
+def test_source_lengths_that_do_not_fit_are_refused(lengths):
+    with pytest.raises(ValueError, match=r"(?s)EncoderDecoder.encode.*lengths"):
+        encoder_decoder(attention=True).encode(
+            torch.zeros(7, 3, dtype=torch.int64), torch.tensor(lengths)
+        )
