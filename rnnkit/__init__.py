@@ -14,8 +14,9 @@ from .generation.samplers import (
     identity,
     sample_best,
     sample_softmax,
+    with_covariates,
 )
-from .generation.sampling import Sample, sample_model
+from .generation.sampling import Sample, forecast, sample_model
 from .losses import seq2one_loss, seq2seq_loss
 from .models.encoder_decoder import Attention, EncoderDecoder
 from .models.stack import PerStep, RecurrentSequential
@@ -43,7 +44,8 @@ __all__ = [
     "CancelStep", "Checkpoint", "ClipGradients", "DistributionSampler", "EarlyStopping", "EncoderDecoder",
     "Feedback", "History", "Learner", "Padded", "PerStep", "ProgressBar", "RecurrentSequential", "Sample", "Scheduler",
     "SequenceBatch", "SoftmaxSampler", "StepState", "StopOnNaN", "StreamLoader", "Unroll", "batchseq",
-    "beam_search", "detach", "energy_score", "get_inout_seq", "gradient_by_step", "gradient_flow", "identity", "pad_collate",
+    "beam_search", "detach", "energy_score", "forecast", "get_inout_seq", "gradient_by_step", "gradient_flow", "identity", "pad_collate",
     "plot_gradient_flow", "plot_history", "plot_horizon", "reset_rows", "rollout", "sample_best",
     "sample_model", "sample_softmax", "select_rows", "seq2one_loss", "seq2seq_loss", "steps", "unbatchseq",
+    "with_covariates",
 ]

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from rnnkit.generation import beam, rollouts
+
 torch.set_num_threads(1)
 
 
@@ -13,3 +15,13 @@ def in_double_precision():
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="module", params=["quick steps", "plain steps"])
+def quick_and_plain_steps(request):
+    """Every test with the quicker steps, and again without: delete them, and every result stays."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "plain steps":
+            for module in (rollouts, beam):
+                patch.setattr(module, "quicker_step", lambda model, rows: model)
+        yield

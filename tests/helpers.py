@@ -5,6 +5,8 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+from rnnkit import RecurrentSequential, identity
+
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
 
@@ -60,3 +62,66 @@ def assert_same_call(model, reference, inputs, state=None, reference_state=None)
     assert_state(after, wanted_after)
     for a, b in zip(gradients, wanted_gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+# Generation: small models, and loops by hand that call them for one step at a time.
+
+VOCABULARY, HIDDEN = 7, 5
+
+
+def language_model(recurrent=nn.LSTM, layers=1):
+    """Tokens in, logits out."""
+    return RecurrentSequential(
+        nn.Embedding(VOCABULARY, 4),
+        recurrent(4, HIDDEN, num_layers=layers),
+        nn.Linear(HIDDEN, VOCABULARY),
+    )
+
+
+def wander(outputs):
+    """A sampler without chance that repeats itself less than `sample_best`: the smallest change of a logit matters."""
+    return (1000 * outputs).sin().argmax(1)
+
+
+wander.classes = True
+
+
+def continuous_model(recurrent=nn.GRU, features=2):
+    return RecurrentSequential(recurrent(features, HIDDEN), nn.Linear(HIDDEN, features))
+
+
+class Counting(nn.Module):
+    """Passes every call on and notes how many steps each had."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.calls = model, []
+
+    def forward(self, inputs, state=None):
+        self.calls.append(inputs.shape[0])
+        return self.model(inputs, state)
+
+
+def by_hand(model, inputs, mask, sampler=identity, state=None):
+    """The referee: one call a step, the model's own output where the mask says so."""
+    outputs = []
+    for t in range(inputs.shape[0]):
+        x = inputs[t]
+        if t and mask[t].any():
+            own = sampler(outputs[-1])
+            x = torch.where(mask[t].reshape(-1, *[1] * (x.dim() - 1)), own, x)
+        step, state = model(x[None], state)
+        outputs.append(step[0])
+    return torch.stack(outputs), state
+
+
+def generate_by_hand(model, length, primer, sampler, state=None):
+    """The referee: the model is called for one step at a time, on its own last draw."""
+    tokens, outputs = list(primer), []
+    with torch.no_grad():
+        for t in range(length):
+            step, state = model(tokens[t][None], state)
+            outputs.append(step[0])
+            if t + 1 >= len(primer):
+                tokens.append(sampler(step[0]))
+    return torch.stack(tokens[:length]), torch.stack(outputs), tokens[length], state

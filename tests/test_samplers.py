@@ -1,20 +1,25 @@
 """Samplers against brute force: probabilities written out row by row in Python, and counted frequencies."""
 
+import functools
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers import few, refused, seeded
+from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.distributions import Categorical, Independent, Normal
 
-from rnnkit import DistributionSampler, SoftmaxSampler, identity, sample_best, sample_softmax
-
-few = settings(max_examples=40, deadline=None, derandomize=True, database=None)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+from rnnkit import (
+    DistributionSampler,
+    SoftmaxSampler,
+    identity,
+    sample_best,
+    sample_softmax,
+    with_covariates,
+)
+from rnnkit.generation.samplers import DeclaredSampler
 
 
 def logits(rows=3, classes=6, seed=0):
@@ -120,6 +125,22 @@ def test_a_class_ruled_out_by_minus_infinity_has_probability_zero():
     assert probabilities[:, 2].eq(0).all()
     assert probabilities.isfinite().all()
     torch.testing.assert_close(probabilities.sum(1), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_top_p_ends_where_the_sum_reaches_p_and_not_a_rounding_later(dtype):
+    outputs = torch.tensor([[0.3, 0.1, 0.1, 0.5]], dtype=dtype).log()
+    probabilities = SoftmaxSampler(top_p=0.8).probabilities(outputs)
+    torch.testing.assert_close(probabilities, torch.tensor([[0.375, 0, 0, 0.625]], dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_classes_are_summed_in_single_precision(dtype):
+    outputs = torch.zeros(1, 2000, dtype=dtype)  # in bfloat16 a sum of 1/2000 ends at 1/8
+    probabilities = SoftmaxSampler(top_p=0.5).probabilities(outputs)
+    assert probabilities.dtype == torch.float32
+    assert (probabilities > 0).sum().item() == pytest.approx(1000, abs=2)
+    assert probabilities.sum().item() == pytest.approx(1)
 
 
 # ---------------------------------------------------------------- frequencies
@@ -260,6 +281,147 @@ def test_a_distribution_sampler_takes_independent_features():
 def test_a_distribution_sampler_refuses_what_is_no_distribution():
     with pytest.raises(TypeError, match=r"(?s)DistributionSampler.*Distribution"):
         DistributionSampler(lambda outputs: outputs)(logits())
+
+
+# ---------------------------------------------------------------- what a sampler sees and says
+
+
+class Sees(nn.Module):
+    def forward(self, outputs, given):
+        return outputs + given
+
+
+def three(outputs, temperature, given=None):
+    return outputs * temperature if given is None else outputs * temperature + given
+
+
+@pytest.mark.parametrize(
+    ("sampler", "sees", "needs"),
+    [
+        (identity, False, False),
+        (sample_best, False, False),
+        (SoftmaxSampler(), False, False),
+        (torch.clone, False, False),  # a builtin, which does not say
+        (lambda outputs: outputs, False, False),
+        (lambda outputs, t=3: outputs, False, False),
+        (lambda *args: args[0], False, False),
+        (nn.Softmax(1), False, False),
+        (lambda outputs, x: x, True, True),
+        (lambda outputs, x, /: x, True, True),
+        (lambda outputs, given=None: outputs, True, False),
+        (lambda outputs, *, given: given, True, True),
+        (functools.partial(three, temperature=2.0), True, False),
+        (Sees(), True, True),
+        (with_covariates(identity, 3), True, True),
+    ],
+)
+def test_whether_a_sampler_sees_what_the_data_has_is_read_off_its_parameters(sampler, sees, needs):
+    declared = DeclaredSampler(sampler)
+    assert (declared.sees_given, declared.needs_given) == (sees, needs)
+    assert isinstance(declared(torch.ones(2, 3), torch.ones(2, 3)), torch.Tensor)
+
+
+def test_what_the_data_has_arrives_by_place_and_by_name():
+    outputs, given = torch.ones(2, 3), torch.full((2, 3), 5.0)
+    for sampler in (lambda o, x: o + x, lambda o, *, given: o + given, Sees()):
+        assert torch.equal(DeclaredSampler(sampler)(outputs, given), torch.full((2, 3), 6.0))
+    sampler = functools.partial(three, temperature=2.0)
+    assert torch.equal(DeclaredSampler(sampler)(outputs, given), torch.full((2, 3), 7.0))
+
+
+def test_a_sampler_says_whether_it_draws():
+    by_chance = [SoftmaxSampler(), sample_softmax, DistributionSampler(lambda y: Normal(y, 1))]
+    for sampler in by_chance:
+        assert DeclaredSampler(sampler).draws
+        assert DeclaredSampler(with_covariates(sampler, 1)).draws
+    for sampler in (identity, sample_best, lambda outputs: outputs, with_covariates(identity, 1)):
+        assert not DeclaredSampler(sampler).draws
+
+
+# ---------------------------------------------------------------- with_covariates
+
+
+def test_the_first_features_are_fed_and_the_others_kept():
+    outputs, given = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.arange(10.0).view(2, 5)
+    drawn = with_covariates(identity, 2)(outputs, given)
+    assert drawn.tolist() == [[1, 2, 2, 3, 4], [3, 4, 7, 8, 9]]
+
+
+def test_features_of_images_are_their_channels():
+    outputs, given = torch.zeros(2, 1, 4, 4), torch.ones(2, 3, 4, 4)
+    drawn = with_covariates(identity, 1)(outputs, given)
+    assert torch.equal(drawn, torch.cat([outputs, given[:, 1:]], 1))
+
+
+def test_the_draw_is_cast_to_what_the_data_is():
+    drawn = with_covariates(identity, 1)(torch.ones(2, 1).double(), torch.zeros(2, 2))
+    assert drawn.dtype == torch.float32
+
+
+def test_the_sampler_inside_may_see_what_the_data_has_too():
+    def faded(outputs, given):
+        return outputs * given[:, 1:]
+
+    drawn = with_covariates(faded, 1)(torch.ones(1, 1), torch.tensor([[9.0, 0.25]]))
+    assert drawn.tolist() == [[0.25, 0.25]]
+
+
+def test_in_a_dict_the_fed_input_has_a_name():
+    given = {"level": torch.zeros(2, 1), "hour": torch.ones(2, dtype=torch.long)}
+    drawn = with_covariates(identity, "level")(torch.full((2, 1), 5.0), given)
+    assert drawn["level"].tolist() == [[5], [5]]
+    assert drawn["hour"] is given["hour"]
+
+
+def test_in_a_dict_several_inputs_may_be_fed():
+    given = {"a": torch.zeros(2, 1), "b": torch.zeros(2, dtype=torch.long), "c": torch.ones(2, 3)}
+
+    def both(outputs):
+        return {"a": outputs["mean"], "b": outputs["logits"].argmax(1)}
+
+    outputs = {"mean": torch.full((2, 1), 5.0), "logits": torch.eye(2)}
+    drawn = with_covariates(both, ["a", "b"])(outputs, given)
+    assert drawn["a"].tolist() == [[5], [5]]
+    assert drawn["b"].tolist() == [0, 1]
+    assert drawn["c"] is given["c"]
+
+
+def test_log_probs_are_those_of_what_was_fed():
+    normal = DistributionSampler(lambda y: Normal(y[..., :1], 1.0))
+    outputs, drawn = torch.randn(5, 2, 2), torch.randn(5, 2, 3)
+    found = with_covariates(normal, 1).log_prob(outputs, drawn)
+    torch.testing.assert_close(found, normal.log_prob(outputs, drawn[..., :1]))
+    assert with_covariates(identity, 1).log_prob(outputs, drawn) is None
+
+
+@pytest.mark.parametrize(
+    ("fed", "kind"),
+    [(0, ValueError), (-1, ValueError), (True, TypeError), (1.0, TypeError), ([], TypeError)],
+    ids=str,
+)
+def test_what_is_fed_is_a_number_of_features_or_names(fed, kind):
+    refused(lambda: with_covariates(identity, fed), "fed = ", kind)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "fed", "given", "words", "kind"),
+    [
+        (identity, 4, torch.zeros(2, 3), "F >= 4", ValueError),
+        (identity, 1, torch.zeros(2), "F >= 1", ValueError),
+        (identity, 1, {"a": torch.zeros(2, 3)}, "a dict of 'a'", ValueError),
+        (identity, "a", torch.zeros(2, 3), "a dict with ['a']", ValueError),
+        (identity, "b", {"a": torch.zeros(2, 3)}, "a dict with ['b']", ValueError),
+        (identity, 2, torch.zeros(2, 3), "first 2 features, (2, 2)", ValueError),
+        (sample_best, 1, torch.zeros(2, 3), "torch.int64", ValueError),
+        (lambda outputs: None, 1, torch.zeros(2, 3), "a NoneType from the sampler", TypeError),
+        (identity, ["a"], {"a": torch.zeros(2, 1)}, "the next input's fed part", TypeError),
+        (lambda o: {}, ["a"], {"a": torch.zeros(2, 1)}, "a dict of 'a'", ValueError),
+    ],
+)
+def test_what_does_not_fit_the_covariates_is_refused(sampler, fed, given, words, kind):
+    sampler = with_covariates(sampler, fed)
+    message = refused(lambda: sampler(torch.zeros(2, 1), given), words, kind)
+    assert message.startswith("with_covariates: ")
 
 
 # ---------------------------------------------------------------- bad input

@@ -1,6 +1,12 @@
-"""Quicker steps: delete this file, and every result stays."""
+"""Quicker steps: delete this file, and every result stays.
 
-from contextlib import suppress
+`nn.LSTM` and its like are made for whole sequences: a call of one step pays for the preparation of
+many. What is here takes one step with the same weights and fewer calls. It is used where it is the
+same to a rounding: in float32 and float64, for PyTorch's own modules that nobody has put a hook on.
+Everything else is stepped as it is.
+"""
+
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,99 +14,154 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.model import Model
+from ..core.model import Declared, Model, call_model
 from ..core.state import State
 from ..models.stack import RecurrentSequential
-from ..models.unroll import Unroll
+
+# Up to here cells are the quicker step on every processor tried, see tests/benchmarks.
+_FEW_ROWS = 16
+# Up to here a table of gates costs less than a few steps: bytes and characters, not words.
+_SMALL_VOCABULARY = 256
 
 _FUSED = [kind.forward for kind in (nn.LSTM, nn.GRU, nn.RNN)]
-_FEW = 16  # rows up to which cells are the quicker step on every processor tried: tests/benchmarks
-_SMALL = 256  # classes for which a table of gates costs less than a few steps: bytes and characters, not words
+_CELLS: dict[str, Callable[..., Any]] = {
+    "LSTM": torch.lstm_cell,
+    "GRU": torch.gru_cell,
+    "RNN_TANH": torch.rnn_tanh_cell,
+    "RNN_RELU": torch.rnn_relu_cell,
+}
 
 
-def one_step(model: Model, rows: int) -> Model:
-    """What takes one step `(1, rows, *F)` as `model` does, quicker where `model` is made of PyTorch's own modules.
+def quicker_step(model: Model, rows: int) -> Model:
+    """What takes a step `(1, rows, *F)` as `model` does, quicker where it can; else `model` itself.
 
-    For few rows a fused module is stepped as cells on its own weights: oneDNN, under `nn.LSTM` on a CPU, prepares
-    each call anew. Without gradient, an embedding and the input weights of the LSTM behind it become one table. A
-    module of another kind, one that has hooks, and one under autocast are stepped as they are.
+    For few rows a fused module is stepped as cells on its own weights. Without gradient, an
+    embedding of few classes and the input weights of the LSTM behind it become one table.
     """
-    if not isinstance(model, nn.Module) or not _plain(model):
+    if not isinstance(model, nn.Module) or not _untouched(model):
         return model
     if type(model) is not RecurrentSequential:
-        return _cells(model) if rows <= _FEW else model
-    table = _table(model[0], model[1]) if len(model) > 1 and not torch.is_grad_enabled() else []
-    return partial(
-        model.thread, table + [one_step(member, rows) for member in list(model)[len(table) :]]
-    )
+        return _Cells(model) if rows <= _FEW_ROWS and _has_cells(model) else model
+    if Declared(model).batch_statistics:  # which rows are in a call would count
+        return model
+    members: list[nn.Module] = list(model)
+    quick: list[Model] = []
+    if len(members) > 1 and not torch.is_grad_enabled() and _fit_a_table(members[0], members[1]):
+        quick = _table(members[0], members[1])
+    quick += [quicker_step(member, rows) for member in members[len(quick) :]]
+    return _Stack(quick, model.recurrent)
 
 
-def _cells(module: nn.Module) -> nn.Module:
-    """An `nn.LSTM`, `nn.GRU` or `nn.RNN` as cells; anything else as it is."""
-    if isinstance(module, nn.RNNBase) and type(module).forward in _FUSED:
-        with suppress(ValueError):  # two directions, a projection, weights that are computed
-            return module if module.training and module.dropout else Unroll.from_fused(module)
-    return module
-
-
-def _table(embedding: nn.Module, lstm: nn.Module) -> list[Model]:
-    """A plain embedding of few classes and LSTM as a table of gates and cells that take them; else nothing."""
-    if (
-        type(embedding) is not nn.Embedding
-        or not isinstance(lstm, nn.LSTM)
-        or not (_plain(embedding) and _plain(lstm))
-    ):
-        return []
-    if (
-        embedding.num_embeddings > _SMALL
-        or embedding.max_norm is not None
-        or embedding.weight.device.type != "cpu"
-    ):
-        return []
-    cells = _cells(lstm)
-    if not isinstance(cells, Unroll):
-        return []
-    first: Any = cells.cells[0]
-    bias = first.bias_ih + first.bias_hh if first.bias else None
-    gates = F.linear(embedding.weight, first.weight_ih, bias)
-    return [
-        partial(F.embedding, weight=gates),
-        Unroll(_GateCell(first.weight_hh), *cells.cells[1:]),
-    ]
-
-
-class _GateCell(nn.Module):
-    """An LSTM cell whose input is what its input weights make of it: the gates `(B, 4 H)`."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = weight.t()
-
-    def forward(self, gates: Tensor, state: State) -> State:
-        if state is not None:
-            gates = torch.addmm(gates, state[0], self.weight)
-        i, f, g, o = gates.chunk(4, 1)
-        c = (
-            i.sigmoid() * _tanh(g)
-            if state is None
-            else f.sigmoid() * state[1] + i.sigmoid() * _tanh(g)
-        )
-        return o.sigmoid() * _tanh(c), c
-
-
-def _tanh(x: Tensor) -> Tensor:
-    """For many rows by the logistic function: a third of the time where MKL's own is slow, exact to a rounding at 1."""
-    return x.tanh() if len(x) <= _FEW else (2 * x).sigmoid_().mul_(2).sub_(1)
-
-
-def _plain(model: nn.Module) -> bool:
+def _untouched(module: nn.Module) -> bool:
+    """Whether a call is the class's own forward and nothing more, in a dtype of enough digits."""
     hooks = (
-        model._forward_hooks
-        or model._forward_pre_hooks
-        or model._backward_hooks
-        or model._backward_pre_hooks
-    )  # pyright: ignore[reportPrivateUsage]
-    first = next(model.parameters(), None)
-    autocast = torch.is_autocast_enabled("cpu" if first is None else first.device.type)
+        module._forward_hooks  # pyright: ignore[reportPrivateUsage]
+        or module._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
+        or module._backward_hooks  # pyright: ignore[reportPrivateUsage]
+        or module._backward_pre_hooks  # pyright: ignore[reportPrivateUsage]
+    )
     everywhere = nn.modules.module._has_any_global_hook()  # pyright: ignore[reportPrivateUsage]
-    return not hooks and not everywhere and not autocast and "forward" not in vars(model)
+    if hooks or everywhere or "forward" in vars(module):
+        return False
+    for parameter in module.parameters():
+        # In float16 and bfloat16 the order of a sum changes digits that a draw depends on.
+        if parameter.dtype not in (torch.float32, torch.float64):
+            return False
+        if torch.is_autocast_enabled(parameter.device.type):
+            return False
+    return not torch.is_autocast_enabled("cpu")
+
+
+def _has_cells(module: nn.Module) -> bool:
+    """Whether it is an `nn.LSTM`, `nn.GRU` or `nn.RNN` that its cells can stand for."""
+    if not isinstance(module, nn.RNNBase) or type(module).forward not in _FUSED:
+        return False
+    if module.bidirectional or module.proj_size or module.batch_first:
+        return False
+    if module.training and module.dropout:  # is drawn between the layers
+        return False
+    for weights in module.all_weights:
+        if not all(isinstance(weight, nn.Parameter) for weight in weights):  # they are computed
+            return False
+    return True
+
+
+class _Stack:
+    """The members of a `RecurrentSequential`, in quicker forms, and the state through them."""
+
+    def __init__(self, members: list[Model], recurrent: tuple[bool, ...]) -> None:
+        self.members = list(zip(members, recurrent, strict=True))
+
+    def __call__(self, inputs: Any, state: State) -> tuple[Any, State]:
+        after: list[State] = []
+        for member, recurrent in self.members:
+            if recurrent:
+                before = None if state is None else state[len(after)]
+                inputs, new = call_model(member, inputs, before)
+                after.append(new)
+            else:
+                inputs = member(inputs)
+        return inputs, tuple(after)
+
+
+class _Cells:
+    """One step of a fused module, layer by layer, on the module's own weights."""
+
+    def __init__(self, module: Any) -> None:
+        self.hidden: int = module.hidden_size
+        self.cell = _CELLS[module.mode]
+        self.weights: list[list[Tensor]] = module.all_weights
+        self.long_memory = module.mode == "LSTM"
+
+    def __call__(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        x = inputs[0]  # (B, F)
+        if state is None:
+            zeros = x.new_zeros(len(self.weights), len(x), self.hidden)
+            state = (zeros, zeros) if self.long_memory else zeros
+        after: list[Any] = []
+        for layer in range(len(self.weights)):
+            after.append(self.layer(layer, x, state))
+            x = after[-1][0] if self.long_memory else after[-1]  # (B, H)
+        if self.long_memory:
+            h, c = zip(*after, strict=True)
+            return x.unsqueeze(0), (torch.stack(h), torch.stack(c))
+        return x.unsqueeze(0), torch.stack(after)
+
+    def layer(self, layer: int, x: Tensor, state: State) -> Any:
+        """The layer's new state: `h (B, H)`, or `(h, c)`."""
+        before = (state[0][layer], state[1][layer]) if self.long_memory else state[layer]
+        return self.cell(x, before, *self.weights[layer])
+
+
+def _fit_a_table(embedding: nn.Module, lstm: nn.Module) -> bool:
+    """Whether the two are a plain embedding of few classes, on a CPU, and an LSTM."""
+    if type(embedding) is not nn.Embedding or not isinstance(lstm, nn.LSTM):
+        return False
+    if not (_untouched(embedding) and _untouched(lstm) and _has_cells(lstm)):
+        return False
+    small = embedding.num_embeddings <= _SMALL_VOCABULARY
+    return small and embedding.max_norm is None and embedding.weight.device.type == "cpu"
+
+
+def _table(embedding: Any, lstm: Any) -> list[Model]:
+    """What the first layer's input weights make of each class, and the LSTM that takes it."""
+    weights: list[Tensor] = lstm.all_weights[0]
+    bias = weights[2] + weights[3] if lstm.bias else None
+    gates = F.linear(embedding.weight, weights[0], bias)  # (V, 4 H)
+    return [partial(F.embedding, weight=gates), _CellsOnGates(lstm)]
+
+
+class _CellsOnGates(_Cells):
+    """An LSTM whose input is what its input weights make of it: the gates `(1, B, 4 H)`."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.recurrent = self.weights[0][1].t()  # (H, 4 H)
+
+    def layer(self, layer: int, x: Tensor, state: State) -> Any:
+        if layer:
+            return super().layer(layer, x, state)
+        h, c = state[0][0], state[1][0]  # (B, H)
+        i, f, g, o = torch.addmm(x, h, self.recurrent).chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c

@@ -1,123 +1,208 @@
-"""The one place where a model is stepped: stretches fed by the data as one call, single steps fed by the model."""
+"""The one place where a model is stepped.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+A stretch of steps that the data feeds is one call of the model; a step that the model feeds is a
+call of its own.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core.errors import Refusal, asked, in_words
-from ..core.layout import Steps
+from ..core.errors import asked
+from ..core.layout import Sequences, between, device_of, extent, join
 from ..core.model import Model, check_call, check_one_way, run_model
-from ..core.state import State, where_rows
-from ._fast import one_step
+from ..core.state import State, map_leaves, where_rows
+from ._fast import quicker_step
 from .feedback import Feedback
-from .samplers import NextInput, identity
+from .samplers import DeclaredSampler, NextInput, check_drawn, identity
+
+
+class Stretch(NamedTuple):
+    """Some steps that a model took in one call."""
+
+    inputs: Any  # (n, B, *F), what was consumed
+    outputs: Any  # (n, B, *O)
+    state: State  # after them
 
 
 @dataclass
-class Roller:
-    """A model and a sampler, rolled over sequences that were checked; without `carry` no state is asked for.
+class Rollout:
+    """A model and a sampler, over sequences that were checked.
 
-    The state may then have run on over padding.
+    What it does is this loop, in which every stretch between two fed steps is one call:
+
+        for t in range(T):
+            x = torch.where(mask[t], sampler(outputs), inputs[t]) if mask[t].any() else inputs[t]
+            outputs, state = model(x, state)
+
+    Without `carry` no state is asked for: it may have run on over padding.
     """
 
     model: Model
     sampler: NextInput
+    _: KW_ONLY
     carry: bool = True
 
-    def run(
+    def __post_init__(self) -> None:
+        self._declared = DeclaredSampler(self.sampler)
+
+    def over(
         self,
-        inputs: Tensor,
+        inputs: Any,
         mask: Tensor | None,
         state: State,
         lengths: Tensor | None = None,
-        previous: Tensor | None = None,
-    ) -> tuple[Tensor, State]:
-        """Outputs `(T, B, *O)` and the state after; `mask (T, B)` says where the model is fed its own output.
+        previous: Any = None,
+    ) -> tuple[Any, State]:
+        """Outputs `(T, B, *O)` and the state after them.
 
-        `previous (B, *O)` is the output before the first step, where there was one.
+        `mask (T, B)` says where the model is fed its own output; `previous (B, *O)` is the output
+        before the first step, where there was one.
         """
-        if mask is None or not mask.any():
+        if mask is None or not bool(mask.any()):
             return run_model(self.model, inputs, state, lengths, carry=self.carry)
-        parts = list(self.walk(inputs, mask, state, lengths, previous))
-        return torch.cat([outputs for _, outputs, _ in parts]), parts[-1][2]
+        answers: list[Any] = []
+        for stretch in self.stretches(inputs, mask, state, lengths, previous):
+            answers.append(stretch.outputs)
+            state = stretch.state
+        return join(answers), state
 
-    def walk(
+    run = over  # the name that training knew it by
+
+    def stretches(
         self,
-        inputs: Tensor,
+        inputs: Any,
         mask: Tensor,
         state: State,
         lengths: Tensor | None = None,
-        previous: Tensor | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor, State]]:
-        """Stretch by stretch: the inputs consumed `(n, B, *F)`, the outputs `(n, B, *O)` and the state after them."""
-        fix = "train it with Feedback.never(), or make it one-directional."
-        check_one_way(self.model, "", "one that can be stepped: it reads the future", fix)
-        some, every = mask.any(1).tolist(), mask.all(1).tolist()
-        starts = [t for t, fed in enumerate(some) if fed or t == 0]
-        single = one_step(self.model, inputs.shape[1])
-        mask = mask.to(inputs.device)
-        for start, stop in zip(starts, [*starts[1:], len(inputs)], strict=True):
-            stretch = inputs[start:stop]
-            if some[start] and previous is not None:
-                first = self.draw(previous, stretch[0]).unsqueeze(0)
-                if not every[start]:
-                    first = where_rows(mask[start], first, stretch[:1])
-                stretch = torch.cat([first, stretch[1:]])  # a copy: a model may write to its input
-            here = None if lengths is None else (lengths - start).clamp(0, stop - start)
-            model = single if some[start] and len(stretch) == 1 else self.model
-            outputs, state = run_model(model, stretch, state, here, carry=self.carry)
-            yield stretch, outputs, state
-            previous = outputs[-1]
+        previous: Any = None,
+    ) -> Iterator[Stretch]:
+        """The same, stretch by stretch."""
+        self._check_can_be_stepped()
+        time, batch = extent(inputs)
+        some = mask.any(1).tolist()
+        every = mask.all(1).tolist()
+        mask = mask.to(device_of(inputs))
+        single = quicker_step(self.model, batch) if any(some) else self.model
 
-    def draw(self, outputs: Tensor, like: Tensor) -> Tensor:
-        """The next input, checked against the form that the model takes."""
-        drawn = self.sampler(outputs)
-        if drawn.shape != like.shape or drawn.is_floating_point() != like.is_floating_point():
-            came = f"{in_words(drawn)} of {drawn.dtype} from the sampler, for outputs {in_words(outputs)}"
-            fix = "tokens come from sample_best or SoftmaxSampler, one-hot rows from SoftmaxSampler(one_hot=True)."
-            raise Refusal(came, f"the model's next input, {in_words(like)} of {like.dtype}", fix)
-        return drawn.to(like.dtype)
+        # A stretch begins where some row is fed by the model, and goes on to the next such step.
+        starts = [t for t in range(time) if some[t] or t == 0]
+        for start, stop in zip(starts, [*starts[1:], time], strict=True):
+            stretch = between(inputs, start, stop)
+            fed = some[start] and previous is not None
+            if fed:
+                given = first_step(stretch)
+                first = one_step_of(self.next_input(previous, given))  # (1, B, *F)
+                if not every[start]:
+                    first = where_rows(mask[start], first, between(stretch, 0, 1))
+                stretch = join([first, between(stretch, 1, stop - start)])  # a copy, see `onward`
+
+            here = None if lengths is None else (lengths - start).clamp(0, stop - start)
+            model = single if fed and stop - start == 1 else self.model
+            outputs, state = run_model(model, stretch, state, here, carry=self.carry)
+            yield Stretch(stretch, outputs, state)
+            previous = last_step(outputs)
+
+    def onward(self, previous: Any, state: State, given: Iterable[Any]) -> Iterator[Stretch]:
+        """Single steps that the model feeds, after the outputs `previous (B, *O)`.
+
+        One for each of `given`, what the data has at that step `(B, *F)`, or anything of that form
+        for a sampler that does not see it.
+        """
+        self._check_can_be_stepped()
+        batch = extent(one_step_of(previous))[1]
+        single = quicker_step(self.model, batch)
+        for at_step in given:
+            drawn = one_step_of(self.next_input(previous, at_step))  # (1, B, *F)
+            # A copy: a model may write to its input, and `identity` gives the outputs themselves.
+            drawn = map_leaves(torch.clone, drawn)
+            outputs, state = run_model(single, drawn, state, carry=self.carry)
+            yield Stretch(drawn, outputs, state)
+            previous = last_step(outputs)
+
+    def next_input(self, outputs: Any, given: Any) -> Any:
+        """What the sampler makes of `outputs (B, *O)`, in the form of `given (B, *F)`."""
+        drawn = self._declared(outputs, given)
+        check_drawn(drawn, given, outputs, "the model's next input")
+        return map_leaves(lambda part, like: part.to(like.dtype), drawn, given)
+
+    def _check_can_be_stepped(self) -> None:
+        check_one_way(
+            self.model,
+            "",
+            "one that can be stepped: it reads the future",
+            "train it with Feedback.never(), or make it one-directional.",
+        )
+
+
+def first_step(sequence: Any) -> Any:
+    """The first step `(B, *F)` of a sequence, or of each one in a dict."""
+    return map_leaves(lambda part: part[0], sequence)
+
+
+def last_step(sequence: Any) -> Any:
+    """The last step `(B, *F)` of a sequence, or of each one in a dict."""
+    return map_leaves(lambda part: part[-1], sequence)
+
+
+def one_step_of(step: Any) -> Any:
+    """A step `(B, *F)` as a sequence of one, `(1, B, *F)`."""
+    return map_leaves(lambda part: part.unsqueeze(0), step)
 
 
 @asked("rollout")
 def rollout(
     model: Model,
-    inputs: Steps,
+    inputs: Sequences,
     feedback: Feedback | None = None,
     sampler: NextInput = identity,
+    *,
     state: State = None,
     lengths: Tensor | None = None,
     step: int = 0,
-) -> tuple[Tensor, State]:
-    """The outputs `(T, B, *O)` of a model over a sequence in which some steps are fed by itself, and its last state.
+) -> tuple[Any, State]:
+    """The outputs of a model over a sequence in which some steps are fed by itself, and its state.
 
-    Every stretch of steps fed by the data is one call of the model, so the call count is one more than the number
-    of steps at which some row is fed back. Gradients flow through a differentiable sampler.
+    Every stretch of steps fed by the data is one call of the model, so the call count is one more
+    than the number of steps at which some row is fed back. Gradients flow through a differentiable
+    sampler.
 
     Args:
         model: `outputs, state = model(inputs, state)`.
-        inputs: `(T, B, *F)`; what stands at a step that is fed back is not read.
+        inputs: `(T, B, *F)`, or a dict of such; what stands at a step that is fed back is read by
+            no one but a sampler that asks for it.
         feedback: which steps are fed back; none where it is `None`.
-        sampler: maps the outputs `(B, *O)` of one step to the next input `(B, *F)`.
+        sampler: maps the outputs `(B, *O)` of one step to the next input `(B, *F)`; with a second
+            parameter, called `given` or required, it is also given what `inputs` has at the step
+            that is fed.
         state: the state before the first step.
         lengths: int64 CPU `(B,)`; the state returned is then each row's at its own last step.
         step: training steps made so far, for a feedback with a schedule.
 
+    Returns:
+        The outputs, `(T, B, *O)` or a dict of such, and the state.
+
     Raises:
         ValueError: if shapes, lengths or state do not fit, or the sampler's output is not an input.
-        TypeError: if the model gives no state.
+        TypeError: if the model gives no state, or the sampler no tensor.
 
     >>> import torch
+    >>> from rnnkit import Feedback, rollout
     >>> outputs, state = rollout(torch.nn.GRU(2, 2), torch.zeros(10, 4, 2), Feedback.last(3))
     >>> outputs.shape
     torch.Size([10, 4, 2])
     """
     inputs = check_call(model, inputs, state, lengths)
-    mask = None if feedback is None else feedback.mask(len(inputs), inputs.shape[1], lengths, step)
-    return Roller(model, sampler).run(inputs, mask, state, lengths)
+    mask: Tensor | None = None
+    if feedback is not None:
+        time, batch = extent(inputs)
+        mask = feedback.mask(time, batch, lengths, step)
+    return Rollout(model, sampler).over(inputs, mask, state, lengths)
 
 
-class Rollout(Roller):
-    over = Roller.run
+def Roller(model: Model, sampler: NextInput, carry: bool = True) -> Rollout:
+    """The name that training knew a rollout by."""
+    return Rollout(model, sampler, carry=carry)

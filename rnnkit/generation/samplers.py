@@ -1,32 +1,151 @@
-"""Samplers: callables that map the outputs `(B, *O)` of one step to the input `(B, *F)` of the next."""
+"""Samplers: callables that make the next input of the outputs of one step.
 
-from collections.abc import Callable
+A sampler is called `sampler(outputs)` with the outputs `(B, *O)` of one step and gives the next
+input `(B, *F)`; where the model's outputs or inputs are dicts, it is given or gives a dict. One
+that takes a second argument, required or named `given`, is called `sampler(outputs, given)`: `given
+(B, *F)` is what the data has at the step that is fed.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ..core.errors import Refusal, asked, in_words
+from ..core.errors import Refusal, asked, at_least, in_words
 
-NextInput = Callable[..., Tensor]
+NextInput: TypeAlias = Callable[..., Any]
+S = TypeVar("S", bound=Callable[..., Any])
 
 
-def identity(outputs: Tensor) -> Tensor:
+class _Given(NamedTuple):
+    """How a sampler takes what the data has at a step."""
+
+    by_name: bool
+    needed: bool
+
+
+class DeclaredSampler:
+    """The one table of what a sampler may declare, as attributes of its class or of the object.
+
+    | attribute | what it says | where it is absent |
+    |---|---|---|
+    | `draws: bool` | draws at random: one path is one of many | it does not |
+    | `classes: bool` | draws classes, dim 1 of the outputs, by `softmax` | it does not |
+    | `log_prob(outputs, drawn)` | log-probabilities `(T, B)` or `None` | by `classes`, or `None` |
+
+    Whether it sees `given` is read off its parameters, once.
+    """
+
+    def __init__(self, sampler: NextInput) -> None:
+        self.sampler = sampler
+        self._given = _how_given(sampler)
+
+    @property
+    def sees_given(self) -> bool:
+        """Whether it can be told what the data has at the step."""
+        return self._given is not None
+
+    @property
+    def needs_given(self) -> bool:
+        """Whether it cannot be called without."""
+        return self._given is not None and self._given.needed
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws at random."""
+        return bool(getattr(self.sampler, "draws", False))
+
+    def __call__(self, outputs: Any, given: Any) -> Any:
+        """The next input, by a call in the form that the sampler takes."""
+        if self._given is None:
+            return self.sampler(outputs)
+        if self._given.by_name:
+            return self.sampler(outputs, given=given)
+        return self.sampler(outputs, given)
+
+    def log_prob(self, outputs: Any, drawn: Any) -> Tensor | None:
+        """The log-probabilities `(T, B)` of what was drawn; `None` where nothing says them."""
+        own = getattr(self.sampler, "log_prob", None)
+        if own is not None:
+            return own(outputs, drawn)
+        if getattr(self.sampler, "classes", False):
+            return _class_log_prob(outputs, drawn)
+        return None
+
+
+def _how_given(sampler: NextInput) -> _Given | None:
+    called = sampler.forward if isinstance(sampler, nn.Module) else sampler
+    try:
+        parameters = list(inspect.signature(called).parameters.values())
+    except (TypeError, ValueError):  # a builtin that does not say
+        return None
+    for parameter in parameters[1:]:
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if named and parameter.name == "given":
+            return _Given(by_name=True, needed=parameter.default is parameter.empty)
+    for second in parameters[1:2]:
+        placed = second.kind in (second.POSITIONAL_ONLY, second.POSITIONAL_OR_KEYWORD)
+        if placed and second.default is second.empty:
+            return _Given(by_name=False, needed=True)
+    return None
+
+
+def _class_log_prob(outputs: Tensor, drawn: Tensor) -> Tensor | None:
+    """By `log_softmax` over dim 2: of indices `(T, B, *O)`, or of one-hot rows `(T, B, V)`."""
+    if not isinstance(outputs, Tensor) or outputs.ndim < 3:
+        return None
+    log_p = outputs.log_softmax(2, dtype=_at_least_single(outputs))  # (T, B, V, *O)
+    if drawn.is_floating_point():
+        one_hot = drawn.ndim == 3 and drawn.shape == outputs.shape
+        return torch.where(drawn == 0, 0, log_p * drawn).sum(2) if one_hot else None
+    if outputs.ndim != drawn.ndim + 1:
+        return None
+    known = (drawn >= 0) & (drawn < outputs.shape[2])  # a primer may have tokens of its own
+    index = drawn.where(known, 0).unsqueeze(2)
+    found = log_p.gather(2, index).squeeze(2).where(known, float("-inf"))  # (T, B, *O)
+    return found.flatten(2).sum(2) if found.ndim > 2 else found
+
+
+def _at_least_single(tensor: Tensor) -> torch.dtype:
+    """Sums over classes or steps need more digits than float16 and bfloat16 have."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _declares(**what: bool) -> Callable[[S], S]:
+    """Puts what a sampler declares on a function."""
+
+    def declare(function: S) -> S:
+        vars(function).update(what)
+        return function
+
+    return declare
+
+
+def identity(outputs: Any) -> Any:
     """The outputs themselves, `(B, *F)`, for a model that predicts the next input.
 
+    >>> import torch
+    >>> from rnnkit import identity
     >>> identity(torch.tensor([[0.5]])).item()
     0.5
     """
     return outputs
 
 
+@_declares(classes=True)
 @asked("sample_best")
 def sample_best(outputs: Tensor) -> Tensor:
-    """Greedy decoding: the class with the highest score in each row, `(B, V, *O)` to int64 `(B, *O)`.
+    """Greedy decoding: the class with the highest score, `(B, V, *O)` to int64 `(B, *O)`.
 
-    Classes are dim 1, as in `torch.nn.functional.cross_entropy`. Raises `ValueError` if there is none.
+    Classes are dim 1, as in `torch.nn.functional.cross_entropy`. Raises `ValueError` if there is
+    none.
 
+    >>> import torch
+    >>> from rnnkit import sample_best
     >>> sample_best(torch.tensor([[0.1, 0.7, 0.2], [0.9, 0.0, 0.1]])).tolist()
     [1, 0]
     """
@@ -35,11 +154,14 @@ def sample_best(outputs: Tensor) -> Tensor:
     return outputs.argmax(1)
 
 
+@_declares(classes=True, draws=True)
 def sample_softmax(outputs: Tensor) -> Tensor:
     """A class of each row, int64 `(B,)`, drawn with the probabilities `softmax(outputs)`.
 
     Raises `ValueError` if the outputs are not logits `(B, V)`.
 
+    >>> import torch
+    >>> from rnnkit import sample_softmax
     >>> sample_softmax(torch.tensor([[0.0, 100.0]])).tolist()
     [1]
     """
@@ -50,24 +172,31 @@ def sample_softmax(outputs: Tensor) -> Tensor:
 class SoftmaxSampler:
     """Draws a class from `softmax(outputs / temperature)`, cut down to the likelier classes.
 
-    A call maps logits `(B, V)` to int64 `(B,)`, or to `(B, V)` with `one_hot`. The cuts are made in the order of the
-    arguments, each on what the one before left, renormalized. Raises `ValueError` for other shapes, and for an
-    argument out of its range.
+    A call maps logits `(B, V)` to int64 `(B,)`, or to `(B, V)` with `one_hot`. The cuts are made in
+    the order of the arguments, each on what the one before left, renormalized. Raises `ValueError`
+    for other shapes, and for an argument out of its range.
 
     Args:
         temperature: above 0; below 1 sharpens, above 1 flattens.
         top_k: keep the `k` likeliest classes.
-        top_p: keep the likeliest classes until their sum reaches `p`; the one that reaches it stays, so the first
-            always does (Holtzman et al. 2020, <https://arxiv.org/abs/1904.09751>).
+        top_p: keep the likeliest classes until their sum reaches `p`; the one that reaches it
+            stays, so the first always does (Holtzman et al. 2020,
+            <https://arxiv.org/abs/1904.09751>).
         min_p: keep the classes with at least `min_p` times the highest probability
             (Nguyen et al. 2024, <https://arxiv.org/abs/2407.01082>).
-        one_hot: return the draw as a one-hot row in the dtype of the outputs, for a model without an embedding.
+        one_hot: return the draw as a one-hot row in the dtype of the outputs, for a model without
+            an embedding.
         generator: the source of randomness; PyTorch's global one where it is `None`.
 
+    >>> import torch
+    >>> from rnnkit import SoftmaxSampler
     >>> sampler = SoftmaxSampler(temperature=0.5, top_k=2)
     >>> sampler.probabilities(torch.tensor([[0.0, 1.0, 2.0]])).round(decimals=2).tolist()
     [[0.0, 0.11999999731779099, 0.8799999952316284]]
     """
+
+    draws: ClassVar[bool] = True
+    classes: ClassVar[bool] = True
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -78,48 +207,57 @@ class SoftmaxSampler:
 
     @asked("SoftmaxSampler")
     def __post_init__(self) -> None:
-        for name, good, wanted in (
-            ("temperature", self.temperature > 0, "above 0; the limit at 0 is sample_best"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
-            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]"),
-            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]"),
-        ):
-            if not good:
-                fix = (
-                    "None leaves the cut out."
-                    if name != "temperature"
-                    else "1.0 leaves the logits as they are."
-                )
-                raise Refusal(f"{name} = {getattr(self, name)}", f"{name} {wanted}", fix)
+        if not self.temperature > 0:
+            came = f"temperature = {self.temperature}"
+            wanted = "temperature above 0; the limit at 0 is sample_best"
+            raise Refusal(came, wanted, "1.0 leaves the logits as they are.")
+        none = "None leaves the cut out."
+        if self.top_k is not None and not self.top_k >= 1:
+            raise Refusal(f"top_k = {self.top_k}", "top_k at least 1", none)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise Refusal(f"top_p = {self.top_p}", "top_p in (0, 1]", none)
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise Refusal(f"min_p = {self.min_p}", "min_p in [0, 1]", none)
 
     @asked("SoftmaxSampler")
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """What a draw is made from: `(B, V)`, each row summing to 1, zero where a class was cut."""
+        """What a draw is made from: `(B, V)`, each row summing to 1, zero where a class was cut.
+
+        In float32 at least, since float16 and bfloat16 cannot sum many classes.
+        """
         if outputs.ndim != 2 or not outputs.is_floating_point():
             fix = "end the model with nn.Linear(H, V); identity is for outputs that are inputs."
             raise Refusal(f"outputs {in_words(outputs)}", "float logits (B, V)", fix)
-        p = (outputs if self.temperature == 1 else outputs / self.temperature).softmax(1)
+        logits = outputs if self.temperature == 1 else outputs / self.temperature
+        p = logits.softmax(1, dtype=_at_least_single(outputs))
         if self.top_k is not None and self.top_k < p.shape[1]:
-            p = _keep(
-                p,
-                torch.zeros_like(p, dtype=torch.bool).scatter_(
-                    1, p.topk(self.top_k, 1).indices, True
-                ),
-            )
+            p = _keep_top_k(p, self.top_k)
         if self.top_p is not None and self.top_p < 1:
-            ranked, order = p.sort(dim=1, descending=True, stable=True)
-            p = _keep(
-                p, torch.zeros_like(p).scatter(1, order, ranked.cumsum(1) - ranked) < self.top_p
-            )
+            p = _keep_top_p(p, self.top_p)
         if self.min_p is not None:
             p = _keep(p, p >= self.min_p * p.amax(1, keepdim=True))
         return p
 
     def __call__(self, outputs: Tensor) -> Tensor:
-        drawn = torch.multinomial(self.probabilities(outputs), 1, generator=self.generator)
-        return (
-            torch.zeros_like(outputs).scatter_(1, drawn, 1.0) if self.one_hot else drawn.squeeze(1)
-        )
+        drawn = torch.multinomial(
+            self.probabilities(outputs), 1, generator=self.generator
+        )  # (B, 1)
+        if self.one_hot:
+            return torch.zeros_like(outputs).scatter_(1, drawn, 1.0)
+        return drawn.squeeze(1)
+
+
+def _keep_top_k(p: Tensor, k: int) -> Tensor:
+    likeliest = p.topk(k, 1).indices
+    return _keep(p, torch.zeros_like(p, dtype=torch.bool).scatter_(1, likeliest, True))
+
+
+def _keep_top_p(p: Tensor, top_p: float) -> Tensor:
+    ranked, order = p.sort(dim=1, descending=True, stable=True)
+    before = nn.functional.pad(ranked[:, :-1].cumsum(1), (1, 0))  # the sum of the likelier ones
+    # A sum that is p but for a rounding has reached it: 0.5 and 0.3 are 0.8.
+    reached = top_p * (1 - 8 * torch.finfo(p.dtype).eps)
+    return _keep(p, torch.empty_like(p).scatter_(1, order, before) < reached)
 
 
 def _keep(p: Tensor, kept: Tensor) -> Tensor:
@@ -131,18 +269,24 @@ class DistributionSampler:
     """Draws the next input, `(B, *F)`, from the distribution that the outputs parametrize.
 
     Args:
-        make: maps outputs `(B, *O)`, or `(T, B, *O)`, to a `torch.distributions.Distribution` over `(B, *F)`, or
-            `(T, B, *F)`: index its parameters from the last dimension. Anything else raises `TypeError`.
+        make: maps outputs `(B, *O)`, or `(T, B, *O)`, to a `torch.distributions.Distribution` over
+            `(B, *F)`, or `(T, B, *F)`: index its parameters from the last dimension. Anything else
+            raises `TypeError`.
 
-    >>> sampler = DistributionSampler(lambda y: torch.distributions.Normal(y[..., :1], y[..., 1:].exp()))
+    >>> import torch
+    >>> from rnnkit import DistributionSampler
+    >>> from torch.distributions import Normal
+    >>> sampler = DistributionSampler(lambda y: Normal(y[..., :1], y[..., 1:].exp()))
     >>> sampler(torch.zeros(4, 2)).shape
     torch.Size([4, 1])
     """
 
-    def __init__(self, make: Callable[[Tensor], Distribution]) -> None:
+    draws: ClassVar[bool] = True
+
+    def __init__(self, make: Callable[[Any], Distribution]) -> None:
         self.make = make
 
-    def _distribution(self, outputs: Tensor) -> Distribution:
+    def _distribution(self, outputs: Any) -> Distribution:
         made = self.make(outputs)
         if not isinstance(made, Distribution):
             fix = "return torch.distributions.Normal(mean, scale), or another distribution."
@@ -150,11 +294,132 @@ class DistributionSampler:
         return made
 
     @asked("DistributionSampler")
-    def __call__(self, outputs: Tensor) -> Tensor:
+    def __call__(self, outputs: Any) -> Tensor:
         return self._distribution(outputs).sample()
 
     @asked("DistributionSampler")
-    def log_prob(self, outputs: Tensor, drawn: Tensor) -> Tensor:
+    def log_prob(self, outputs: Any, drawn: Tensor) -> Tensor:
         """The log-probability (or density) of what was drawn, summed over features: `(T, B)`."""
         log_prob = self._distribution(outputs).log_prob(drawn)
         return log_prob.flatten(2).sum(2) if log_prob.ndim > 2 else log_prob
+
+
+class WithCovariates:
+    """What [with_covariates][rnnkit.with_covariates] makes."""
+
+    def __init__(self, sampler: NextInput, fed: int | str | Sequence[str]) -> None:
+        self.sampler = sampler
+        self.fed = fed
+        self._declared = DeclaredSampler(sampler)
+
+    def __repr__(self) -> str:
+        return f"with_covariates({self.sampler!r}, {self.fed!r})"
+
+    @property
+    def draws(self) -> bool:
+        """Whether the sampler of the fed features draws at random."""
+        return self._declared.draws
+
+    @asked("with_covariates")
+    def __call__(self, outputs: Any, given: Any) -> Any:
+        drawn = self._declared(outputs, given)
+        if isinstance(self.fed, int):
+            return self._first_features(drawn, given, outputs, self.fed)
+        return self._named(drawn, given, outputs, self.fed)
+
+    def _first_features(self, drawn: Any, given: Any, outputs: Any, fed: int) -> Tensor:
+        if not isinstance(given, Tensor) or given.ndim < 2 or given.shape[1] < fed:
+            came = f"fed = {fed} for inputs {in_words(given)} at a step"
+            fix = (
+                "dim 1 of a step holds its features; for a dict of inputs fed is a name, or names."
+            )
+            raise Refusal(came, f"inputs (B, F) with F >= {fed}", fix)
+        check_drawn(drawn, given[:, :fed], outputs, f"the next input's first {fed} features")
+        return torch.cat([drawn.to(given.dtype), given[:, fed:]], 1)
+
+    def _named(
+        self, drawn: Any, given: Any, outputs: Any, fed: str | Sequence[str]
+    ) -> dict[str, Any]:
+        names = [fed] if isinstance(fed, str) else list(fed)
+        if not isinstance(given, dict) or not set(names) <= set(given):
+            fix = "fed names inputs that the sampler makes; for a single tensor it is a number."
+            raise Refusal(f"inputs {in_words(given)}", f"a dict with {names}", fix)
+        parts: Any = {fed: drawn} if isinstance(fed, str) else drawn
+        wanted = {name: given[name] for name in names}
+        check_drawn(parts, wanted, outputs, "the next input's fed part")
+        return {**given, **parts}
+
+    def log_prob(self, outputs: Any, drawn: Any) -> Tensor | None:
+        """The log-probabilities `(T, B)` of what was fed; `None` where no distribution is known."""
+        if isinstance(self.fed, int):
+            part = drawn[:, :, : self.fed]
+        elif isinstance(self.fed, str):
+            part = drawn[self.fed]
+        else:
+            part = {name: drawn[name] for name in self.fed}
+        return self._declared.log_prob(outputs, part)
+
+
+@asked("with_covariates")
+def with_covariates(sampler: NextInput, fed: int | str | Sequence[str]) -> WithCovariates:
+    """A sampler that feeds some features and keeps the others, covariates, as the data has them.
+
+    Where a step is fed by the model, the sampler makes its first `fed` features, and the others are
+    read from the data: a time of day, a price, anything that is known of the future. In training
+    with feedback, in closed-loop validation and in generation, where the future comes as `future=`.
+    A step of it is
+
+        torch.cat([sampler(outputs), given[:, fed:]], 1)
+
+    Args:
+        sampler: maps the outputs `(B, *O)` of one step to the fed features `(B, fed, *F)`.
+        fed: how many features the model feeds, the first ones; for a dict of inputs the name of the
+            fed one, or a list of names, for which the sampler gives a dict.
+
+    Raises:
+        ValueError: if `fed` is below 1; by a step, if there are not so many features or the sampler
+            gives others.
+        TypeError: if `fed` is no whole number, no name and no list of names.
+
+    >>> import torch
+    >>> from rnnkit import identity, with_covariates
+    >>> sampler = with_covariates(identity, 1)
+    >>> sampler(torch.tensor([[0.5]]), torch.tensor([[9.0, 1.0, 2.0]])).tolist()
+    [[0.5, 1.0, 2.0]]
+    """
+    fix = "how many features the model feeds, the first ones; or their names in a dict of inputs."
+    if not isinstance(fed, str | list | tuple):
+        at_least("fed", fed, 1, fix)
+    elif not fed or not all(isinstance(name, str) for name in fed):
+        raise Refusal(f"fed = {fed!r}", "a name, or a list of names", fix, TypeError)
+    return WithCovariates(sampler, fed)
+
+
+def check_drawn(drawn: Any, like: Any, outputs: Any, what: str) -> None:
+    """Refuse a draw without the form of `like`, the input that it is to be, in all but dtype."""
+    if isinstance(like, dict):
+        _check_names(drawn, like, what)
+        for name, part in like.items():
+            check_drawn(drawn[name], part, outputs, f"{what}[{name!r}]")
+        return
+    wanted = f"{what}, {in_words(like)} of {like.dtype}"
+    source = f"from the sampler, for outputs {in_words(outputs)}"
+    if not isinstance(drawn, Tensor):
+        fix = "return a tensor: the sampler maps the outputs (B, *O) to the next input (B, *F)."
+        raise Refusal(f"{in_words(drawn)} {source}", wanted, fix, TypeError)
+    if drawn.shape != like.shape or drawn.is_floating_point() != like.is_floating_point():
+        came = f"{in_words(drawn)} of {drawn.dtype} {source}"
+        fix = (
+            "tokens come from sample_best or SoftmaxSampler, "
+            "one-hot rows from SoftmaxSampler(one_hot=True)."
+        )
+        raise Refusal(came, wanted, fix)
+
+
+def _check_names(drawn: Any, like: dict[str, Any], what: str) -> None:
+    if not isinstance(drawn, dict) or set(drawn) != set(like):
+        fix = (
+            "return a dict with these names; with_covariates keeps the others as the data has them."
+        )
+        kind = ValueError if isinstance(drawn, dict) else TypeError
+        raise Refusal(f"{in_words(drawn)} from the sampler", f"{what}, {in_words(like)}", fix, kind)

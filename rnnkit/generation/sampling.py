@@ -2,18 +2,28 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.errors import Refusal, asked, in_words
-from ..core.layout import Steps
+from ..core.errors import Refusal, asked, at_least, in_words
+from ..core.layout import (
+    Sequences,
+    all_lengths,
+    as_sequences,
+    between,
+    extent,
+    join,
+    valid_steps,
+)
 from ..core.model import Model, check_call, evaluating
-from ..core.state import State, where_rows
-from .rollouts import Roller
-from .samplers import NextInput, identity
+from ..core.state import State, map_leaves, where_rows
+from .rollouts import Rollout, Stretch, first_step, last_step, one_step_of
+from .samplers import DeclaredSampler, NextInput, identity
 
-Stop = int | Callable[[Tensor], Tensor]
+Stop = int | Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,24 +31,31 @@ class Sample:
     """What a model generated; iterating over it gives tokens, outputs, log_probs, next and state.
 
     Attributes:
-        tokens: `(length, B, *F)`, the inputs that the model consumed: the primer, then what it drew.
+        tokens: `(length, B, *F)`, the inputs that the model consumed: the primer, then what it
+            drew.
         outputs: `(length, B, *O)`; `outputs[t]` answers `tokens[t]`.
-        log_probs: `(length, B)`, the log-probability that `outputs[t]` gave to what followed it, `tokens[t + 1]` or
-            `next`, before any temperature or cut; 0 after a row has stopped; `None` where the outputs are no
-            distribution.
-        next: `(1, B, *F)`, drawn from the last output and not yet consumed.
+        log_probs: `(length, B)`, the log-probability that `outputs[t]` gave to what followed it,
+            `tokens[t + 1]` or `next`, before any temperature or cut; 0 after a row has stopped, and
+            where nothing follows; `None` where the sampler declares no distribution: neither
+            `classes = True`, as the samplers of classes here do, nor a `log_prob`, as
+            [DistributionSampler][rnnkit.DistributionSampler] does.
+        next: `(1, B, *F)`, drawn from the last output and not yet consumed; `None` where the
+            sampler wants what the data has at that step and `future` ends before it.
         state: the model's state after the last token.
         lengths: int64 `(B,)`, the tokens of each row up to and with the one that stopped it.
+        scores: of a [beam_search][rnnkit.beam_search] only: `(B, best)`, what its candidates were
+            ranked by.
     """
 
-    tokens: Tensor
-    outputs: Tensor
+    tokens: Any
+    outputs: Any
     log_probs: Tensor | None
-    next: Tensor
+    next: Any
     state: State
     lengths: Tensor
+    scores: Tensor | None = None
 
-    def __iter__(self) -> Iterator[Tensor | State | None]:
+    def __iter__(self) -> Iterator[Any]:
         return iter((self.tokens, self.outputs, self.log_probs, self.next, self.state))
 
 
@@ -46,80 +63,336 @@ class Sample:
 def sample_model(
     model: Model,
     length: int,
-    primer: Steps | tuple[Tensor, Tensor],
+    primer: Sequences | tuple[Any, Tensor],
     sampler: NextInput = identity,
     state: State = None,
+    *,
     stop: Stop | None = None,
     lengths: Tensor | None = None,
+    future: Sequences | None = None,
 ) -> Sample:
-    """A [Sample][rnnkit.Sample] of the future after a primer: the model reads that, and then what it draws itself.
+    """A [Sample][rnnkit.Sample] of the future after a primer, drawn step by step.
 
-    `sample_model(model, n, s.next, sampler, s.state)` goes on from a sample `s`: 50 steps and then 50 more are the
-    100 that one call gives. Runs in evaluation mode, without gradient, and leaves the model's mode as it was. `length`
-    counts the primer, as `nseq` does in [issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144).
+    The model reads the primer, and then what it draws itself.
+    `sample_model(model, n, s.next, sampler, s.state)` goes on from a sample `s`: 50 steps and then
+    50 more are the 100 that one call gives. Runs in evaluation mode, without gradient, and leaves
+    the model's mode as it was. `length` counts the primer, as `nseq` does in
+    [issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144).
 
     Args:
         model: `outputs, state = model(inputs, state)`.
         length: steps to consume, the primer's among them.
-        primer: `(T0, B, *F)` with `1 <= T0 <= length`, or primers of different length as the pair that
-            [batchseq][rnnkit.batchseq] gives.
-        sampler: maps the outputs `(B, *O)` of one step to the next input `(B, *F)`.
+        primer: `(T0, B, *F)` with `1 <= T0 <= length`, or a dict of such; or primers of different
+            length as the pair that [batchseq][rnnkit.batchseq] gives.
+        sampler: maps the outputs `(B, *O)` of one step to the next input `(B, *F)`; with a second
+            parameter, called `given` or required, it is also given what `future` has at that step.
         state: the state before the primer.
-        stop: a token, or a function of tokens `(B, *F)` to bool `(B,)`: a row that draws it stops there, is filled
-            with it, and generation ends when all rows have stopped.
+        stop: a token, or a function of tokens `(B, *F)` to bool `(B,)`: a row that draws it stops
+            there, is filled with it, and generation ends when all rows have stopped.
         lengths: int64 CPU `(B,)`, the primers' lengths; instead of the pair.
+        future: `(length - T0, B, *F)`, the steps after the primer, after each row's own end where
+            primers differ in length; of them only what the sampler keeps is read, as of
+            [with_covariates][rnnkit.with_covariates] the covariates. With one step more, `next` is
+            drawn too.
 
     Raises:
-        ValueError: if the primer is empty or longer than `length`, a state has another batch size, or the sampler's
-            output is not an input.
-        TypeError: if there is no primer, or the model gives no state.
+        ValueError: if the primer is empty or longer than `length`, a state has another batch size,
+            the sampler's output is not an input, the future is too short, or there is none and the
+            sampler wants it.
+        TypeError: if there is no primer, the model gives no state, the sampler no tensor or `stop`
+            no bool tensor.
 
+    >>> import torch
     >>> from torch import nn
-    >>> from rnnkit import RecurrentSequential, sample_best
+    >>> from rnnkit import RecurrentSequential, sample_best, sample_model
     >>> model = RecurrentSequential(nn.Embedding(5, 3), nn.GRU(3, 8), nn.Linear(8, 5))
     >>> sample = sample_model(model, 20, torch.tensor([[0], [1]]), sample_best)
     >>> sample.tokens.shape, sample.tokens[:2, 0].tolist()
     (torch.Size([20, 1]), [0, 1])
     """
-    inputs, lengths = check_primer(model, length, primer, lengths, state)
-    time, batch = inputs.shape[:2]
-    mask = torch.arange(length).unsqueeze(1) >= lengths
-    inputs = torch.cat([inputs, inputs.new_zeros(length - time, *inputs.shape[1:])])
-    ended, going = torch.full((batch,), length), torch.ones(batch, dtype=torch.bool)
-    consumed: list[Tensor] = []
-    answers: list[Tensor] = []
-
-    def hold(outputs: Tensor) -> Tensor:
-        """The draw, in which a row that stopped repeats the token it stopped at."""
-        drawn = sampler(outputs)
-        return drawn if going.all() else where_rows(going, drawn.unsqueeze(0), consumed[-1][-1:])[0]
+    inputs, lengths = check_primer(model, primer, lengths, state)
+    check_length(length, inputs)
+    time = extent(inputs)[0]
+    known = _Known.of(sampler, inputs, lengths, future, length - int(lengths.min()))
+    holding = _Holding(model, known.sampler, _stopping(stop), length, lengths)
 
     with torch.no_grad(), evaluating(model):
-        roller = Roller(model, sampler if stop is None else hold)
-        t = -1
-        for tokens, outputs, after in roller.walk(inputs, mask, state):
-            state = after
-            consumed.append(tokens)
-            answers.append(outputs)
-            t += len(tokens)
-            if stop is not None:
-                hit = _stops(stop, tokens[-1]) & going & mask[t]
-                ended[hit], going = t + 1, going & ~hit
-                if not going.any():
-                    break
-        drawn = roller.draw(answers[-1][-1], inputs[0]).unsqueeze(0)
+        # The primer: one call to the end of the shortest, then a call for each step.
+        driven = valid_steps(lengths, time)
+        for stretch in holding.stretches(known.inputs, ~driven, state):
+            holding.keep(stretch)
+
+        # What follows it. Nothing is made in advance: `stop` may end it long before `length`.
+        given = (known.at(t) for t in range(time, length))
+        for stretch in holding.onward(holding.answer, holding.state, given):
+            holding.keep(stretch)
+            if not holding.rows.any():
+                break
+
+        # What would come next, where all that it is made of is known.
+        like = known.at(holding.time)
+        after = None if like is None else one_step_of(holding.next_input(holding.answer, like))
         return sample_of(
-            torch.cat(consumed), torch.cat(answers), drawn, state, ended, sampler, ~going
+            join(holding.inputs),
+            join(holding.outputs),
+            after,
+            holding.state,
+            sampler,
+            holding.ended,
+            stopped=~holding.rows,
         )
 
 
-def check_primer(
+@asked("forecast")
+def forecast(
     model: Model,
-    length: int,
-    primer: Steps | tuple[Tensor, Tensor],
-    lengths: Tensor | None,
-    state: State,
-) -> tuple[Tensor, Tensor]:
+    horizon: int,
+    primer: Sequences | tuple[Any, Tensor],
+    sampler: NextInput = identity,
+    *,
+    paths: int = 1,
+    future: Sequences | None = None,
+    lengths: Tensor | None = None,
+    state: State = None,
+) -> Any:
+    """Sample paths past the last step of each row: what may come, `paths` times.
+
+    The primer is read once; its last state is the first of all paths. Each path is what
+    [sample_model][rnnkit.sample_model] draws after the primer. Runs in evaluation mode, without
+    gradient.
+
+    Args:
+        model: `outputs, state = model(inputs, state)`.
+        horizon: steps past the last one.
+        primer: `(T0, B, *F)`, or a dict of such; or sequences of different length as the pair that
+            [batchseq][rnnkit.batchseq] gives, each of which goes on from its own end.
+        sampler: maps the outputs `(B, *O)` of one step to the next input `(B, *F)`, with a second
+            parameter, called `given` or required, also what `future` has there. One that draws
+            makes every path another.
+        paths: paths for each row.
+        future: `(horizon, B, *F)`, the steps past the last one, of which only what the sampler
+            keeps is read, as of [with_covariates][rnnkit.with_covariates] the covariates.
+        lengths: int64 CPU `(B,)`, the primers' lengths; instead of the pair.
+        state: the state before the primer.
+
+    Returns:
+        `(horizon, B, paths, *F)`, whole inputs with the covariates among them, or a dict of such. A
+        quantile over the paths is `result.quantile(0.9, dim=2)`.
+
+    Raises:
+        ValueError: if `horizon` or `paths` is below 1, the future is too short, there is none and
+            the sampler wants it, or anything does not fit, as in
+            [sample_model][rnnkit.sample_model].
+        TypeError: if there is no primer, the model gives no state or the sampler no tensor.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from rnnkit import DistributionSampler, RecurrentSequential, forecast
+    >>> model = RecurrentSequential(nn.GRU(1, 8), nn.Linear(8, 2))
+    >>> head = lambda y: torch.distributions.Normal(y[..., :1], y[..., 1:].exp())
+    >>> forecast(model, 24, torch.zeros(100, 4, 1), DistributionSampler(head), paths=50).shape
+    torch.Size([24, 4, 50, 1])
+    """
+    at_least("horizon", horizon, 1, "it counts the steps past the primer.")
+    at_least("paths", paths, 1, "one path is a single draw of the future.")
+    inputs, lengths = check_primer(model, primer, lengths, state)
+    known = _Known.of(sampler, inputs, lengths, future, horizon)
+    with torch.no_grad(), evaluating(model):
+        rollout = Rollout(model, known.sampler)
+        outputs, state = rollout.over(inputs, None, state, lengths)
+        answer = _at_own_step(outputs, lengths - 1)
+        return draw_paths(model, known.sampler, answer, state, known.ahead(horizon), paths)
+
+
+def draw_paths(
+    model: Model, sampler: NextInput, answer: Any, state: State, given: Any, paths: int
+) -> Any:
+    """`n` draws `(n, B, paths, *F)`, one after another, from the outputs `answer (B, *O)` on.
+
+    `state` is the one after that step, and `given (n, B, *F)` what the data has at the `n` steps
+    that follow. The k-th draw is made from the answer before it and `given[k]`; the last one is not
+    consumed.
+    """
+
+    def every_path(step: Any) -> Any:
+        return map_leaves(lambda part: part.repeat_interleave(paths, 0), step)
+
+    def given_at(k: int) -> Any:
+        return every_path(map_leaves(lambda part: part[k], given))
+
+    rollout = Rollout(model, sampler)
+    time, batch = extent(given)
+    answer = every_path(answer)  # (B * paths, *O)
+    state = map_leaves(lambda leaf: leaf.repeat_interleave(paths, 1), state)
+    drawn: list[Any] = []
+    for stretch in rollout.onward(answer, state, map(given_at, range(time - 1))):
+        drawn.append(stretch.inputs)
+        answer = last_step(stretch.outputs)
+    drawn.append(one_step_of(rollout.next_input(answer, given_at(time - 1))))
+    return map_leaves(lambda part: part.unflatten(1, (batch, paths)), join(drawn))
+
+
+class _Holding(Rollout):
+    """A rollout that keeps what it makes; a row that has stopped repeats its last token.
+
+    Attributes:
+        rows: bool `(B,)`, those that have not stopped.
+        ended: int64 `(B,)`, the steps up to and with the one that a row stopped at.
+        time: steps consumed.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sampler: NextInput,
+        stop: Callable[[Any], Tensor] | None,
+        length: int,
+        lengths: Tensor,
+    ) -> None:
+        super().__init__(model, sampler)
+        self.stop = stop
+        self.lengths = lengths
+        self.rows = torch.ones_like(lengths, dtype=torch.bool)
+        self.ended = torch.full_like(lengths, length)
+        self.time = 0
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+        self.state: State = None
+
+    @property
+    def answer(self) -> Any:
+        """The outputs `(B, *O)` of the last step."""
+        return last_step(self.outputs[-1])
+
+    def keep(self, stretch: Stretch) -> None:
+        """Note a stretch, and which rows stop at its last step."""
+        self.inputs.append(stretch.inputs)
+        self.outputs.append(stretch.outputs)
+        self.state = stretch.state
+        self.time += extent(stretch.inputs)[0]
+        if self.stop is not None:
+            drawn = self.time > self.lengths  # a stop token in the primer stops nothing
+            hit = _hits(self.stop, last_step(stretch.inputs)) & drawn & self.rows
+            self.ended[hit] = self.time
+            self.rows = self.rows & ~hit
+
+    def next_input(self, outputs: Any, given: Any) -> Any:
+        drawn = super().next_input(outputs, given)
+        if bool(self.rows.all()):
+            return drawn
+        held = last_step(self.inputs[-1])
+        return first_step(where_rows(self.rows, one_step_of(drawn), one_step_of(held)))
+
+
+@dataclass
+class _Known:
+    """What the data has at each step: the primer, then the future from each row's own end.
+
+    Attributes:
+        sampler: the one to call, which does not see what is not there.
+        inputs: the primer `(T0, B, *F)`, after a shorter row's end its future, where there is one.
+        lengths: the primers', `(B,)`.
+        future: `(n, B, *F)`, or `None`.
+        needed: whether the sampler cannot do without.
+    """
+
+    sampler: NextInput
+    inputs: Any
+    lengths: Tensor
+    future: Any
+    needed: bool
+
+    @classmethod
+    def of(
+        cls, sampler: NextInput, inputs: Any, lengths: Tensor, future: Sequences | None, steps: int
+    ) -> "_Known":
+        """The known of a primer and the `steps` after it."""
+        declared = DeclaredSampler(sampler)
+        if future is None:
+            if declared.needs_given and steps:
+                raise Refusal(
+                    "a sampler that wants what the data has at each step, and no future",
+                    f"future ({steps}, B, *F), the steps after the primer",
+                    "pass future=; of it only what the sampler keeps is read.",
+                )
+            alone = _alone(sampler) if declared.sees_given and not declared.needs_given else sampler
+            return cls(alone, inputs, lengths, None, declared.needs_given)
+        future = as_sequences(future, "future")
+        _check_future(future, inputs, steps)
+        inputs = _filled(inputs, future, lengths)
+        return cls(sampler, inputs, lengths, future, declared.needs_given)
+
+    def at(self, time: int) -> Any:
+        """What the data has at a step behind the primer, `(B, *F)`; `None` after the future.
+
+        Without a future it is the form of an input, for a sampler that does not see it.
+        """
+        if self.future is None:
+            return None if self.needed else first_step(self.inputs)
+        behind = time - self.lengths
+        if int(behind.max()) >= extent(self.future)[0]:
+            return None
+        return _at_own_step(self.future, behind)
+
+    def ahead(self, steps: int) -> Any:
+        """The `steps` from each row's own end on, `(steps, B, *F)`."""
+        if self.future is not None:
+            return between(self.future, 0, steps)
+        return map_leaves(lambda part: part[:1].expand(steps, *part.shape[1:]), self.inputs)
+
+
+def _alone(sampler: NextInput) -> NextInput:
+    """A sampler that may see what the data has, where there is nothing to see."""
+    return lambda outputs: sampler(outputs)
+
+
+def _check_future(future: Any, inputs: Any, steps: int) -> None:
+    def form(tree: Any) -> Any:
+        parts = tree if isinstance(tree, dict) else {"": tree}
+        return {name: (part.shape[1:], part.is_floating_point()) for name, part in parts.items()}
+
+    if form(future) != form(inputs):
+        raise Refusal(
+            f"future {in_words(future)} after a primer {in_words(inputs)}",
+            "steps of the same form, (n, B, *F)",
+            "the future has all the features of the primer; what the sampler feeds is not read.",
+        )
+    if extent(future)[0] < steps:
+        raise Refusal(
+            f"a future of {extent(future)[0]} steps",
+            f"at least {steps}",
+            "it holds the steps after the primer, from the end of the shortest row on.",
+        )
+
+
+def _filled(inputs: Any, future: Any, lengths: Tensor) -> Any:
+    """The primer with each row's future, not padding, after its end."""
+    time = extent(inputs)[0]
+    behind = torch.arange(time, device="cpu").unsqueeze(1) - lengths  # (T0, B)
+    if bool((behind < 0).all()):
+        return inputs
+    rows = torch.arange(len(lengths), device="cpu").expand_as(behind)
+    index = behind.clamp(min=0)
+
+    def fill(part: Tensor, after: Tensor) -> Tensor:
+        device = part.device
+        inside = (behind < 0).to(device).view(*behind.shape, *[1] * (part.ndim - 2))
+        return torch.where(inside, part, after[index.to(device), rows.to(device)])
+
+    return map_leaves(fill, inputs, future)
+
+
+def _at_own_step(sequence: Any, index: Tensor) -> Any:
+    """Of each row the step at its own index `(B,)`: `(B, *F)`."""
+    if bool((index == index[0]).all()):
+        return map_leaves(lambda part: part[int(index[0])], sequence)
+    rows = torch.arange(len(index), device="cpu")
+    return map_leaves(lambda part: part[index.to(part.device), rows.to(part.device)], sequence)
+
+
+def check_primer(
+    model: Model, primer: Sequences | tuple[Any, Tensor], lengths: Tensor | None, state: State
+) -> tuple[Any, Tensor]:
     """The checked primer `(T0, B, *F)` and its lengths `(B,)`."""
     if isinstance(primer, tuple) and len(primer) == 2:
         primer, lengths = primer
@@ -128,46 +401,72 @@ def check_primer(
         kind = TypeError if primer is None else ValueError
         raise Refusal("an empty primer", "at least one step (T0, B, *F)", fix, kind)
     inputs = check_call(model, primer, state, lengths, "primer")
-    time, batch = inputs.shape[:2]
+    return inputs, all_lengths(lengths, *extent(inputs))
+
+
+def check_length(length: int, inputs: Any) -> None:
+    """Refuse a length that the primer does not fit into."""
+    fix = "length counts the primer; generate n new steps with length = len(primer) + n."
+    at_least("length", length, 1, fix)
+    time = extent(inputs)[0]
     if length < time:
-        fix = "length counts the primer; generate n new steps with length = len(primer) + n."
-        raise Refusal(
-            f"length = {length} and a primer {in_words(inputs)}", f"length >= {time}", fix
-        )
-    return inputs, torch.full((batch,), time) if lengths is None else lengths
+        came = f"length = {length} and a primer {in_words(inputs)}"
+        raise Refusal(came, f"length >= {time}", fix)
 
 
-def _stops(stop: Stop, tokens: Tensor) -> Tensor:
-    hit = stop(tokens) if callable(stop) else tokens == stop
-    if hit.shape != tokens.shape[:1]:
-        fix = "pass a function of tokens (B, *F) to bool (B,)."
-        raise Refusal(f"stop {in_words(hit)} for tokens {in_words(tokens)}", "bool (B,)", fix)
+def is_token(stop: object) -> bool:
+    """Whether it is a whole number."""
+    return isinstance(stop, Integral) and not isinstance(stop, bool)
+
+
+def _stopping(stop: Stop | None) -> Callable[[Any], Tensor] | None:
+    """The function that says which rows stop."""
+    if stop is None or callable(stop):
+        return stop
+    if not is_token(stop):
+        came = f"stop = {stop!r}"
+        fix = "pass the class that ends a row, or a function of tokens (B, *F) to bool (B,)."
+        raise Refusal(came, "a token, a whole number, or a function", fix, TypeError)
+    return lambda tokens: tokens == stop
+
+
+def _hits(stop: Callable[[Any], Tensor], tokens: Any) -> Tensor:
+    hit = stop(tokens)
+    fix = "pass a function of tokens (B, *F) to bool (B,)."
+    if not isinstance(hit, Tensor) or hit.dtype != torch.bool:
+        kind = f"{in_words(hit)} of {hit.dtype}" if isinstance(hit, Tensor) else in_words(hit)
+        came = f"{kind} from stop for tokens {in_words(tokens)}"
+        raise Refusal(came, "a bool tensor (B,)", fix, TypeError)
+    batch = extent(one_step_of(tokens))[1]
+    if hit.shape != (batch,):
+        came = f"stop {in_words(hit)} for tokens {in_words(tokens)}"
+        raise Refusal(came, "bool (B,)", fix)
     return hit.cpu()
 
 
 def sample_of(
-    tokens: Tensor,
-    outputs: Tensor,
-    after: Tensor,
+    tokens: Any,
+    outputs: Any,
+    after: Any,
     state: State,
-    ended: Tensor,
     sampler: NextInput,
+    ended: Tensor,
+    *,
     stopped: Tensor,
+    scores: Tensor | None = None,
 ) -> Sample:
     """A sample with its log-probabilities; `ended (B,)` counts the tokens of each row."""
-    followed = torch.cat([tokens[1:], after])
-    score, log_probs = getattr(sampler, "log_prob", None), None
-    if score is not None:
-        log_probs = score(outputs, followed)
-    elif not followed.is_floating_point() and outputs.ndim == followed.ndim + 1:
-        log_probs = outputs.log_softmax(2).gather(2, followed.unsqueeze(2)).flatten(2).sum(2)
-    elif getattr(sampler, "one_hot", False):
-        log_probs = (outputs.log_softmax(-1) * followed).sum(-1)
-    if log_probs is not None and stopped.any():
-        filled = stopped & (torch.arange(len(tokens)).unsqueeze(1) >= ended - 1)
-        log_probs = log_probs.masked_fill(filled.to(log_probs.device), 0.0)
-    return Sample(tokens, outputs, log_probs, after, state, ended)
-
-
-def draw_paths(model, sampler, answer, state, given, paths):
-    raise NotImplementedError
+    time = extent(tokens)[0]
+    followed = between(tokens, 1, time)
+    if after is not None:
+        followed = join([followed, after])
+    answers = between(outputs, 0, extent(followed)[0])
+    log_probs = DeclaredSampler(sampler).log_prob(answers, followed)
+    if log_probs is not None:
+        if after is None:
+            log_probs = torch.cat([log_probs, log_probs.new_zeros(1, log_probs.shape[1])])
+        if bool(stopped.any()):
+            steps = torch.arange(time, device="cpu").unsqueeze(1)
+            filled = stopped & (steps >= ended - 1)  # (T, B)
+            log_probs = log_probs.masked_fill(filled.to(log_probs.device), 0.0)
+    return Sample(tokens, outputs, log_probs, after, state, ended, scores)

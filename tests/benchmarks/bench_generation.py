@@ -111,9 +111,9 @@ def closed_loop(batch: int, time_steps: int, n: int, gradient: bool, target: flo
 
 
 def cases(tokens: int) -> Iterable[Case]:
-    yield generation(1, tokens, target=0.45)
-    yield generation(64, max(tokens // 5, 2), target=1.0)
-    yield closed_loop(1, 200, 100, gradient=False, target=0.6)
+    yield generation(1, tokens, target=0.7)
+    yield generation(64, max(tokens // 5, 2), target=1.05)
+    yield closed_loop(1, 200, 100, gradient=False, target=0.85)
     yield closed_loop(32, 64, 32, gradient=False, target=1.15)
     yield closed_loop(32, 64, 32, gradient=True, target=1.1)
 

@@ -1,0 +1,283 @@
+"""Quicker steps are the plain ones to a rounding, and only where nobody would see a difference."""
+
+import copy
+
+import pytest
+import torch
+from helpers import HIDDEN as H
+from helpers import VOCABULARY as V
+from helpers import (
+    assert_state,
+    continuous_model,
+    generate_by_hand,
+    language_model,
+    wander,
+)
+from torch import nn
+
+from rnnkit import (
+    Feedback,
+    RecurrentSequential,
+    identity,
+    rollout,
+    sample_best,
+    sample_model,
+)
+
+pytestmark = pytest.mark.usefixtures("in_double_precision")
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_sample_model_is_the_loop_over_plain_model_calls(recurrent, layers):
+    model = language_model(recurrent, layers)
+    assert_samples_like(model, model, torch.randint(V, (4, 3)))
+
+
+def assert_samples_like(model, other, primer):
+    sample = sample_model(model, 20, primer, wander)
+    tokens, outputs, following, state = generate_by_hand(other, 20, primer, wander)
+    assert torch.equal(sample.tokens, tokens)
+    assert torch.equal(sample.next[0], following)
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
+    assert_state(sample.state, state, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("recurrent", "options"),
+    [
+        (nn.LSTM, {"bias": False}),
+        (nn.GRU, {"bias": False}),
+        (nn.RNN, {"nonlinearity": "relu"}),
+        (nn.LSTM, {"dropout": 0.5, "num_layers": 2}),
+    ],
+    ids=str,
+)
+def test_every_option_of_the_fused_modules_is_stepped_rightly(recurrent, options):
+    model = recurrent(3, 3, **{"num_layers": 2, **options}).eval()
+    assert_steps_like_itself(model, torch.randn(4, 2, 3))
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 40])
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
+def test_few_rows_and_many_are_stepped_alike(recurrent, rows):
+    model, primer = continuous_model(recurrent), torch.randn(3, rows, 2)
+    assert_steps_like_itself(model, primer)
+    assert_steps_like_itself(recurrent(3, 3, num_layers=2), torch.randn(3, rows, 3))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 0}, {"max_norm": 0.5}], ids=str)
+@pytest.mark.parametrize("classes", [7, 256, 257])
+def test_an_embedding_and_an_lstm_are_stepped_as_themselves(classes, options, bias):
+    """A table of gates stands for both where there are few classes."""
+    embedding = nn.Embedding(classes, 4, **options)
+    model = RecurrentSequential(
+        embedding, nn.LSTM(4, H, num_layers=2, bias=bias), nn.Linear(H, classes)
+    )
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    other = copy.deepcopy(model)  # max_norm writes to the weights
+    assert_samples_like(model, other, torch.randint(classes, (3, 20)))
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+    assert "max_norm" in options or all(map(torch.equal, model.parameters(), before))
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("rows", [3, 20])
+def test_a_member_that_writes_to_its_input_leaves_the_state_alone(recurrent, rows):
+    model = RecurrentSequential(
+        nn.Embedding(V, 4), recurrent(4, H), nn.ReLU(inplace=True), nn.Linear(H, V)
+    )
+    assert_samples_like(model, model, torch.randint(V, (4, rows)))
+
+
+def test_a_member_that_writes_to_what_the_model_is_fed_leaves_the_outputs_alone():
+    model = RecurrentSequential(nn.ReLU(inplace=True), nn.GRU(2, H), nn.Linear(H, 2))
+    primer = torch.randn(3, 4, 2)
+    sample = sample_model(model, 9, primer.clone())
+    _, outputs, _, _ = generate_by_hand(model, 9, primer.clone(), torch.clone)
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
+
+
+def test_a_state_before_the_primer_reaches_the_table_of_gates():
+    model, primer = language_model(), torch.randint(V, (1, 3))
+    _, state = model(torch.randint(V, (4, 3)))
+    sample = sample_model(model, 9, primer, wander, state)
+    _, outputs, _, _ = generate_by_hand(model, 9, primer, wander, state)
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rows", [4, 20])
+def test_scheduled_sampling_trains_the_embedding_and_the_input_weights(rows):
+    """By the gradient of the loop over plain model calls."""
+    model, tokens = language_model(), torch.randint(V, (6, rows))
+    rollout(model, tokens, Feedback.always(), sample_best)[0].square().sum().backward()
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    step, state, outputs = tokens[:1], None, []
+    for _ in range(6):
+        out, state = model(step, state)
+        outputs.append(out)
+        step = out.argmax(2)
+    torch.cat(outputs).square().sum().backward()
+    for ours, theirs in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_the_padding_token_of_an_embedding_gets_no_gradient_where_it_is_drawn():
+    model = RecurrentSequential(nn.Embedding(V, 4, padding_idx=0), nn.LSTM(4, H), nn.Linear(H, V))
+    tokens = torch.randint(1, V, (6, 3))
+    rollout(model, tokens, Feedback.always(), lambda outputs: outputs.argmax(1) * 0)[
+        0
+    ].square().sum().backward()
+    assert model[0].weight.grad[0].eq(0).all()
+    assert model[0].weight.grad[tokens[0]].ne(0).any(1).all()
+
+
+def test_a_member_added_later_is_stepped_too():
+    model = language_model()
+    model.append(nn.GRU(V, V))
+    primer = torch.randint(V, (2, 3))
+    sample = sample_model(model, 6, primer, sample_best)
+    _, outputs, _, _ = generate_by_hand(model, 6, primer, sample_best)
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
+
+
+def test_a_projected_lstm_is_stepped_rightly():
+    assert_steps_like_itself(nn.LSTM(3, 5, num_layers=2, proj_size=3), torch.randn(4, 2, 3))
+
+
+def assert_steps_like_itself(model, primer):
+    sample = sample_model(model, 12, primer)
+    _, outputs, following, state = generate_by_hand(model, 12, primer, identity)
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(sample.next[0], following, rtol=1e-10, atol=1e-10)
+    assert_state(sample.state, state, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("member", [None, 0, 1, 2], ids=["model", "embedding", "lstm", "head"])
+def test_hooks_still_fire_while_sampling(member):
+    model = language_model()
+    hooked, calls = model if member is None else model[member], []
+    hooked.register_forward_hook(lambda *_: calls.append(1))
+    sample_model(model, 12, torch.randint(V, (4, 3)), wander)
+    assert len(calls) == 9, "once for the primer and once for each of the 8 further steps"
+
+
+@pytest.mark.parametrize("member", [None, 0, 1, 2], ids=["model", "embedding", "lstm", "head"])
+def test_hooks_before_the_call_still_fire_while_sampling(member):
+    model, calls = language_model(), []
+    (model if member is None else model[member]).register_forward_pre_hook(
+        lambda *_: calls.append(1)
+    )
+    sample_model(model, 12, torch.randint(V, (4, 3)), wander)
+    assert len(calls) == 9
+
+
+@pytest.mark.parametrize("member", [None, 0], ids=["model", "gru"])
+@pytest.mark.parametrize(
+    "register", ["register_full_backward_hook", "register_full_backward_pre_hook"]
+)
+def test_hooks_of_the_backward_pass_fire_once_for_each_call(member, register):
+    model, calls = continuous_model(), []
+    getattr(model if member is None else model[member], register)(lambda *_: calls.append(1))
+    rollout(model, torch.randn(9, 3, 2, requires_grad=True), Feedback.last(4))[0].sum().backward()
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("member", [0, 1, 2], ids=["embedding", "lstm", "head"])
+def test_a_forward_put_on_a_module_itself_is_kept(member):
+    model, primer = language_model(), torch.randint(V, (4, 3))
+    own = model[member].forward
+
+    def tripled(inputs, state=None):
+        result = own(inputs, state) if member == 1 else own(inputs)
+        return (3 * result[0], result[1]) if member == 1 else 3 * result
+
+    model[member].forward = tripled
+    sample = sample_model(model, 12, primer, wander)
+    _, outputs, _, _ = generate_by_hand(model, 12, primer, wander)
+    torch.testing.assert_close(sample.outputs, outputs)
+
+
+def test_hooks_on_all_modules_still_fire_while_sampling():
+    model, calls = language_model(), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: calls.append(module))
+    sample_model(model, 12, torch.randint(V, (4, 3)), wander)
+    handle.remove()
+    assert [calls.count(module) for module in (model, *model)] == [9, 9, 9, 9]
+
+
+def test_a_hook_that_changes_the_state_changes_the_sample():
+    model, primer = language_model(), torch.randint(V, (4, 3))
+    model[1].register_forward_hook(lambda module, args, result: (2 * result[0], result[1]))
+    sample = sample_model(model, 12, primer, wander)
+    _, outputs, _, _ = generate_by_hand(model, 12, primer, wander)
+    torch.testing.assert_close(sample.outputs, outputs)
+
+
+def test_a_subclass_of_a_fused_module_keeps_its_own_forward():
+    class Doubled(nn.LSTM):
+        def forward(self, inputs, state=None):
+            outputs, state = super().forward(inputs, state)
+            return 2 * outputs, state
+
+    model, primer = (
+        RecurrentSequential(nn.Embedding(V, 4), Doubled(4, H), nn.Linear(H, V)),
+        torch.randint(V, (4, 3)),
+    )
+    sample = sample_model(model, 12, primer, wander)
+    _, outputs, _, _ = generate_by_hand(model, 12, primer, wander)
+    torch.testing.assert_close(sample.outputs, outputs)
+
+
+@pytest.mark.parametrize("part", ["embedding", "stack"])
+def test_a_subclass_of_an_embedding_or_of_the_stack_keeps_its_own_forward(part):
+    class Scaled(nn.Embedding):
+        def forward(self, inputs):
+            return 3 * super().forward(inputs)
+
+    class Sharpened(RecurrentSequential):
+        def forward(self, inputs, state=None):
+            outputs, state = super().forward(inputs, state)
+            return outputs.flip(-1), state
+
+    members = [
+        (Scaled if part == "embedding" else nn.Embedding)(V, 4),
+        nn.LSTM(4, H),
+        nn.Linear(H, V),
+    ]
+    model = (Sharpened if part == "stack" else RecurrentSequential)(*members)
+    primer = torch.randint(V, (4, 3))
+    sample = sample_model(model, 12, primer, wander)
+    _, outputs, _, _ = generate_by_hand(model, 12, primer, wander)
+    torch.testing.assert_close(sample.outputs, outputs)
+
+
+def test_parametrized_weights_are_read_through_their_parametrization():
+    model, primer = language_model(), torch.randint(V, (4, 3))
+    torch.nn.utils.parametrizations.weight_norm(model[1], "weight_hh_l0")
+    with torch.no_grad():
+        model[1].parametrizations.weight_hh_l0.original0.mul_(2)
+    sample = sample_model(model, 12, primer, wander)
+    _, outputs, _, _ = generate_by_hand(model, 12, primer, wander)
+    torch.testing.assert_close(sample.outputs, outputs)
+
+
+def test_under_autocast_a_model_is_stepped_as_it_is():
+    model, primer = language_model().float(), torch.randint(V, (1, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        sample = sample_model(model, 12, primer, wander)
+        _, outputs, _, _ = generate_by_hand(model, 12, primer, wander)
+    assert sample.outputs.dtype == torch.bfloat16
+    assert torch.equal(sample.outputs, outputs)
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_single_precision_is_stepped_closely_too(rows):
+    model, primer = language_model(layers=2).float(), torch.randint(V, (4, rows))
+    sample = sample_model(model, 12, primer, wander)
+    assert sample.outputs.dtype == torch.float32
+    torch.testing.assert_close(
+        sample.outputs, model(sample.tokens)[0].detach(), rtol=1e-5, atol=1e-5
+    )

@@ -1,0 +1,279 @@
+"""What generation refuses, and what it says."""
+
+import math
+
+import pytest
+import torch
+from helpers import HIDDEN as H
+from helpers import VOCABULARY as V
+from helpers import continuous_model, language_model, wander
+from torch import nn
+
+from rnnkit import (
+    Feedback,
+    RecurrentSequential,
+    beam_search,
+    rollout,
+    sample_best,
+    sample_model,
+)
+
+pytestmark = pytest.mark.usefixtures("in_double_precision")
+
+
+def test_an_empty_primer_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*empty primer"):
+        sample_model(language_model(), 10, torch.zeros(0, 3, dtype=torch.int64), wander)
+
+
+def test_an_empty_list_as_primer_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)primer.*empty"):
+        sample_model(language_model(), 10, [], wander)
+
+
+def test_a_length_shorter_than_the_primer_is_refused():
+    with pytest.raises(
+        ValueError, match=r"(?s)sample_model.*length.*3.*\(4, 3\)|sample_model.*\(4, 3\).*length.*3"
+    ):
+        sample_model(language_model(), 3, torch.zeros(4, 3, dtype=torch.int64), wander)
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
+def test_a_state_of_another_batch_is_refused(recurrent):
+    model = language_model(recurrent)
+    _, state = model(torch.zeros(4, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*\(1, 2, 5\).*batch of 3"):
+        sample_model(model, 10, torch.zeros(4, 3, dtype=torch.int64), wander, state)
+
+
+def test_rollout_refuses_a_state_of_another_batch():
+    model = continuous_model()
+    _, state = model(torch.zeros(4, 2, 2))
+    with pytest.raises(ValueError, match=r"(?s)rollout.*\(1, 2, 5\).*batch of 3"):
+        rollout(model, torch.zeros(4, 3, 2), state=state)
+
+
+def test_a_sampler_whose_output_does_not_fit_is_refused():
+    model = RecurrentSequential(nn.GRU(2, H), nn.Linear(H, 3))
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*\(3, 3\).*sampler.*\(3, 2\)"):
+        sample_model(model, 10, torch.zeros(4, 3, 2))
+
+
+def test_a_sampler_of_indices_for_a_model_of_vectors_is_refused():
+    model = RecurrentSequential(nn.LSTM(V, H), nn.Linear(H, V))
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*\(3,\).*sampler.*\(3, 7\).*one_hot"):
+        sample_model(model, 10, torch.zeros(4, 3, V), sample_best)
+
+
+def test_a_sampler_of_numbers_for_a_model_of_tokens_is_refused():
+    def regression(tokens, state=None):
+        return 0.5 * tokens, torch.zeros(1, tokens.shape[1], 1)
+
+    with pytest.raises(
+        ValueError, match=r"(?s)rollout.*\(3,\) of torch.float64 from the sampler.*torch.int64"
+    ):
+        rollout(regression, torch.zeros(4, 3, dtype=torch.long), Feedback.last(1))
+
+
+def test_rollout_refuses_a_sampler_that_does_not_fit():
+    model = RecurrentSequential(nn.GRU(2, H), nn.Linear(H, 3))
+    with pytest.raises(ValueError, match=r"(?s)rollout.*\(3, 3\).*sampler.*\(3, 2\)"):
+        rollout(model, torch.zeros(4, 3, 2), Feedback.last(1))
+
+
+both_ways = pytest.mark.parametrize(
+    "run", [rollout, lambda m, x: sample_model(m, 9, x)], ids=["rollout", "sample_model"]
+)
+
+
+@both_ways
+def test_a_model_without_a_state_is_refused(run, request):
+    name = request.node.callspec.id
+    with pytest.raises(TypeError, match=rf"(?s){name}.*outputs, state"):
+        run(nn.Linear(2, 2), torch.zeros(4, 3, 2))
+
+
+@both_ways
+def test_a_model_that_returns_no_state_is_refused(run, request):
+    name = request.node.callspec.id
+    with pytest.raises(TypeError, match=rf"(?s){name}.*\(4, 3, 2\).*outputs, state"):
+        run(lambda inputs, state: inputs, torch.zeros(4, 3, 2))
+
+
+@both_ways
+def test_a_cell_is_refused(run, request):
+    name = request.node.callspec.id
+    with pytest.raises(TypeError, match=rf"(?s){name}.*GRUCell.*Unroll"):
+        run(nn.GRUCell(2, 2), torch.zeros(4, 3, 2))
+
+
+@both_ways
+def test_a_batch_first_model_is_refused(run, request):
+    name = request.node.callspec.id
+    with pytest.raises(ValueError, match=rf"(?s){name}.*batch_first"):
+        run(nn.GRU(2, 2, batch_first=True), torch.zeros(4, 3, 2))
+
+
+@both_ways
+def test_a_batch_first_model_is_refused_within_another_too(run):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.GRU(2, 2, batch_first=True)
+
+        def forward(self, inputs, state=None):
+            return self.inner(inputs, state)
+
+    with pytest.raises(ValueError, match=r"GRU\(batch_first=True\); wanted time as dim 0"):
+        run(Wrapped(), torch.zeros(4, 3, 2))
+
+
+def test_a_bidirectional_model_cannot_be_stepped():
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*bidirectional.*future"):
+        sample_model(nn.GRU(2, 1, bidirectional=True), 9, torch.zeros(4, 3, 2))
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, math.nan])
+def test_a_probability_outside_0_and_1_is_refused(p):
+    with pytest.raises(ValueError, match=rf"(?s)Feedback.probability.*{p}"):
+        Feedback.probability(p).mask(4, 2)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1])
+def test_a_probability_is_refused_before_it_is_used(p):
+    with pytest.raises(
+        ValueError, match=r"Feedback.probability: got p = -?[01].1; wanted 0 <= p <= 1"
+    ):
+        Feedback.probability(p)
+
+
+def test_a_schedule_that_leaves_0_and_1_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)Feedback.probability.*1.5"):
+        Feedback.probability(lambda step: step / 2).mask(4, 2, step=3)
+
+
+def test_an_unknown_per_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)Feedback.probability.*per.*batch"):
+        Feedback.probability(0.5, per="batch")
+
+
+def test_last_of_a_negative_number_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)Feedback.last.*-1"):
+        Feedback.last(-1)
+
+
+@pytest.mark.parametrize("k", [0, -2])
+def test_every_below_1_is_refused(k):
+    with pytest.raises(ValueError, match=rf"(?s)Feedback.every.*{k}"):
+        Feedback.every(k)
+
+
+@pytest.mark.parametrize("width", [0, -1])
+def test_a_beam_narrower_than_1_is_refused(width):
+    with pytest.raises(ValueError, match=rf"(?s)beam_search.*width.*{width}"):
+        beam_search(language_model(), 10, torch.zeros(4, 3, dtype=torch.int64), width)
+
+
+def test_a_beam_search_over_continuous_outputs_is_refused():
+    with pytest.raises((ValueError, TypeError), match=r"(?s)beam_search"):
+        beam_search(continuous_model(), 10, torch.zeros(4, 3, 2), 2)
+
+
+def test_a_beam_search_from_numbers_is_refused():
+    with pytest.raises(
+        TypeError, match=r"beam_search: got a primer \(4, 3\) of torch.float64; wanted tokens"
+    ):
+        beam_search(
+            lambda x, state: (x.unsqueeze(2).expand(-1, -1, V), x[:1]),
+            9,
+            torch.zeros(4, 3),
+            width=2,
+        )
+
+
+def test_a_beam_search_over_images_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)beam_search.*\(4, 3, 2, 7\).*\(T, B, V\)"):
+        beam_search(
+            lambda x, state: (torch.zeros(*x.shape, 2, 7), None),
+            10,
+            torch.zeros(4, 3, dtype=torch.int64),
+            2,
+        )
+
+
+def test_no_primer_at_all_is_refused():
+    with pytest.raises(TypeError, match=r"(?s)sample_model.*primer"):
+        sample_model(language_model(), 10, None, wander)
+
+
+def test_a_stop_that_does_not_say_which_rows_is_refused():
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*stop \(3, 2\).*\(B,\)"):
+        sample_model(continuous_model(), 10, torch.zeros(4, 3, 2), stop=1)
+
+
+def test_a_model_that_loses_steps_is_refused():
+    with pytest.raises(
+        ValueError, match=r"(?s)rollout.*\(1, 3, 2\).*\(4, 3, 2\).*the same T and B"
+    ):
+        rollout(lambda x, state: (x[-1:], state), torch.zeros(4, 3, 2))
+
+
+def test_a_model_that_loses_the_dimension_of_one_step_is_refused():
+    with pytest.raises(
+        ValueError, match=r"(?s)sample_model.*outputs \(3, 2\).*\(1, 3, 2\).*the same T and B"
+    ):
+        sample_model(lambda x, state: (x.squeeze(0), torch.zeros(1, 3, 1)), 4, torch.zeros(1, 3, 2))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_model_that_loses_the_dimension_of_a_self_fed_step_is_refused(n):
+    def model(x, state):
+        return (x.squeeze(0) if len(x) == 1 else x), torch.zeros(1, 3, 1)
+
+    with pytest.raises(
+        ValueError, match=r"(?s)rollout.*outputs \(3, 2\).*\(1, 3, 2\).*the same T and B"
+    ):
+        rollout(model, torch.zeros(4, 3, 2), Feedback.last(n))
+
+
+def test_a_model_that_loses_rows_is_refused():
+    with pytest.raises(
+        ValueError, match=r"(?s)rollout.*\(4, 1, 2\).*\(4, 3, 2\).*the same T and B"
+    ):
+        rollout(lambda x, state: (x[:, :1], state), torch.zeros(4, 3, 2))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (4, 0, 2)], ids=str)
+def test_a_sequence_of_no_step_or_no_row_is_refused(shape):
+    with pytest.raises(
+        ValueError, match=r"rollout: got empty inputs .* wanted at least one step and one row"
+    ):
+        rollout(continuous_model(), torch.zeros(shape))
+
+
+def test_a_model_that_unpacks_what_it_was_given_packed_is_refused():
+    class Unpacking(nn.Module):
+        takes_packed = True
+
+        def forward(self, inputs, state=None):
+            return inputs.data, state
+
+    with pytest.raises(TypeError, match=r"(?s)rollout.*Unpacking.*PackedSequence"):
+        rollout(Unpacking(), torch.zeros(4, 3, 2), lengths=torch.tensor([4, 2, 1]))
+
+
+@pytest.mark.parametrize("lengths", [[5, 1, 1], [4, 0, 1], [4, 1]], ids=str)
+def test_primer_lengths_that_do_not_fit_are_refused(lengths):
+    with pytest.raises(ValueError, match=r"(?s)sample_model.*lengths"):
+        sample_model(
+            language_model(),
+            10,
+            (torch.zeros(4, 3, dtype=torch.int64), torch.tensor(lengths)),
+            wander,
+        )
+
+
+@pytest.mark.parametrize("lengths", [[5, 1, 1], [4, 0, 1], [4, 1]], ids=str)
+def test_rollout_lengths_that_do_not_fit_are_refused(lengths):
+    with pytest.raises(ValueError, match=r"(?s)rollout.*lengths"):
+        rollout(continuous_model(), torch.zeros(4, 3, 2), lengths=torch.tensor(lengths))
