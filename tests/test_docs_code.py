@@ -6,6 +6,7 @@ A `text` block directly after a `python` block is what that block prints, or the
 """
 
 import contextlib
+import doctest
 import io
 import re
 import warnings
@@ -122,6 +123,31 @@ def test_the_reader_of_pages_sees_a_wrong_number(tmp_path: Path) -> None:
     assert not matches("3", "2\n") and matches("2", "2\n")
     assert not matches(b.expected or "", run(b, page, {}))
     assert matches("ZeroDivisionError: ...", run(b, page, {}))
+
+
+def examples() -> Iterator[doctest.DocTest]:
+    """The examples of all public docstrings, each with nothing imported."""
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    for name in rnnkit.__all__:
+        value = getattr(rnnkit, name)
+        if callable(value):
+            yield from finder.find(value, f"rnnkit.{name}", module=False, globs={})
+
+
+EXAMPLES = [test for test in examples() if test.examples]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_an_example_of_a_docstring_runs_by_itself(
+    example: doctest.DocTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    runner = doctest.DocTestRunner(
+        optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS, verbose=False
+    )
+    failed = runner.run(example, out=said.append).failed
+    assert not failed, "".join(said)
 
 
 def test_the_api_pages_list_what_the_package_exports() -> None:
