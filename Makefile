@@ -31,6 +31,7 @@ endif
 test: $(INSTALLED)
 	@echo "== 1/6 ruff"
 	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
 	@echo "== 2/6 pyright"
 	@$(BIN)/pyright
 	@echo "== 3/6 package, doctests, code blocks of the pages, road; coverage of rnnkit by branch"
