@@ -150,10 +150,26 @@ def test_an_example_of_a_docstring_runs_by_itself(
     assert not failed, "".join(said)
 
 
+API = {
+    page.stem: re.findall(r"^::: rnnkit\.(\w+)$", page.read_text(), re.MULTILINE)
+    for page in sorted((ROOT / "docs" / "api").glob("*.md"))
+}
+
+
 def test_the_api_pages_list_what_the_package_exports() -> None:
-    listed: list[str] = []
-    for page in sorted((ROOT / "docs" / "api").glob("*.md")):
-        names = re.findall(r"^::: rnnkit\.(\w+)$", page.read_text(), re.MULTILINE)
-        listed += names
+    listed = [name for names in API.values() for name in names]
     assert len(listed) == len(set(listed)), "a name stands on two API pages"
     assert sorted(listed) == sorted(name for name in rnnkit.__all__ if not name.startswith("__"))
+
+
+@pytest.mark.parametrize("page", sorted(set(API) - {"index"}))
+def test_the_api_pages_follow_the_rooms(page: str) -> None:
+    room = {"callbacks": "training"}.get(page, page)
+    for name in API[page]:
+        assert getattr(rnnkit, name).__module__.split(".")[1] == room, name
+
+
+def test_the_api_index_names_every_name_once() -> None:
+    table = (ROOT / "docs" / "api" / "index.md").read_text().partition("\n## ")[0]
+    named = re.findall(r"\[rnnkit\.(\w+)\]", table)
+    assert sorted(named) == sorted(name for names in API.values() for name in names)
