@@ -88,8 +88,10 @@ def run(block: Block, page: Path, namespace: dict[str, Any]) -> str:
             if not problem:
                 raise
             return f"{type(error).__name__}: {error}"
-    if problem and caught:
-        return f"{caught[0].category.__name__}: {caught[0].message}"
+    if caught:
+        warning = f"{caught[0].category.__name__}: {caught[0].message}"
+        assert problem, f"{page}:{block.line} warns, and the page does not say so: {warning}"
+        return warning
     return printed.getvalue()
 
 

@@ -109,7 +109,9 @@ def figures_of(folder: Path) -> Figures:
     """The figures of all Python below a folder."""
     total = Figures()
     for path in sorted(folder.rglob("*.py")):
-        total += measure(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix())
+        total += measure(
+            path.read_text(encoding="utf-8"), path.relative_to(folder.parent).as_posix()
+        )
     return total
 
 
@@ -239,7 +241,7 @@ def table(folder: Path) -> str:
         f"lines over {WIDTH} columns             {len(figures.wide)}",
         f"longest function                    {length} lines, {name}",
     ]
-    if folder == PACKAGE:
+    if folder.name == PACKAGE.name:
         needs = rooms(folder)
         around = circles(needs)
         high = "none, for there are circles" if around else str(floors(needs))
