@@ -10,7 +10,7 @@ SLOW ?= 0
 PORT ?= 8000
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-EXECUTE := $(BIN)/python docs/_hooks/execute.py
+EXECUTE := $(BIN)/python docs/_hooks run
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -31,6 +31,7 @@ endif
 test: $(INSTALLED)
 	@echo "== 1/6 ruff"
 	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
 	@echo "== 2/6 pyright"
 	@$(BIN)/pyright
 	@echo "== 3/6 package, doctests, code blocks of the pages, road; coverage of rnnkit by branch"

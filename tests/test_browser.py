@@ -23,7 +23,13 @@ HERE = Path(__file__).resolve().parent / "browser"
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
-PAGES = {"home": "", "errors": "errors/", "API": "api/losses/", "404": "no/such/page"}
+PAGES = {
+    "home": "",
+    "errors": "errors/",
+    "API": "api/generation/",
+    "decisions": "decisions/",
+    "404": "no/such/page",
+}
 PAGES |= {name.split("/")[1]: name.removesuffix("index.html") for name in TUTORIALS}
 VIEWS = [(scheme, width) for width in (1280, 390) for scheme in ("light", "dark")]
 

@@ -6,6 +6,7 @@ A `text` block directly after a `python` block is what that block prints, or the
 """
 
 import contextlib
+import doctest
 import io
 import re
 import warnings
@@ -87,8 +88,10 @@ def run(block: Block, page: Path, namespace: dict[str, Any]) -> str:
             if not problem:
                 raise
             return f"{type(error).__name__}: {error}"
-    if problem and caught:
-        return f"{caught[0].category.__name__}: {caught[0].message}"
+    if caught:
+        warning = f"{caught[0].category.__name__}: {caught[0].message}"
+        assert problem, f"{page}:{block.line} warns, and the page does not say so: {warning}"
+        return warning
     return printed.getvalue()
 
 
@@ -124,10 +127,51 @@ def test_the_reader_of_pages_sees_a_wrong_number(tmp_path: Path) -> None:
     assert matches("ZeroDivisionError: ...", run(b, page, {}))
 
 
+def examples() -> Iterator[doctest.DocTest]:
+    """The examples of all public docstrings, each with nothing imported."""
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    for name in rnnkit.__all__:
+        value = getattr(rnnkit, name)
+        if callable(value):
+            yield from finder.find(value, f"rnnkit.{name}", module=False, globs={})
+
+
+EXAMPLES = [test for test in examples() if test.examples]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_an_example_of_a_docstring_runs_by_itself(
+    example: doctest.DocTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    runner = doctest.DocTestRunner(
+        optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS, verbose=False
+    )
+    failed = runner.run(example, out=said.append).failed
+    assert not failed, "".join(said)
+
+
+API = {
+    page.stem: re.findall(r"^::: rnnkit\.(\w+)$", page.read_text(), re.MULTILINE)
+    for page in sorted((ROOT / "docs" / "api").glob("*.md"))
+}
+
+
 def test_the_api_pages_list_what_the_package_exports() -> None:
-    listed: list[str] = []
-    for page in sorted((ROOT / "docs" / "api").glob("*.md")):
-        names = re.findall(r"^::: rnnkit\.(\w+)$", page.read_text(), re.MULTILINE)
-        listed += names
+    listed = [name for names in API.values() for name in names]
     assert len(listed) == len(set(listed)), "a name stands on two API pages"
     assert sorted(listed) == sorted(name for name in rnnkit.__all__ if not name.startswith("__"))
+
+
+@pytest.mark.parametrize("page", sorted(set(API) - {"index"}))
+def test_the_api_pages_follow_the_rooms(page: str) -> None:
+    room = {"callbacks": "training"}.get(page, page)
+    for name in API[page]:
+        assert getattr(rnnkit, name).__module__.split(".")[1] == room, name
+
+
+def test_the_api_index_names_every_name_once() -> None:
+    table = (ROOT / "docs" / "api" / "index.md").read_text().partition("\n## ")[0]
+    named = re.findall(r"\[rnnkit\.(\w+)\]", table)
+    assert sorted(named) == sorted(name for names in API.values() for name in names)

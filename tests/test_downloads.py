@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import convert
-import execute
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from road.links import ATTRIBUTE, CODE, LINK
+from road.page import RAW
+from road.source import notebook_of, sources, where
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE_URL = "https://rnnkit.test/docs/"
-NAMES = [source.stem for source in execute.sources(ROOT)]
+NAMES = [source.stem for source in sources(ROOT)]
 
 
 def command(*arguments: object, **environment: str) -> None:
@@ -61,10 +62,10 @@ def test_a_download_is_a_notebook_that_stands_alone(site: Path, name: str) -> No
         for index, cell in enumerate(notebook.cells):
             if cell.cell_type != "markdown":
                 continue
-            place = convert.where(name, index, cell)
-            text = convert.CODE.sub("", cell.source)
-            links = [match["url"] or f"[{match['ref']}]" for match in convert.LINK.finditer(text)]
-            links += [match["url"] for match in convert.ATTRIBUTE.finditer(text)]
+            place = where(name, index, cell)
+            text = CODE.sub("", cell.source)
+            links = [match["url"] or f"[{match['ref']}]" for match in LINK.finditer(text)]
+            links += [match["url"] for match in ATTRIBUTE.finditer(text)]
             for link in links:
                 assert link.startswith("https://"), f"{place}: {link}"
                 if link.startswith(SITE_URL):
@@ -72,7 +73,7 @@ def test_a_download_is_a_notebook_that_stands_alone(site: Path, name: str) -> No
                     assert (file / "index.html" if file.is_dir() else file).is_file(), (
                         f"{place}: {link}"
                     )
-            assert not convert.RAW.search(text), place
+            assert not RAW.search(text), place
             assert "[!" not in text, place
     assert [cell.source for cell in full.cells] == [cell.source for cell in empty.cells]
     assert any(cell.get("outputs") for cell in full.cells)
@@ -131,7 +132,7 @@ def environment(fresh: Path, install: str) -> Path:
 
 def install_line(name: str) -> str:
     return "\n".join(
-        cell.source for cell in install_cells(execute.convert(ROOT / "tutorials" / f"{name}.py"))
+        cell.source for cell in install_cells(notebook_of(ROOT / "tutorials" / f"{name}.py"))
     )
 
 

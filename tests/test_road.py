@@ -1,5 +1,7 @@
 """The road from a tutorial to its page: what it shows, what it refuses, and when it runs again."""
 
+import doctest
+import importlib
 import logging
 import os
 import re
@@ -7,13 +9,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import convert
-import execute
 import nbformat
 import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
+from road import run
+from road.clean import clean, masked
+from road.download import download
+from road.page import Page, to_page
+from road.source import digest, notebook_of, target
 
 ROOT = Path(__file__).resolve().parent.parent
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
@@ -36,9 +41,10 @@ def project(tmp_path: Path) -> Path:
         "site_name: test\n"
         "site_url: !ENV [RNNKIT_SITE_URL, '']\n"
         "theme: mkdocs\n"
-        f"hooks: [{ROOT}/docs/_hooks/page.py]\n"
+        f"hooks: [{ROOT}/docs/_hooks/events.py]\n"
         "plugins: [autorefs, {mkdocs-jupyter: {execute: false, cache: false, include: ['tutorials/*.ipynb']}}]\n"
-        "markdown_extensions: [admonition, attr_list, pymdownx.details, pymdownx.superfences]\n"
+        "markdown_extensions: [admonition, attr_list, pymdownx.details, pymdownx.superfences, "
+        "{pymdownx.quotes: {callouts: true}}]\n"
         "validation: {links: {anchors: warn, unrecognized_links: warn, not_found: warn}}\n"
     )
     return tmp_path
@@ -86,8 +92,8 @@ def stream(text: str, name: str = "stdout") -> Any:
     return nbformat.v4.new_output("stream", name=name, text=text)
 
 
-def page(*cells: Any) -> convert.Converted:
-    return convert.to_markdown(notebook(*cells), "01_a")
+def page(*cells: Any) -> Page:
+    return to_page(notebook(*cells), "01_a")
 
 
 # --- what fails, with the name of the file and the cell ---------------------------------------------------------------
@@ -101,7 +107,7 @@ def test_a_tutorial_that_raises_that_is_wrong_or_that_draws_without_alt_text_fai
     write(project, title + "assert 1 + 1 == 3, 'one and one are two'\n", "02_wrong")
     write(project, title + DRAWS, "03_draws")
     write(project, title + "1 + 1\n", "04_right")
-    problems = sorted(execute.update(project))
+    problems = sorted(run.update(project))
     assert [problem.partition(": ")[0] for problem in problems] == [
         "tutorials/01_raises.py:7, cell 3",
         "tutorials/02_wrong.py:4, cell 2",
@@ -150,7 +156,7 @@ def test_a_dead_link_fails_the_strict_build(
 def keep(project: Path, source: Path) -> None:
     """The notebook of a tutorial that holds no code, kept as if it had run."""
     (project / "docs" / "tutorials").mkdir(exist_ok=True)
-    nbformat.write(execute.convert(source), execute.target(project, source))
+    nbformat.write(notebook_of(source), target(project, source))
 
 
 def test_a_problem_in_a_kept_notebook_fails_the_strict_build(
@@ -171,7 +177,7 @@ def test_a_problem_in_a_kept_notebook_fails_the_strict_build(
             code("x", shown({"application/vnd.jupyter.widget-view+json": "{}", "text/plain": "W"})),
             "cannot be shown",
         ),
-        (code("x", shown({"text/html": "<script>1</script>"})), "HTML output cannot be shown"),
+        (code("x", shown({"text/html": "<script>1</script>"})), "cannot be shown on a page"),
         (code("x", tags=["raises-exception"]), "raised nothing"),
         (
             code("x", nbformat.v4.new_output("error", ename="E", evalue="v", traceback=[])),
@@ -200,17 +206,17 @@ def test_a_tutorial_runs_once_and_again_when_its_code_or_the_package_changes(
     losses = project / "rnnkit" / "losses.py"
 
     def stale() -> str:
-        return execute.staleness(project, source, execute.surroundings(project))
+        return run.staleness(project, source, run.surroundings(project))
 
     assert stale() == "new"
-    assert execute.update(project) == []
+    assert run.update(project) == []
     assert "01_a: passed" in capsys.readouterr().out
     assert stale() == ""
-    assert "3.0" in page(*nbformat.read(execute.target(project, source), 4).cells).markdown
-    first = execute.target(project, source).read_bytes()
-    assert execute.update(project) == []
+    assert "3.0" in page(*nbformat.read(target(project, source), 4).cells).markdown
+    first = target(project, source).read_bytes()
+    assert run.update(project) == []
     assert "1 fresh, 0 to run" in capsys.readouterr().out
-    assert execute.target(project, source).read_bytes() == first
+    assert target(project, source).read_bytes() == first
 
     losses.write_text(
         '"""Losses."""\n\n\ndef half(x):\n    """One half."""\n    return x / 2  # of it\n'
@@ -230,13 +236,13 @@ def test_a_tutorial_runs_once_and_again_when_its_code_or_the_package_changes(
 def test_another_torch_or_python_makes_stale(
     project: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
-    before = execute.surroundings(project)
-    assert execute.surroundings(project) == before
+    before = run.surroundings(project)
+    assert run.surroundings(project) == before
     if changed == "torch":
-        monkeypatch.setattr(execute, "version", lambda name: "0.0")
+        monkeypatch.setattr(run, "version", lambda name: "0.0")
     else:
-        monkeypatch.setattr(execute.sys, "version_info", type("V", (), {"major": 3, "minor": 99}))
-    assert execute.surroundings(project) != before
+        monkeypatch.setattr(run.sys, "version_info", type("V", (), {"major": 3, "minor": 99}))
+    assert run.surroundings(project) != before
 
 
 def test_a_run_that_is_interrupted_leaves_nothing_fresh(
@@ -247,10 +253,10 @@ def test_a_run_that_is_interrupted_leaves_nothing_fresh(
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(execute.subprocess, "run", interrupted)
+    monkeypatch.setattr(run.subprocess, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        execute.run(project, source, execute.surroundings(project))
-    assert execute.staleness(project, source, execute.surroundings(project)) == "new"
+        run.run(project, source, run.surroundings(project))
+    assert run.staleness(project, source, run.surroundings(project)) == "new"
     assert not list((project / ".run").glob("*.ipynb"))
 
 
@@ -258,44 +264,52 @@ def test_while_serving_only_an_edited_tutorial_runs(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(execute, "run", lambda root, source, library: ran.append(source.stem) or [])
+    monkeypatch.setattr(run, "run", lambda root, source, library: ran.append(source.stem) or [])
     for name in ("01_a", "02_b"):
         source = write(project, "# %%\n1 + 1\n", name)
-        made = execute.convert(source)
+        made = notebook_of(source)
         made.metadata["rnnkit"] = {
-            "source": execute.digest(source.read_text()),
+            "source": digest(source.read_text()),
             "library": "of another day",
         }
         (project / "docs" / "tutorials").mkdir(exist_ok=True)
-        nbformat.write(made, execute.target(project, source))
+        nbformat.write(made, target(project, source))
     write(project, "# %%\n2 + 2\n", "02_b")
-    execute.update(project, edited_only=True)
+    run.update(project, edited_only=True)
     assert ran == ["02_b"]
 
 
 def test_a_notebook_whose_tutorial_is_gone_goes(project: Path) -> None:
     keep(project, write(project, "# %%\n", "01_gone"))
     (project / "tutorials" / "01_gone.py").unlink()
-    execute.update(project)
+    run.update(project)
     assert not list((project / "docs" / "tutorials").glob("*.ipynb"))
 
 
 def test_a_conversion_gives_the_same_bytes_every_time(project: Path) -> None:
     source = write(project, "# %% [markdown]\n# # Title\n\n# %%\n1 + 1\n")
-    made = execute.convert(source)
-    assert nbformat.writes(made) == nbformat.writes(execute.convert(source))
+    made = notebook_of(source)
+    assert nbformat.writes(made) == nbformat.writes(notebook_of(source))
     assert [cell.id for cell in made.cells] == ["cell-0", "cell-1"]
 
 
 # --- what a page shows -----------------------------------------------------------------------------------------------
 
 
-def test_an_alert_becomes_an_admonition_and_a_quote_stays_one() -> None:
-    text = page(
-        markdown("Before.\n> [!WARNING]\n> Take `care`.\n>\n> Twice.\n\n> A quote.")
-    ).markdown
-    assert '!!! warning "Warning"\n\n    Take `care`.\n\n    Twice.\n' in text
-    assert "\n> A quote." in text
+def test_an_alert_becomes_an_admonition_and_a_quote_stays_one(
+    project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNKIT_EXECUTE", "never")
+    prose = "Before.\n> [!WARNING]\n> Take `care`.\n>\n> Twice.\n\n> A quote."
+    lines = "\n".join(f"# {line}" for line in prose.split("\n"))
+    keep(project, write(project, f"# %% [markdown]\n# # Title\n#\n{lines}\n"))
+    assert strict_build(project, caplog) == []
+    html = (project / "site" / "tutorials" / "01_a" / "index.html").read_text()
+    assert (
+        '<div class="admonition warning">\n<p class="admonition-title">Warning</p>\n'
+        "<p>Take <code>care</code>.</p>\n<p>Twice.</p>\n</div>" in html
+    )
+    assert "<blockquote>\n<p>A quote.</p>\n</blockquote>" in html
 
 
 def test_solutions_in_a_row_are_folded_into_one() -> None:
@@ -338,15 +352,6 @@ def test_a_figure_is_a_file_with_alt_text() -> None:
     assert converted.files == {"01_a/figure-1.svg": SVG.encode()}
 
 
-def test_a_data_frame_becomes_a_table() -> None:
-    head, body = "<tr><th></th><th>a|b</th></tr>", "<tr><th>0</th><td>1</td></tr>"
-    html = f"<div><style>x</style><table border='1'>{head}{body}</table></div>"
-    assert (
-        "| index | a\\|b |\n| --- | --- |\n| 0 | 1 |"
-        in page(code("df", shown({"text/html": html}))).markdown
-    )
-
-
 def test_code_that_holds_fences_keeps_them() -> None:
     text = page(code('print("""```""")', stream("```\n"))).markdown
     assert "```` { .python .input }" in text
@@ -375,12 +380,12 @@ def test_code_that_holds_fences_keeps_them() -> None:
     ],
 )
 def test_what_differs_between_runs_is_masked(came: str, stays: str) -> None:
-    assert convert.masked(came) == stays
-    assert convert.masked(stays) == stays
+    assert masked(came) == stays
+    assert masked(stays) == stays
 
 
 def test_pieces_of_a_stream_are_joined_before_they_are_masked() -> None:
-    made = convert.clean(
+    made = clean(
         notebook(code("x", stream("\r 1%| |", "stderr"), stream("\r100%|#| 1/1\n", "stderr")))
     )
     assert [output.text for output in made.cells[0].outputs] == ["100%|#| 1/1\n"]
@@ -400,7 +405,7 @@ def test_links_of_the_source_tree_lead_to_pages() -> None:
         "[a](../index.md#layout) [b](04_generate.ipynb) ![c](../assets/c.svg) [d][rnnkit.half] [`rnnkit.half`][]\n"
         'www: [e](https://example.org/x.md "T"), code `[f](../docs/f.md)`, math $h[t](x)$, <img src="../g.svg">'
     )
-    assert [(kind, to) for _, kind, to in converted.links] == [
+    assert [tuple(found.link) for found in converted.links] == [
         ("url", "index.md#layout"),
         ("url", "tutorials/04_generate.ipynb"),
         ("url", "assets/c.svg"),
@@ -413,7 +418,7 @@ def test_links_of_the_source_tree_lead_to_pages() -> None:
 def test_links_of_a_download_are_absolute_or_text() -> None:
     note = markdown("> [!NOTE]\n> See [a](../docs/a.md).")
     made = notebook(markdown(LINKS), note, code("1", stream("1"), tags=["solution"]))
-    far = convert.download(made, lambda kind, to: f"https://site.test/{kind}/{to}", outputs=False)
+    far = download(made, lambda link: f"https://site.test/{link.kind}/{link.to}", outputs=False)
     assert far.cells[0].source == (
         "[a](https://site.test/url/index.md#layout) [b](https://site.test/url/tutorials/04_generate.ipynb) "
         "![c](https://site.test/url/assets/c.svg) [d](https://site.test/ref/rnnkit.half) "
@@ -424,7 +429,7 @@ def test_links_of_a_download_are_absolute_or_text() -> None:
     assert far.cells[1].source == "> **Note**\n>\n> See [a](https://site.test/url/a.md)."
     assert far.cells[2].outputs == []
     assert far.cells[2].metadata == {"tags": ["solution"], "jupyter": {"source_hidden": True}}
-    near = convert.download(made, lambda kind, to: None, outputs=True)
+    near = download(made, lambda link: None, outputs=True)
     assert near.cells[0].source.startswith(
         "a b *(c)* d `rnnkit.half`\nwww: [e](https://example.org/x.md"
     )
@@ -450,7 +455,7 @@ def test_a_built_page_has_its_parts(
         'href="01_a.ipynb"',
         'href="01_a_empty.ipynb"',
         'href="https://colab.test/site/tutorials/01_a/01_a.ipynb"',
-        f"torch {execute.version('torch')}, Python",
+        f"torch {run.version('torch')}, Python",
         "</details>",
     ):
         assert part in html, part
@@ -519,3 +524,9 @@ def test_the_strict_build_is_not_quiet() -> None:
     used = re.findall(r"mkdocs.*build.*", (ROOT / "Makefile").read_text())
     assert sum("--strict" in line for line in used) == 2
     assert not [line for line in used if re.search(r"--quiet|\s-q\b", line)]
+
+
+@pytest.mark.parametrize("name", ["clean", "download", "light", "links", "page", "run", "source"])
+def test_an_example_of_the_road_runs(name: str) -> None:
+    module = importlib.import_module(f"road.{name}")
+    assert doctest.testmod(module).failed == 0

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from execute import convert, environment
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from road.run import environment
+from road.source import notebook_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
@@ -30,7 +31,7 @@ PARTS = [  # the footer, the twelfth, is made by the build; the third has three 
 
 
 def cells(source, kind, tag=None):
-    notebook = convert(source)
+    notebook = notebook_of(source)
     return [
         c
         for c in notebook.cells
@@ -190,7 +191,7 @@ def run(notebook, folder):
 @pytest.mark.parametrize("broken", BREAKS)
 def test_breaking_the_package_breaks_a_tutorial(broken, tmp_path, monkeypatch):
     name, patch = BREAKS[broken]
-    notebook = convert(ROOT / "tutorials" / f"{name}.py")
+    notebook = notebook_of(ROOT / "tutorials" / f"{name}.py")
     lines = "\n".join(line.removeprefix(" " * 8) for line in patch.splitlines()).strip()
     notebook.cells.insert(0, nbformat.v4.new_code_cell(lines))
     for key, value in environment(ROOT).items():
