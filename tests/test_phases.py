@@ -918,9 +918,7 @@ def test_a_source_and_a_carried_state_are_refused():
 
 def test_inputs_and_targets_must_match():
     model, x = net(), data(6, 2, 3)
-    fix = (
-        "Likely fix: one target for each step and row; one target for a whole sequence is seq2one_loss."
-    )
+    fix = "Likely fix: one target for each step and row; one target for a whole sequence is seq2one_loss."
     for phase in (rk.BPTTTrainingPhase(), rk.BPTTValidationPhase()):
         call = type(phase).__name__
         for targets, came in [

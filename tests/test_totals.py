@@ -386,7 +386,9 @@ def test_accumulated_gradients_are_clipped_when_they_are_whole():
     batches = [tagged(seed) for seed in range(2)]
     model = tagger()
     clip = rk.ClipGradients(1e-3)
-    learner = rk.Learner(model, rk.seq2seq_loss(CROSS), torch.optim.SGD(model.parameters(), 1.0), [clip])
+    learner = rk.Learner(
+        model, rk.seq2seq_loss(CROSS), torch.optim.SGD(model.parameters(), 1.0), [clip]
+    )
     before = [p.detach().clone() for p in model.parameters()]
     learner.fit(1, batches, training=rk.BPTTTrainingPhase(accumulate=2))
     moved = torch.cat([(a - b).flatten() for a, b in zip(model.parameters(), before, strict=True)])
