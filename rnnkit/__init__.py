@@ -17,7 +17,8 @@ from .generation.samplers import (
     with_covariates,
 )
 from .generation.sampling import Sample, forecast, sample_model
-from .losses import seq2one_loss, seq2seq_loss
+from .losses.sequences import seq2one_loss
+from .losses.steps import seq2seq_loss
 from .models.encoder_decoder import Attention, EncoderDecoder
 from .models.stack import PerStep, RecurrentSequential
 from .models.unroll import Unroll

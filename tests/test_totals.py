@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rnnkit as rk
-from rnnkit.losses import Total, as_loss
+from rnnkit.losses.plain import as_loss
+from rnnkit.losses.total import Total
 
 pytestmark = pytest.mark.usefixtures("in_double_precision")
 

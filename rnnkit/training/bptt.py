@@ -16,16 +16,17 @@ from ..core.state import State, detach, map_leaves, where_rows
 from ..generation.feedback import Feedback
 from ..generation.rollouts import Rollout
 from ..generation.samplers import NextInput, identity
-from ..losses import Scored, Total, check_adds_up
+from ..losses.base import Scored
+from ..losses.total import Total, check_adds_up
 from .phase import Loop, Phase, StepState, detached
 
 
 class Window(NamedTuple):
-    """A window of truncated BPTT on the axis of time: four places, `start <= new < end` and `following <= end`.
+    """A window of truncated BPTT on the axis of time: four places, `start <= new < end` and
+    `following <= end`.
 
-    Its gradient begins at `start`, its loss is that of the steps from `new` to before `end`, and the next window's
-    gradient will begin at `following`.
-    """
+    Its gradient begins at `start`, its loss is that of the steps from `new` to before `end`, and
+    the next window's gradient will begin at `following`."""
 
     start: int
     new: int
@@ -48,7 +49,8 @@ def windows(time: int, stride: int, window: int) -> Iterator[Window]:
 
 
 class Carried(NamedTuple):
-    """What goes from one stretch to the next: the state, and the output before, where the model may be fed it."""
+    """What goes from one stretch to the next: the state, and the output before, where the model may
+    be fed it."""
 
     state: State
     previous: Any
@@ -110,36 +112,42 @@ class _Ends:
 class BPTTTrainingPhase(Phase):
     """One training step by backpropagation through time, full or truncated.
 
-    With `window = k2` and `stride = k1` it is truncated BPTT: every `k1` steps, the loss of these new steps is
-    backpropagated through the last `k2` steps and the optimizer makes a step. What lies further back is run again
-    from a state without history. With [seq2one_loss][rnnkit.seq2one_loss] there is one loss, at the end, and it is
-    backpropagated through the last `window` steps of each sequence.
+    With `window = k2` and `stride = k1` it is truncated BPTT: every `k1` steps, the loss of these
+    new steps is backpropagated through the last `k2` steps and the optimizer makes a step. What
+    lies further back is run again from a state without history. With
+    [seq2one_loss][rnnkit.seq2one_loss] there is one loss, at the end, and it is backpropagated
+    through the last `window` steps of each sequence.
 
-    Events: `StepBegin`, then for each window `WindowBegin`, `LossBegin`, `BackwardBegin`, `BackwardEnd`, (the
-    optimizer's step,) `WindowEnd`, then `StepEnd`.
+    Events: `StepBegin`, then for each window `WindowBegin`, `LossBegin`, `BackwardBegin`,
+    `BackwardEnd`, (the optimizer's step,) `WindowEnd`, then `StepEnd`.
 
-    A window in which nothing is scored makes no gradient and no update, and has neither of the two events of the
-    backward pass. With `accumulate`, `BackwardEnd` comes when the gradient is whole, before the update.
+    A window in which nothing is scored makes no gradient and no update, and has neither of the two
+    events of the backward pass. With `accumulate`, `BackwardEnd` comes when the gradient is whole,
+    before the update.
 
-    `phase(model, loss, batch, optimizer)`, or `learner.step(phase, batch)`, gives a [StepState][rnnkit.StepState],
-    whose loss is that of all windows put together.
+    `phase(model, loss, batch, optimizer)`, or `learner.step(phase, batch)`, gives a
+    [StepState][rnnkit.StepState], whose loss is that of all windows put together.
 
     Args:
         window: `k2`, steps that a gradient goes back; all of them where it is `None`.
         stride: `k1`, steps between two updates, at most `window`; equal to it where it is `None`.
-        stateful: carry the state, detached, from batch to batch: row `i` goes on where row `i` ended. Rows that
-            `SequenceBatch.restart` marks start from the model's first state.
-        feedback: which steps are fed by the model itself: scheduled sampling; none where it is `None`.
+        stateful: carry the state, detached, from batch to batch: row `i` goes on where row `i`
+            ended. Rows that `SequenceBatch.restart` marks start from the model's first state.
+        feedback: which steps are fed by the model itself: scheduled sampling; none where it is
+            `None`.
         sampler: maps the outputs of one step to the next input.
-        accumulate: batches to one update, whose gradient is that of the batches joined; the last update of an epoch
-            may have fewer. In a loop of your own, `phase.flush(optimizer)` makes it.
+        accumulate: batches to one update, whose gradient is that of the batches joined; the last
+            update of an epoch may have fewer. In a loop of your own, `phase.flush(optimizer)` makes
+            it.
 
     Raises:
-        ValueError: if `window`, `stride` or `accumulate` is below 1 or `stride > window`; by the step, if shapes do
-            not fit, a carried state has another batch size, or the loss does not depend on the parameters.
+        ValueError: if `window`, `stride` or `accumulate` is below 1 or `stride > window`; by the
+            step, if shapes do not fit, a carried state has another batch size, or the loss does not
+            depend on the parameters.
         TypeError: by the step, if the optimizer needs a closure.
 
-    Source: Williams and Peng 1990, BPTT(h; h'); Sutskever 2013, section 2.8.6, for the names k1 and k2.
+    Source: Williams and Peng 1990, BPTT(h; h'); Sutskever 2013, section 2.8.6, for the names k1 and
+        k2.
 
     >>> import torch
     >>> import rnnkit
@@ -280,7 +288,8 @@ class BPTTTrainingPhase(Phase):
             before, after = driven.over(early, fed, state, ends.skipped)
 
         with loop.context():
-            # A row that fits into the window starts where the model does, and its first state gets a gradient.
+            # A row that fits into the window starts where the model does, and its first state gets
+            # a gradient.
             first = Declared(loop.model).initial_state(batch) if state is None else state
             start = where_rows(ends.skipped > 0, detach(after), first)
             fed = None if work.mask is None else ends.gather(work.mask) & ends.valid
@@ -331,7 +340,8 @@ class BPTTTrainingPhase(Phase):
         self._held = _Held()
 
     def flush(self, optimizer: torch.optim.Optimizer) -> None:
-        """In a loop of your own, after the last batch: the update of the batches held back by `accumulate`."""
+        """In a loop of your own, after the last batch: the update of the batches held back by
+        `accumulate`."""
         self.finish(Loop(None, _nothing, optimizer))
 
     def reset(self) -> None:
@@ -360,7 +370,8 @@ def _make_update(loop: Loop) -> None:
 
 @dataclass
 class _Held:
-    """Gradients of several batches before their one update: sums by head, to be divided when the weights are known."""
+    """Gradients of several batches before their one update: sums by head, to be divided when the
+    weights are known."""
 
     batches: int = 0
     sums: list[list[Tensor | None]] | None = None  # by head, by parameter

@@ -1,4 +1,5 @@
-"""What one validation step is: a driven part, then a closed loop in which the model is fed its own output."""
+"""What one validation step is: a driven part, then a closed loop in which the model is fed its own
+output."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,8 @@ from ..generation.feedback import Feedback
 from ..generation.rollouts import Rollout
 from ..generation.samplers import NextInput, identity
 from ..generation.sampling import draw_paths
-from ..losses import Scored, Total, check_adds_up
+from ..losses.base import Scored
+from ..losses.total import Total, check_adds_up
 from .phase import Begun, Loop, Phase, StepState
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -24,10 +26,12 @@ _PATHS = 32  # where a sampler draws and no number is given; the score is unbias
 
 @asked("energy_score")
 def energy_score(paths: Tensor, targets: Tensor) -> Tensor:
-    r"""How far sample paths are from what came, `(n, B)`: lowest on average for the true distribution.
+    r"""How far sample paths are from what came, `(n, B)`: lowest on average for the true
+    distribution.
 
     $$
-    \frac{1}{P} \sum_i \lVert x_i - y \rVert - \frac{1}{2 P (P - 1)} \sum_{i, j} \lVert x_i - x_j \rVert
+    \frac{1}{P} \sum_i \lVert x_i - y \rVert - \frac{1}{2 P (P - 1)} \sum_{i, j} \lVert x_i - x_j
+    \rVert
     $$
 
     With one feature it is the continuous ranked probability score (CRPS), in the units of the data.
@@ -62,22 +66,27 @@ def energy_score(paths: Tensor, targets: Tensor) -> Tensor:
 
 
 class BPTTValidationPhase(Phase):
-    """One validation step: a driven part, then a closed loop in which the model is fed its own output.
+    """One validation step: a driven part, then a closed loop in which the model is fed its own
+    output.
 
-    The model reads the first `T - nfeedback` steps of each sequence and feeds itself through the last `nfeedback`:
-    the inputs at these steps are not read, but for what a sampler keeps of them. Runs in evaluation mode and without
-    gradient, and leaves the model's mode and a training phase's carried state as they were.
+    The model reads the first `T - nfeedback` steps of each sequence and feeds itself through the
+    last `nfeedback`: the inputs at these steps are not read, but for what a sampler keeps of them.
+    Runs in evaluation mode and without gradient, and leaves the model's mode and a training phase's
+    carried state as they were.
 
     Events: `StepBegin`, `LossBegin`, `StepEnd`.
 
-    `phase(model, loss, batch)`, or `learner.step(phase, batch)`, gives a [StepState][rnnkit.StepState] with `loss` over
-    all steps, `open_loss` over the driven and `closed_loss` over the self-fed ones, and `loss_by_step (T,)`. With
-    [seq2one_loss][rnnkit.seq2one_loss] there is only `loss`, and it as one of the two. In
-    [issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144) one loss over both parts hid the closed loop's.
+    `phase(model, loss, batch)`, or `learner.step(phase, batch)`, gives a
+    [StepState][rnnkit.StepState] with `loss` over all steps, `open_loss` over the driven and
+    `closed_loss` over the self-fed ones, and `loss_by_step (T,)`. With
+    [seq2one_loss][rnnkit.seq2one_loss] there is only `loss`, and it as one of the two. In [issue
+    144](https://github.com/FluxML/FluxTraining.jl/issues/144) one loss over both parts hid the
+    closed loop's.
 
-    With a sampler that draws, the likelihood of the next step on one random path would reward the wrong spread. Then
-    `closed_loss`, and `loss_by_step` at the self-fed steps, are a score of several paths, and `loss` is `open_loss`.
-    A sampler of classes draws one path and keeps the loss, unless `paths` and a `score` of classes are given.
+    With a sampler that draws, the likelihood of the next step on one random path would reward the
+    wrong spread. Then `closed_loss`, and `loss_by_step` at the self-fed steps, are a score of
+    several paths, and `loss` is `open_loss`. A sampler of classes draws one path and keeps the
+    loss, unless `paths` and a `score` of classes are given.
 
     Args:
         nfeedback: steps fed by the model, at the end; 0 is teacher forcing.
@@ -88,8 +97,8 @@ class BPTTValidationPhase(Phase):
         by_step: whether `loss_by_step` is made; by default only where `nfeedback` is above 0.
 
     Raises:
-        ValueError: if `nfeedback` is negative; by the step, if a sequence is not longer than it, or a loss whose parts
-            do not add up would be split.
+        ValueError: if `nfeedback` is negative; by the step, if a sequence is not longer than it, or
+            a loss whose parts do not add up would be split.
 
     >>> import torch
     >>> import rnnkit

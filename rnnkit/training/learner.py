@@ -13,7 +13,8 @@ from ..core.model import check_model, evaluating
 from .bptt import BPTTTrainingPhase
 from .closed_loop import BPTTValidationPhase
 from .events import CancelEpoch, CancelFit, CancelStep, handlers
-from .phase import Loop as Host, Loss, Phase, StepState
+from .phase import Loop as Host
+from .phase import Loss, Phase, StepState
 from .rng import generators_of, rng_state, set_rng_state
 
 

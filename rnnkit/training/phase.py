@@ -1,4 +1,5 @@
-"""What a phase is given and gives back: a batch taken apart, a state carried on, the loop around it."""
+"""What a phase is given and gives back: a batch taken apart, a state carried on, the loop around
+it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +16,9 @@ from ..core.state import State, map_leaves
 from ..data.batches import SequenceBatch
 from ..generation.feedback import Feedback
 from ..generation.samplers import NextInput
-from ..losses import Scored, SequenceLoss, Total, as_loss
+from ..losses.base import Scored, SequenceLoss
+from ..losses.plain import as_loss
+from ..losses.total import Total
 
 Loss = SequenceLoss | Callable[..., Any]
 
@@ -29,7 +32,8 @@ class StepState:
         targets: `(T, B, *Y)`, or `(B, *Y)` with `seq2one_loss`.
         lengths: int64 CPU `(B,)`, or `None`.
         weights: of the steps, `(T, B)`, or `None`.
-        outputs: `(T, B, *O)`, without gradient; from `LossBegin` to `WindowEnd` those of the window.
+        outputs: `(T, B, *O)`, without gradient; from `LossBegin` to `WindowEnd` those of the
+            window.
         loss: scalar, without gradient; a tensor, so that no step waits for it.
         weight: the steps that are scored, or the sequences where the loss averages those.
         open_loss: validation: the loss of the driven steps; `None` where there are none.
@@ -65,7 +69,8 @@ class Begun(NamedTuple):
 
 
 class Loop:
-    """What a phase runs in: the three objects of a plain PyTorch loop, to which a Learner adds the rest.
+    """What a phase runs in: the three objects of a plain PyTorch loop, to which a Learner adds the
+    rest.
 
     Attributes:
         current: the [StepState][rnnkit.StepState] of the step, as far as it has come.
@@ -202,7 +207,8 @@ class Phase:
             return inputs, encode(source, source_lengths)
 
     def _go_on(self, loop: Loop, state: State, restart: Tensor | None, rows: int) -> State:
-        """The state carried from the batch before, with the rows that start afresh at their first."""
+        """The state carried from the batch before, with the rows that start afresh at their
+        first."""
         fix = "make the model one-directional, or stateful=False."
         check_one_way(loop.model, ", stateful", "a state that goes on", fix)
         if state is not None:

@@ -1,0 +1,1 @@
+"""Losses over sequences: a sum and a weight."""

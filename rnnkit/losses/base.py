@@ -1,0 +1,194 @@
+"""What every loss over sequences offers, in two steps.
+
+`loss.over(targets, ...)` says what is scored and with what weight, a `Scored`; that is given
+outputs, of the whole batch or of a part, and answers with a `Total`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..core.errors import Refusal, asked, in_words
+from ..core.layout import as_sequences, check_lengths, extent
+from ..core.model import Model, check_call, run_model
+from .function import Head, LossFunction
+from .total import Total
+
+
+class Scored:
+    """The targets of a batch, which of its steps count, and with what weight."""
+
+    @property
+    def count(self) -> int:
+        """The steps that are scored, or the sequences where the loss averages those."""
+        raise NotImplementedError
+
+    def total(self, outputs: Any) -> Total:
+        """The sum and the weight of all that is scored."""
+        raise NotImplementedError
+
+    def between(self, start: int, stop: int) -> Scored:
+        """What is scored of the steps from `start` to before `stop`."""
+        raise NotImplementedError
+
+    def parts(self, outputs: Any, masks: Sequence[Tensor]) -> list[Total]:
+        """The totals of parts, each a mask `(T, B)`, bool on the CPU, of one run of steps a row."""
+        raise NotImplementedError
+
+    def by_step(self, outputs: Any) -> Total:
+        """The totals of each step alone, `(T,)`."""
+        raise NotImplementedError
+
+    def only(self, mask: Tensor) -> Scored:
+        """What is scored of the steps in a mask `(T, B)`, bool on the CPU."""
+        raise NotImplementedError
+
+    def of_window(self, time: int, lengths: Tensor) -> Scored | None:
+        """With one target a sequence: the same for outputs of each row's last steps alone."""
+        raise NotImplementedError
+
+    def step_weights(self) -> Tensor:
+        """What each step counts, `(T, B)`, on the CPU; 0 where it is not scored."""
+        raise NotImplementedError
+
+    def valid(self, outputs: Any) -> tuple[Any, Any]:
+        """What is scored, side by side: outputs `(N, *O)` and targets `(N, *Y)`."""
+        raise NotImplementedError
+
+
+class SequenceLoss:
+    """What [seq2seq_loss][rnnkit.seq2seq_loss] and [seq2one_loss][rnnkit.seq2one_loss] make.
+
+    Attributes:
+        heads: the loss functions, one for each entry of a dict of losses.
+        scales: what each head's mean is multiplied by; `None` where there is no dict.
+        per_sequence: whether there is one target a sequence, so that none can be cut into windows.
+    """
+
+    name = "a loss"
+    per_sequence = False
+
+    def __init__(
+        self,
+        loss_fn: LossFunction | Mapping[Any, LossFunction],
+        weights: Mapping[Any, float] | None = None,
+    ) -> None:
+        self.loss_fn = loss_fn
+        self.scales: tuple[float, ...] | None = None
+        if isinstance(loss_fn, Mapping):
+            self.heads = [Head(function, key) for key, function in loss_fn.items()]
+            self.scales = _scales(loss_fn, {} if weights is None else weights)
+            return
+        self.heads = [Head(loss_fn)]
+        if weights is not None:
+            fix = (
+                "weights go with a dict of losses; the weights of steps are SequenceBatch.weights."
+            )
+            came = f"weights = {in_words(weights)} and one loss"
+            raise Refusal(came, "a dict of losses", fix, TypeError)
+
+    def __call__(
+        self,
+        outputs: Any,
+        targets: Any,
+        lengths: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        return self.total(outputs, targets, lengths, weights).mean()
+
+    @asked(lambda loss: loss.name)
+    def total(
+        self,
+        outputs: Any,
+        targets: Any,
+        lengths: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Total:
+        """The sum and the weight of which the loss is the quotient, for putting pieces together."""
+        outputs = as_sequences(outputs, "outputs")
+        time, batch = extent(outputs)
+        if lengths is not None:
+            check_lengths(lengths, time, batch)
+        came = f"outputs {in_words(outputs)}"
+        return self.over(targets, time, batch, lengths, weights, came=came).total(outputs)
+
+    @asked(lambda loss: f"{loss.name}.on")
+    def on(
+        self,
+        model: Model,
+        inputs: Any,
+        targets: Any,
+        lengths: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a model from its first state: the form `loss(model, xs, ys)` of issue 144."""
+        self.check_model(model)
+        inputs = check_call(model, inputs, lengths=lengths)
+        outputs, _ = run_model(model, inputs, None, lengths, carry=False)
+        return self(outputs, targets, lengths, weights)
+
+    def over(
+        self,
+        targets: Any,
+        time: int,
+        batch: int,
+        lengths: Tensor | None = None,
+        weights: Tensor | None = None,
+        *,
+        read: Tensor | None = None,
+        came: str = "outputs",
+    ) -> Scored:
+        """What is scored of a batch of `T` steps and `B` rows.
+
+        `read (B,)` counts the steps of each row that came before it; `came` says in an error what
+        the targets are held against."""
+        raise NotImplementedError
+
+    def check_model(self, model: Model) -> None:
+        """Refuse a model whose outputs this loss would misread."""
+
+    @property
+    def opaque(self) -> bool:
+        """Whether it was seen to give one number for many steps: then parts may not add up."""
+        return any(head.scalar for head in self.heads)
+
+    def modules(self) -> list[nn.Module]:
+        """The modules among the loss functions: they may have parameters of their own."""
+        return [head.loss_fn for head in self.heads if isinstance(head.loss_fn, nn.Module)]
+
+
+def _scales(losses: Mapping[Any, Any], weights: Mapping[Any, float]) -> tuple[float, ...]:
+    if not losses or not weights.keys() <= losses.keys():
+        came = f"losses {list(losses)} and weights {list(weights)}"
+        raise Refusal(came, "a loss for each weight", "name each head alike in both.")
+    scales = tuple(float(weights.get(key, 1.0)) for key in losses)
+    if not all(map(math.isfinite, scales)):
+        fix = "leave a head out by leaving it out of the dict."
+        raise Refusal(f"weights {scales}", "finite numbers", fix)
+    return scales
+
+
+def part_of(tree: Any, key: Any, name: str) -> Any:
+    """A head's own outputs or targets: the entry of its name, or all where there is no dict."""
+    if key is None:
+        return tree
+    if not isinstance(tree, dict) or key not in tree:
+        came = f"{name} = {in_words(tree)}"
+        raise Refusal(came, f"a dict with {key!r}", "name each head alike in all dicts.")
+    return tree[key]
+
+
+def check_weights(weights: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Weights of steps or sequences as they must be, on the CPU, where it is decided what is
+    scored."""
+    weights = weights.to("cpu")
+    if tuple(weights.shape) != shape:
+        fix = "one weight for each step and row; 0 leaves a step out."
+        raise Refusal(f"weights {in_words(weights)}", f"weights {shape}", fix)
+    if not bool((weights.isfinite() & (weights >= 0)).all()):
+        came = "weights that are negative or not finite"
+        raise Refusal(came, "weights >= 0", "0 leaves a step out.")
+    return weights

@@ -1,0 +1,253 @@
+"""One loss function, whatever its kind: what it gives for `N` steps laid side by side."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
+
+from ..core.errors import Refusal, in_words
+from .total import Total, precise
+
+LossFunction = Callable[..., Any]
+
+# Their targets are classes: of another shape than the outputs by nature.
+_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+_CLASS_FUNCTIONS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
+# Their mean leaves some targets out (ignore_index), or weighs them.
+_WEIGHING = (nn.CrossEntropyLoss, nn.NLLLoss)
+_WEIGHING_FUNCTIONS = (F.cross_entropy, F.nll_loss)
+# They compare outputs and targets one by one.
+_SAME_SHAPE = (
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.SmoothL1Loss,
+    nn.HuberLoss,
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.PoissonNLLLoss,
+    nn.KLDivLoss,
+    nn.SoftMarginLoss,
+    nn.HingeEmbeddingLoss,
+)
+_SAME_SHAPE_FUNCTIONS = (
+    F.mse_loss,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    F.huber_loss,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.poisson_nll_loss,
+    F.kl_div,
+    F.soft_margin_loss,
+    F.hinge_embedding_loss,
+)
+
+
+class Each(NamedTuple):
+    """What a loss function gives for `N` steps: each one's loss and weight, `(N,)`, or one weight
+    for all."""
+
+    losses: Tensor
+    weights: Tensor | float
+
+    def total(self, where: Tensor | None = None) -> Total:
+        """The sum and the weight of all steps, or of those `where`, bool `(N,)` on the CPU."""
+        losses, weights = self
+        if where is not None:
+            index = where.nonzero().squeeze(1).to(losses.device)
+            losses = losses.index_select(0, index)
+            if isinstance(weights, Tensor):
+                weights = weights.index_select(0, index)
+        if isinstance(weights, Tensor):
+            return Total(losses.sum(), weights.sum())
+        return Total(losses.sum(), weights * len(losses))
+
+    def times(self, factors: Tensor) -> Each:
+        """Each step's loss and weight, times a factor of its own."""
+        factors = factors.to(self.losses)
+        return Each(self.losses * factors, self.weights * factors)
+
+
+class Head:
+    """One loss function, asked for `N` steps side by side: outputs `(N, *O)`, targets `(N, *Y)`.
+
+    Attributes:
+        key: its name in a dict of losses.
+        options: of a loss of PyTorch's own, what it was built with; `None` for any other function.
+        scalar: seen to give one number for all steps, which tells nothing of one of them.
+    """
+
+    def __init__(self, loss_fn: LossFunction, key: Any = None) -> None:
+        if not callable(loss_fn):
+            wanted = "a loss function (outputs, targets)"
+            raise Refusal(in_words(loss_fn), wanted, "nn.MSELoss().", TypeError)
+        self.loss_fn = loss_fn
+        self.key = key
+        self.options = torch_options(loss_fn)
+        self.scalar = False
+        self.base: Any = loss_fn
+        while isinstance(self.base, functools.partial):
+            self.base = self.base.func
+        self._refuse_sum()
+
+    def __call__(self, outputs: Tensor, targets: Any) -> Each | Total:
+        """Each step's loss where the function tells it, a sum and a weight where it does not."""
+        if self.options is None:
+            return self.read(self.loss_fn(outputs, targets), len(outputs))
+        self._refuse_sum()
+        losses = self._unreduced(outputs, targets)
+        if not isinstance(losses, Tensor) or losses.shape[:1] != outputs.shape[:1]:
+            return self.read(losses, len(outputs))  # a subclass that reduces by itself
+        weights = self.weights(targets)
+        losses = precise(losses).flatten(1) if losses.ndim > 1 else precise(losses).unsqueeze(1)
+        if weights is not None:
+            return Each(losses.sum(1), weights)
+        if self.options["reduction"] == "batchmean":
+            return Each(losses.sum(1), 1.0)
+        return Each(losses.sum(1), float(losses.shape[1]))
+
+    def whole(self, outputs: Tensor, targets: Tensor) -> Total | None:
+        """The total of all steps as torch reduces them, where that is quicker and the same; else
+        nothing."""
+        options = self.options
+        if options is None or options["reduction"] != "mean" or outputs.dtype.itemsize < 4:
+            return None
+        weight = float(targets.numel())
+        if type(self.loss_fn) is nn.CrossEntropyLoss:
+            if options["weight"] is not None or targets.is_floating_point():
+                return None
+            weight = float((targets != options["ignore_index"]).sum())
+        elif type(self.loss_fn) is not nn.MSELoss:
+            return None
+        if weight == 0:
+            return None
+        mean = self.loss_fn(outputs, targets)
+        return Total(mean * weight, weight, quotient=mean)
+
+    def weights(self, targets: Tensor) -> Tensor | None:
+        """What torch's mean divides by, step by step, `(N,)`; `None` where all steps count
+        alike."""
+        weighs = isinstance(self.base, _WEIGHING) or self.base in _WEIGHING_FUNCTIONS
+        if not weighs or targets.is_floating_point():  # probabilities: each step counts as one
+            return None
+        options: dict[str, Any] = torch_options(self.loss_fn) or {}
+        ignored = targets == options["ignore_index"]
+        class_weight: Tensor | None = options["weight"]
+        if class_weight is None:
+            exact = torch.float32 if targets.device.type == "mps" else torch.float64
+            weights = (~ignored).to(exact)
+        else:
+            weights = class_weight[targets.masked_fill(ignored, 0)].masked_fill(ignored, 0)
+        return weights.flatten(1).sum(1) if weights.ndim > 1 else weights
+
+    def read(self, given: Any, count: int) -> Each | Total:
+        """What a function gave for `count` steps: one loss for each, a mean over them, or a sum and
+        a weight."""
+        if isinstance(given, tuple) and len(given) == 2:
+            return pair_of(given)
+        if not isinstance(given, Tensor) or (given.ndim and given.shape[0] != count):
+            raise Refusal(
+                f"{in_words(given)} from the loss of {count} steps",
+                "a scalar (a mean over the steps), one loss a step, or a pair (sum, weight)",
+                'use a loss with reduction "mean" or "none".',
+            )
+        given = precise(given)
+        if given.ndim == 0:
+            self.scalar = True
+            return Total(given * count, float(count), quotient=given)
+        return Each(given.flatten(1).mean(1) if given.ndim > 1 else given, 1.0)
+
+    def check_shapes(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse shapes that would broadcast to a wrong number, whatever the dtype of the
+        targets."""
+        of_classes = isinstance(self.base, _CLASSES) or self.base in _CLASS_FUNCTIONS
+        if of_classes or outputs.shape == targets.shape:
+            return
+        same_shape = isinstance(self.base, _SAME_SHAPE) or self.base in _SAME_SHAPE_FUNCTIONS
+        shorter = min(outputs.shape, targets.shape, key=len)
+        longer = max(outputs.shape, targets.shape, key=len)
+        if same_shape or (*shorter, 1) == tuple(longer):
+            raise Refusal(
+                f"outputs {in_words(outputs)} and targets {in_words(targets)}",
+                "equal shapes",
+                "they would broadcast to a wrong number; add the missing dimension with "
+                "targets.unsqueeze(-1).",
+            )
+
+    def _unreduced(self, outputs: Tensor, targets: Any) -> Any:
+        if not isinstance(self.loss_fn, nn.Module):
+            options = {**_old_words(self.loss_fn), "reduction": "none"}
+            return self.loss_fn(outputs, targets, **options)
+        # A copy that shares everything but the one word, so that other threads may use the loss.
+        view = object.__new__(type(self.loss_fn))
+        view.__dict__.update(self.loss_fn.__dict__)
+        view.__dict__["reduction"] = "none"
+        return view(outputs, targets)
+
+    def _refuse_sum(self) -> None:
+        if self.options is None:
+            return
+        if getattr(self.loss_fn, "reduction", self.options["reduction"]) == "sum":
+            raise Refusal(
+                'a loss with reduction="sum"',
+                'reduction="mean" or "none"',
+                "a sum grows with the length of the batch; build the loss with the mean and set "
+                "the learning rate, or give a function that says what it divides by: "
+                "lambda y, t: (F.mse_loss(y, t, reduction='sum'), 1.0).",
+            )
+
+
+def torch_options(loss_fn: Any) -> dict[str, Any] | None:
+    """The options of a loss of PyTorch's own, module or function, which can be had unreduced; else
+    nothing."""
+    if isinstance(loss_fn, _Loss):
+        names = ("reduction", "ignore_index", "weight")
+        return {name: getattr(loss_fn, name, None) for name in names}
+    given: dict[str, Any] = {}
+    function = loss_fn
+    while isinstance(function, functools.partial):
+        if function.args:
+            return None
+        given = {**function.keywords, **given}
+        function = function.func
+    if getattr(function, "__module__", "") != "torch.nn.functional":
+        return None
+    parameters = inspect.signature(function).parameters
+    if "reduction" not in parameters:
+        return None
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    options = {"ignore_index": None, "weight": None, **defaults, **given}
+    if options.get("size_average") is False and options.get("reduce") is not False:
+        options["reduction"] = "sum"  # the old way to say so
+    return options
+
+
+def _old_words(function: Any) -> dict[str, None]:
+    """The two old words for a reduction, unsaid where `partial` says them: they would win over the
+    new one."""
+    keywords: Mapping[str, Any] = getattr(function, "keywords", {})
+    return {name: None for name in ("size_average", "reduce") if name in keywords}
+
+
+def pair_of(given: tuple[Any, Any]) -> Total:
+    """The total that a function gave as a pair of scalars."""
+    total, weight = given
+    scalar_weight = isinstance(weight, int | float) or (
+        isinstance(weight, Tensor) and weight.ndim == 0
+    )
+    if not isinstance(total, Tensor) or total.ndim or not scalar_weight:
+        raise Refusal(
+            f"a pair of {in_words(total)} and {in_words(weight)} from the loss",
+            "a pair of scalars, (sum, weight)",
+            "sum the losses of the steps that count, and count them.",
+        )
+    if isinstance(weight, Tensor):
+        return Total(precise(total), weight.detach())
+    return Total(precise(total), float(weight))

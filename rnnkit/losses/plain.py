@@ -1,0 +1,187 @@
+"""A loss that is any function of the user's over the padded batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import Refusal, in_words
+from ..core.layout import all_lengths, as_sequences, between, extent, valid_steps
+from ..core.state import map_leaves, select_rows
+from .base import Scored, SequenceLoss
+from .function import LossFunction, pair_of, torch_options
+from .steps import StepLoss
+from .total import Total, in_a_row, nothing, precise
+
+
+def as_loss(loss: Any) -> SequenceLoss:
+    """A loss as a phase knows it: one of PyTorch's goes over steps, any other function over the
+    padded batch."""
+    if isinstance(loss, SequenceLoss):
+        return loss
+    if callable(loss) and torch_options(loss) is not None:
+        return StepLoss(loss)
+    return PlainLoss(loss)
+
+
+class PlainLoss(SequenceLoss):
+    """Any function `loss(outputs, targets)` or `loss(outputs, targets, lengths)` over a padded
+    batch."""
+
+    name = "the loss"
+
+    def __init__(self, function: LossFunction) -> None:
+        if not callable(function):
+            came = f"loss = {in_words(function)}"
+            raise Refusal(came, "a loss function", "seq2seq_loss(nn.MSELoss()).", TypeError)
+        self.loss_fn = function
+        self.heads = []
+        self.scales = None
+        self.wants_lengths, self.takes_lengths = _takes_lengths(function)
+
+    @property
+    def opaque(self) -> bool:
+        return True
+
+    def modules(self) -> list[nn.Module]:
+        return [self.loss_fn] if isinstance(self.loss_fn, nn.Module) else []
+
+    def over(
+        self,
+        targets: Any,
+        time: int,
+        batch: int,
+        lengths: Tensor | None = None,
+        weights: Tensor | None = None,
+        *,
+        read: Tensor | None = None,
+        came: str = "outputs",
+    ) -> Scored:
+        if weights is not None:
+            came = "weights of steps and a function of its own"
+            fix = "seq2seq_loss(loss_fn) knows what weights of steps mean."
+            raise Refusal(came, "a loss of each step", fix)
+        targets = as_sequences(targets, "targets")
+        if extent(targets) != (time, batch):
+            raise Refusal(
+                f"{came} and targets {in_words(targets)}",
+                "the same T and B for both",
+                "one target for each step and row; one target for a whole sequence is "
+                "seq2one_loss.",
+            )
+        return ScoredPlain(self, targets, lengths)
+
+    def call(self, outputs: Any, targets: Any, lengths: Tensor | None) -> Any:
+        """The function's answer, given lengths where it wants them or where there are any."""
+        function: Any = self.loss_fn
+        if self.wants_lengths:
+            return function(outputs, targets, all_lengths(lengths, *extent(outputs)))
+        if lengths is None:
+            return function(outputs, targets)
+        if not self.takes_lengths:
+            raise Refusal(
+                "a loss of two arguments and a batch with lengths",
+                "one that takes lengths",
+                "loss(outputs, targets, lengths), or seq2seq_loss(loss_fn), which leaves out "
+                "padding.",
+                TypeError,
+            )
+        return function(outputs, targets, lengths)
+
+
+def _takes_lengths(function: LossFunction) -> tuple[bool, bool]:
+    """Whether a function must be given a third argument, and whether it can be."""
+    call = function.forward if isinstance(function, nn.Module) else function
+    try:
+        parameters = list(inspect.signature(call).parameters.values())
+    except (TypeError, ValueError):  # written in C
+        return False, True
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    by_place = [p for p in parameters if p.kind in places]
+    required = [p for p in by_place if p.default is p.empty]
+    any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    return len(required) >= 3, len(by_place) >= 3 or any_number
+
+
+class ScoredPlain(Scored):
+    """What a function of the user's is asked about; it sees all of these steps, and is not
+    opened."""
+
+    def __init__(self, loss: PlainLoss, targets: Any, lengths: Tensor | None) -> None:
+        self.loss = loss
+        self.targets = targets
+        self.lengths = lengths
+        self.time, self.batch = extent(targets)
+        self.mask = valid_steps(all_lengths(lengths, self.time, self.batch), self.time)  # (T, B)
+
+    @property
+    def count(self) -> int:
+        return int(self.mask.sum())
+
+    def step_weights(self) -> Tensor:
+        return self.mask.double()
+
+    def valid(self, outputs: Any) -> tuple[Any, Any]:
+        def flat(leaf: Tensor) -> Tensor:
+            return leaf[self.mask.to(leaf.device)]
+
+        return map_leaves(flat, outputs), map_leaves(flat, self.targets)
+
+    def total(self, outputs: Any) -> Total:
+        targets = self.targets
+        lengths = self.lengths
+        if lengths is not None and not bool(lengths.all()):  # rows without a step take no part
+            rows = lengths.nonzero().squeeze(1)
+            lengths = lengths[rows]
+            outputs = select_rows(outputs, rows)
+            targets = select_rows(targets, rows)
+            if not len(rows):
+                return nothing(
+                    outputs if isinstance(outputs, Tensor) else next(iter(outputs.values()))
+                )
+        given = self.loss.call(outputs, targets, lengths)
+        if isinstance(given, tuple) and len(given) == 2:
+            return pair_of(given)
+        if not isinstance(given, Tensor) or given.ndim:
+            fix = "average it: seq2seq_loss takes an unreduced loss and does."
+            raise Refusal(
+                f"a loss {in_words(given)}", "a scalar tensor, or a pair (sum, weight)", fix
+            )
+        mean = precise(given)
+        return Total(mean * self.count, float(self.count), quotient=mean)
+
+    def between(self, start: int, stop: int) -> Scored:
+        targets = between(self.targets, start, stop)
+        if self.lengths is None:
+            return ScoredPlain(self.loss, targets, None)
+        return ScoredPlain(self.loss, targets, (self.lengths - start).clamp(0, stop - start))
+
+    def parts(self, outputs: Any, masks: Sequence[Tensor]) -> list[Total]:
+        return [self._part(outputs, mask & self.mask) for mask in masks]
+
+    def by_step(self, outputs: Any) -> Total:
+        alone: list[Total] = []
+        for t in range(self.time):
+            alone.append(self.between(t, t + 1).total(between(outputs, t, t + 1)))
+        return in_a_row(alone)
+
+    def _part(self, outputs: Any, mask: Tensor) -> Total:
+        """One run of steps in each row, moved to the front: the form in which the function knows a
+        batch."""
+        counts = mask.sum(0)  # (B,)
+        first = mask.int().argmax(0)  # (B,)
+        longest = max(int(counts.max()), 1)
+        steps = first + torch.arange(longest, device="cpu").unsqueeze(1)
+        steps = steps.clamp(max=self.time - 1)  # (longest, B)
+        rows = torch.arange(self.batch, device="cpu").expand_as(steps)
+
+        def gather(leaf: Tensor) -> Tensor:
+            return leaf[steps.to(leaf.device), rows.to(leaf.device)]
+
+        full = self.lengths is None and bool((counts == longest).all())
+        part = ScoredPlain(self.loss, map_leaves(gather, self.targets), None if full else counts)
+        return part.total(map_leaves(gather, outputs))

@@ -1,0 +1,254 @@
+"""A loss of one output for each sequence."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..core.errors import Refusal, asked, in_words, one_of
+from ..core.layout import all_lengths, extent, valid_steps
+from ..core.model import Declared, Model
+from ..core.state import map_leaves, select_rows
+from .base import Scored, SequenceLoss, check_weights, part_of
+from .function import Each, LossFunction
+from .total import Total, nothing, stacked
+
+
+@asked("seq2one_loss")
+def seq2one_loss(
+    loss_fn: LossFunction | Mapping[Any, LossFunction],
+    read: Literal["last", "mean", "max", "all"] | Callable[..., Any] = "last",
+    *,
+    weights: Mapping[Any, float] | None = None,
+) -> ReadLoss:
+    """The loss of one output for each sequence, averaged over the sequences.
+
+    Args:
+        loss_fn: as for [seq2seq_loss][rnnkit.seq2seq_loss], called once on `(B, *O)` and `(B, *Y)`.
+        read: which output: each row's own `"last"` (refused for a bidirectional model, whose
+            backward half has read one step there), the `"mean"` or `"max"` over its valid steps, or
+            a function of `(outputs (T, B, *O), lengths)` to `(B, *O)`. With `"all"`,
+            `loss_fn(outputs, targets, lengths)` gets everything, and targets may be any tree of
+            tensors with the batch first (connectionist temporal classification).
+        weights: what each head of a dict of losses is multiplied by; 1 where it is not named.
+
+    Returns:
+        `loss(outputs (T, B, *O), targets (B, *Y), lengths=None, weights=None)`, a scalar tensor,
+            which raises `ValueError` where it is given a target for every step; the rest as for
+            [seq2seq_loss][rnnkit.seq2seq_loss]. `weights (B,)` multiply each sequence's loss and
+            its weight.
+
+    From [FluxTraining.jl issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144).
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from rnnkit import seq2one_loss
+    >>> loss = seq2one_loss(nn.L1Loss())
+    >>> outputs = torch.arange(6.0).view(3, 2, 1)
+    >>> loss(outputs, torch.zeros(2, 1), torch.tensor([3, 1])).item()  # |4| and |1|
+    2.5
+    """
+    if not callable(read):
+        one_of("read", read, ("last", "mean", "max", "all"), "or a function of (outputs, lengths).")
+    return ReadLoss(loss_fn, read, weights)
+
+
+class ReadLoss(SequenceLoss):
+    """A loss of one output for each sequence."""
+
+    name = "seq2one_loss"
+    per_sequence = True
+
+    def __init__(
+        self,
+        loss_fn: LossFunction | Mapping[Any, LossFunction],
+        read: str | Callable[..., Any] = "last",
+        weights: Mapping[Any, float] | None = None,
+    ) -> None:
+        super().__init__(loss_fn, weights)
+        self.read = read
+
+    def over(
+        self,
+        targets: Any,
+        time: int,
+        batch: int,
+        lengths: Tensor | None = None,
+        weights: Tensor | None = None,
+        *,
+        read: Tensor | None = None,
+        came: str = "outputs",
+    ) -> Scored:
+        lengths = all_lengths(lengths, time, batch)
+        if weights is not None:
+            weights = self._row_weights(weights, time, lengths)
+        _check_batch_first(targets, batch, came)
+        return ScoredRows(self, targets, time, lengths, weights)
+
+    def _row_weights(self, weights: Tensor, time: int, lengths: Tensor) -> Tensor:
+        """The weights of the sequences, `(B,)`: of their own, or of the step that is read."""
+        batch = len(lengths)
+        if weights.ndim == 1:
+            return check_weights(weights, (batch,))
+        if self.read != "last":
+            came = f"weights {in_words(weights)} of steps, and read={self.read!r}"
+            fix = "a step has no loss of its own here; weigh the sequences."
+            raise Refusal(came, f"weights ({batch},) of sequences", fix)
+        weights = check_weights(weights, (time, batch))
+        return weights[(lengths - 1).clamp(min=0), torch.arange(batch, device="cpu")]
+
+    def check_model(self, model: Model) -> None:
+        if self.read == "last" and Declared(model).bidirectional:
+            raise Refusal(
+                'a bidirectional model and seq2one_loss(read="last")',
+                "an output that both directions have read the sequence for: at the last step the "
+                "backward one has read a single step",
+                'read="mean" or read="max", or a function of (outputs, lengths) that takes the forward '
+                "half at the last step and the backward half at step 0.",
+            )
+
+    def answers(self, outputs: Any, lengths: Tensor) -> Any:
+        """One output for each row, `(B, *O)`, of outputs `(T, B, *O)`."""
+        if not callable(self.read):
+            reader = _READERS[self.read]
+            return map_leaves(lambda leaf: reader(leaf, lengths), outputs)
+        read = self.read(outputs, lengths)
+        parts: list[Any] = list(read.values()) if isinstance(read, dict) else [read]
+        for part in parts:
+            if not isinstance(part, Tensor) or part.shape[:1] != lengths.shape:
+                came = f"{in_words(part)} from read"
+                raise Refusal(came, f"({len(lengths)}, *O)", "give one output for each row.")
+        return read
+
+
+class ScoredRows(Scored):
+    """A target for each sequence; rows without a step, or of weight 0, take no part."""
+
+    def __init__(
+        self, loss: ReadLoss, targets: Any, time: int, lengths: Tensor, weights: Tensor | None
+    ) -> None:
+        self.loss = loss
+        self.time = time
+        counts = lengths > 0
+        if weights is not None:
+            counts = counts & (weights != 0)
+        self.rows = counts.nonzero().squeeze(1)  # (B',)
+        self.all = len(self.rows) == len(lengths)
+        self.lengths = lengths[self.rows]
+        self.weights = None if weights is None else weights[self.rows]
+        self.targets = targets if self.all else map_leaves(self._choose, targets)
+
+    def _choose(self, leaf: Tensor) -> Tensor:
+        return leaf[self.rows.to(leaf.device)]
+
+    @property
+    def count(self) -> int:
+        return len(self.rows)
+
+    def of_window(self, time: int, lengths: Tensor) -> Scored | None:
+        if self.loss.read != "last":
+            return None
+        window = copy.copy(self)
+        window.time = time
+        window.lengths = lengths[self.rows]
+        return window
+
+    def total(self, outputs: Any) -> Total:
+        outputs = self._own(outputs)
+        everything = self.loss.read == "all"
+        answers = outputs if everything else self.loss.answers(outputs, self.lengths)
+        totals: list[Total] = []
+        for head in self.loss.heads:
+            answer = part_of(answers, head.key, "outputs")
+            target = part_of(self.targets, head.key, "targets")
+            if not len(self.rows):
+                totals.append(nothing(answer))
+            elif everything:
+                given = head.loss_fn(answer, target, self.lengths)
+                totals.append(self._weighed(head.read(given, len(self.rows))))
+            else:
+                _check_target(target, outputs)
+                head.check_shapes(answer, target)
+                totals.append(self._weighed(head(answer, target)))
+        return stacked(totals, self.loss.scales)
+
+    def valid(self, outputs: Any) -> tuple[Any, Any]:
+        if self.loss.read == "all":
+            came = 'a loss with read="all"'
+            raise Refusal(came, "one output a sequence", 'read="last" or a function that reads.')
+        return self.loss.answers(self._own(outputs), self.lengths), self.targets
+
+    def _own(self, outputs: Any) -> Any:
+        """The outputs of the rows that take part."""
+        if extent(outputs)[0] != self.time:
+            came = f"outputs {in_words(outputs)}"
+            raise Refusal(came, f"outputs of {self.time} steps", "score all outputs of the batch.")
+        return outputs if self.all else select_rows(outputs, self.rows)
+
+    def _weighed(self, given: Each | Total) -> Total:
+        if isinstance(given, Each):
+            return given.total() if self.weights is None else given.times(self.weights).total()
+        if self.weights is not None:
+            raise Refusal(
+                "weights of sequences and a loss that tells of no single sequence",
+                "a loss of each sequence",
+                'build it with reduction="none", or let the function return one loss a sequence.',
+            )
+        return given
+
+
+def _check_target(target: Any, outputs: Any) -> None:
+    """One target a sequence, and not one for every step."""
+    time, batch = extent(outputs)
+    if not isinstance(target, Tensor):
+        fix = "torch.as_tensor(targets); one target for each step is seq2seq_loss."
+        raise Refusal(f"targets = {in_words(target)}", f"targets ({batch}, *Y)", fix, TypeError)
+    shapes = [part.shape for part in (outputs.values() if isinstance(outputs, dict) else [outputs])]
+    every_step = target.shape[:2] == (time, batch) and not target.is_floating_point()
+    if target.shape in shapes or every_step:
+        came = f"outputs {in_words(outputs)} and targets {in_words(target)}"
+        fix = "for a target at every step use seq2seq_loss; for the last one pass targets[-1]."
+        raise Refusal(came, f"one target a sequence, ({batch}, *Y)", fix)
+
+
+def _check_batch_first(targets: Any, batch: int, came: str) -> None:
+    """Every tensor among the targets has one entry for each sequence."""
+
+    def check(leaf: Tensor) -> Tensor:
+        if leaf.shape[:1] != (batch,):
+            fix = "for a target at every step use seq2seq_loss; for the last one pass targets[-1]."
+            wanted = f"one target a sequence, ({batch}, *Y)"
+            raise Refusal(f"{came} and targets {in_words(leaf)}", wanted, fix)
+        return leaf
+
+    if isinstance(targets, Tensor | tuple | dict):
+        map_leaves(check, targets)
+
+
+def _read_last(outputs: Tensor, lengths: Tensor) -> Tensor:
+    if bool((lengths == len(outputs)).all()):
+        return outputs[-1]
+    rows = torch.arange(len(lengths), device="cpu").to(outputs.device)
+    return outputs[(lengths - 1).to(outputs.device), rows]
+
+
+def _read_mean(outputs: Tensor, lengths: Tensor) -> Tensor:
+    total = torch.where(_valid_like(outputs, lengths), outputs, 0).sum(0)  # (B, *O)
+    return total / lengths.to(outputs).view(-1, *[1] * (total.ndim - 1))
+
+
+def _read_max(outputs: Tensor, lengths: Tensor) -> Tensor:
+    return outputs.masked_fill(~_valid_like(outputs, lengths), -math.inf).amax(0)
+
+
+def _valid_like(outputs: Tensor, lengths: Tensor) -> Tensor:
+    valid = valid_steps(lengths, len(outputs)).to(outputs.device)
+    return valid.view(*valid.shape, *[1] * (outputs.ndim - 2))
+
+
+_READERS = {"last": _read_last, "mean": _read_mean, "max": _read_max}

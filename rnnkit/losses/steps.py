@@ -1,0 +1,341 @@
+"""A loss of every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..core.errors import Refusal, asked, at_least, in_words, one_of
+from ..core.layout import as_sequences, between, extent, valid_steps
+from ..core.state import map_leaves
+from .base import Scored, SequenceLoss, check_weights, part_of
+from .function import Each, Head, LossFunction
+from .total import Total, in_a_row, nothing, precise, stacked
+
+
+@asked("seq2seq_loss")
+def seq2seq_loss(
+    loss_fn: LossFunction | Mapping[Any, LossFunction],
+    average: Literal["step", "sequence"] = "step",
+    warmup: int = 0,
+    *,
+    weights: Mapping[Any, float] | None = None,
+) -> StepLoss:
+    r"""The loss of every valid step of every sequence, averaged; padding never counts.
+
+    $$
+    \text{step: } \frac{\sum_b \sum_{t < n_b} \ell(y_{tb}, \hat y_{tb})}{\sum_b n_b}
+    \qquad
+    \text{sequence: } \frac{1}{B} \sum_b \frac{1}{n_b} \sum_{t < n_b} \ell(y_{tb}, \hat y_{tb})
+    $$
+
+    It is a sum and a weight, `loss.total(outputs, targets, lengths)`. Pieces of a batch (windows,
+    single steps, the batches of an epoch) are put together by adding sums and adding weights: what
+    comes out is the loss of the whole.
+
+    What `loss_fn` may be, and what its sum and weight are:
+
+    - A loss of PyTorch with `reduction`, as a module, a function or a `functools.partial` of one:
+      it is taken unreduced, and the weight is what its mean divides by (elements, without
+      `ignore_index`, class weights counted).
+    - A function to one loss a step, `(N,)` or `(N, *F)`: their sum, features averaged, and `N`.
+    - A function to a scalar, which must be a mean over the steps it is given: `N` times it, and
+      `N`.
+    - A function to a pair of scalars: that pair. For masks, missing targets, anything else.
+    - A dict of these, with `weights`: by head, each with the outputs and targets of its name; the
+      heads' means are added up.
+
+    Args:
+        loss_fn: one of these; called on all valid steps at once, outputs `(N, *O)`, targets `(N,
+            *Y)`.
+        average: over steps, each counting alike, or over sequences, each counting alike.
+        warmup: steps at the beginning of each sequence that are read and not scored.
+        weights: what each head of a dict of losses is multiplied by; 1 where it is not named.
+
+    Returns:
+        `loss(outputs (T, B, *O), targets (T, B, *Y), lengths=None, weights=None)`, a scalar tensor,
+            0 where nothing is scored. `weights (T, B)` multiply each step's loss and its weight.
+            Raises `ValueError` where `T`, `B` or lengths do not fit or shapes would broadcast,
+            `TypeError` where lengths are not int64 on the CPU. Also `.total(...)`, and `.on(model,
+            inputs, targets, lengths=None)`, the same of a model's outputs.
+
+    Raises:
+        ValueError: if the average is neither, or the loss is reduced by a sum.
+        TypeError: if `loss_fn` cannot be called.
+
+    From [FluxTraining.jl issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144).
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from rnnkit import seq2seq_loss
+    >>> loss = seq2seq_loss(nn.MSELoss())
+    >>> outputs, targets = torch.zeros(3, 2, 1), torch.ones(3, 2, 1)
+    >>> targets[1:, 1] = 100.0  # padding of the second sequence
+    >>> loss(outputs, targets, torch.tensor([3, 1])).item()
+    1.0
+    """
+    if average == "last":
+        raise Refusal("average='last'", '"step" or "sequence"', "that is seq2one_loss.")
+    one_of("average", average, ("step", "sequence"), "choose what is averaged.")
+    at_least("warmup", warmup, 0, "0 scores every step.")
+    return StepLoss(loss_fn, average, warmup, weights)
+
+
+class StepLoss(SequenceLoss):
+    """A loss of every step."""
+
+    name = "seq2seq_loss"
+
+    def __init__(
+        self,
+        loss_fn: LossFunction | Mapping[Any, LossFunction],
+        average: str = "step",
+        warmup: int = 0,
+        weights: Mapping[Any, float] | None = None,
+    ) -> None:
+        super().__init__(loss_fn, weights)
+        self.average = average
+        self.warmup = warmup
+
+    def over(
+        self,
+        targets: Any,
+        time: int,
+        batch: int,
+        lengths: Tensor | None = None,
+        weights: Tensor | None = None,
+        *,
+        read: Tensor | None = None,
+        came: str = "outputs",
+    ) -> Scored:
+        targets = as_sequences(targets, "targets")
+        if extent(targets) != (time, batch):
+            raise Refusal(
+                f"{came} and targets {in_words(targets)}",
+                "the same T and B for both",
+                "one target for each step and row; one target for a whole sequence is "
+                "seq2one_loss.",
+            )
+        mask = torch.ones(time, batch, dtype=torch.bool, device="cpu")
+        if lengths is not None:
+            mask = valid_steps(lengths, time)
+        if self.warmup:
+            steps = torch.arange(time, device="cpu").unsqueeze(1)
+            before = torch.zeros(batch, dtype=torch.int64, device="cpu") if read is None else read
+            mask = mask & (steps + before >= self.warmup)
+        if weights is not None:
+            weights = check_weights(weights, (time, batch))
+            mask = mask & (weights != 0)
+        return ScoredSteps(self, targets, mask, weights)
+
+
+class ScoredSteps(Scored):
+    """A target for each step.
+
+    All steps that count are laid side by side, `(N, *F)`, and each loss function is called on them
+    once: what it tells of each is a table, of which every total is a sum over some rows."""
+
+    def __init__(
+        self,
+        loss: StepLoss,
+        targets: Any,
+        mask: Tensor,
+        weights: Tensor | None,
+        row_weights: list[Tensor] | None = None,
+    ) -> None:
+        self.loss = loss
+        self.targets = targets
+        self.mask = mask  # (T, B), on the CPU: which steps count
+        self.weights = weights  # (T, B), on the CPU: the steps' own weights
+        self.index: Tensor | None = None  # (N,): the places of these steps in T * B; all where None
+        if not bool(mask.all()):
+            self.index = mask.flatten().nonzero().squeeze(1)
+
+        # Under average="sequence" a step counts by its share in the whole of its row, which a part
+        # must know.
+        self.cut = row_weights is not None
+        self.row_weights = row_weights  # by head, (B,)
+        if row_weights is None and loss.average == "sequence":
+            self.row_weights = [self._weight_by_row(head) for head in loss.heads]
+
+    @property
+    def count(self) -> int:
+        if self.loss.average == "sequence":
+            return int(self.mask.any(0).sum())
+        return self.mask.numel() if self.index is None else len(self.index)
+
+    def total(self, outputs: Any) -> Total:
+        flat, targets = self.valid(outputs)
+        totals: list[Total] = []
+        for i, head in enumerate(self.loss.heads):
+            own_outputs = part_of(flat, head.key, "outputs")
+            own_targets = part_of(targets, head.key, "targets")
+            totals.append(self._total_of(i, own_outputs, own_targets))
+        return stacked(totals, self.loss.scales)
+
+    def between(self, start: int, stop: int) -> Scored:
+        weights = None if self.weights is None else self.weights[start:stop]
+        targets = between(self.targets, start, stop)
+        return self._part(targets, self.mask[start:stop], weights)
+
+    def only(self, mask: Tensor) -> Scored:
+        return self._part(self.targets, self.mask & mask, self.weights)
+
+    def _part(self, targets: Any, mask: Tensor, weights: Tensor | None) -> ScoredSteps:
+        return ScoredSteps(self.loss, targets, mask, weights, self.row_weights)
+
+    def parts(self, outputs: Any, masks: Sequence[Tensor]) -> list[Total]:
+        flat, targets = self.valid(outputs)
+        by_head: list[list[Total]] = []
+        for i, head in enumerate(self.loss.heads):
+            own_targets = part_of(targets, head.key, "targets")
+            table = self._table(i, part_of(flat, head.key, "outputs"), own_targets)
+            if table is None:  # called anew for each part
+                by_head.append([self.only(mask).total(outputs).head(i) for mask in masks])
+            else:
+                by_head.append([table.total(self._of_valid(mask.flatten())) for mask in masks])
+        return [stacked(totals, self.loss.scales) for totals in zip(*by_head, strict=True)]
+
+    def by_step(self, outputs: Any) -> Total:
+        time = len(self.mask)
+        flat, targets = self.valid(outputs)
+        totals: list[Total] = []
+        for i, head in enumerate(self.loss.heads):
+            own_targets = part_of(targets, head.key, "targets")
+            table = self._table(i, part_of(flat, head.key, "outputs"), own_targets)
+            if table is None:
+                alone: list[Total] = []
+                for t in range(time):
+                    step = self.between(t, t + 1)
+                    alone.append(step.total(between(outputs, t, t + 1)).head(i))
+                totals.append(in_a_row(alone))
+            else:
+                totals.append(self._by_step(table))
+        return stacked(totals, self.loss.scales)
+
+    def _by_step(self, table: Each) -> Total:
+        time, batch = self.mask.shape
+        step = self._of_valid(torch.arange(time * batch, device="cpu")) // batch  # (N,)
+        step = step.to(table.losses.device)
+        sums = table.losses.new_zeros(time).index_add(0, step, table.losses)
+        weights = torch.as_tensor(table.weights).to(sums).expand_as(table.losses)
+        return Total(sums, sums.new_zeros(time).index_add(0, step, weights))
+
+    def step_weights(self) -> Tensor:
+        weights = self.mask.double()
+        return weights if self.weights is None else weights * self.weights
+
+    def valid(self, outputs: Any) -> tuple[Any, Any]:
+        self._check(outputs)
+        if isinstance(outputs, Tensor) and isinstance(self.targets, Tensor):
+            return self._flat(outputs), self._flat(self.targets)
+        return map_leaves(self._flat, outputs), map_leaves(self._flat, self.targets)
+
+    def _flat(self, leaf: Tensor) -> Tensor:
+        return self._of_valid(leaf.flatten(0, 1))  # (T * B, *F) to (N, *F)
+
+    def _of_valid(self, flat: Tensor) -> Tensor:
+        return flat if self.index is None else flat.index_select(0, self.index.to(flat.device))
+
+    def _check(self, outputs: Any) -> None:
+        keys = [head.key for head in self.loss.heads]
+        if isinstance(outputs, dict) and self.loss.scales is None:
+            came = f"outputs = {in_words(outputs)} and one loss"
+            raise Refusal(came, "one sequence of outputs", "seq2seq_loss({name: loss, ...}).")
+        for key, head in zip(keys, self.loss.heads, strict=True):
+            own = part_of(outputs, key, "outputs")
+            target = part_of(self.targets, key, "targets")
+            if own.shape[:2] != target.shape[:2]:
+                came = f"outputs {in_words(own)} and targets {in_words(target)}"
+                raise Refusal(
+                    came, "the same T and B for both", "one target for each step and row."
+                )
+            head.check_shapes(own, target)
+
+    def _total_of(self, i: int, outputs: Tensor, targets: Tensor) -> Total:
+        """One head's total; outputs `(N, *O)`, targets `(N, *Y)`."""
+        head = self.loss.heads[i]
+        if not len(outputs):
+            return nothing(outputs)
+        if self.weights is None and self.row_weights is None:
+            total = head.whole(outputs, targets)
+            if total is not None:
+                return total
+            given = head(outputs, targets)
+            return given if isinstance(given, Total) else given.total()
+        table = self._table(i, outputs, targets)
+        return self._row_by_row(i, outputs, targets) if table is None else table.total()
+
+    def _table(self, i: int, outputs: Tensor, targets: Tensor) -> Each | None:
+        """What each of the `N` steps adds to the sum and to the weight; nothing where a head does
+        not tell."""
+        if not len(outputs):
+            return Each(precise(outputs.flatten()[:0]), 0.0)
+        given = self.loss.heads[i](outputs, targets)
+        if isinstance(given, Total):
+            self._refuse_weights()
+            return None
+        if self.row_weights is not None and isinstance(given.weights, float):
+            given = Each(
+                given.losses / given.weights, 1.0
+            )  # a row counts steps, not their features
+        if self.weights is not None:
+            given = given.times(self._of_valid(self.weights.flatten()))
+        if self.row_weights is not None:
+            given = given.times(self._shares(self.row_weights[i]))
+        return given
+
+    def _shares(self, whole: Tensor) -> Tensor:
+        """One by the weight of a step's whole row, `(N,)`; rows without weight do not count."""
+        share = torch.where(whole > 0, 1 / whole, 0)  # (B,)
+        return self._of_valid(share.expand(self.mask.shape).flatten())
+
+    def _weight_by_row(self, head: Head) -> Tensor:
+        """The weight of each row's steps, `(B,)`, in float64 on the CPU."""
+        weights = self.step_weights()
+        own = head.weights(part_of(self.targets, head.key, "targets").flatten(0, 1))
+        if own is not None:
+            weights = weights * own.view(self.mask.shape).to("cpu", torch.float64)
+        return weights.sum(0)
+
+    def _row_by_row(self, i: int, outputs: Tensor, targets: Tensor) -> Total:
+        """Under `average="sequence"`: a function that gives one number for all, called for each
+        row."""
+        head = self.loss.heads[i]
+        time, batch = self.mask.shape
+        row = self._of_valid(torch.arange(time * batch, device="cpu")) % batch  # (N,)
+        total = nothing(outputs)
+        for b in row.unique().tolist():
+            here = (row == b).nonzero().squeeze(1).to(outputs.device)
+            given = head(outputs[here], targets[here])
+            if not isinstance(given, Total):
+                came = "a loss that gives now one number, now many"
+                raise Refusal(came, "one of the two", "reduce it always, or never.")
+            if head.scalar and self.row_weights is not None:
+                share = len(here) / float(self.row_weights[i][b])
+                total += Total(given.mean() * share, share)
+            else:
+                total += self._row_of_a_pair(given)
+        return total
+
+    def _row_of_a_pair(self, given: Total) -> Total:
+        if self.cut:
+            raise Refusal(
+                'a loss that gives (sum, weight), average="sequence", and a part of its sequences',
+                "whole sequences, for a part does not tell what the whole weighs",
+                'average="step", or a loss of each step, with the steps that count in '
+                "SequenceBatch.weights.",
+            )
+        counted = 0.0 if given.empty else 1.0
+        return Total(given.mean() * counted, counted)
+
+    def _refuse_weights(self) -> None:
+        if self.weights is not None:
+            raise Refusal(
+                "weights of steps and a loss that tells of no single step",
+                "a loss of each step",
+                'build it with reduction="none", or let the function return one loss a step.',
+            )

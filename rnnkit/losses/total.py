@@ -1,0 +1,115 @@
+"""A loss as two numbers, a sum and a weight: what is put together from pieces is the loss of the
+whole."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..core.errors import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A loss as a sum and a weight: `mean()` is what a user sees, `+` is how pieces are put
+    together.
+
+    With several heads (a dict of losses) both have a last dimension, the heads; the mean is then
+    the sum over the heads of `scales` times each one's own mean.
+
+    >>> import torch
+    >>> (Total(torch.tensor(6.0), 3) + Total(torch.tensor(2.0), 1)).mean().item()
+    2.0
+    """
+
+    sum: Tensor
+    weight: Tensor | float
+    scales: Tensor | None = None
+    quotient: Tensor | None = None  # the mean, where it came first: torch's own, to the bit
+
+    def __iter__(self) -> Iterator[Tensor | float]:
+        return iter((self.sum, self.weight))
+
+    def __add__(self, other: Total) -> Total:
+        return Total(self.sum + other.sum, self.weight + other.weight, self.scales)
+
+    def mean(self) -> Tensor:
+        """The sum by the weight; 0, not NaN, where nothing was weighed."""
+        if self.quotient is not None:
+            return self.quotient
+        if isinstance(self.weight, Tensor):
+            weight = self.weight.to(self.sum.dtype)
+            mean = self.sum / weight.masked_fill(weight == 0, 1)
+        else:
+            mean = self.sum / (self.weight or 1)
+        if self.scales is None:
+            return mean
+        return (mean * self.scales).sum(-1)
+
+    def detach(self) -> Total:
+        """The same numbers without a gradient."""
+        quotient = None if self.quotient is None else self.quotient.detach()
+        return replace(self, sum=self.sum.detach(), quotient=quotient)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was weighed: then there is no mean, and no gradient."""
+        if isinstance(self.weight, Tensor):
+            return not bool(self.weight.any())
+        return self.weight == 0
+
+    def head(self, i: int) -> Total:
+        """The part of one head."""
+        if self.scales is None:
+            return self
+        weight = torch.as_tensor(self.weight)
+        return Total(self.sum[..., i], weight[..., i])
+
+
+def stacked(totals: Sequence[Total], scales: tuple[float, ...] | None) -> Total:
+    """The totals of the heads as one: with a dict of losses a last dimension of heads."""
+    if scales is None:
+        return totals[0]
+    sums, weights = _side_by_side(totals, -1)
+    return Total(sums, weights, sums.new_tensor(scales))
+
+
+def in_a_row(totals: Sequence[Total]) -> Total:
+    """The totals of single steps as one, `(T,)`."""
+    sums, weights = _side_by_side(totals, 0)
+    return Total(sums, weights)
+
+
+def _side_by_side(totals: Sequence[Total], dim: int) -> tuple[Tensor, Tensor]:
+    sums = torch.stack([total.sum for total in totals], dim)
+    weights = torch.stack([torch.as_tensor(total.weight).to(sums) for total in totals], dim)
+    return sums, weights
+
+
+def precise(losses: Tensor) -> Tensor:
+    """In float32 at least: sums of bfloat16 stop growing at 256 steps."""
+    return losses.float() if losses.dtype.itemsize < 4 else losses
+
+
+def nothing(outputs: Tensor) -> Total:
+    """The total of no step, which still has a gradient, of zeros."""
+    return Total(precise(outputs.flatten()[:0].sum()), 0.0)
+
+
+def check_adds_up(whole: Total, parts: Sequence[Total]) -> None:
+    """Refuse a loss whose parts, put together, are not that of the whole: it is no mean of
+    steps."""
+    together = functools.reduce(Total.__add__, parts).detach().mean()
+    mean = whole.detach().mean()
+    if not torch.isclose(together, mean, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise Refusal(
+            f"a loss of {float(mean):.4g} whose parts put together are {float(together):.4g}",
+            "a mean over the steps it is given, or a pair (sum, weight), where a batch is scored in "
+            "parts (window, nfeedback, by_step)",
+            "return the pair; seq2seq_loss(..., warmup=n) leaves out first steps; or score whole "
+            "batches only.",
+        )
