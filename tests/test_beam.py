@@ -7,16 +7,20 @@ import pytest
 import torch
 from helpers import HIDDEN as H
 from helpers import VOCABULARY as V
-from helpers import Counting, assert_state, language_model, leaves, seeded
+from helpers import Counting, assert_state, few, language_model, leaves, seeded
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from rnnkit import (
     RecurrentSequential,
+    batchseq,
     beam_search,
     sample_best,
     sample_model,
 )
+from rnnkit.generation import beam
 
 pytestmark = pytest.mark.usefixtures("in_double_precision", "quick_and_plain_steps")
 
@@ -199,3 +203,219 @@ def test_a_beam_search_of_the_primer_alone_draws_the_next_token_only():
     sample = beam_search(model, 4, primer, width=3)
     assert torch.equal(sample.tokens, primer)
     assert torch.equal(sample.next[0], model(primer)[0][-1].argmax(1))
+
+
+# What is ranked: all that can follow, written out.
+
+
+def continuations(model, start, count, stop):
+    """Every sequence of at most `count` classes that ends with `stop` or has `count`."""
+    done, going = [], [()]
+    for _ in range(count):
+        grown = [(*s, v) for s in going for v in range(model.classes)]
+        done += [s for s in grown if s[-1] == stop]
+        going = [s for s in grown if s[-1] != stop]
+    return done + going
+
+
+def ranked(model, start, count, stop, penalty):
+    """All of them with their ranks, the best first."""
+    found = [
+        (score(model, start, s) / len(s) ** penalty, s)
+        for s in continuations(model, start, count, stop)
+    ]
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.6, 1.0, 2.0, -0.5])
+@pytest.mark.parametrize("stop", [None, 0])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_wide_enough_beam_finds_the_best_few_of_all_sequences(seed, stop, penalty):
+    model, best = Markov(3, seed), 5
+    starts = torch.arange(3)[None]
+    sample = beam_search(model, 5, starts, width=3**4, stop=stop, length_penalty=penalty, best=best)
+    for row in range(3):
+        wanted = ranked(model, row, 4, stop, penalty)[:best]
+        for place, (rank, sequence) in enumerate(wanted):
+            i = row * best + place
+            length = int(sample.lengths[i])
+            assert tuple(sample.tokens[1:length, i].tolist()) == sequence
+            assert sample.scores[row, place].item() == pytest.approx(rank)
+            drawn = sample.log_probs[: length - 1, i].sum().item()
+            assert drawn / len(sequence) ** penalty == pytest.approx(rank)
+
+
+def test_a_penalty_of_the_length_changes_what_is_found():
+    """Without this the test above would hold if the penalty were not read."""
+    found = set()
+    for penalty in (0.0, 1.0, 2.0):
+        sample = beam_search(
+            Markov(3, 1), 5, torch.arange(3)[None], 81, stop=0, length_penalty=penalty
+        )
+        found.add(tuple(sample.lengths.tolist()))
+    assert len(found) > 1
+
+
+@few
+@given(
+    seed=st.integers(0, 9999),
+    width=st.integers(1, 6),
+    penalty=st.sampled_from([0.0, 0.5, 1.0, 3.0, -1.0]),
+    best=st.integers(1, 6),
+    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+)
+def test_a_search_that_ends_early_finds_what_the_whole_search_finds(
+    seed, width, penalty, best, lengths
+):
+    model, best = Markov(4, seed), min(best, width)
+    primer = batchseq([torch.randint(4, (n,), generator=seeded(seed + n)) for n in lengths])
+    options = {"stop": 0, "length_penalty": penalty, "best": best}
+    early = beam_search(model, 12, primer, width, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beam._Search, "is_decided", lambda search, beams: False)
+        whole = beam_search(model, 12, primer, width, **options)
+    torch.testing.assert_close(early.scores, whole.scores)
+    time = len(early.tokens)
+    for i in range(len(lengths) * best):
+        if early.scores.flatten()[i].isfinite():
+            assert early.lengths[i] == whole.lengths[i]
+            assert torch.equal(early.tokens[:, i], whole.tokens[:time, i])
+            assert torch.equal(early.next[:, i], whole.next[:, i])
+
+
+def test_a_search_ends_when_nothing_can_win_any_more():
+    class Ending(nn.Module):
+        """Ends with probability 0.9 at every step."""
+
+        def forward(self, inputs, state=None):
+            outputs = torch.tensor([0.9, 0.1]).log().expand(*inputs.shape, 2)
+            return outputs, torch.ones(1, inputs.shape[1], 1)
+
+    model = Counting(Ending())
+    sample = beam_search(model, 1000, torch.tensor([[1, 1]]), width=3, stop=0)
+    assert sample.tokens.tolist() == [[1, 1], [0, 0]]
+    assert len(model.calls) == 2
+
+    # With a reward for length a longer one may still come first: only its end tells.
+    model = Counting(Ending())
+    beam_search(model, 50, torch.tensor([[1]]), width=3, stop=0, length_penalty=1.0)
+    assert len(model.calls) > 2
+
+
+def test_the_best_few_go_on_as_rows_of_a_batch():
+    model, primer = language_model(), torch.randint(V, (4, 3))
+    sample = beam_search(model, 9, primer, width=4, best=2)
+    assert sample.tokens.shape == (9, 6)
+    assert sample.scores.shape == (3, 2)
+    assert (sample.scores[:, 0] >= sample.scores[:, 1]).all()
+    assert torch.equal(sample.tokens[:4], primer.repeat_interleave(2, 1))
+    outputs, state = model(sample.tokens)
+    torch.testing.assert_close(sample.outputs, outputs.detach())
+    assert_state(sample.state, [leaf.detach() for leaf in leaves(state)])
+    then = sample_model(model, 3, sample.next, sample_best, sample.state)
+    assert then.tokens.shape == (3, 6)
+
+
+def test_the_first_of_the_best_few_is_the_best():
+    primer = torch.tensor([[2, 0, 1]])
+    one = beam_search(Markov(4, 1), 8, primer, width=5, stop=3)
+    few_of_them = beam_search(Markov(4, 1), 8, primer, width=5, stop=3, best=5)
+    time = len(one.tokens)
+    assert torch.equal(few_of_them.tokens[:time, ::5], one.tokens)
+    torch.testing.assert_close(few_of_them.scores[:, :1], one.scores)
+
+
+def test_a_candidate_that_does_not_exist_has_the_score_of_minus_infinity():
+    sample = beam_search(Markov(2, 0), 2, torch.tensor([[0]]), width=4, best=4)
+    assert sample.scores.isfinite().tolist() == [[True, True, False, False]]
+    sample = beam_search(Markov(2, 0), 1, torch.tensor([[0]]), width=4, best=3)
+    assert sample.scores.isfinite().tolist() == [[True, False, False]]
+
+
+@pytest.mark.parametrize("stop", [None, 0])
+@pytest.mark.parametrize("lengths", [[4, 1, 3], [1, 1, 5], [2, 2], [6]], ids=str)
+def test_primers_of_different_length_are_searched_from_their_own_ends(lengths, stop):
+    model = Markov(5, 3)
+    primers = [torch.randint(5, (n,)) for n in lengths]
+    options = {"stop": stop, "best": 2, "length_penalty": 0.5}
+    together = beam_search(model, 9, batchseq(primers), 4, **options)
+    for row, primer in enumerate(primers):
+        alone = beam_search(model, 9, primer[:, None], 4, **options)
+        time = len(alone.tokens)
+        for place in range(2):
+            i = 2 * row + place
+            assert torch.equal(together.tokens[:time, i], alone.tokens[:, place])
+            assert torch.equal(together.next[:, i], alone.next[:, place])
+        torch.testing.assert_close(together.scores[row], alone.scores[0])
+        assert torch.equal(together.lengths[2 * row : 2 * row + 2], alone.lengths)
+
+
+def test_a_token_of_the_primer_that_is_no_class_is_read():
+    """A vocabulary may have tokens that a model reads and never gives."""
+    model = RecurrentSequential(nn.Embedding(V + 1, 4), nn.GRU(4, H), nn.Linear(H, V))
+    primers = [torch.tensor([V]), torch.tensor([V, 1, V])]
+    together = beam_search(model, 8, batchseq(primers), 3)
+    for row, primer in enumerate(primers):
+        alone = beam_search(model, 8, primer[:, None], 3)
+        assert torch.equal(together.tokens[:, row], alone.tokens[:, 0])
+
+
+def test_lengths_can_be_given_beside_the_primer():
+    padded, lengths = batchseq([torch.randint(4, (n,)) for n in (4, 1)])
+    paired = beam_search(Markov(4, 0), 8, (padded, lengths), 3)
+    beside = beam_search(Markov(4, 0), 8, padded, 3, lengths=lengths)
+    assert torch.equal(paired.tokens, beside.tokens)
+
+
+# Numbers that are no numbers, and numbers with few digits.
+
+
+@pytest.mark.parametrize("width", [2, 3, 9])
+def test_a_candidate_of_probability_0_is_never_followed(width):
+    """Behind token 0, which cannot be, all logits are -inf: their log_softmax is NaN, which wins a topk."""
+
+    class Trap(nn.Module):
+        def forward(self, inputs, state=None):
+            rows = torch.tensor([[-math.inf] * 3, [-math.inf, 0.2, 0.1], [-math.inf, 0.3, 0.0]])
+            return rows[inputs], torch.ones(1, inputs.shape[1], 1)
+
+    sample = beam_search(Trap(), 6, torch.tensor([[1, 2]]), width, best=2)
+    assert sample.tokens.gt(0).all()
+    assert sample.scores.isfinite().all()
+    assert sample.log_probs.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_are_summed_in_single_precision(dtype):
+    """The same logits in float32 give the same sequences and scores."""
+
+    class Rounded(nn.Module):
+        def __init__(self, dtype):
+            super().__init__()
+            self.inner, self.dtype = Markov(20, 1), dtype
+            self.inner.table = self.inner.table.to(torch.bfloat16).to(torch.float16)
+
+        def forward(self, inputs, state=None):
+            outputs, state = self.inner(inputs, state)
+            return outputs.to(self.dtype), state
+
+    model = Rounded(torch.float32)
+    model.inner.table = model.inner.table.to(dtype)
+    single = beam_search(model, 30, torch.arange(20)[None], 4)
+    model.dtype = dtype
+    half = beam_search(model, 30, torch.arange(20)[None], 4)
+    assert half.scores.dtype == half.log_probs.dtype == torch.float32
+    assert torch.equal(half.tokens, single.tokens)
+    torch.testing.assert_close(half.scores, single.scores)
+
+
+def test_a_search_works_whatever_the_default_device_is():
+    model, primer = language_model(), batchseq([torch.randint(V, (n,)) for n in (3, 1)])
+    wanted = beam_search(model, 7, primer, 3, stop=0, best=2)
+    torch.set_default_device("meta")
+    try:
+        found = beam_search(model, 7, primer, 3, stop=0, best=2)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(found.tokens, wanted.tokens)
+    assert torch.equal(found.lengths, wanted.lengths)

@@ -17,12 +17,14 @@ from torch import nn
 
 from rnnkit import (
     Feedback,
+    PerStep,
     RecurrentSequential,
     identity,
     rollout,
     sample_best,
     sample_model,
 )
+from rnnkit.generation._fast import quicker_step
 
 pytestmark = pytest.mark.usefixtures("in_double_precision")
 
@@ -281,3 +283,73 @@ def test_single_precision_is_stepped_closely_too(rows):
     torch.testing.assert_close(
         sample.outputs, model(sample.tokens)[0].detach(), rtol=1e-5, atol=1e-5
     )
+
+
+# Where a quicker step is taken, and where it would not be the same.
+
+
+def is_quicker(model, rows=1):
+    with torch.no_grad():
+        return quicker_step(model, rows) is not model
+
+
+def test_a_model_of_pytorch_s_own_layers_has_a_quicker_step():
+    """Without this the tests of this file would hold where nothing is quicker."""
+    for model in (language_model(), nn.LSTM(2, 2), nn.GRU(2, 2), nn.RNN(2, 2)):
+        assert is_quicker(model)
+        assert is_quicker(model.float())
+    assert is_quicker(language_model(), rows=1000)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [3, 20])
+def test_with_few_digits_a_model_is_stepped_as_it_is(dtype, rows):
+    model, primer = language_model(layers=2).to(dtype), torch.randint(V, (4, rows))
+    assert not is_quicker(model, rows)
+    sample = sample_model(model, 12, primer, wander)
+    tokens, outputs, _, _ = generate_by_hand(model, 12, primer, wander)
+    assert torch.equal(sample.tokens, tokens)
+    assert torch.equal(sample.outputs, outputs)
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+def test_small_numbers_keep_their_digits(rows):
+    """The tangent near 0 is its argument: by way of the logistic function, near 1/2, it has no digit right."""
+    lstm = nn.LSTM(4, H, bias=False).float()
+    model = RecurrentSequential(
+        nn.Embedding(V, 4).float(), lstm, nn.Linear(H, H, bias=False).float()
+    )
+    with torch.no_grad():
+        lstm.weight_ih_l0.mul_(1e-7)
+    primer = torch.randint(V, (1, rows))
+
+    def fed(outputs):
+        return primer[0]
+
+    sample = sample_model(model, 12, primer, fed)
+    _, outputs, _, _ = generate_by_hand(model, 12, primer, fed)
+    assert outputs.abs().max() < 1e-6
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-4, atol=0)
+
+
+def test_batch_statistics_are_not_made_by_a_quicker_step():
+    model = RecurrentSequential(PerStep(nn.BatchNorm1d(2)), nn.GRU(2, H), nn.Linear(H, 2))
+    assert not is_quicker(model)
+    assert is_quicker(model.eval())
+
+
+def test_a_quicker_step_starts_from_zeros_like_the_model():
+    for model in (language_model(layers=2), language_model(nn.GRU)):
+        tokens = torch.randint(V, (1, 3))
+        with torch.no_grad():
+            outputs, state = quicker_step(model, 3)(tokens, None)
+            wanted, wanted_state = model(tokens)
+        torch.testing.assert_close(outputs, wanted)
+        assert_state(state, wanted_state)
+
+
+def test_a_token_beyond_the_table_is_an_error_as_in_the_embedding():
+    with pytest.raises(IndexError):
+        sample_model(
+            language_model(), 5, torch.tensor([[0]]), lambda outputs: outputs.argmax(1) + V
+        )

@@ -2,20 +2,24 @@
 
 import math
 
+import numpy
 import pytest
 import torch
 from helpers import HIDDEN as H
 from helpers import VOCABULARY as V
-from helpers import continuous_model, language_model, wander
+from helpers import continuous_model, language_model, refused, wander
 from torch import nn
 
 from rnnkit import (
     Feedback,
     RecurrentSequential,
     beam_search,
+    forecast,
+    identity,
     rollout,
     sample_best,
     sample_model,
+    with_covariates,
 )
 
 pytestmark = pytest.mark.usefixtures("in_double_precision")
@@ -277,3 +281,163 @@ def test_primer_lengths_that_do_not_fit_are_refused(lengths):
 def test_rollout_lengths_that_do_not_fit_are_refused(lengths):
     with pytest.raises(ValueError, match=r"(?s)rollout.*lengths"):
         rollout(continuous_model(), torch.zeros(4, 3, 2), lengths=torch.tensor(lengths))
+
+
+# Samplers, stops and futures that do not fit.
+
+
+@pytest.mark.parametrize("drawn", [None, 3, [0, 1, 2], (torch.zeros(3),)], ids=str)
+@pytest.mark.parametrize("kind", ["rollout", "sample_model", "forecast"])
+def test_a_sampler_that_gives_no_tensor_is_refused(kind, drawn):
+    model, inputs = continuous_model(), torch.zeros(4, 3, 2)
+    run = {
+        "rollout": lambda: rollout(model, inputs, Feedback.last(1), lambda outputs: drawn),
+        "sample_model": lambda: sample_model(model, 9, inputs, lambda outputs: drawn),
+        "forecast": lambda: forecast(model, 9, inputs, lambda outputs: drawn),
+    }[kind]
+    message = refused(run, "from the sampler, for outputs (3, 2)", TypeError)
+    assert message.startswith(f"{kind}: ")
+
+
+def test_a_sampler_of_other_names_than_the_inputs_is_refused():
+    def model(inputs, state=None):
+        return inputs["a"], torch.zeros(1, 3, 1)
+
+    inputs = {"a": torch.zeros(4, 3, 2), "b": torch.zeros(4, 3, 1)}
+    call = lambda drawn: lambda: sample_model(model, 9, inputs, lambda outputs: drawn)  # noqa: E731
+    refused(call({"a": torch.zeros(3, 2)}), "a dict of 'a' from the sampler")
+    refused(call(torch.zeros(3, 2)), "a dict of 'a', 'b'", TypeError)
+    refused(call({"a": torch.zeros(3, 2), "b": torch.zeros(3)}), "next input['b'], (3, 1)")
+
+
+@pytest.mark.parametrize("stop", [True, 1.5, "end", [3], torch.tensor(3)], ids=str)
+def test_a_stop_that_is_no_token_and_no_function_is_refused(stop):
+    primer = torch.zeros(1, 3, dtype=torch.long)
+    refused(lambda: sample_model(language_model(), 9, primer, stop=stop), "stop = ", TypeError)
+    refused(lambda: beam_search(language_model(), 9, primer, 2, stop=stop), "stop = ", TypeError)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [0, True, [False] * 3, None, torch.zeros(3), torch.zeros(3, dtype=torch.long)],
+    ids=str,
+)
+def test_a_stop_that_does_not_answer_with_a_bool_tensor_is_refused(answer):
+    primer = torch.zeros(1, 3, dtype=torch.long)
+    call = lambda: sample_model(language_model(), 9, primer, sample_best, stop=lambda t: answer)  # noqa: E731
+    refused(call, "from stop for tokens (3,); wanted a bool tensor (B,)", TypeError)
+
+
+def test_a_token_stops_no_dict():
+    def model(inputs, state=None):
+        return inputs, torch.zeros(1, 3, 1)
+
+    call = lambda: sample_model(model, 9, {"a": torch.zeros(1, 3, 2)}, stop=3)  # noqa: E731
+    refused(call, "from stop for tokens a dict of 'a'", TypeError)
+
+
+def test_whole_numbers_of_numpy_stop_rows():
+    primer = torch.zeros(1, 3, dtype=torch.long)
+    for stop in (numpy.int64(2), numpy.int32(2)):
+        found = sample_model(language_model(), 9, primer, sample_best, stop=stop)
+        wanted = sample_model(language_model(), 9, primer, sample_best, stop=2)
+        assert found.tokens.shape[1] == wanted.tokens.shape[1]
+
+
+@pytest.mark.parametrize("kind", ["sample_model", "forecast"])
+def test_a_sampler_that_wants_the_data_is_refused_where_there_is_no_future(kind):
+    model, primer = RecurrentSequential(nn.GRU(3, H), nn.Linear(H, 1)), torch.zeros(4, 2, 3)
+    sampler = with_covariates(identity, 1)
+    run = {"sample_model": sample_model, "forecast": forecast}[kind]
+    message = refused(lambda: run(model, 9, primer, sampler), "and no future")
+    assert message.startswith(f"{kind}: ")
+    assert "pass future=" in message
+
+
+@pytest.mark.parametrize(
+    ("future", "words"),
+    [
+        (torch.zeros(4, 2, 3), "a future of 4 steps; wanted at least 5"),
+        (torch.zeros(5, 2, 2), "future (5, 2, 2) after a primer (4, 2, 3)"),
+        (torch.zeros(5, 1, 3), "future (5, 1, 3) after a primer (4, 2, 3)"),
+        (torch.zeros(5, 2, 3, dtype=torch.long), "future (5, 2, 3) after a primer"),
+        ({"a": torch.zeros(5, 2, 3)}, "a dict of 'a' after a primer"),
+        (torch.zeros(0, 2, 3), "empty future"),
+    ],
+)
+def test_a_future_that_does_not_fit_is_refused(future, words):
+    model, primer = RecurrentSequential(nn.GRU(3, H), nn.Linear(H, 1)), torch.zeros(4, 2, 3)
+    sampler = with_covariates(identity, 1)
+    refused(lambda: sample_model(model, 9, primer, sampler, future=future), words)
+    refused(lambda: forecast(model, 5, primer, sampler, future=future), words)
+
+
+def test_the_future_of_the_shortest_row_must_be_there():
+    model, primer = RecurrentSequential(nn.GRU(3, H), nn.Linear(H, 1)), torch.zeros(4, 2, 3)
+    call = lambda: sample_model(  # noqa: E731
+        model,
+        9,
+        (primer, torch.tensor([4, 1])),
+        with_covariates(identity, 1),
+        future=torch.zeros(5, 2, 3),
+    )
+    refused(call, "a future of 5 steps; wanted at least 8")
+
+
+@pytest.mark.parametrize(
+    ("horizon", "paths", "words", "kind"),
+    [
+        (0, 1, "horizon = 0; wanted horizon >= 1", ValueError),
+        (5, 0, "paths = 0; wanted paths >= 1", ValueError),
+        (2.0, 1, "horizon = 2.0", TypeError),
+        (5, True, "paths = True", TypeError),
+    ],
+)
+def test_a_forecast_of_nothing_is_refused(horizon, paths, words, kind):
+    call = lambda: forecast(continuous_model(), horizon, torch.zeros(4, 3, 2), paths=paths)  # noqa: E731
+    refused(call, words, kind)
+
+
+def test_a_bidirectional_model_forecasts_nothing():
+    model = nn.GRU(2, 1, bidirectional=True)
+    refused(lambda: forecast(model, 5, torch.zeros(4, 3, 2)), "a bidirectional model")
+
+
+@pytest.mark.parametrize("length", [2.0, "9", None], ids=str)
+def test_a_length_that_is_no_whole_number_is_refused(length):
+    primer = torch.zeros(4, 3, 2)
+    refused(lambda: sample_model(continuous_model(), length, primer), "length = ", TypeError)
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "kind"),
+    [
+        ({"best": 0}, "best = 0", ValueError),
+        ({"best": 3}, "best = 3 of width = 2", ValueError),
+        ({"length_penalty": math.nan}, "length_penalty = nan", ValueError),
+        ({"length_penalty": math.inf}, "length_penalty = inf", ValueError),
+        ({"stop": lambda tokens: tokens == 0}, "a token, a whole number", TypeError),
+        ({"lengths": torch.tensor([4, 5, 1])}, "lengths from 1 to 5", ValueError),
+    ],
+    ids=str,
+)
+def test_options_of_a_beam_search_that_do_not_fit_are_refused(options, words, kind):
+    primer = torch.zeros(4, 3, dtype=torch.long)
+    call = lambda: beam_search(language_model(), 9, primer, 2, **options)  # noqa: E731
+    assert refused(call, words, kind).startswith("beam_search: ")
+
+
+def test_a_beam_search_over_a_dict_is_refused():
+    primer = {"a": torch.zeros(4, 3, dtype=torch.long)}
+    call = lambda: beam_search(lambda x, s: (x["a"], None), 9, primer, 2)  # noqa: E731
+    refused(call, "a primer a dict of 'a'; wanted tokens", TypeError)
+
+
+@pytest.mark.parametrize("n", [1.5, "2", None], ids=str)
+def test_feedback_counts_whole_steps(n):
+    refused(lambda: Feedback.last(n), "n = ", TypeError)
+    refused(lambda: Feedback.every(n), "k = ", TypeError)
+
+
+def test_a_mask_for_lengths_that_do_not_fit_is_refused():
+    refused(lambda: Feedback.always().mask(4, 2, torch.tensor([5, 1])), "lengths from 1 to 5")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import HIDDEN as H
 from helpers import VOCABULARY as V
 from helpers import (
     Counting,
@@ -21,13 +22,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rnnkit import (
+    BPTTTrainingPhase,
+    BPTTValidationPhase,
     Feedback,
+    PerStep,
     RecurrentSequential,
     Unroll,
     batchseq,
+    identity,
     rollout,
     select_rows,
+    seq2seq_loss,
+    with_covariates,
 )
+from rnnkit.generation.rollouts import Rollout
 
 pytestmark = pytest.mark.usefixtures("in_double_precision", "quick_and_plain_steps")
 
@@ -257,3 +265,199 @@ def test_scheduled_sampling_mixes_rows_of_tokens():
     assert mask.any(1).ne(mask.all(1)).any(), "some step mixes fed and driven rows"
     outputs, _ = rollout(model, inputs, Feedback.probability(0.5, generator=seeded(2)), wander)
     torch.testing.assert_close(outputs, by_hand(model, inputs, mask, wander)[0])
+
+
+# Samplers that see what the data has at the step: covariates.
+
+
+def covariates_by_hand(model, inputs, mask, state=None):
+    """The referee: one call a step; where the mask says so the first feature is the model's own output."""
+    outputs = []
+    for t, x in enumerate(inputs):
+        if t and mask[t].any():
+            own = torch.cat([outputs[-1], x[:, 1:]], 1)
+            x = torch.where(mask[t].unsqueeze(1), own, x)
+        step, state = model(x[None], state)
+        outputs.append(step[0])
+    return torch.stack(outputs), state
+
+
+def covariate_model():
+    return RecurrentSequential(nn.LSTM(3, H), nn.Linear(H, 1))
+
+
+@every_named_policy
+def test_with_covariates_a_rollout_is_the_hand_written_loop(policy):
+    model, inputs = covariate_model(), torch.randn(9, 3, 3, requires_grad=True)
+    outputs, state = rollout(model, inputs, policy(), with_covariates(identity, 1))
+    wanted, wanted_state = covariates_by_hand(model, inputs, policy().mask(9, 3))
+    torch.testing.assert_close(outputs, wanted)
+    assert_state(state, wanted_state)
+    leaves = [inputs, *model.parameters()]
+    got = torch.autograd.grad(outputs.square().sum(), leaves)
+    for a, b in zip(got, torch.autograd.grad(wanted.square().sum(), leaves), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@every_named_policy
+def test_with_covariates_a_stretch_is_still_one_call(policy):
+    model = Counting(covariate_model())
+    rollout(model, torch.randn(9, 3, 3), policy(), with_covariates(identity, 1))
+    assert len(model.calls) == 1 + int(policy().mask(9, 3).any(1).sum())
+    assert sum(model.calls) == 9
+
+
+@few
+@given(**RAGGED, wrap=either_way)
+def test_with_covariates_and_lengths_a_rollout_is_each_row_alone(lengths, n, wrap):
+    model, sampler = covariate_model(), with_covariates(identity, 1)
+    rows = [torch.randn(length, 3) for length in lengths]
+    padded, lengths = batchseq(rows, pad=9.0)
+    outputs, state = rollout(wrap(model), padded, Feedback.last(n), sampler, lengths=lengths)
+    for i, row in enumerate(rows):
+        mask = Feedback.last(n).mask(len(row), 1)
+        alone, alone_state = covariates_by_hand(model, row[:, None], mask)
+        torch.testing.assert_close(outputs[: len(row), i], alone[:, 0])
+        assert_state(select_rows(state, torch.tensor([i])), alone_state)
+
+
+def test_the_fed_features_of_the_data_are_not_read():
+    model, inputs = covariate_model(), torch.randn(9, 3, 3)
+    spoiled = inputs.clone()
+    spoiled[5:, :, 0] = math.nan
+    sampler = with_covariates(identity, 1)
+    torch.testing.assert_close(
+        rollout(model, spoiled, Feedback.last(4), sampler)[0],
+        rollout(model, inputs, Feedback.last(4), sampler)[0],
+    )
+
+
+def test_a_sampler_is_given_what_the_data_has_at_the_step_that_it_feeds():
+    seen = []
+
+    def look(outputs, given):
+        seen.append(given)
+        return outputs
+
+    model, inputs = continuous_model(), torch.randn(9, 3, 2)
+    rollout(model, inputs, Feedback.last(4), look)
+    assert torch.equal(torch.stack(seen), inputs[5:])
+
+
+def test_the_closed_loop_of_validation_reads_covariates():
+    model, batch = covariate_model(), torch.randn(9, 3, 3)
+    loss = seq2seq_loss(nn.MSELoss())
+    phase = BPTTValidationPhase(nfeedback=4, sampler=with_covariates(identity, 1))
+    step = phase(model, loss, (batch, torch.randn(9, 3, 1)))
+    wanted, _ = covariates_by_hand(model, batch, Feedback.last(4).mask(9, 3))
+    torch.testing.assert_close(step.outputs, wanted.detach())
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_training_with_feedback_reads_covariates(window):
+    model, batch, targets = covariate_model(), torch.randn(9, 3, 3), torch.randn(9, 3, 1)
+    feedback = Feedback.probability(0.5, generator=seeded(1))
+    phase = BPTTTrainingPhase(
+        window=window, feedback=feedback, sampler=with_covariates(identity, 1)
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    step = phase(model, seq2seq_loss(nn.MSELoss()), (batch, targets), optimizer)
+    mask = Feedback.probability(0.5, generator=seeded(1)).mask(9, 3)
+    wanted, _ = covariates_by_hand(model, batch, mask)
+    torch.testing.assert_close(step.outputs, wanted.detach())
+
+
+# Dicts of inputs and outputs.
+
+
+class TwoHeads(nn.Module):
+    """Tokens and numbers in, logits and numbers out."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.rnn = nn.Embedding(V, 3), nn.GRU(5, H)
+        self.logits, self.level = nn.Linear(H, V), nn.Linear(H, 2)
+
+    def forward(self, inputs, state=None):
+        tokens = self.embedding(inputs["token"])
+        hidden, state = self.rnn(torch.cat([tokens, inputs["level"]], 2), state)
+        return {"logits": self.logits(hidden), "level": self.level(hidden)}, state
+
+
+def heads_by_hand(model, inputs, mask):
+    """The referee: one call a step, both inputs the model's own where the mask says so."""
+    logits, levels, state = [], [], None
+    for t in range(len(mask)):
+        token, level = inputs["token"][t], inputs["level"][t]
+        if t and mask[t].any():
+            token = torch.where(mask[t], wander(logits[-1]), token)
+            level = torch.where(mask[t].unsqueeze(1), levels[-1], level)
+        outputs, state = model({"token": token[None], "level": level[None]}, state)
+        logits.append(outputs["logits"][0])
+        levels.append(outputs["level"][0])
+    return torch.stack(logits), torch.stack(levels), state
+
+
+@every_named_policy
+def test_a_dict_of_inputs_and_outputs_is_rolled_out_like_the_loop_by_hand(policy):
+    model = TwoHeads()
+    inputs = {"level": torch.randn(9, 3, 2), "token": torch.randint(V, (9, 3))}
+    outputs, state = rollout(
+        model,
+        inputs,
+        policy(),
+        lambda outputs: {"token": wander(outputs["logits"]), "level": outputs["level"]},
+    )
+    logits, levels, wanted_state = heads_by_hand(model, inputs, policy().mask(9, 3))
+    torch.testing.assert_close(outputs, {"logits": logits, "level": levels})
+    assert_state(state, wanted_state)
+
+
+def test_a_dict_with_lengths_is_each_row_alone():
+    model, lengths = TwoHeads(), [9, 5, 3]
+    inputs = {"level": torch.randn(9, 3, 2), "token": torch.randint(V, (9, 3))}
+    sampler = with_covariates(lambda outputs: wander(outputs["logits"]), "token")
+    outputs, state = rollout(
+        model, inputs, Feedback.last(2), sampler, lengths=torch.tensor(lengths)
+    )
+    for i, n in enumerate(lengths):
+        row = {name: part[:n, i : i + 1] for name, part in inputs.items()}
+        alone, alone_state = rollout(model, row, Feedback.last(2), sampler)
+        for name in alone:
+            torch.testing.assert_close(outputs[name][:n, i], alone[name][:, 0])
+        assert_state(select_rows(state, torch.tensor([i])), alone_state)
+
+
+# What must not matter.
+
+
+def test_a_rollout_works_whatever_the_default_device_is():
+    model, inputs, lengths = continuous_model(), torch.randn(9, 3, 2), torch.tensor([9, 4, 5])
+
+    def run():
+        feedback = Feedback.probability(0.5, generator=seeded(1))
+        fed, _ = rollout(model, inputs, feedback, lengths=lengths)
+        return fed, rollout(model, inputs, Feedback.last(2), lengths=lengths)[0]
+
+    wanted = run()
+    torch.set_default_device("meta")
+    try:
+        found = run()
+    finally:
+        torch.set_default_device(None)
+    assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.parametrize("carry", [True, False])
+@pytest.mark.parametrize("every", [1, 4])
+def test_batch_statistics_of_a_rollout_count_no_row_that_has_ended(every, carry):
+    """A batch norm in training reads all rows of a call: only those that have the step may be there."""
+    model = RecurrentSequential(PerStep(nn.BatchNorm1d(2)), nn.GRU(2, H), nn.Linear(H, 2))
+    inputs, lengths = torch.randn(9, 3, 2), torch.tensor([9, 9, 3])
+    spoiled = inputs.clone()
+    spoiled[3:, 2] = 1e6
+    mask = Feedback.every(every).mask(9, 3, lengths)
+    rolled = Rollout(model, identity, carry=carry)
+    outputs, _ = rolled.over(inputs, mask, None, lengths)
+    again, _ = rolled.over(spoiled, mask, None, lengths)
+    torch.testing.assert_close(outputs[:, :2], again[:, :2])

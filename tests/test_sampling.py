@@ -1,5 +1,7 @@
 """The future after a primer: sample_model and forecast, against a loop written out by hand."""
 
+import math
+
 import pytest
 import torch
 from helpers import HIDDEN as H
@@ -14,8 +16,11 @@ from rnnkit import (
     Sample,
     SoftmaxSampler,
     batchseq,
+    forecast,
+    identity,
     sample_best,
     sample_model,
+    with_covariates,
 )
 
 pytestmark = pytest.mark.usefixtures("in_double_precision", "quick_and_plain_steps")
@@ -345,3 +350,402 @@ def test_the_backend_switches_are_as_before():
     sample_model(language_model(), 10, torch.randint(V, (2, 3)), wander)
     assert torch.backends.mkldnn.enabled == before[0]
     assert torch.is_grad_enabled() == before[1]
+
+
+# The future as the data has it: covariates.
+
+
+def covariate_model(fed=1, covariates=2):
+    """Features and covariates in, the next features out."""
+    return RecurrentSequential(nn.LSTM(fed + covariates, H), nn.Linear(H, fed))
+
+
+def with_future_by_hand(model, primer, future, sampler):
+    """The referee: one call a step, each input the sampler's features before the data's covariates."""
+    known, tokens, outputs, state = [*primer, *future], [], [], None
+    with torch.no_grad():
+        for t, x in enumerate(known):
+            if t >= len(primer):
+                drawn = sampler(outputs[-1])
+                x = torch.cat([drawn, x[:, drawn.shape[1] :]], 1)
+            out, state = model(x[None], state)
+            tokens.append(x)
+            outputs.append(out[0])
+    return torch.stack(tokens), torch.stack(outputs), state
+
+
+def test_the_future_is_read_where_the_sampler_keeps_it_and_nowhere_else():
+    model, data = covariate_model(), torch.randn(12, 3, 3)
+    data[5:, :, 0] = math.nan  # the fed feature is not known of the future
+    sample = sample_model(model, 12, data[:5], with_covariates(identity, 1), future=data[5:])
+    tokens, outputs, state = with_future_by_hand(model, data[:5], data[5:], identity)
+    torch.testing.assert_close(sample.tokens, tokens)
+    torch.testing.assert_close(sample.outputs, outputs)
+    assert_state(sample.state, state)
+    assert torch.equal(sample.tokens[5:, :, 1:], data[5:, :, 1:])
+
+
+@pytest.mark.parametrize("lengths", [[4, 1, 3], [1, 1, 5], [2, 2, 2], [6]], ids=str)
+def test_after_primers_of_different_length_the_future_begins_at_each_row_s_own_end(lengths):
+    model, length, sampler = covariate_model(), 9, with_covariates(identity, 1)
+    rows = [torch.randn(length, 3) for _ in lengths]
+    primer = batchseq([row[:n] for row, n in zip(rows, lengths, strict=True)], pad=99.0)
+    future, _ = batchseq([row[n:] for row, n in zip(rows, lengths, strict=True)], pad=99.0)
+    together = sample_model(model, length, primer, sampler, future=future)
+    for i, (row, n) in enumerate(zip(rows, lengths, strict=True)):
+        alone = sample_model(model, length, row[:n, None], sampler, future=row[n:, None])
+        torch.testing.assert_close(together.tokens[:, i], alone.tokens[:, 0])
+        torch.testing.assert_close(together.outputs[:, i], alone.outputs[:, 0])
+        assert torch.equal(alone.tokens[:, 0, 1:], row[:, 1:])
+
+
+def test_a_sampler_is_given_the_step_that_it_feeds():
+    seen = []
+
+    def look(outputs, given):
+        seen.append(given)
+        return outputs
+
+    model, primer, future = continuous_model(), torch.randn(4, 3, 2), torch.randn(6, 3, 2)
+    sample_model(model, 10, primer, look, future=future)
+    assert torch.equal(torch.stack(seen), future)
+
+
+def test_what_comes_next_is_drawn_where_the_future_has_a_step_for_it():
+    model, data = covariate_model(), torch.randn(9, 3, 3)
+    sampler = with_covariates(identity, 1)
+    short = sample_model(model, 8, data[:4], sampler, future=data[4:8])
+    more = sample_model(model, 8, data[:4], sampler, future=data[4:])
+    assert short.next is None
+    assert torch.equal(more.next[0], sampler(more.outputs[-1], data[8]))
+    assert torch.equal(short.tokens, more.tokens)
+    then = sample_model(model, 1, more.next, sampler, more.state)
+    assert torch.equal(then.tokens, more.next)
+
+
+def test_the_log_probs_of_a_forecast_are_those_of_what_was_fed():
+    def normal(outputs):
+        return torch.distributions.Normal(outputs[..., :1], F.softplus(outputs[..., 1:]))
+
+    model = RecurrentSequential(nn.GRU(3, H), nn.Linear(H, 2))
+    sampler, data = with_covariates(DistributionSampler(normal), 1), torch.randn(9, 3, 3)
+    sample = sample_model(model, 8, data[:4], sampler, future=data[4:8])
+    wanted = normal(sample.outputs[:-1]).log_prob(sample.tokens[1:, :, :1])[..., 0]
+    torch.testing.assert_close(sample.log_probs[:-1], wanted)
+    assert sample.log_probs[-1].eq(0).all(), "nothing follows"
+    more = sample_model(model, 8, data[:4], sampler, future=data[4:])
+    assert more.log_probs.ne(0).all()
+
+
+def test_a_sampler_that_may_see_the_data_is_not_given_padding():
+    def gentle(outputs, given=None):
+        return outputs if given is None else 0 * outputs
+
+    model = continuous_model()
+    primer = batchseq([torch.randn(n, 2) for n in (4, 1)])
+    found = sample_model(model, 8, primer, gentle)
+    assert torch.equal(found.tokens, sample_model(model, 8, primer).tokens)
+    future = torch.zeros(7, 2, 2)
+    held = sample_model(model, 8, primer, gentle, future=future)
+    assert held.tokens[4:].eq(0).all()
+
+
+def test_rows_stop_with_a_future_too():
+    def counting(inputs, state=None):
+        return inputs[..., :1] + 1, torch.zeros(1, inputs.shape[1], 1)
+
+    data = torch.tensor([[[0.0, 9], [2, 9]]] + [[[-1.0, t], [-1, t]] for t in range(9)])
+    sample = sample_model(
+        counting,
+        10,
+        data[:1],
+        with_covariates(identity, 1),
+        future=data[1:],
+        stop=lambda tokens: tokens[:, 0] >= 4,
+    )
+    assert sample.lengths.tolist() == [5, 3]
+    assert sample.tokens[:, 0].tolist() == [[0, 9], [1, 0], [2, 1], [3, 2], [4, 3]]
+    assert sample.tokens[:, 1].tolist() == [[2, 9], [3, 0], [4, 1], [4, 1], [4, 1]]
+
+
+# Dicts of inputs and outputs.
+
+
+class TwoHeads(nn.Module):
+    """Tokens and numbers in, logits and numbers out."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.rnn = nn.Embedding(V, 3), nn.LSTM(5, H)
+        self.logits, self.level = nn.Linear(H, V), nn.Linear(H, 2)
+
+    def forward(self, inputs, state=None):
+        hidden, state = self.rnn(
+            torch.cat([self.embedding(inputs["token"]), inputs["level"]], 2), state
+        )
+        return {"logits": self.logits(hidden), "level": self.level(hidden)}, state
+
+
+def both_heads(outputs):
+    return {"level": outputs["level"], "token": wander(outputs["logits"])}
+
+
+def two_inputs(time, batch):
+    return {"token": torch.randint(V, (time, batch)), "level": torch.randn(time, batch, 2)}
+
+
+def test_a_dict_of_inputs_and_outputs_is_sampled_like_the_loop_by_hand():
+    model, primer = TwoHeads(), two_inputs(4, 3)
+    sample = sample_model(model, 9, primer, both_heads)
+    inputs, state = {name: part[:1] for name, part in primer.items()}, None
+    with torch.no_grad():
+        for t in range(9):
+            outputs, state = model(inputs, state)
+            for name, part in outputs.items():
+                torch.testing.assert_close(sample.outputs[name][t], part[0])
+            for name, part in inputs.items():
+                torch.testing.assert_close(sample.tokens[name][t], part[0])
+            drawn = both_heads({name: part[0] for name, part in outputs.items()})
+            inputs = {
+                name: part[t + 1][None] if t < 3 else drawn[name][None]
+                for name, part in primer.items()
+            }
+    assert_state(sample.state, state)
+    assert torch.equal(sample.next["token"], inputs["token"])
+    assert sample.log_probs is None
+
+
+def test_a_dict_of_primers_of_different_length_is_each_row_alone():
+    model, whole, lengths = TwoHeads(), two_inputs(4, 2), [4, 2]
+    together = sample_model(model, 9, whole, both_heads, lengths=torch.tensor(lengths))
+    for i, n in enumerate(lengths):
+        primer = {name: part[:n, i : i + 1] for name, part in whole.items()}
+        alone = sample_model(model, 9, primer, both_heads)
+        for name in whole:
+            torch.testing.assert_close(together.tokens[name][:, i], alone.tokens[name][:, 0])
+
+
+def test_in_a_dict_the_covariates_are_the_inputs_that_are_not_fed():
+    model, data = TwoHeads(), two_inputs(9, 3)
+    sampler = with_covariates(lambda outputs: wander(outputs["logits"]), "token")
+    primer, future = ({n: p[a:b] for n, p in data.items()} for a, b in ((0, 4), (4, 9)))
+    sample = sample_model(model, 9, primer, sampler, future=future)
+    assert torch.equal(sample.tokens["level"], data["level"])
+    drawn = wander(sample.outputs["logits"].flatten(0, 1)).unflatten(0, (9, 3))
+    assert torch.equal(sample.tokens["token"][4:], drawn[3:-1])
+    again, _ = model(sample.tokens)
+    torch.testing.assert_close(sample.outputs["logits"], again["logits"].detach())
+
+
+def test_a_dict_stops_by_a_function():
+    model = TwoHeads()
+    sample = sample_model(
+        model, 50, two_inputs(2, 3), both_heads, stop=lambda tokens: tokens["token"] < 4
+    )
+    for i, n in enumerate(sample.lengths.tolist()):
+        assert sample.tokens["token"][2 : n - 1, i].ge(4).all()
+        assert sample.tokens["token"][n - 1 :, i].eq(sample.tokens["token"][n - 1, i]).all()
+        assert sample.tokens["level"][n - 1 :, i].eq(sample.tokens["level"][n - 1, i]).all()
+
+
+# What log-probabilities there are.
+
+
+def test_a_regression_to_whole_numbers_has_no_log_probs():
+    """One output is no distribution over one class, and two are none over two."""
+
+    def counts(tokens, state=None):
+        return (tokens + 1.0).unsqueeze(2), torch.zeros(1, tokens.shape[1], 1)
+
+    def mean_and_scale(tokens, state=None):
+        return torch.stack([tokens % 2 + 0.0, tokens + 1.0], 2), torch.zeros(1, tokens.shape[1], 1)
+
+    primer = torch.tensor([[0, 1]])
+    for model in (counts, mean_and_scale):
+        sample = sample_model(model, 5, primer, lambda outputs: outputs[:, 0].round().long())
+        assert sample.log_probs is None
+
+
+def test_a_function_of_one_s_own_says_that_it_draws_classes():
+    def argmax(outputs):
+        return outputs.argmax(1)
+
+    model, primer = language_model(), torch.randint(V, (4, 3))
+    assert sample_model(model, 9, primer, argmax).log_probs is None
+    argmax.classes = True
+    found = sample_model(model, 9, primer, argmax).log_probs
+    torch.testing.assert_close(found, sample_model(model, 9, primer, sample_best).log_probs)
+
+
+def test_a_token_of_the_primer_that_is_no_class_cannot_follow():
+    model = RecurrentSequential(nn.Embedding(V + 1, 4), nn.GRU(4, H), nn.Linear(H, V))
+    sample = sample_model(model, 6, torch.tensor([[1], [V], [2]]), sample_best)
+    assert sample.log_probs[0].eq(-math.inf).all()
+    assert sample.log_probs[1:].isfinite().all()
+
+
+def test_a_class_that_is_ruled_out_leaves_the_log_probs_of_one_hot_rows_finite():
+    class Masked(nn.Module):
+        def forward(self, inputs, state=None):
+            logits = inputs.roll(1, 2).masked_fill(torch.arange(V) == 3, -math.inf)
+            return logits, torch.zeros(1, inputs.shape[1], 1)
+
+    primer = F.one_hot(torch.tensor([[0, 5]]), V).double()
+    sample = sample_model(Masked(), 6, primer, SoftmaxSampler(one_hot=True, generator=seeded(1)))
+    assert sample.log_probs.isfinite().all()
+
+
+def test_log_probs_are_made_in_single_precision():
+    model = language_model().bfloat16()
+    sample = sample_model(model, 9, torch.randint(V, (4, 3)), sample_best)
+    assert sample.outputs.dtype == torch.bfloat16
+    assert sample.log_probs.dtype == torch.float32
+
+
+# Where it ends, and what it costs.
+
+
+def test_a_stop_long_before_the_length_costs_nothing_in_advance():
+    sample = sample_model(Successor(), 10**13, torch.tensor([[0, 2]]), sample_best, stop=5)
+    assert sample.lengths.tolist() == [6, 4]
+
+
+def test_sampling_works_whatever_the_default_device_is():
+    model, primer = language_model(), batchseq([torch.randint(V, (n,)) for n in (3, 1)])
+    numbers, future = covariate_model(), torch.randn(6, 2, 3)
+    ragged = (torch.randn(3, 2, 3), torch.tensor([3, 1]))
+    sampler = with_covariates(identity, 1)
+
+    def draw():
+        tokens = sample_model(model, 7, primer, sample_best, stop=0).tokens
+        paths = forecast(numbers, 5, ragged, sampler, future=future, paths=2)
+        return tokens, sample_model(numbers, 7, ragged, sampler, future=future).tokens, paths
+
+    wanted = draw()
+    torch.set_default_device("meta")
+    try:
+        found = draw()
+    finally:
+        torch.set_default_device(None)
+    assert all(map(torch.equal, found, wanted))
+
+
+class Learned(nn.Module):
+    """A model whose first state is learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.start = nn.GRU(2, H), nn.Parameter(torch.randn(1, 1, H))
+        self.out = nn.Linear(H, 2)
+
+    def initial_state(self, batch_size):
+        return self.start.expand(1, batch_size, H).contiguous()
+
+    def forward(self, inputs, state=None):
+        state = self.initial_state(inputs.shape[1]) if state is None else state
+        hidden, state = self.rnn(inputs, state)
+        return self.out(hidden), state
+
+
+@pytest.mark.parametrize("draw", ["sample_model", "forecast"])
+def test_a_learned_first_state_is_that_of_each_row(draw):
+    model, primers = Learned(), [torch.randn(n, 2) for n in (4, 1, 3)]
+
+    def run(primer, n):
+        if draw == "forecast":
+            return forecast(model, 5, primer)[:, :, 0]
+        return sample_model(model, 9, primer).tokens[:, :]
+
+    together = run(batchseq(primers), 9)
+    for i, primer in enumerate(primers):
+        torch.testing.assert_close(together[:, i], run(primer[:, None], 9)[:, 0])
+
+
+# forecast
+
+
+def gaussian(outputs):
+    return torch.distributions.Normal(outputs[..., :1], F.softplus(outputs[..., 1:]))
+
+
+@pytest.mark.parametrize("paths", [1, 4])
+def test_the_paths_of_a_forecast_are_rows_of_sample_model_under_the_same_generator(paths):
+    model, primer = language_model(layers=2), torch.randint(V, (5, 3))
+    found = forecast(model, 8, primer, SoftmaxSampler(generator=seeded(3)), paths=paths)
+    rows = primer.repeat_interleave(paths, 1)
+    sample = sample_model(model, 5 + 8, rows, SoftmaxSampler(generator=seeded(3)))
+    assert found.shape == (8, 3, paths)
+    assert torch.equal(found.flatten(1), sample.tokens[5:])
+
+
+def test_the_paths_of_numbers_are_rows_of_sample_model_too():
+    model = RecurrentSequential(nn.LSTM(1, H), nn.Linear(H, 2))
+    primer, sampler = torch.randn(5, 3, 1), DistributionSampler(gaussian)
+    torch.manual_seed(4)
+    found = forecast(model, 8, primer, sampler, paths=6)
+    torch.manual_seed(4)
+    sample = sample_model(model, 5 + 7, primer.repeat_interleave(6, 1), sampler)
+    assert found.shape == (8, 3, 6, 1)
+    torch.testing.assert_close(found.flatten(1, 2)[:-1], sample.tokens[5:])
+    torch.testing.assert_close(found.flatten(1, 2)[-1], sample.next[0])
+
+
+def test_a_forecast_keeps_the_covariates_of_the_future():
+    model = RecurrentSequential(nn.LSTM(3, H), nn.Linear(H, 2))
+    data, sampler = torch.randn(11, 3, 3), with_covariates(DistributionSampler(gaussian), 1)
+    torch.manual_seed(4)
+    found = forecast(model, 6, data[:5], sampler, paths=4, future=data[5:])
+    torch.manual_seed(4)
+    rows = data.repeat_interleave(4, 1)
+    sample = sample_model(model, 11, rows[:5], sampler, future=rows[5:])
+    torch.testing.assert_close(found.flatten(1, 2), sample.tokens[5:])
+    assert torch.equal(found[..., 1:], data[5:, :, None, 1:].expand(6, 3, 4, 2))
+
+
+def test_a_forecast_of_sequences_of_different_length_goes_on_from_each_row_s_own_end():
+    model, sampler = covariate_model(), with_covariates(identity, 1)
+    rows = [torch.randn(n + 6, 3) for n in (4, 1, 3)]
+    primer = batchseq([row[:-6] for row in rows], pad=99.0)
+    future = torch.stack([row[-6:] for row in rows], 1)
+    found = forecast(model, 6, primer, sampler, future=future, paths=2)
+    beside = forecast(model, 6, primer[0], sampler, future=future, lengths=primer[1])
+    for i, row in enumerate(rows):
+        alone = forecast(model, 6, row[:-6, None], sampler, future=row[-6:, None])
+        torch.testing.assert_close(found[:, i], alone.expand(6, 1, 2, 3)[:, 0])
+        torch.testing.assert_close(beside[:, i], alone[:, 0])
+
+
+def test_a_forecast_reads_the_primer_once_and_consumes_all_draws_but_the_last():
+    model = Counting(continuous_model())
+    forecast(model, 8, torch.randn(5, 3, 2), paths=10)
+    assert model.calls == [5] + [1] * 7
+
+
+def test_a_forecast_of_one_step_is_one_call():
+    model = Counting(continuous_model())
+    found = forecast(model, 1, torch.randn(5, 3, 2))
+    assert model.calls == [5]
+    assert found.shape == (1, 3, 1, 2)
+
+
+def test_a_forecast_goes_on_from_a_state():
+    model, data = continuous_model(nn.LSTM), torch.randn(9, 3, 2)
+    _, state = model(data[:4])
+    found = forecast(model, 6, data[4:], state=state)
+    torch.testing.assert_close(found, forecast(model, 6, data))
+
+
+def test_a_forecast_of_a_dict_is_a_dict():
+    model, primer = TwoHeads(), two_inputs(4, 3)
+    found = forecast(model, 5, primer, both_heads, paths=2)
+    sample = sample_model(model, 9, primer, both_heads)
+    assert found["token"].shape == (5, 3, 2)
+    assert found["level"].shape == (5, 3, 2, 2)
+    for path in range(2):
+        assert torch.equal(found["token"][:, :, path], sample.tokens["token"][4:])
+
+
+def test_a_forecast_has_no_gradient_and_leaves_the_mode():
+    model = continuous_model().train()
+    assert not forecast(model, 5, torch.randn(4, 3, 2, requires_grad=True)).requires_grad
+    assert model.training

@@ -24,8 +24,7 @@ _FEW_ROWS = 16
 _SMALL_VOCABULARY = 256
 
 _FUSED = [kind.forward for kind in (nn.LSTM, nn.GRU, nn.RNN)]
-_CELLS: dict[str, Callable[..., Any]] = {
-    "LSTM": torch.lstm_cell,
+_CELLS: dict[str, Callable[..., Tensor]] = {
     "GRU": torch.gru_cell,
     "RNN_TANH": torch.rnn_tanh_cell,
     "RNN_RELU": torch.rnn_relu_cell,
@@ -41,7 +40,9 @@ def quicker_step(model: Model, rows: int) -> Model:
     if not isinstance(model, nn.Module) or not _untouched(model):
         return model
     if type(model) is not RecurrentSequential:
-        return _Cells(model) if rows <= _FEW_ROWS and _has_cells(model) else model
+        if rows > _FEW_ROWS or not _has_cells(model):
+            return model
+        return _LSTMCells(model) if isinstance(model, nn.LSTM) else _Cells(model)
     if Declared(model).batch_statistics:  # which rows are in a call would count
         return model
     members: list[nn.Module] = list(model)
@@ -105,32 +106,50 @@ class _Stack:
 
 
 class _Cells:
-    """One step of a fused module, layer by layer, on the module's own weights."""
+    """One step of an `nn.GRU` or `nn.RNN`, layer by layer, on the module's own weights."""
 
     def __init__(self, module: Any) -> None:
-        self.hidden: int = module.hidden_size
-        self.cell = _CELLS[module.mode]
+        self.mode: str = module.mode
         self.weights: list[list[Tensor]] = module.all_weights
-        self.long_memory = module.mode == "LSTM"
+        self.hidden: int = module.hidden_size
 
     def __call__(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         x = inputs[0]  # (B, F)
         if state is None:
-            zeros = x.new_zeros(len(self.weights), len(x), self.hidden)
-            state = (zeros, zeros) if self.long_memory else zeros
-        after: list[Any] = []
-        for layer in range(len(self.weights)):
-            after.append(self.layer(layer, x, state))
-            x = after[-1][0] if self.long_memory else after[-1]  # (B, H)
-        if self.long_memory:
-            h, c = zip(*after, strict=True)
-            return x.unsqueeze(0), (torch.stack(h), torch.stack(c))
+            state = self.start(x.new_zeros(len(self.weights), len(x), self.hidden))
+        return self.step(x, state)
+
+    def start(self, zeros: Tensor) -> State:
+        """The state before the first step."""
+        return zeros
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        cell = _CELLS[self.mode]
+        after: list[Tensor] = []
+        for before, weights in zip(state, self.weights, strict=True):
+            x = cell(x, before, *weights)  # (B, H)
+            after.append(x)
         return x.unsqueeze(0), torch.stack(after)
 
-    def layer(self, layer: int, x: Tensor, state: State) -> Any:
-        """The layer's new state: `h (B, H)`, or `(h, c)`."""
-        before = (state[0][layer], state[1][layer]) if self.long_memory else state[layer]
-        return self.cell(x, before, *self.weights[layer])
+
+class _LSTMCells(_Cells):
+    """One step of an `nn.LSTM`."""
+
+    def start(self, zeros: Tensor) -> State:
+        return zeros, zeros
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        short: list[Tensor] = []
+        long: list[Tensor] = []
+        for layer in range(len(self.weights)):
+            x, c = self.layer(layer, x, state[0][layer], state[1][layer])  # (B, H)
+            short.append(x)
+            long.append(c)
+        return x.unsqueeze(0), (torch.stack(short), torch.stack(long))
+
+    def layer(self, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """The new `h` and `c` of a layer."""
+        return torch.lstm_cell(x, (h, c), *self.weights[layer])
 
 
 def _fit_a_table(embedding: nn.Module, lstm: nn.Module) -> bool:
@@ -151,17 +170,16 @@ def _table(embedding: Any, lstm: Any) -> list[Model]:
     return [partial(F.embedding, weight=gates), _CellsOnGates(lstm)]
 
 
-class _CellsOnGates(_Cells):
+class _CellsOnGates(_LSTMCells):
     """An LSTM whose input is what its input weights make of it: the gates `(1, B, 4 H)`."""
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
         self.recurrent = self.weights[0][1].t()  # (H, 4 H)
 
-    def layer(self, layer: int, x: Tensor, state: State) -> Any:
+    def layer(self, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         if layer:
-            return super().layer(layer, x, state)
-        h, c = state[0][0], state[1][0]  # (B, H)
-        i, f, g, o = torch.addmm(x, h, self.recurrent).chunk(4, 1)
+            return super().layer(layer, x, h, c)
+        i, f, g, o = torch.addmm(x, h, self.recurrent).chunk(4, 1)  # (B, H) each
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c

@@ -43,7 +43,7 @@ class _Every:
 
     def fed(self, time: int, lengths: Tensor, step: int) -> Tensor:
         multiple = _times(time) % self.k == 0
-        return ~multiple if self.forced else multiple
+        return multiple ^ self.forced
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +64,13 @@ def _times(time: int) -> Tensor:
 
 
 def _chance(p: Probability, step: int) -> float:
-    value = float(p(step) if callable(p) else p)
-    if not 0 <= value <= 1:
-        when = f" at step {step}" if callable(p) else ""
-        raise Refusal(f"p = {value}{when}", "0 <= p <= 1", "clip the schedule.")
-    return value
+    when = ""
+    if callable(p):
+        when = f" at step {step}"
+        p = p(step)
+    if not 0 <= p <= 1:
+        raise Refusal(f"p = {float(p)}{when}", "0 <= p <= 1", "clip the schedule.")
+    return float(p)
 
 
 class Feedback:

@@ -35,7 +35,7 @@ class Rollout:
     What it does is this loop, in which every stretch between two fed steps is one call:
 
         for t in range(T):
-            x = torch.where(mask[t], sampler(outputs), inputs[t]) if mask[t].any() else inputs[t]
+            x = torch.where(mask[t], sampler(outputs), inputs[t]) if t else inputs[t]
             outputs, state = model(x, state)
 
     Without `carry` no state is asked for: it may have run on over padding.
@@ -70,8 +70,6 @@ class Rollout:
             state = stretch.state
         return join(answers), state
 
-    run = over  # the name that training knew it by
-
     def stretches(
         self,
         inputs: Any,
@@ -86,7 +84,9 @@ class Rollout:
         some = mask.any(1).tolist()
         every = mask.all(1).tolist()
         mask = mask.to(device_of(inputs))
-        single = quicker_step(self.model, batch) if any(some) else self.model
+        single = self.model
+        if any(some):
+            single = quicker_step(self.model, batch)
 
         # A stretch begins where some row is fed by the model, and goes on to the next such step.
         starts = [t for t in range(time) if some[t] or t == 0]
@@ -101,7 +101,8 @@ class Rollout:
                 stretch = join([first, between(stretch, 1, stop - start)])  # a copy, see `onward`
 
             here = None if lengths is None else (lengths - start).clamp(0, stop - start)
-            model = single if fed and stop - start == 1 else self.model
+            alone = fed and stop - start == 1
+            model = single if alone else self.model
             outputs, state = run_model(model, stretch, state, here, carry=self.carry)
             yield Stretch(stretch, outputs, state)
             previous = last_step(outputs)
@@ -201,8 +202,3 @@ def rollout(
         time, batch = extent(inputs)
         mask = feedback.mask(time, batch, lengths, step)
     return Rollout(model, sampler).over(inputs, mask, state, lengths)
-
-
-def Roller(model: Model, sampler: NextInput, carry: bool = True) -> Rollout:
-    """The name that training knew a rollout by."""
-    return Rollout(model, sampler, carry=carry)

@@ -59,6 +59,11 @@ class DeclaredSampler:
         """Whether it draws at random."""
         return bool(getattr(self.sampler, "draws", False))
 
+    @property
+    def classes(self) -> bool:
+        """Whether it draws classes."""
+        return bool(getattr(self.sampler, "classes", False))
+
     def __call__(self, outputs: Any, given: Any) -> Any:
         """The next input, by a call in the form that the sampler takes."""
         if self._given is None:
@@ -72,7 +77,7 @@ class DeclaredSampler:
         own = getattr(self.sampler, "log_prob", None)
         if own is not None:
             return own(outputs, drawn)
-        if getattr(self.sampler, "classes", False):
+        if self.classes:
             return _class_log_prob(outputs, drawn)
         return None
 
@@ -101,13 +106,20 @@ def _class_log_prob(outputs: Tensor, drawn: Tensor) -> Tensor | None:
     log_p = outputs.log_softmax(2, dtype=_at_least_single(outputs))  # (T, B, V, *O)
     if drawn.is_floating_point():
         one_hot = drawn.ndim == 3 and drawn.shape == outputs.shape
-        return torch.where(drawn == 0, 0, log_p * drawn).sum(2) if one_hot else None
+        if not one_hot:
+            return None
+        return torch.where(drawn == 0, 0, log_p * drawn).sum(2)
     if outputs.ndim != drawn.ndim + 1:
         return None
     known = (drawn >= 0) & (drawn < outputs.shape[2])  # a primer may have tokens of its own
     index = drawn.where(known, 0).unsqueeze(2)
     found = log_p.gather(2, index).squeeze(2).where(known, float("-inf"))  # (T, B, *O)
-    return found.flatten(2).sum(2) if found.ndim > 2 else found
+    return _by_step(found)
+
+
+def _by_step(log_prob: Tensor) -> Tensor:
+    """The sum over features: `(T, B, *F)` to `(T, B)`."""
+    return log_prob.unsqueeze(-1).flatten(2).sum(2)
 
 
 def _at_least_single(tensor: Tensor) -> torch.dtype:
@@ -228,8 +240,7 @@ class SoftmaxSampler:
         if outputs.ndim != 2 or not outputs.is_floating_point():
             fix = "end the model with nn.Linear(H, V); identity is for outputs that are inputs."
             raise Refusal(f"outputs {in_words(outputs)}", "float logits (B, V)", fix)
-        logits = outputs if self.temperature == 1 else outputs / self.temperature
-        p = logits.softmax(1, dtype=_at_least_single(outputs))
+        p = (outputs / self.temperature).softmax(1, dtype=_at_least_single(outputs))
         if self.top_k is not None and self.top_k < p.shape[1]:
             p = _keep_top_k(p, self.top_k)
         if self.top_p is not None and self.top_p < 1:
@@ -301,7 +312,7 @@ class DistributionSampler:
     def log_prob(self, outputs: Any, drawn: Tensor) -> Tensor:
         """The log-probability (or density) of what was drawn, summed over features: `(T, B)`."""
         log_prob = self._distribution(outputs).log_prob(drawn)
-        return log_prob.flatten(2).sum(2) if log_prob.ndim > 2 else log_prob
+        return _by_step(log_prob)
 
 
 class WithCovariates:
@@ -317,14 +328,21 @@ class WithCovariates:
 
     @property
     def draws(self) -> bool:
-        """Whether the sampler of the fed features draws at random."""
+        """Whether the sampler of what is fed draws at random."""
         return self._declared.draws
+
+    @property
+    def classes(self) -> bool:
+        """Whether the sampler of what is fed draws classes."""
+        return self._declared.classes
 
     @asked("with_covariates")
     def __call__(self, outputs: Any, given: Any) -> Any:
         drawn = self._declared(outputs, given)
         if isinstance(self.fed, int):
             return self._first_features(drawn, given, outputs, self.fed)
+        if isinstance(self.fed, str):
+            return self._named({self.fed: drawn}, given, outputs, [self.fed])
         return self._named(drawn, given, outputs, self.fed)
 
     def _first_features(self, drawn: Any, given: Any, outputs: Any, fed: int) -> Tensor:
@@ -337,17 +355,13 @@ class WithCovariates:
         check_drawn(drawn, given[:, :fed], outputs, f"the next input's first {fed} features")
         return torch.cat([drawn.to(given.dtype), given[:, fed:]], 1)
 
-    def _named(
-        self, drawn: Any, given: Any, outputs: Any, fed: str | Sequence[str]
-    ) -> dict[str, Any]:
-        names = [fed] if isinstance(fed, str) else list(fed)
+    def _named(self, drawn: Any, given: Any, outputs: Any, names: Sequence[str]) -> dict[str, Any]:
         if not isinstance(given, dict) or not set(names) <= set(given):
             fix = "fed names inputs that the sampler makes; for a single tensor it is a number."
-            raise Refusal(f"inputs {in_words(given)}", f"a dict with {names}", fix)
-        parts: Any = {fed: drawn} if isinstance(fed, str) else drawn
+            raise Refusal(f"inputs {in_words(given)}", f"a dict with {list(names)}", fix)
         wanted = {name: given[name] for name in names}
-        check_drawn(parts, wanted, outputs, "the next input's fed part")
-        return {**given, **parts}
+        check_drawn(drawn, wanted, outputs, "the next input's fed part")
+        return {**given, **drawn}
 
     def log_prob(self, outputs: Any, drawn: Any) -> Tensor | None:
         """The log-probabilities `(T, B)` of what was fed; `None` where no distribution is known."""

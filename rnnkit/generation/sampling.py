@@ -131,7 +131,9 @@ def sample_model(
 
         # What would come next, where all that it is made of is known.
         like = known.at(holding.time)
-        after = None if like is None else one_step_of(holding.next_input(holding.answer, like))
+        after: Any = None
+        if like is not None:
+            after = one_step_of(holding.next_input(holding.answer, like))
         return sample_of(
             join(holding.inputs),
             join(holding.outputs),
@@ -315,8 +317,9 @@ class _Known:
                     f"future ({steps}, B, *F), the steps after the primer",
                     "pass future=; of it only what the sampler keeps is read.",
                 )
-            alone = _alone(sampler) if declared.sees_given and not declared.needs_given else sampler
-            return cls(alone, inputs, lengths, None, declared.needs_given)
+            if declared.sees_given and not declared.needs_given:
+                sampler = _alone(sampler)
+            return cls(sampler, inputs, lengths, None, declared.needs_given)
         future = as_sequences(future, "future")
         _check_future(future, inputs, steps)
         inputs = _filled(inputs, future, lengths)
