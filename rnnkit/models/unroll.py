@@ -84,6 +84,7 @@ class Unroll(nn.Module):
         cells: list[nn.Module] = []
         for layer in range(fused.num_layers):
             size = fused.hidden_size if layer else fused.input_size
+            # On no device, as the fused module's own parameters take the place of the cell's.
             cell = make(size, fused.hidden_size, **options)
             for name, _ in list(cell.named_parameters()):
                 setattr(cell, name, getattr(fused, f"{name}_l{layer}"))
@@ -100,7 +101,7 @@ class Unroll(nn.Module):
         if isinstance(inputs, PackedSequence):
             packed = inputs
             steps = packed.data.split(packed.batch_sizes.tolist())
-            if packed.sorted_indices is not None:
+            if packed.sorted_indices is not None:  # the rows stand by length in packed data
                 state = select_rows(state, packed.sorted_indices)
         else:
             steps = as_sequence(inputs, least=1).unbind(0)
@@ -211,7 +212,7 @@ def _scan(cell: nn.Module, steps: Sequence[Tensor], state: State) -> tuple[list[
             ended.insert(0, _rows(state, count))
             state = _rows(state, 0, count)
         result = cell(step, state)
-        if not outputs:
+        if not outputs:  # what the first step shows holds for all
             pair = _gives_output(cell, step, state, result)
         if pair:
             output, state = result
@@ -298,6 +299,7 @@ def _ask(cell: nn.Module, step: Tensor, result: tuple[Any, Any]) -> bool:
 
 def _why_not(cell: nn.Module, step: Tensor, state: State, result: Any) -> str:
     """Why a cell does not take a state back; nothing where it does."""
+    # In evaluation mode and with its random numbers put back, for a question changes nothing.
     devices: list[torch.device] = []
     if step.is_cuda:
         devices.append(step.device)
