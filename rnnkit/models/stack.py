@@ -197,6 +197,8 @@ def _check_outputs(member: nn.Module, outputs: Any) -> None:
 
 
 def _is_packed(inputs: Any) -> bool:
+    if isinstance(inputs, Tensor):
+        return False
     return any(isinstance(part, PackedSequence) for part in parts_of(inputs))
 
 

@@ -106,8 +106,9 @@ class Unroll(nn.Module):
         else:
             steps = as_sequence(inputs, least=1).unbind(0)
         rows = len(steps[0])
-        check_state(state, rows)
-        self._check_layers(state)
+        if state is not None:
+            check_state(state, rows)
+            self._check_layers(state)
 
         last: list[State] = []
         for layer, cell in enumerate(self.cells):
@@ -167,14 +168,17 @@ def _rows(state: State, start: int, stop: int | None = None) -> State:
 
 def _stacked(states: list[State]) -> State:
     """The states of all cells as one, leaves `(layers, B, *F)`; one that is absent is zero."""
-    given = next((state for state in states if state is not None), None)
-    zeros = map_leaves(torch.zeros_like, given)
-    whole = [zeros if state is None else state for state in states]
-    return map_leaves(_stack_leaves, *whole)
+    given = [state for state in states if state is not None]
+    if not given:
+        return None
+    if len(given) < len(states):
+        zeros = map_leaves(torch.zeros_like, given[0])
+        states = [zeros if state is None else state for state in states]
+    return map_leaves(_stack_leaves, *states)
 
 
 def _stack_leaves(*leaves: Tensor) -> Tensor:
-    if any(leaf.shape != leaves[0].shape for leaf in leaves):
+    if any(leaf.shape != leaves[0].shape for leaf in leaves[1:]):
         raise Refusal(
             "cells whose states are " + ", ".join(map(in_words, leaves)),
             "cells with states of one shape, which are stacked as layers",
