@@ -4,16 +4,19 @@ import pytest
 import torch
 from helpers import assert_state, leaves
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from rnnkit import (
     Attention,
     EncoderDecoder,
+    PerStep,
     RecurrentSequential,
     batchseq,
     sample_best,
     sample_model,
     seq2seq_loss,
 )
+from rnnkit.core.model import Declared, run_model
 
 pytestmark = pytest.mark.usefixtures("in_double_precision")
 
@@ -163,6 +166,119 @@ def test_attention_looks_at_no_padding():
     torch.testing.assert_close(weights.sum(-1), torch.ones(T, B))
     spoiled = memory.masked_fill(~mask[..., None], 1e3)
     torch.testing.assert_close(attention(queries, spoiled, mask), attention(queries, memory, mask))
+
+
+# ---------------------------------------------------------------- ragged targets, and what is declared
+
+
+def of_numbers(decoder=None, attention=True, encoder=None):
+    """An encoder-decoder over numbers, for which padding may be NaN."""
+    decoder = nn.GRU(F, H) if decoder is None else decoder
+    encoder = nn.GRU(F, H) if encoder is None else encoder
+    return EncoderDecoder(encoder, decoder, Attention(H, 2) if attention else None)
+
+
+class OwnDecoder(nn.Module):
+    """One that does not take packed data."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(F, H)
+
+    def forward(self, inputs, state=None):
+        return self.rnn(inputs.cumsum(0), state)
+
+
+@pytest.mark.parametrize("carry", [False, True], ids=["outputs", "state too"])
+@pytest.mark.parametrize("attention", [False, True], ids=["plain", "attention"])
+@pytest.mark.parametrize("make", [lambda: nn.GRU(F, H), OwnDecoder], ids=["packed", "own"])
+def test_ragged_sources_and_targets_give_each_pair_what_it_gives_alone(make, attention, carry):
+    model = of_numbers(make(), attention)
+    sources = [torch.randn(n, F) for n in (5, 2, 7)]
+    targets = [torch.randn(n, F) for n in (3, 6, 1)]
+    source, source_lengths = batchseq(sources, pad=float("nan"))
+    inputs, lengths = batchseq(targets, pad=float("nan"))
+    state = model.encode(source, source_lengths)
+    outputs, after = run_model(model, inputs, state, lengths, carry=carry)
+    total = sum(outputs[:n, i].square().sum() for i, n in enumerate(lengths.tolist()))
+    alone = 0
+    for i, (one, other) in enumerate(zip(sources, targets, strict=True)):
+        wanted, last = model((one.unsqueeze(1), None, other.unsqueeze(1)))
+        torch.testing.assert_close(outputs[: len(other), i], wanted[:, 0])
+        alone = alone + wanted.square().sum()
+        if carry:
+            torch.testing.assert_close(after[0][:, i], last[0][:, 0])
+    parameters = list(model.parameters())
+    for a, b in zip(
+        torch.autograd.grad(total, parameters), torch.autograd.grad(alone, parameters), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_batch_statistics_of_the_decoder_do_not_count_padding():
+    norm = nn.BatchNorm1d(F)
+    model = of_numbers(RecurrentSequential(PerStep(norm), nn.GRU(F, H)))
+    model.bridge = lambda state: (state,)
+    targets = [torch.randn(n, F) for n in (3, 6, 1)]
+    inputs, lengths = batchseq(targets, pad=100.0)
+    state = model.encode(torch.randn(4, 3, F))
+    run_model(model, inputs, state, lengths, carry=False)
+    torch.testing.assert_close(norm.running_mean, 0.1 * torch.cat(targets).mean(0))
+
+
+def test_what_it_declares_is_what_its_decoder_declares():
+    both = nn.GRU(F, H, bidirectional=True)
+    assert not Declared(of_numbers(encoder=nn.GRU(F, H, bidirectional=True))).bidirectional
+    assert Declared(of_numbers(decoder=both)).bidirectional
+    assert Declared(of_numbers()).takes_packed
+    assert not Declared(of_numbers(OwnDecoder())).takes_packed
+    normed = RecurrentSequential(PerStep(nn.BatchNorm1d(F)), nn.GRU(F, H))
+    assert Declared(of_numbers(normed)).batch_statistics
+    assert not Declared(of_numbers(encoder=normed)).batch_statistics
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, AveragedModel, nn.Identity],
+    ids=["DataParallel", "AveragedModel", "bare"],
+)
+def test_a_source_is_encoded_behind_a_wrapper(wrap):
+    model = of_numbers()
+    wrapped = model if wrap is nn.Identity else wrap(model)
+    source = torch.randn(5, 3, F)
+    encode = Declared(wrapped).encode
+    assert encode is not None
+    assert_state(encode(source)[:2], model.encode(source)[:2])
+
+
+def test_the_source_may_be_a_dict():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.GRU(2 * F, H)
+
+        def forward(self, inputs, state=None):
+            return self.rnn(torch.cat([inputs["a"], inputs["b"]], -1), state)
+
+    model = of_numbers(encoder=Two())
+    source = {"a": torch.randn(5, 3, F), "b": torch.randn(5, 3, F)}
+    lengths = torch.tensor([5, 2, 3])
+    state, memory, mask = model.encode(source, lengths)
+    assert torch.equal(mask, torch.arange(5)[:, None] < lengths)
+    for i, n in enumerate(lengths.tolist()):
+        alone, alone_memory, _ = model.encode({k: x[:n, i : i + 1] for k, x in source.items()})
+        torch.testing.assert_close(state[:, i], alone[:, 0])
+        torch.testing.assert_close(memory[:n, i], alone_memory[:, 0])
+
+
+def test_a_first_state_that_the_decoder_learns_is_not_asked_for():
+    class Learned(nn.GRU):
+        def initial_state(self, batch_size):
+            raise AssertionError("the source says where the decoder starts")
+
+    model = of_numbers(Learned(F, H))
+    inputs, lengths = batchseq([torch.randn(n, F) for n in (3, 6, 1)])
+    run_model(model, inputs, model.encode(torch.randn(5, 3, F)), lengths)
 
 
 # ---------------------------------------------------------------- what is refused

@@ -1,12 +1,15 @@
 """RecurrentSequential and PerStep, each against its members called one by one in float64."""
 
+from copy import deepcopy
+
 import pytest
 import torch
-from helpers import FUSED, assert_same_call, assert_state, every_kind, leaves
+from helpers import FUSED, assert_same_call, assert_state, every_kind, leaves, refused
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rnnkit import PerStep, RecurrentSequential, Unroll, batchseq, detach, select_rows, unbatchseq
+from rnnkit.models import stack
 
 pytestmark = pytest.mark.usefixtures("in_double_precision")
 
@@ -269,6 +272,238 @@ def test_per_step_calls_its_module_once():
     assert seen.shapes == [(T * B, 2, 5, 5)]
 
 
+# ---------------------------------------------------------------- members that come and go
+
+
+@pytest.mark.parametrize("way", ["set", "modules", "delete", "insert"])
+def test_a_member_that_is_replaced_by_another_kind_is_seen(way):
+    model = RecurrentSequential(nn.Linear(F, F), nn.GRU(F, F))
+    inputs = torch.randn(T, B, F)
+    model(inputs)
+    if way == "set":
+        model[1] = nn.Linear(F, F)
+    elif way == "modules":  # as torch.ao.quantization does
+        model._modules["1"] = nn.Linear(F, F)
+    elif way == "delete":
+        del model[1]
+    else:
+        model.insert(0, nn.LSTM(F, F))
+    wanted, states = inputs, []
+    for member in model:
+        if isinstance(member, nn.Linear):
+            wanted = member(wanted)
+        else:
+            wanted, state = member(wanted)
+            states.append(state)
+    outputs, state = model(inputs)
+    torch.testing.assert_close(outputs, wanted)
+    assert len(state) == len(states) == (2 if way == "insert" else 0)
+
+
+def test_a_compiled_stack_sees_a_replaced_member():
+    torch._dynamo.reset()
+    model = RecurrentSequential(nn.Linear(F, F), Unroll(nn.GRUCell(F, F)))
+    fast = torch.compile(model, backend="eager", fullgraph=True)
+    inputs = torch.randn(T, B, F)
+    fast(inputs)
+    model[1] = nn.Linear(F, F)
+    outputs, state = fast(inputs)
+    torch.testing.assert_close(outputs, model[1](model[0](inputs)))
+    assert state == ()
+
+
+def test_a_copy_of_a_stack_has_members_of_its_own():
+    model = RecurrentSequential(nn.Linear(F, F), nn.GRU(F, H))
+    copy = deepcopy(model)
+    copy[1] = nn.Tanh()
+    assert copy.recurrent == (False, False)
+    assert model.recurrent == (False, True)
+
+
+def test_a_member_that_comes_later_is_checked_too():
+    model = RecurrentSequential(nn.GRU(F, H))
+    model.append(nn.LSTMCell(H, H))
+    refused(lambda: model(torch.randn(T, B, F)), "a cell, LSTMCell", TypeError)
+    refused(lambda: model.recurrent, "a cell, LSTMCell", TypeError)
+
+
+# ---------------------------------------------------------------- what stateless members see
+
+
+class Difference(nn.Module):
+    """A member that looks one step back."""
+
+    def forward(self, x):
+        return torch.cat([x[:1], x[1:] - x[:-1]])
+
+
+class OnlyThree(nn.Module):
+    """A member that fails on anything but (T, B, F), and fails to be finite on what is not positive."""
+
+    def forward(self, x):
+        assert x.ndim == 3
+        return x.log()
+
+
+STATELESS = {
+    "a difference": lambda: Difference(),
+    "in a Sequential": lambda: nn.Sequential(nn.Linear(F, F), Difference(), nn.Tanh()),
+    "a subclass": lambda: type("Mine", (nn.Linear,), {"forward": lambda self, x: x - x[:1]})(F, F),
+    "flattened features": lambda: nn.Sequential(nn.Unflatten(2, (1, F)), nn.Flatten(2)),
+    "a logarithm": lambda: OnlyThree(),
+    "a softmax of features": lambda: nn.Softmax(-1),
+    "rows dropped in evaluation": lambda: nn.Dropout1d(0.5).eval(),
+    "each step": lambda: nn.Sequential(PerStep(nn.Linear(F, F)), nn.LayerNorm(F)),
+}
+
+
+@pytest.mark.parametrize("owner", [False, True], ids=["sorted by torch", "sorted by its owner"])
+@pytest.mark.parametrize("make", STATELESS.values(), ids=STATELESS.keys())
+def test_a_stateless_member_sees_packed_rows_as_it_sees_them_alone(make, owner):
+    model = RecurrentSequential(nn.Identity(), make(), nn.GRU(F, H), Difference())
+    rows = [torch.rand(n, F) + 0.5 for n in ((6, 4, 3, 1) if owner else (4, 6, 1, 3))]
+    padded, lengths = batchseq(rows, pad=float("nan"))
+    outputs, state = model(pack_padded_sequence(padded, lengths, enforce_sorted=owner))
+    back, back_lengths = pad_packed_sequence(outputs)
+    assert torch.equal(back_lengths, lengths)
+    total = outputs.data.square().sum()
+    alone = 0
+    for i, row in enumerate(rows):
+        wanted, last = model(row.unsqueeze(1))
+        torch.testing.assert_close(back[: len(row), i], wanted[:, 0])
+        assert_state(select_rows(state, torch.tensor([i])), last)
+        alone = alone + wanted.square().sum()
+    for a, b in zip(
+        torch.autograd.grad(total, list(model.parameters()), allow_unused=True),
+        torch.autograd.grad(alone, list(model.parameters()), allow_unused=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_packed_steps_keep_their_order_through_a_stateless_member():
+    rows = [torch.randn(n, F) for n in (3, 3, 5, 3, 5)]
+    padded, lengths = batchseq(rows)
+    packed = pack_padded_sequence(padded, lengths, enforce_sorted=False)
+    outputs, _ = RecurrentSequential(nn.Sequential(Seen()))(packed)
+    torch.testing.assert_close(outputs.data, packed.data)
+    assert torch.equal(outputs.sorted_indices, packed.sorted_indices)
+
+
+def test_every_known_module_does_the_same_to_a_step_whatever_stands_before_it():
+    inputs = torch.randn(T, B, F)
+    for kind in (
+        nn.Linear,
+        nn.LayerNorm,
+        nn.RMSNorm,
+        nn.ReLU,
+        nn.RReLU,
+        nn.Softplus,
+        nn.AlphaDropout,
+    ):
+        options = {nn.Linear: (F, H), nn.LayerNorm: (F,), nn.RMSNorm: (F,)}
+        module = kind(*options.get(kind, ())).eval()
+        assert stack._sees_one_step(module)
+        torch.testing.assert_close(module(inputs), torch.stack([module(x) for x in inputs]))
+    for module in (
+        nn.Softmax(0),
+        nn.PReLU(F),
+        nn.Dropout1d(),
+        nn.Flatten(),
+        nn.GLU(0),
+        nn.Conv1d(F, F, 1),
+    ):
+        assert not stack._sees_one_step(module)
+
+
+def test_a_member_that_looks_ahead_says_so_and_is_not_packed():
+    class Ahead(nn.Module):
+        bidirectional = True
+
+        def forward(self, x):
+            return x.flip(0).cumsum(0)
+
+    model = RecurrentSequential(Ahead(), nn.GRU(F, H))
+    assert not model.takes_packed
+    message = refused(lambda: model(packed_input()[2]), "a PackedSequence for Ahead")
+    assert "takes_packed = True" in message and "PerStep" in message
+
+
+def test_an_own_batch_norm_that_is_training_is_not_packed():
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(F)
+
+        def forward(self, x):
+            return self.norm(x.flatten(0, 1)).view_as(x)
+
+    model = RecurrentSequential(Normed(), nn.GRU(F, H))
+    assert not model.takes_packed
+    refused(lambda: model(packed_input()[2]), "a PackedSequence for Normed")
+    model.eval()
+    assert model.takes_packed
+    model(packed_input()[2])
+    assert RecurrentSequential(nn.Sequential(PerStep(nn.BatchNorm1d(F))), nn.GRU(F, H)).takes_packed
+
+
+def test_a_member_that_takes_packed_data_is_given_it():
+    class Reads(nn.Module):
+        takes_packed = True
+
+        def forward(self, x):
+            assert isinstance(x, PackedSequence)
+            return PackedSequence(2 * x.data, *x[1:])
+
+    packed = packed_input()[2]
+    torch.testing.assert_close(RecurrentSequential(Reads())(packed)[0].data, 2 * packed.data)
+
+
+# ---------------------------------------------------------------- dicts
+
+
+class Join(nn.Module):
+    def forward(self, inputs):
+        return torch.cat([inputs["a"], inputs["b"]], -1)
+
+
+class Heads(nn.Module):
+    def forward(self, x):
+        return {"first": x[..., :2], "change": Difference()(x)}
+
+
+def test_the_first_member_may_take_a_dict_and_the_last_give_one():
+    model = RecurrentSequential(Join(), nn.GRU(2 * F, H), Heads())
+    a, lengths = batchseq([torch.randn(n, F) for n in (4, 6, 1, 3)], pad=9.0)
+    b, _ = batchseq([torch.randn(n, F) for n in (4, 6, 1, 3)], pad=float("nan"))
+    packed = {
+        name: pack_padded_sequence(x, lengths, enforce_sorted=False)
+        for name, x in {"a": a, "b": b}.items()
+    }
+    outputs, state = model(packed)
+    for name, part in outputs.items():
+        back, _ = pad_packed_sequence(part)
+        for i, n in enumerate(lengths.tolist()):
+            alone, last = model({"a": a[:n, i : i + 1], "b": b[:n, i : i + 1]})
+            torch.testing.assert_close(back[:n, i], alone[name][:, 0])
+            assert_state(select_rows(state, torch.tensor([i])), last)
+
+
+def test_a_recurrent_first_member_may_take_a_dict():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.GRU(2 * F, H)
+
+        def forward(self, inputs, state=None):
+            return self.rnn(Join()(inputs), state)
+
+    model = RecurrentSequential(Two(), nn.Linear(H, 1))
+    inputs = {"a": torch.randn(T, B, F), "b": torch.randn(T, B, F)}
+    outputs, _ = model(inputs)
+    torch.testing.assert_close(outputs, model[1](model[0].rnn(Join()(inputs))[0]))
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -313,3 +548,45 @@ def test_a_member_whose_state_is_called_otherwise_is_refused(last):
 def test_per_step_refuses_an_input_without_time_and_batch():
     with pytest.raises(ValueError, match=r"(?s)PerStep.*\(5,\).*\(T, B, \*F\)"):
         PerStep(nn.Linear(5, 2))(torch.randn(5))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm1d(F),
+        nn.BatchNorm2d(F),
+        nn.BatchNorm3d(F),
+        nn.InstanceNorm1d(F),
+        nn.GroupNorm(1, F),
+        nn.Sequential(nn.Linear(F, F), nn.BatchNorm1d(F)),
+        nn.DataParallel(nn.BatchNorm1d(F)),
+    ],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_a_bare_norm_that_would_take_rows_for_channels_is_refused(norm):
+    message = refused(
+        lambda: RecurrentSequential(norm, nn.GRU(F, H)), "which takes dim 1 for channels"
+    )
+    assert "PerStep(" in message and message.startswith("RecurrentSequential:")
+    RecurrentSequential(PerStep(norm), nn.GRU(F, H))
+
+
+@pytest.mark.parametrize("shape", [(T - 1, 4, F), (F,)])
+def test_a_stateless_member_that_changes_the_steps_is_refused(shape):
+    class Fewer(nn.Module):
+        def forward(self, x):
+            return torch.zeros(shape)
+
+    refused(lambda: RecurrentSequential(Fewer())(packed_input()[2]), "from Fewer", TypeError)
+
+
+@pytest.mark.parametrize("inputs", [[1, 2], {"a": torch.zeros(2, 2)}, None])
+def test_per_step_refuses_what_is_no_tensor(inputs):
+    refused(lambda: PerStep(nn.Linear(2, 2))(inputs), "wanted (T, B, *F)")
+
+
+@pytest.mark.parametrize("module", [nn.LSTM(F, H), nn.Flatten(0)], ids=["recurrent", "flat"])
+def test_per_step_refuses_a_module_that_does_not_give_one_output_a_step(module):
+    refused(
+        lambda: PerStep(module.double())(torch.randn(T, B, F)), f"from {type(module).__name__} for 24 steps"
+    )

@@ -1,11 +1,15 @@
 """Operations on a state tree: tuples, lists, dicts, None and tensors whose dim 1 is the batch."""
 
+from collections import namedtuple
+
 import pytest
 import torch
-from helpers import leaves
+from helpers import leaves, refused
 from torch import nn
 
 from rnnkit import RecurrentSequential, detach, reset_rows, select_rows
+from rnnkit.core.errors import asked
+from rnnkit.core.state import map_leaves, same_form, where_rows
 
 B = 4
 
@@ -168,3 +172,75 @@ def test_reset_rows_refuses_indices_where_a_mask_is_wanted():
 def test_a_leaf_that_is_no_tensor_is_refused(operation):
     with pytest.raises(TypeError, match=r"got a str"):
         operation((torch.zeros(2, 4, 3), "state"))
+
+
+# ---------------------------------------------------------------- two states at once
+
+
+def test_a_tree_is_mapped_with_the_leaves_of_another():
+    got = map_leaves(torch.add, tree(), tree())
+    assert same_structure(got, tree())
+
+
+def test_a_named_tuple_stays_one():
+    Pair = namedtuple("Pair", "h c")
+    state = Pair(torch.ones(1, B, 2), torch.ones(1, B, 2))
+    assert isinstance(detach(state), Pair)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        torch.zeros(2, B, 3),
+        (torch.zeros(1, B, 2),),
+        (torch.zeros(1, B, 2), {"a": torch.zeros(1, B, 2), "b": torch.zeros(1, B, 2)}),
+        (torch.zeros(1, B, 2), torch.zeros(1, B, 2)),
+        ((torch.zeros(1, B, 2),), {"a": torch.zeros(1, B, 2)}),
+    ],
+    ids=["a tensor", "shorter", "another key", "no dict", "a tuple for a leaf"],
+)
+def test_states_of_another_form_are_refused(other):
+    state = (torch.ones(1, B, 2), {"a": torch.ones(1, B, 2)})
+    rows = torch.tensor([True, False, True, False])
+    refused(lambda: asked("test")(where_rows)(rows, state, other), "wanted states of one form")
+    assert not same_form(state, other)
+
+
+def test_states_whose_leaves_have_another_shape_are_refused():
+    rows = torch.tensor([True, False, True, False])
+    refused(
+        lambda: asked("test")(where_rows)(rows, torch.ones(1, B, 2), torch.ones(1, B, 1)),
+        "state leaves (1, 4, 2) and (1, 4, 1)",
+    )
+
+
+def test_rows_are_chosen_from_one_state_or_the_other():
+    rows = torch.tensor([True, False, True, False])
+    new, old = torch.randn(2, B, 3), torch.randn(2, B, 3)
+    got, at_zero = where_rows(rows, (new, new), (old, None))
+    assert torch.equal(got[:, rows], new[:, rows]) and torch.equal(got[:, ~rows], old[:, ~rows])
+    assert torch.equal(at_zero[:, rows], new[:, rows]) and at_zero[:, ~rows].eq(0).all()
+
+
+def test_a_row_that_is_not_chosen_passes_no_nan_on():
+    new = torch.tensor([[[1.0], [float("nan")]]], requires_grad=True)
+    where_rows(torch.tensor([True, False]), new.log(), None).sum().backward()
+    assert new.grad[0, 0].item() == 1
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        (None, None, True),
+        (torch.zeros(1), torch.zeros(2), True),
+        (torch.zeros(1), None, False),
+        ((None,), [None], True),
+        ((torch.zeros(1),), torch.zeros(1), False),
+        (torch.zeros(1), (torch.zeros(1),), False),
+        ({"a": None}, {"a": None}, True),
+        ({"a": None}, {"b": None}, False),
+        ({"a": None}, [None], False),
+    ],
+)
+def test_the_form_of_a_state_is_its_tree(a, b, same):
+    assert same_form(a, b) is same

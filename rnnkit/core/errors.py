@@ -57,8 +57,9 @@ def asked(who: str | Callable[[Any], str]) -> Callable[[Callable[P, R]], Callabl
             try:
                 return function(*args, **kwargs)
             except Refusal as refusal:
-                name = who if isinstance(who, str) else who(args[0])
-                raise refusal.told_by(name) from None
+                if isinstance(who, str):
+                    raise refusal.told_by(who) from None
+                raise refusal.told_by(who(args[0])) from None  # the object of a method
 
         return boundary
 
@@ -80,13 +81,13 @@ def in_words(value: object) -> str:
 def one_of(name: str, value: object, words: Sequence[str], fix: str) -> None:
     """Refuse a value that is none of some words."""
     if value not in words:
-        *first, last = (f'"{word}"' for word in words)
+        *first, last = (f'"{word}"' for word in words)  # as one says it: "a", "b" or "c"
         raise Refusal(f"{name}={value!r}", f"{', '.join(first)} or {last}", fix)
 
 
 def at_least(name: str, value: object, least: int, fix: str) -> None:
     """Refuse what is no whole number of `least` and more."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int) or isinstance(value, bool):  # True is an int to Python
         raise Refusal(f"{name} = {value!r}", f"a whole number, {name} >= {least}", fix, TypeError)
     if value < least:
         raise Refusal(f"{name} = {value}", f"{name} >= {least}", fix)

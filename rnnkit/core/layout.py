@@ -21,6 +21,7 @@ Sequences: TypeAlias = Any  # Steps, or a dict of them
 
 def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor:
     """A sequence `(T, B, *F)`, from itself or from a list of `T` steps `(B, *F)`."""
+    # Most calls end here: the checks below are for what is no plain tensor with steps and rows.
     if type(sequence) is Tensor and sequence.ndim > 1 and sequence.numel():
         return sequence
     if isinstance(sequence, Sequence) and not isinstance(sequence, str | PackedSequence):
@@ -78,18 +79,22 @@ def as_sequences(sequence: Sequences, name: str = "inputs", least: int = 2) -> A
     return parts
 
 
+def parts_of(sequence: Any) -> list[Any]:
+    """The sequences of a dict, or the one that it is."""
+    if isinstance(sequence, dict):
+        return list(sequence.values())
+    return [sequence]
+
+
 def extent(sequence: Any) -> tuple[int, int]:
     """`T` and `B` of a sequence, or of a dict of sequences."""
-    if isinstance(sequence, dict):
-        sequence = next(iter(sequence.values()))
-    return sequence.shape[0], sequence.shape[1]
+    time, batch = parts_of(sequence)[0].shape[:2]
+    return time, batch
 
 
 def device_of(sequence: Any) -> torch.device:
     """Where a sequence, or a dict of sequences, lives."""
-    if isinstance(sequence, dict):
-        sequence = next(iter(sequence.values()))
-    return sequence.device
+    return parts_of(sequence)[0].device
 
 
 def between(sequence: Any, start: int, stop: int) -> Any:
@@ -101,8 +106,8 @@ def between(sequence: Any, start: int, stop: int) -> Any:
 
 def join(parts: Sequence[Any]) -> Any:
     """Stretches of a sequence, or dicts of them, one after another in time."""
-    if isinstance(parts[0], Tensor):
-        return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
+    if len(parts) == 1:
+        return parts[0]
     return map_leaves(lambda *stretches: torch.cat(stretches), *parts)
 
 
@@ -171,6 +176,8 @@ def fill_padding(sequence: Any, lengths: Tensor) -> Any:
     steps = torch.arange(time, device="cpu").unsqueeze(1)  # (T, 1)
     rows = torch.arange(len(lengths), device="cpu")  # (B,)
     last = (lengths - 1).clamp(min=0)
+
+    # Where each step of the result comes from: which step, of which row.
     step = torch.minimum(steps, last)  # (T, B)
     row = rows.where(lengths > 0, lengths.argmax()).expand_as(step)  # (T, B)
 
@@ -206,7 +213,7 @@ def pack_like(sequence: Any, packed: PackedSequence, lengths: Tensor) -> Any:
     """What `pack` makes of a sequence, with the rows in the order of another `PackedSequence`."""
     if isinstance(sequence, dict):
         return {name: pack_like(part, packed, lengths) for name, part in sequence.items()}
-    if packed.sorted_indices is not None:
+    if packed.sorted_indices is not None:  # the rows stand by length in packed data
         sequence = sequence.index_select(1, packed.sorted_indices)
         lengths = lengths[packed.sorted_indices.cpu()]
     return repack(packed, pack_padded_sequence(sequence, lengths).data)

@@ -26,6 +26,7 @@ from .layout import (
     extent,
     fill_padding,
     pack,
+    parts_of,
     unpack,
 )
 from .state import State, map_leaves, select_rows, where_rows
@@ -84,7 +85,9 @@ class Declared:
     def takes_packed(self) -> bool:
         """Whether it gives a `PackedSequence` of outputs for one of inputs."""
         own = getattr(self.model, "takes_packed", None)
-        return _is_pytorchs_own(self.model) if own is None else bool(own)
+        if own is not None:
+            return bool(own)
+        return _is_pytorchs_own(self.model)
 
     @property
     def batch_statistics(self) -> bool:
@@ -125,7 +128,7 @@ class Declared:
 
     def _refuse_a_hidden_start(self) -> None:
         """A member's own first state has a place in the model's state that only the model knows."""
-        for member in self._members:
+        for member in _modules_of(self.model)[1:]:
             if getattr(member, "initial_state", None) is not None:
                 name = type(self.model).__name__
                 raise Refusal(
@@ -140,9 +143,10 @@ class Declared:
     def _children(self) -> list[nn.Module]:
         return list(self.model.children()) if isinstance(self.model, nn.Module) else []
 
-    @property
-    def _members(self) -> list[nn.Module]:
-        return list(self.model.modules())[1:] if isinstance(self.model, nn.Module) else []
+
+def _modules_of(model: Any) -> list[nn.Module]:
+    """The model and all its parts, outermost first; none of a function."""
+    return list(model.modules()) if isinstance(model, nn.Module) else []
 
 
 def _is_pytorchs_own(model: Any) -> bool:
@@ -164,7 +168,7 @@ def check_model(model: Model) -> None:
         came = f"{type(inner).__name__}, which takes no state"
         fix = "RecurrentSequential threads the state through a stack of layers."
         raise Refusal(came, "outputs, state = model(inputs, state)", fix, TypeError)
-    for module in model.modules() if isinstance(model, nn.Module) else ():
+    for module in _modules_of(model):
         if isinstance(module, nn.RNNBase) or _is_pytorchs_own(module):
             _check_time_first(module)
         if _splits(module) and module.dim != 1:
@@ -239,8 +243,7 @@ def run_model(
 
 def _check_outputs(outputs: Any, inputs: Any) -> None:
     wanted = extent(inputs)
-    parts: list[Any] = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
-    for part in parts:
+    for part in parts_of(outputs):
         if not isinstance(part, Tensor) or tuple(part.shape[:2]) != wanted:
             raise Refusal(
                 f"outputs {in_words(part)} for inputs {in_words(inputs)}",
@@ -256,6 +259,7 @@ def _run_ragged(
     both_ways = declared.bidirectional
     statistics = declared.batch_statistics
     if not (carry or both_ways or statistics):
+        # What a model does at padding stays there; the data's own steps keep it finite.
         return call_model(model, fill_padding(inputs, lengths), state)
 
     # From here on padding would count. Rows that have no step are left out of the call.
@@ -263,6 +267,7 @@ def _run_ragged(
         return _run_rows(_run_packed, model, inputs, state, lengths)
     if both_ways or statistics:
         raise _needs_packing(model, both_ways)
+    # A model that reads forward gives the same without a row's padding as with it.
     return _run_rows(_run_by_length, model, inputs, state, lengths)
 
 
@@ -289,8 +294,7 @@ def _needs_packing(model: Model, both_ways: bool) -> Refusal:
 
 def _splits_batches(model: Any) -> bool:
     """Whether a part of the model is called on some rows at a time, each on another device."""
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    return any(map(_splits, modules))
+    return any(map(_splits, _modules_of(model)))
 
 
 def _splits(module: nn.Module) -> TypeGuard[nn.DataParallel[nn.Module]]:
@@ -332,12 +336,13 @@ def spread_rows(tree: Any, rows: Tensor, batch: int) -> Any:
 def _run_packed(model: Model, inputs: Any, state: State, lengths: Tensor) -> tuple[Any, State]:
     time = extent(inputs)[0]
     outputs, state = call_model(model, pack(inputs, lengths), state)
-    parts: list[Any] = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
-    for part in parts:
+    for part in parts_of(outputs):
         if not isinstance(part, PackedSequence):
             fix = "a model with takes_packed = True gives a PackedSequence for a PackedSequence."
             came = f"{in_words(part)} from {_name(model)}"
             raise Refusal(came, "a PackedSequence", fix, TypeError)
+
+    # Rows of another length would be read as rows of this batch, without an error.
     outputs, given = unpack(outputs, time)
     if not torch.equal(given, lengths):
         fix = "repack what was unpacked with its own lengths, batch_sizes and indices."
@@ -379,7 +384,7 @@ def _beside(trees: list[Any]) -> Any:
 def restart_rows(model: Model, state: State, rows: Tensor | None) -> State:
     """The state with the rows, bool `(B,)`, that start afresh at the model's first state."""
     if rows is None or state is None or not bool(rows.any()):
-        return state
+        return state  # with no state, all rows start afresh in the model itself
     return where_rows(~rows, state, _first_state(model, len(rows)))
 
 
@@ -403,7 +408,7 @@ def evaluating(model: Model) -> Generator[None]:
     Modes are changed by `eval` and `train` themselves, for there are modules that do more in them
     than set a flag.
     """
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modules = _modules_of(model)
     before = [module.training for module in modules]
     if not any(before):
         yield

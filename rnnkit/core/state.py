@@ -23,6 +23,8 @@ def map_leaves(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
         return function(tree, *others)
     if tree is None:
         return None
+
+    # A part of another tree stands where it stands in this one, or the two have different forms.
     if isinstance(tree, dict):
         keys: list[Any] = list(tree)
         return {
@@ -35,8 +37,9 @@ def map_leaves(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
             map_leaves(function, tree[i], *(_part(tree, other, i) for other in others))
             for i in indices
         ]
-        named = hasattr(tree, "_fields")  # a named tuple takes its parts one by one
-        return type(tree)(*items) if named else type(tree)(items)
+        if hasattr(tree, "_fields"):  # a named tuple takes its parts one by one
+            return type(tree)(*items)
+        return type(tree)(items)
     raise Refusal(
         f"a {type(tree).__name__} in a state",
         "a tree of tensors (layers, B, *F) in tuples, lists or dicts",
@@ -87,6 +90,7 @@ def _another_form(tree: Any, other: Any) -> Refusal:
 def where_rows(rows: Tensor, new: State, old: State) -> State:
     """`new` in the rows, bool `(B,)`, `old` in the others, which are zero where it is `None`."""
 
+    # Not a product with a mask: zero times NaN is NaN, in gradients too.
     def choose(new: Tensor, old: Tensor | None) -> Tensor:
         here = along(rows, new)
         if old is None:
@@ -115,6 +119,7 @@ def detach(state: State) -> State:
     `TypeError` if a leaf is not a tensor.
 
     >>> import torch
+    >>> from rnnkit import detach
     >>> h = torch.ones(1, 2, 3, requires_grad=True)
     >>> detach((h, h))[0].requires_grad
     False
@@ -129,7 +134,9 @@ def select_rows(state: State, index: Tensor) -> State:
     One may come twice. Raises `IndexError` if the state does not have such a row.
 
     >>> import torch
-    >>> select_rows(torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([2, 0])).flatten().tolist()
+    >>> from rnnkit import select_rows
+    >>> state = torch.tensor([[[1.0], [2.0], [3.0]]])
+    >>> select_rows(state, torch.tensor([2, 0])).flatten().tolist()
     [3.0, 1.0]
     """
     return map_leaves(lambda leaf: leaf[:, index.to(leaf.device)], state)
@@ -144,7 +151,9 @@ def reset_rows(state: State, rows: Tensor) -> State:
     Raises `ValueError` if `rows` is not a bool tensor of the state's batch size.
 
     >>> import torch
-    >>> reset_rows(torch.tensor([[[1.0], [2.0]]]), torch.tensor([True, False])).flatten().tolist()
+    >>> from rnnkit import reset_rows
+    >>> state = torch.tensor([[[1.0], [2.0]]])
+    >>> reset_rows(state, torch.tensor([True, False])).flatten().tolist()
     [0.0, 2.0]
     """
 

@@ -1,7 +1,6 @@
 """A stack of layers as one recurrent model; modules applied to each step."""
 
 import inspect
-from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,11 +8,11 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 from torch.nn.utils.rnn import PackedSequence
 
 from ..core.errors import Refusal, asked, in_words
-from ..core.layout import as_sequence, extent, fill_padding, pack_like, repack, unpack
+from ..core.layout import as_sequence, extent, fill_padding, pack_like, parts_of, repack, unpack
 from ..core.model import Declared, call_model, check_model, runs, unwrap
 from ..core.state import State
 
-# Modules that do the same to every step, whatever stands before it: fmt keeps them in rows.
+# Modules that do the same to every step, whatever stands before it.
 # fmt: off
 _OF_ONE_STEP = [
     kind.forward
@@ -89,7 +88,9 @@ class RecurrentSequential(nn.Sequential):
         )
 
     @asked("RecurrentSequential")
-    def forward(self, inputs: Any, state: State = None) -> tuple[Any, State]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: Any, state: State = None
+    ) -> tuple[Any, State]:
         if isinstance(inputs, list):
             inputs = as_sequence(inputs)
         count = sum(self.recurrent)
@@ -100,14 +101,9 @@ class RecurrentSequential(nn.Sequential):
                 "pass the state that this model returned; it has one entry for each recurrent "
                 "member.",
             )
-        return self._through(self, inputs, state)
 
-    def _through(
-        self, members: Iterable[Callable[..., Any]], inputs: Any, state: State
-    ) -> tuple[Any, State]:
-        """What `forward` does, through `members` in place of this stack's own."""
         after: list[State] = []
-        for member, recurrent in zip(members, self.recurrent, strict=True):
+        for member, recurrent in zip(self, self.recurrent, strict=True):
             if recurrent:
                 before = None if state is None else state[len(after)]
                 inputs, new = call_model(member, inputs, before)
@@ -116,17 +112,8 @@ class RecurrentSequential(nn.Sequential):
                 inputs = _call_packed(member, inputs)
             else:
                 inputs = member(inputs)
-            if isinstance(inputs, tuple) and not isinstance(inputs, PackedSequence):
-                raise Refusal(
-                    f"{in_words(inputs)} from {type(member).__name__}",
-                    "outputs alone from a stateless member",
-                    "call the second parameter of a recurrent member's forward `state`, so that it "
-                    "is given one.",
-                    TypeError,
-                )
+            _check_outputs(member, inputs)
         return inputs, tuple(after)
-
-    thread = _through  # the fast path's name for it, until that calls `_through`
 
 
 class PerStep(nn.Module):
@@ -174,6 +161,7 @@ class PerStep(nn.Module):
 def _check_member(member: nn.Module) -> bool:
     """Whether a member is recurrent; what cannot be a member is refused."""
     inner = unwrap(member)
+    # The name is what tells: nearly any module takes a second argument of some kind.
     second = list(inspect.signature(inner.forward).parameters)[1:2]
     recurrent = second in (["state"], ["hx"])
     if recurrent or isinstance(inner, nn.RNNBase | nn.RNNCellBase):
@@ -196,10 +184,22 @@ def _check_norm(member: nn.Module) -> None:
         )
 
 
+def _check_outputs(member: nn.Module, outputs: Any) -> None:
+    """A pair from a stateless member is most likely one whose state has another name."""
+    if isinstance(outputs, tuple) and not isinstance(outputs, PackedSequence):
+        raise Refusal(
+            f"{in_words(outputs)} from {type(member).__name__}",
+            "outputs alone from a stateless member",
+            "call the second parameter of a recurrent member's forward `state`, so that it is "
+            "given one.",
+            TypeError,
+        )
+
+
 def _is_packed(inputs: Any) -> bool:
-    if isinstance(inputs, dict):
-        return any(isinstance(part, PackedSequence) for part in inputs.values())
-    return isinstance(inputs, PackedSequence)
+    if isinstance(inputs, Tensor):
+        return False
+    return any(isinstance(part, PackedSequence) for part in parts_of(inputs))
 
 
 def _takes_packed(member: nn.Module, recurrent: bool) -> bool:
@@ -223,7 +223,7 @@ def _sees_padding(declared: Declared) -> bool:
 
 def _call_packed(member: Any, inputs: Any) -> Any:
     """A stateless member on packed steps: on the steps alone where it can be, else as unpacked."""
-    if runs(member, nn.Sequential.forward):
+    if runs(member, nn.Sequential.forward):  # each part as it would be seen in this stack
         for part in member:
             inputs = _call_packed(part, inputs)
         return inputs
@@ -244,10 +244,10 @@ def _call_padded(member: Any, inputs: Any) -> Any:
             "let its forward give a PackedSequence for one and declare takes_packed = True in its "
             "class, or apply it to each step with PerStep.",
         )
+    # Zeros in the padding might not be finite in it: see `fill_padding`.
     padded, lengths = unpack(inputs)
     outputs = member(fill_padding(padded, lengths))  # (T, B, *O)
-    parts: list[Any] = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
-    for part in parts:
+    for part in parts_of(outputs):
         if not isinstance(part, Tensor) or part.shape[:2] != extent(padded):
             raise Refusal(
                 f"{in_words(part)} from {name} for inputs {in_words(padded)}",
@@ -255,5 +255,4 @@ def _call_padded(member: Any, inputs: Any) -> Any:
                 "a stateless member keeps the steps and the rows.",
                 TypeError,
             )
-    order = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
-    return pack_like(outputs, order, lengths)
+    return pack_like(outputs, parts_of(inputs)[0], lengths)

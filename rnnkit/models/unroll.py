@@ -84,6 +84,7 @@ class Unroll(nn.Module):
         cells: list[nn.Module] = []
         for layer in range(fused.num_layers):
             size = fused.hidden_size if layer else fused.input_size
+            # On no device, as the fused module's own parameters take the place of the cell's.
             cell = make(size, fused.hidden_size, **options)
             for name, _ in list(cell.named_parameters()):
                 setattr(cell, name, getattr(fused, f"{name}_l{layer}"))
@@ -100,13 +101,14 @@ class Unroll(nn.Module):
         if isinstance(inputs, PackedSequence):
             packed = inputs
             steps = packed.data.split(packed.batch_sizes.tolist())
-            if packed.sorted_indices is not None:
+            if packed.sorted_indices is not None:  # the rows stand by length in packed data
                 state = select_rows(state, packed.sorted_indices)
         else:
             steps = as_sequence(inputs, least=1).unbind(0)
         rows = len(steps[0])
-        check_state(state, rows)
-        self._check_layers(state)
+        if state is not None:
+            check_state(state, rows)
+            self._check_layers(state)
 
         last: list[State] = []
         for layer, cell in enumerate(self.cells):
@@ -166,14 +168,17 @@ def _rows(state: State, start: int, stop: int | None = None) -> State:
 
 def _stacked(states: list[State]) -> State:
     """The states of all cells as one, leaves `(layers, B, *F)`; one that is absent is zero."""
-    given = next((state for state in states if state is not None), None)
-    zeros = map_leaves(torch.zeros_like, given)
-    whole = [zeros if state is None else state for state in states]
-    return map_leaves(_stack_leaves, *whole)
+    given = [state for state in states if state is not None]
+    if not given:
+        return None
+    if len(given) < len(states):
+        zeros = map_leaves(torch.zeros_like, given[0])
+        states = [zeros if state is None else state for state in states]
+    return map_leaves(_stack_leaves, *states)
 
 
 def _stack_leaves(*leaves: Tensor) -> Tensor:
-    if any(leaf.shape != leaves[0].shape for leaf in leaves):
+    if any(leaf.shape != leaves[0].shape for leaf in leaves[1:]):
         raise Refusal(
             "cells whose states are " + ", ".join(map(in_words, leaves)),
             "cells with states of one shape, which are stacked as layers",
@@ -211,7 +216,7 @@ def _scan(cell: nn.Module, steps: Sequence[Tensor], state: State) -> tuple[list[
             ended.insert(0, _rows(state, count))
             state = _rows(state, 0, count)
         result = cell(step, state)
-        if not outputs:
+        if not outputs:  # what the first step shows holds for all
             pair = _gives_output(cell, step, state, result)
         if pair:
             output, state = result
@@ -298,6 +303,7 @@ def _ask(cell: nn.Module, step: Tensor, result: tuple[Any, Any]) -> bool:
 
 def _why_not(cell: nn.Module, step: Tensor, state: State, result: Any) -> str:
     """Why a cell does not take a state back; nothing where it does."""
+    # In evaluation mode and with its random numbers put back, for a question changes nothing.
     devices: list[torch.device] = []
     if step.is_cuda:
         devices.append(step.device)
