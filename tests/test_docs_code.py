@@ -171,6 +171,13 @@ def test_the_api_pages_follow_the_rooms(page: str) -> None:
         assert getattr(rnnkit, name).__module__.split(".")[1] == room, name
 
 
+def test_no_section_of_an_api_page_is_called_like_a_name() -> None:
+    """The two would be landmarks of one name in the table of contents."""
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        titles = re.findall(r"^## (.+)$", page.read_text(), re.MULTILINE)
+        assert not set(titles) & set(rnnkit.__all__), page.name
+
+
 def test_the_api_index_names_every_name_once() -> None:
     table = (ROOT / "docs" / "api" / "index.md").read_text().partition("\n## ")[0]
     named = re.findall(r"\[rnnkit\.(\w+)\]", table)

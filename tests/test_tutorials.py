@@ -73,31 +73,32 @@ BREAKS = {
     "seq2one_loss reads the last padded step": (
         "03_seq2one",
         """
-        from rnnkit.losses import SequenceLoss
-        whole = SequenceLoss.__call__
-        def blind(self, outputs, targets, lengths=None):
-            return whole(self, outputs, targets, None if self.average == "last" else lengths)
-        SequenceLoss.__call__ = blind
+        from rnnkit.losses import ReadLoss
+        whole = ReadLoss.over
+        def blind(self, targets, time, batch, lengths=None, *more, **named):
+            return whole(self, targets, time, batch, None, *more, **named)
+        ReadLoss.over = blind
         """,
     ),
     "a loss averages padding": (
         "02_seq2seq",
         """
-        from rnnkit.losses import SequenceLoss
-        whole = SequenceLoss.__call__
-        def padded(self, outputs, targets, lengths=None):
-            return whole(self, outputs, targets, lengths if self.average == "last" else None)
-        SequenceLoss.__call__ = padded
+        from rnnkit.losses import StepLoss
+        whole = StepLoss.over
+        def padded(self, targets, time, batch, lengths=None, *more, **named):
+            return whole(self, targets, time, batch, None, *more, **named)
+        StepLoss.over = padded
         """,
     ),
     "the shift is off by one": (
         "02_seq2seq",
         """
-        import rnnkit
-        whole = rnnkit.get_inout_seq
-        def still(batch):
-            return whole(batch) if isinstance(batch, tuple) else (batch[:-1], batch[:-1])
-        rnnkit.get_inout_seq = rnnkit.training.phase.get_inout_seq = still
+        from dataclasses import replace
+        from rnnkit.data import batches
+        whole = batches._shifted
+        def still(batch, sequence):
+            return replace(whole(batch, sequence), targets=batches.between(sequence, 0, len(sequence) - 1))
+        batches._shifted = still
         """,
     ),
     "feedback is off by one": (

@@ -133,9 +133,9 @@ for name, tensor, shape, axes in [
 # **Time is dim 0, the batch is dim 1**, as `nn.LSTM` has it unless told otherwise: [the rule](../docs/shapes.md) on
 # every page here. `h` and `c` are the two parts of the LSTM's state.
 #
-# > [!WARNING]
-# > `batchseq` returns the pair `(padded, lengths)`, and `get_inout_seq` reads a pair as `(inputs, targets)`. Unpack it
-# > first.
+# > [!NOTE]
+# > `batchseq` gives a [Padded][rnnkit.Padded], the sequences and their lengths. Where these differ, do not unpack it:
+# > `inputs, targets, lengths = get_inout_seq(batchseq(rows))` shifts each row by itself.
 
 # %% [markdown]
 # ## The data
@@ -295,7 +295,7 @@ torch.manual_seed(SEEDS[0])
 model = RecurrentSequential(nn.LSTM(1, H), nn.Linear(H, 1))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 learner = Learner(model, loss, optimizer).fit(EPOCHS, train=[padded])
-check = learner.step(BPTTValidationPhase(), series)
+check = learner.step(BPTTValidationPhase(by_step=True), series)
 validation = check.loss_by_step[valid].mean().item()
 print(f"epoch {EPOCHS - 1}: validation {validation:.3f}")
 assert abs(validation - plain_history[-1][1]) < 1e-6, "the Learner too"

@@ -487,7 +487,8 @@ for seed, (model, _) in zip(SEEDS, runs, strict=True):
 # %% [markdown]
 # > [!WARNING]
 # > A bidirectional network has two last steps. At step $T_b$ its backward half has read one step only; its summary is at
-# > step 1. There, read the state of the packed batch, which holds both ends ([exercise 1](#try-it)).
+# > step 1. There, read the state of the packed batch, which holds both ends ([exercise 1](#try-it)). `seq2one_loss`
+# > refuses to read such a network at $T_b$; `read=` says what it reads instead.
 
 # %% [markdown]
 # ### The last row of the batch

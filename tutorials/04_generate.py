@@ -370,8 +370,8 @@ print(repr(decode(both[40:60, 0])), "across the border")
 # %% [markdown]
 # ### Primers of different length
 #
-# Rows of a batch need not start with equally long primers. [batchseq][rnnkit.batchseq] pads them and returns the pair
-# `(padded, lengths)`, which `sample_model` takes. Each row starts to generate where its own primer ends, and gets the
+# Rows of a batch need not start with equally long primers. [batchseq][rnnkit.batchseq] pads them and gives their
+# lengths too, and `sample_model` takes both. Each row starts to generate where its own primer ends, and gets the
 # characters it would get alone:
 
 # %%
@@ -455,7 +455,7 @@ from rnnkit import BPTTValidationPhase
 
 places = torch.linspace(0, len(test) - 102, 1000).long()
 pieces = torch.stack([test[i : i + 101] for i in places], dim=1)  # (101, 1000)
-by_step = BPTTValidationPhase()(model, loss, pieces).loss_by_step / math.log(2)
+by_step = BPTTValidationPhase(by_step=True)(model, loss, pieces).loss_by_step / math.log(2)
 for t in 0, 1, 2, 4, 9, 29, 99:
     print(f"read {t + 1:3}: {by_step[t]:.2f} bits")
 assert by_step[0] > bigram, "one character read: worse than the bigram model"

@@ -312,7 +312,8 @@ dial = (0, 1, 10, 30, 83, 200, 500)
 turned = {n: torch.zeros(len(models), len(test) - 1) for n in dial}  # loss by step: (seeds, T)
 print("nfeedback   open   closed   last step")
 for n, by_seed in turned.items():
-    dialed = [BPTTValidationPhase(nfeedback=n)(model, loss, test) for model in models]
+    dialing = BPTTValidationPhase(nfeedback=n, by_step=True)
+    dialed = [dialing(model, loss, test) for model in models]
     by_seed[:] = torch.stack([step.loss_by_step for step in dialed])
     open_loss = sum(step.open_loss for step in dialed) / len(dialed)
     closed = f"{sum(step.closed_loss for step in dialed) / len(dialed):.5f}" if n else "-"
