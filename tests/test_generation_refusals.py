@@ -419,7 +419,7 @@ def test_a_length_that_is_no_whole_number_is_refused(length):
         ({"stop": lambda tokens: tokens == 0}, "a token, a whole number", TypeError),
         ({"lengths": torch.tensor([4, 5, 1])}, "lengths from 1 to 5", ValueError),
     ],
-    ids=str,
+    ids=["no best", "too many best", "nan", "infinite", "a function", "lengths"],
 )
 def test_options_of_a_beam_search_that_do_not_fit_are_refused(options, words, kind):
     primer = torch.zeros(4, 3, dtype=torch.long)

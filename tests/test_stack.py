@@ -588,5 +588,6 @@ def test_per_step_refuses_what_is_no_tensor(inputs):
 @pytest.mark.parametrize("module", [nn.LSTM(F, H), nn.Flatten(0)], ids=["recurrent", "flat"])
 def test_per_step_refuses_a_module_that_does_not_give_one_output_a_step(module):
     refused(
-        lambda: PerStep(module.double())(torch.randn(T, B, F)), f"from {type(module).__name__} for 24 steps"
+        lambda: PerStep(module.double())(torch.randn(T, B, F)),
+        f"from {type(module).__name__} for 24 steps",
     )

@@ -108,8 +108,8 @@ class ReadLoss(SequenceLoss):
                 'a bidirectional model and seq2one_loss(read="last")',
                 "an output that both directions have read the sequence for: at the last step the "
                 "backward one has read a single step",
-                'read="mean" or read="max", or a function of (outputs, lengths) that takes the forward '
-                "half at the last step and the backward half at step 0.",
+                'read="mean" or read="max", or a function of (outputs, lengths) that takes the '
+                "forward half at the last step and the backward half at step 0.",
             )
 
     def answers(self, outputs: Any, lengths: Tensor) -> Any:

@@ -108,8 +108,8 @@ def check_adds_up(whole: Total, parts: Sequence[Total]) -> None:
     if not torch.isclose(together, mean, rtol=1e-3, atol=1e-5, equal_nan=True):
         raise Refusal(
             f"a loss of {float(mean):.4g} whose parts put together are {float(together):.4g}",
-            "a mean over the steps it is given, or a pair (sum, weight), where a batch is scored in "
-            "parts (window, nfeedback, by_step)",
+            "a mean over the steps it is given, or a pair (sum, weight), where a batch is scored "
+            "in parts (window, nfeedback, by_step)",
             "return the pair; seq2seq_loss(..., warmup=n) leaves out first steps; or score whole "
             "batches only.",
         )

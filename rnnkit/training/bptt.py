@@ -154,7 +154,8 @@ class BPTTTrainingPhase(Phase):
     >>> model = rnnkit.RecurrentSequential(torch.nn.GRU(1, 8), torch.nn.Linear(8, 1))
     >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
     >>> phase = rnnkit.BPTTTrainingPhase(window=5)
-    >>> step = phase(model, rnnkit.seq2seq_loss(torch.nn.MSELoss()), torch.ones(21, 4, 1), optimizer)
+    >>> loss = rnnkit.seq2seq_loss(torch.nn.MSELoss())
+    >>> step = phase(model, loss, torch.ones(21, 4, 1), optimizer)
     >>> step.outputs.shape, step.weight
     (torch.Size([20, 4, 1]), 80)
     """
@@ -365,7 +366,8 @@ def _make_update(loop: Loop) -> None:
     loop.emit("BackwardEnd")
     loop.optimizer.step()
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        torch.clear_autocast_cache()  # the caller's own autocast would go on with the weights of before
+        # The caller's own autocast would go on with the weights of before.
+        torch.clear_autocast_cache()
 
 
 @dataclass
@@ -427,7 +429,8 @@ def _check_optimizer(optimizer: Any) -> None:
         raise Refusal(
             f"{name}, whose step calls a closure several times",
             "an optimizer that makes a step from gradients that are there",
-            "write the loop: def closure(): optimizer.zero_grad(); loss = loss_fn.on(model, inputs, targets); "
-            "loss.backward(); return loss; then optimizer.step(closure).",
+            "write the loop: def closure(): optimizer.zero_grad(); "
+            "loss = loss_fn.on(model, inputs, targets); loss.backward(); return loss; "
+            "then optimizer.step(closure).",
             TypeError,
         )

@@ -21,7 +21,8 @@ from .phase import Begun, Loop, Phase, StepState
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
-_PATHS = 32  # where a sampler draws and no number is given; the score is unbiased at any number from 2 on
+# Where a sampler draws and no number is given; the score is unbiased from two paths on.
+_PATHS = 32
 
 
 @asked("energy_score")

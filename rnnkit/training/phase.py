@@ -219,7 +219,10 @@ class Phase:
             )
         if self.carried is None:
             return None
-        fix = "StreamLoader and DataLoader(drop_last=True) keep the batch size; phase.reset() starts afresh."
+        fix = (
+            "StreamLoader and DataLoader(drop_last=True) keep the batch size; phase.reset() starts "
+            "afresh."
+        )
         check_state(self.carried, rows, fix)
         if restart is not None and self.read is not None:
             self.read = self.read.masked_fill(restart, 0)
