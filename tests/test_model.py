@@ -11,7 +11,16 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.optim.swa_utils import AveragedModel
 
-from rnnkit import EncoderDecoder, PerStep, RecurrentSequential, Unroll, rollout, seq2seq_loss
+from rnnkit import (
+    EncoderDecoder,
+    PerStep,
+    RecurrentSequential,
+    Unroll,
+    rollout,
+    select_rows,
+    seq2seq_loss,
+)
+from rnnkit.core.errors import asked
 from rnnkit.core.model import (
     Declared,
     call_model,
@@ -230,15 +239,17 @@ def test_a_bidirectional_class_that_does_not_is_refused_with_the_cure(wrap, carr
     assert "takes_packed = True" in message and "Models of your own" in message
 
 
+def boundary(call):
+    return asked("test")(call)
+
+
 def rollout_of(model, inputs, lengths):
     return lambda: rollout(model, inputs, lengths=lengths)
 
 
 def told(model, inputs, lengths):
     """`run_model` without a carried state, by a boundary of the test's own."""
-    from rnnkit.core.errors import asked
-
-    return asked("test")(lambda: run_model(model, inputs, None, lengths, carry=False))
+    return boundary(lambda: run_model(model, inputs, None, lengths, carry=False))
 
 
 @every_wrapper
@@ -325,6 +336,30 @@ def test_a_function_is_a_model_too():
         alone, last = rnn(inputs[:n, i : i + 1])
         torch.testing.assert_close(outputs[:n, i], alone[:, 0])
         torch.testing.assert_close(state[:, i], last[:, 0])
+
+
+def scripted(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, and still what people have
+        return torch.jit.script(model)
+
+
+class Scriptable(nn.Module):
+    def __init__(self, bidirectional=False):
+        super().__init__()
+        self.rnn = nn.GRU(F, H, bidirectional=bidirectional)
+
+    def forward(self, inputs: torch.Tensor, state: torch.Tensor | None = None):
+        return self.rnn(inputs, state)
+
+
+def test_a_scripted_model_is_read_like_the_one_it_was_made_of():
+    model = scripted(Scriptable())
+    check_model(model)
+    assert RecurrentSequential(model).recurrent == (True,)
+    assert_every_row_as_alone(model, rows_of(), float("nan"), carry=True)
+    inputs, lengths = padded(rows_of(), 0.0)
+    refused(told(scripted(Scriptable(True)), inputs, lengths), "two directions")
 
 
 # ---------------------------------------------------------------- one direction
@@ -495,13 +530,9 @@ def test_a_stack_starts_each_member_from_its_own_first_state():
     _, state = stack(torch.randn(2, 3, F))
     outputs, _ = stack(inputs, restart_rows(stack, state, torch.tensor([False, True, False])))
     torch.testing.assert_close(outputs[:, 1:2], stack(inputs[:, 1:2])[0])
-    torch.testing.assert_close(outputs[:, :1], stack(inputs[:, :1], rows(state, 0))[0])
-
-
-def rows(state, index):
-    from rnnkit import select_rows
-
-    return select_rows(state, torch.tensor([index]))
+    torch.testing.assert_close(
+        outputs[:, :1], stack(inputs[:, :1], select_rows(state, torch.tensor([0])))[0]
+    )
 
 
 def test_a_member_whose_first_state_the_model_does_not_hand_on_is_refused():
@@ -521,12 +552,6 @@ def test_a_member_whose_first_state_the_model_does_not_hand_on_is_refused():
         TypeError,
     )
     assert "method initial_state(batch_size)" in message
-
-
-def boundary(call):
-    from rnnkit.core.errors import asked
-
-    return asked("test")(call)
 
 
 @pytest.mark.parametrize(

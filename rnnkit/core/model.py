@@ -54,7 +54,7 @@ def runs(module: Any, *forwards: Any) -> bool:
     """Whether a module runs one of these `forward`s: a subclass with its own does not."""
     if not isinstance(module, nn.Module) or "forward" in vars(module):
         return False
-    return type(module).forward in forwards
+    return getattr(type(module), "forward", None) in forwards  # a scripted one has none
 
 
 class Declared:
