@@ -128,6 +128,7 @@ def test_a_stack_can_be_indexed_extended_and_saved_like_nn_sequential():
     )
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo asks its inputs for it
 def test_a_compiled_member_keeps_its_state():
     torch._dynamo.reset()
     gru, inputs = Unroll(nn.GRUCell(F, H)), torch.randn(T, B, F)
