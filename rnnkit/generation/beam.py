@@ -197,10 +197,10 @@ class _Search:
         follow = beams.answer.log_softmax(2, dtype=beams.scores.dtype)  # (B, W, V)
         # Behind a token of probability 0 there may be NaN, which would win every comparison.
         follow = follow.masked_fill(follow.isnan(), float("-inf"))
-        if self.stop is not None:
-            stays = torch.arange(classes, device=follow.device) == self.stop
-            only = torch.zeros_like(follow[:1, :1]).masked_fill(~stays, float("-inf"))
-            follow = torch.where(beams.done.unsqueeze(2), only, follow)
+        # A finished candidate may only repeat its last token, for nothing.
+        if self.stop is not None and 0 <= self.stop < classes:
+            follow = follow.masked_fill(beams.done.unsqueeze(2), float("-inf"))
+            follow[:, :, self.stop].masked_fill_(beams.done, 0.0)
         scores = (beams.scores.unsqueeze(2) + follow).flatten(1)  # (B, W * V)
         drawn = beams.drawn + (~beams.done).long()  # (B, W)
 
@@ -236,6 +236,8 @@ class _Search:
         that it can become at the greatest length where the exponent is positive, and now where it
         is negative.
         """
+        if not bool(beams.done.any()):
+            return False
         if beams.count < self.best:
             return bool((beams.done | beams.scores.isneginf()).all())
         ranks = self.rank(beams.scores, beams.drawn)
