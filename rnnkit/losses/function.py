@@ -80,7 +80,6 @@ class Head:
 
     Attributes:
         key: its name in a dict of losses.
-        options: of a loss of PyTorch's own, what it was built with; `None` for any other function.
         scalar: seen to give one number for all steps, which tells nothing of one of them.
     """
 
@@ -90,16 +89,24 @@ class Head:
             raise Refusal(in_words(loss_fn), wanted, "nn.MSELoss().", TypeError)
         self.loss_fn = loss_fn
         self.key = key
-        self.options = torch_options(loss_fn)
+        self._options = torch_options(loss_fn)
         self.scalar = False
         self.base: Any = loss_fn
         while isinstance(self.base, functools.partial):
             self.base = self.base.func
         self._refuse_sum()
 
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """Of a loss of PyTorch's own, what it is built with, as it stands; `None` of another."""
+        if isinstance(self.loss_fn, nn.Module):
+            return torch_options(self.loss_fn)  # a module's may be set later
+        return self._options
+
     def __call__(self, outputs: Tensor, targets: Any) -> Each | Total:
         """Each step's loss where the function tells it, a sum and a weight where it does not."""
-        if self.options is None:
+        options = self.options
+        if options is None:
             return self.read(self.loss_fn(outputs, targets), len(outputs))
         self._refuse_sum()
         losses = self._unreduced(outputs, targets)
@@ -109,7 +116,7 @@ class Head:
         losses = precise(losses).flatten(1) if losses.ndim > 1 else precise(losses).unsqueeze(1)
         if weights is not None:
             return Each(losses.sum(1), weights)
-        if self.options["reduction"] == "batchmean":
+        if options["reduction"] == "batchmean":
             return Each(losses.sum(1), 1.0)
         return Each(losses.sum(1), float(losses.shape[1]))
 
@@ -137,7 +144,7 @@ class Head:
         weighs = isinstance(self.base, _WEIGHING) or self.base in _WEIGHING_FUNCTIONS
         if not weighs or targets.is_floating_point():  # probabilities: each step counts as one
             return None
-        options: dict[str, Any] = torch_options(self.loss_fn) or {}
+        options: dict[str, Any] = self.options or {}
         ignored = targets == options["ignore_index"]
         class_weight: Tensor | None = options["weight"]
         if class_weight is None:
@@ -192,9 +199,8 @@ class Head:
         return view(outputs, targets)
 
     def _refuse_sum(self) -> None:
-        if self.options is None:
-            return
-        if getattr(self.loss_fn, "reduction", self.options["reduction"]) == "sum":
+        options = self.options
+        if options is not None and options["reduction"] == "sum":
             raise Refusal(
                 'a loss with reduction="sum"',
                 'reduction="mean" or "none"',

@@ -1,0 +1,486 @@
+"""What people bring along as a loss: reductions, masks, read-outs, functions of their own.
+
+The referee is the sum written out, over the steps that count.
+"""
+
+import functools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import refused, seeded
+from torch import nn
+
+import rnnkit as rk
+
+pytestmark = pytest.mark.usefixtures("in_double_precision")
+
+
+def close(left, right):
+    torch.testing.assert_close(torch.as_tensor(left), torch.as_tensor(right), rtol=1e-9, atol=1e-12)
+
+
+def data(*shape, seed=0):
+    return torch.randn(*shape, generator=seeded(seed))
+
+
+def net(features=3, outputs=3):
+    torch.manual_seed(1)
+    return rk.RecurrentSequential(nn.GRU(features, 4), nn.Linear(4, outputs))
+
+
+def sgd(model, rate=0.1):
+    return torch.optim.SGD(model.parameters(), rate)
+
+
+# Reductions
+
+
+SUMS = {
+    "module": nn.MSELoss(reduction="sum"),
+    "part": functools.partial(F.mse_loss, reduction="sum"),
+    "part of a part": functools.partial(functools.partial(F.mse_loss, reduction="sum")),
+    "the old word": functools.partial(F.mse_loss, size_average=False),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize("make", [rk.seq2seq_loss, rk.seq2one_loss])
+def test_a_sum_is_refused_with_the_way_to_write_it(name, make):
+    message = refused(lambda: make(SUMS[name]), 'reduction="sum"')
+    assert "lambda y, t: (F.mse_loss(y, t, reduction='sum'), 1.0)" in message
+
+
+def test_the_way_to_write_a_sum_works():
+    outputs, targets = data(4, 2, 3), data(4, 2, 3, seed=1)
+    loss = rk.seq2seq_loss(lambda y, t: (F.mse_loss(y, t, reduction="sum"), 1.0))
+    close(loss(outputs, targets), (outputs - targets).square().sum())
+
+
+def test_a_sum_that_is_set_later_is_refused_too():
+    module = nn.MSELoss()
+    loss = rk.seq2seq_loss(module)
+    module.reduction = "sum"
+    refused(lambda: loss(data(4, 2, 3), data(4, 2, 3)), 'reduction="sum"')
+
+
+def test_a_loss_module_keeps_its_reduction_and_its_options():
+    module = nn.CrossEntropyLoss(ignore_index=0)
+    loss = rk.seq2seq_loss(module, "sequence")
+    outputs, targets = data(4, 2, 3), torch.tensor([[1, 2], [0, 1], [0, 0], [2, 1]])
+    before = loss(outputs, targets)
+    assert module.reduction == "mean"
+    module.ignore_index = 2
+    assert not torch.isclose(before, loss(outputs, targets))
+    rows = [module(outputs[:, i], targets[:, i]) for i in (0, 1)]
+    close(loss(outputs, targets), torch.stack(rows).mean())
+
+
+def test_a_weight_that_is_moved_with_the_module_is_the_one_that_counts():
+    module = nn.CrossEntropyLoss(weight=torch.ones(3))
+    loss = rk.seq2seq_loss(module, "sequence")
+    module.weight = torch.tensor([1.0, 5.0, 0.1])
+    outputs, targets = data(4, 2, 3), torch.tensor([[1, 2], [0, 1], [0, 0], [2, 1]])
+    rows = [module(outputs[:, i], targets[:, i]) for i in (0, 1)]
+    close(loss(outputs, targets), torch.stack(rows).mean())
+
+
+def test_a_subclass_of_torch_s_keeps_what_its_mean_divides_by():
+    class Twice(nn.CrossEntropyLoss):
+        def forward(self, outputs, targets):
+            return 2 * super().forward(outputs, targets)
+
+    outputs, targets = data(5, 2, 3), torch.tensor([[1, 0], [0, 0], [2, 1], [0, 0], [0, 1]])
+    loss = rk.seq2seq_loss(Twice(ignore_index=0))
+    expected = 2 * F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), ignore_index=0)
+    close(loss(outputs, targets), expected)
+    scored = loss.over(targets, 5, 2)
+    together = scored.between(0, 2).total(outputs[:2]) + scored.between(2, 5).total(outputs[2:])
+    close(together.mean(), expected)
+
+
+def test_low_precision_sums_do_not_stop_growing():
+    """A bfloat16 sum of ones stays at 256."""
+    outputs = torch.ones(1000, 1, 1, dtype=torch.bfloat16)
+    for loss_fn in (nn.L1Loss(), lambda y, t: (y - t).abs().squeeze(-1)):
+        for average in ("step", "sequence"):
+            loss = rk.seq2seq_loss(loss_fn, average)
+            total = loss.total(outputs, torch.zeros_like(outputs))
+            assert float(total.mean()) == 1.0
+            assert total.sum.dtype == torch.float32
+
+
+# What a function may give
+
+
+def test_one_loss_a_step_whose_features_are_averaged():
+    outputs, targets, lengths = data(5, 3, 2), data(5, 3, 2, seed=1), torch.tensor([5, 1, 3])
+    each = (outputs - targets).square()
+    valid = torch.arange(5).unsqueeze(1) < lengths
+    total = rk.seq2seq_loss(lambda y, t: (y - t).square()).total(outputs, targets, lengths)
+    assert total.weight == 9
+    close(total.sum, each.mean(2)[valid].sum())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda y, t: (y.sum(1), 3.0),
+        lambda y, t: (y.sum(), y.sum(1)),
+        lambda y, t: (1.0, 2.0),
+        lambda y, t: y[:2],
+        lambda y, t: None,
+        lambda y, t: (y.sum(), 1.0, 2.0),
+    ],
+    ids=["rows", "weights", "numbers", "some", "nothing", "three"],
+)
+def test_what_is_no_loss_is_refused(given):
+    loss = rk.seq2seq_loss(given)
+    refused(lambda: loss(data(4, 2, 3), data(4, 2, 3)), "from the loss")
+
+
+def test_a_pair_by_sequence_is_taken_whole_and_refused_in_parts():
+    def masked(y, t):
+        return (y - t)[t > 0].square().sum(), (t > 0).sum()
+
+    outputs, targets = data(6, 3, 1), data(6, 3, 1, seed=1).abs()
+    targets[2:, 1] = -1
+    targets[:, 2] = -1  # nothing to score: does not count
+    loss = rk.seq2seq_loss(masked, "sequence")
+    rows = [(outputs - targets)[:, i][targets[:, i] > 0].square().mean() for i in (0, 1)]
+    close(loss(outputs, targets), torch.stack(rows).mean())
+    scored = loss.over(targets, 6, 3)
+    with pytest.raises(Exception, match="a part of its sequences"):
+        scored.between(0, 3).total(outputs[:3])
+    model = net(1, 1)
+    phase = rk.BPTTTrainingPhase(window=2)
+    refused(lambda: phase(model, loss, (data(6, 3, 1), targets), sgd(model)), 'average="step"')
+
+
+# Parts that do not add up
+
+
+def correlation(outputs, targets):
+    pair = torch.stack([outputs.flatten(), targets.flatten()])
+    return -torch.corrcoef(pair)[0, 1]
+
+
+def last_steps(outputs, targets, lengths=None):
+    return (outputs[2:] - targets[2:]).square().mean()
+
+
+OPAQUE = {"a correlation of steps": rk.seq2seq_loss(correlation), "a slice": last_steps}
+
+
+@pytest.mark.parametrize("name", OPAQUE)
+def test_a_loss_that_is_no_mean_of_steps_is_never_called_on_parts_in_silence(name):
+    batch = data(9, 2, 3), data(9, 2, 3, seed=1)
+    model = net()
+    whole = rk.BPTTTrainingPhase()(model, OPAQUE[name], batch, sgd(model, 0.0))
+    assert whole.loss.isfinite()
+    text = "whose parts put together are"
+    phase = rk.BPTTTrainingPhase(window=4)
+    refused(lambda: phase(model, OPAQUE[name], batch, sgd(model)), text)
+    refused(lambda: rk.BPTTValidationPhase(nfeedback=3)(model, OPAQUE[name], batch), text)
+    refused(lambda: rk.BPTTValidationPhase(by_step=True)(model, OPAQUE[name], batch), text)
+    rk.BPTTValidationPhase()(model, OPAQUE[name], batch)
+
+
+def test_a_function_of_outputs_targets_and_lengths_is_scored_in_parts():
+    calls = []
+
+    def loss(outputs, targets, lengths):
+        calls.append(tuple(outputs.shape[:2]))
+        return rk.seq2seq_loss(nn.MSELoss())(outputs, targets, lengths)
+
+    x, y, model = data(9, 3, 3), data(9, 3, 3, seed=1), net()
+    for batch in ((x, y), (x, y, torch.tensor([9, 4, 6]))):
+        phase = rk.BPTTValidationPhase(nfeedback=3)
+        own, known = phase(model, loss, batch), phase(model, rk.seq2seq_loss(nn.MSELoss()), batch)
+        close(own.closed_loss, known.closed_loss)
+        close(own.open_loss, known.open_loss)
+        close(own.loss_by_step, known.loss_by_step)
+    assert (3, 3) in calls
+
+
+def test_a_function_of_two_arguments_is_refused_where_rows_differ():
+    batch = data(5, 2, 3), data(5, 2, 3), torch.tensor([5, 2])
+
+    def loss(outputs, targets):
+        return (outputs - targets).square().mean()
+
+    model = net()
+    rk.BPTTValidationPhase()(model, loss, batch[:2])
+    refused(lambda: rk.BPTTValidationPhase()(model, loss, batch), "takes lengths", TypeError)
+
+
+# Warmup
+
+
+@pytest.mark.parametrize("average", ["step", "sequence"])
+@pytest.mark.parametrize("options", [{}, {"window": 2}, {"window": 4, "stride": 3}])
+def test_warmup_steps_are_read_and_not_scored(average, options):
+    x, y, lengths = data(9, 3, 3), data(9, 3, 3, seed=1), torch.tensor([9, 5, 3])
+    model = net()
+    loss = rk.seq2seq_loss(nn.MSELoss(), average, warmup=3)  # the third row has nothing to score
+    outputs = model(x)[0].detach()
+    rows = [(outputs[3:n, i] - y[3:n, i]).square().mean(1) for i, n in ((0, 9), (1, 5))]
+    expected = torch.cat(rows).mean()
+    if average == "sequence":
+        expected = torch.stack([row.mean() for row in rows]).mean()
+    step = rk.BPTTTrainingPhase(**options)(model, loss, (x, y, lengths), sgd(model, 0.0))
+    close(step.loss, expected)
+    close(loss(outputs, y, lengths), expected)
+
+
+def test_warmup_counts_from_where_a_row_of_a_stream_began():
+    stream = data(31, 1)
+    documents = [data(8, 1, seed=2), data(14, 1, seed=3)]
+    model = net(1, 1)
+    for source, rows in ((stream, 2), (documents, 2)):
+        loss = rk.seq2seq_loss(nn.MSELoss(), warmup=5)
+        learner = rk.Learner(model, loss, sgd(model, 0.0))
+        loader = rk.StreamLoader(source, rows, 3)
+        average = learner.epoch(rk.BPTTTrainingPhase(stateful=True), loader)["loss"]
+        if source is stream:
+            parts = [stream[:16], stream[15:31]]
+        else:
+            parts = documents
+        errors = []
+        for part in parts:
+            outputs = model(part[:-1].unsqueeze(1))[0].squeeze(1)
+            errors.append((outputs - part[1:])[5:].square())
+        close(average.double(), torch.cat(errors).detach().mean())
+
+
+def test_a_warmup_that_makes_no_sense_is_refused():
+    refused(lambda: rk.seq2seq_loss(nn.MSELoss(), warmup=-1), "warmup = -1")
+    refused(lambda: rk.seq2seq_loss(nn.MSELoss(), warmup=1.5), "warmup = 1.5", TypeError)
+
+
+# One output a sequence
+
+
+def halves(outputs, lengths):
+    """The forward half at the last step, the backward half at the first."""
+    rows = torch.arange(outputs.shape[1])
+    size = outputs.shape[2] // 2
+    return torch.cat([outputs[lengths - 1, rows, :size], outputs[0, :, size:]], 1)
+
+
+@pytest.mark.parametrize("read", ["mean", "max", "last", halves])
+def test_each_reading_is_that_of_each_row_alone(read):
+    outputs, targets, lengths = data(7, 3, 4), data(3, 4, seed=1), torch.tensor([7, 1, 4])
+    outputs[1:, 1] = math.nan  # padding is not read
+    rows = []
+    for i, n in enumerate(lengths.tolist()):
+        row = outputs[:n, i]
+        answers = {"mean": row.mean(0), "max": row.amax(0), "last": row[-1]}
+        answer = torch.cat([row[-1, :2], row[0, 2:]]) if callable(read) else answers[read]
+        rows.append((answer - targets[i]).square().mean())
+    loss = rk.seq2one_loss(nn.MSELoss(), read)
+    close(loss(outputs, targets, lengths), torch.stack(rows).mean())
+    weights = torch.tensor([1.0, 0.0, 3.0])
+    expected = (rows[0] + 3 * rows[2]) / 4
+    close(loss(outputs, targets, lengths, weights), expected)
+
+
+class Both(nn.Module):
+    takes_packed = True
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn = nn.LSTM(1, 4, bidirectional=True)
+
+    def forward(self, inputs, state=None):
+        return self.rnn(inputs, state)
+
+
+def test_the_last_output_of_a_bidirectional_model_is_refused():
+    for model in (Both(), nn.LSTM(1, 4, bidirectional=True)):
+        loss = rk.seq2one_loss(nn.CrossEntropyLoss())
+        batch = data(6, 2, 1), torch.tensor([0, 1])
+        for call in (
+            lambda model=model, loss=loss, batch=batch: loss.on(model, *batch),
+            lambda model=model, loss=loss, batch=batch: rk.BPTTValidationPhase()(
+                model, loss, batch
+            ),
+            lambda model=model, loss=loss, batch=batch: rk.BPTTTrainingPhase()(
+                model, loss, batch, sgd(model)
+            ),
+        ):
+            assert "read" in refused(call, "a bidirectional model")
+        for read in ("mean", "max", halves):
+            assert rk.seq2one_loss(nn.CrossEntropyLoss(), read).on(model, *batch).isfinite()
+
+
+def test_a_bidirectional_model_read_at_both_ends_learns_the_first_sign():
+    torch.manual_seed(0)
+    inputs = torch.randn(40, 64, 1)
+    targets = (inputs[0, :, 0] > 0).long()
+
+    class Tagger(nn.Module):
+        bidirectional = True
+
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.GRU(1, 8, bidirectional=True)
+            self.head = nn.Linear(16, 2)
+
+        def forward(self, inputs, state=None):
+            return self.rnn(inputs, state)
+
+    model = Tagger()
+    loss = rk.seq2one_loss(lambda y, t: F.cross_entropy(model.head(y), t), halves)
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(60):
+        rk.BPTTTrainingPhase()(model, loss, (inputs, targets), optimizer)
+    answers = model.head(halves(model(inputs)[0], torch.full((64,), 40)))
+    assert (answers.argmax(1) == targets).all()
+
+
+def test_a_loss_of_everything_is_connectionist_temporal_classification():
+    torch.manual_seed(0)
+    model = net(3, 5)
+    inputs, lengths = data(12, 3, 3), torch.tensor([12, 9, 7])
+    texts, counts = torch.randint(1, 5, (3, 4)), torch.tensor([4, 2, 3])
+
+    def ctc(outputs, targets, lengths):
+        return F.ctc_loss(
+            outputs.log_softmax(2), targets["text"], lengths, targets["length"], reduction="none"
+        )
+
+    loss = rk.seq2one_loss(ctc, "all")
+    targets = {"text": texts, "length": counts}
+    outputs = model(inputs)[0]
+    rows = []
+    for i in range(3):
+        n, m = int(lengths[i]), int(counts[i])
+        rows.append(
+            F.ctc_loss(
+                outputs[:n, i].log_softmax(1),
+                texts[i, :m],
+                torch.tensor(n),
+                torch.tensor(m),
+                reduction="none",
+            )
+        )
+    expected = torch.stack(rows).mean()
+    close(loss(outputs, targets, lengths), expected)
+    step = rk.BPTTValidationPhase()(model, loss, (inputs, targets, lengths))
+    close(step.loss, expected.detach())
+    trained = rk.BPTTTrainingPhase()(model, loss, (inputs, targets, lengths), sgd(model, 0.0))
+    close(trained.loss, expected.detach())
+    cut = rk.BPTTTrainingPhase(window=5)(model, loss, (inputs, targets, lengths), sgd(model, 0.0))
+    close(cut.loss, expected.detach())
+
+
+def test_readings_that_do_not_fit_are_refused():
+    refused(lambda: rk.seq2one_loss(nn.MSELoss(), "first"), "read='first'")
+    loss = rk.seq2one_loss(nn.MSELoss(), lambda outputs, lengths: outputs)
+    refused(lambda: loss(data(4, 2, 3), data(2, 3)), "from read")
+    loss = rk.seq2one_loss(nn.MSELoss(), "mean")
+    refused(lambda: loss(data(4, 2, 3), data(2, 3), weights=torch.ones(4, 2)), "of steps")
+
+
+@pytest.mark.parametrize("read", ["mean", "last", halves])
+@pytest.mark.parametrize("window", [3, 20])
+def test_a_window_cuts_the_gradient_and_not_the_reading(read, window):
+    inputs, targets, lengths = data(9, 3, 3), data(3, 4, seed=1), torch.tensor([9, 2, 5])
+    model = net(3, 4)
+    loss = rk.seq2one_loss(nn.MSELoss(), read)
+    expected = loss.on(model, inputs, targets, lengths)
+    wanted = torch.autograd.grad(expected, list(model.parameters()))
+    phase = rk.BPTTTrainingPhase(window=window)
+    step = phase(model, loss, (inputs, targets, lengths), sgd(model, 0.0))
+    close(step.loss, expected.detach())
+    if window == 20:
+        for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+            close(parameter.grad, gradient)
+
+
+# Shapes and weights
+
+
+@pytest.mark.parametrize(
+    "loss_fn",
+    [
+        nn.PoissonNLLLoss(),
+        nn.MSELoss(),
+        F.l1_loss,
+        functools.partial(F.poisson_nll_loss, full=True),
+        lambda y, t: (y - t).square().mean(),
+        lambda y, t: ((y - t).square().sum(), 1.0),
+    ],
+    ids=["poisson", "squared", "function", "part", "own", "pair"],
+)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.bool])
+def test_shapes_that_would_broadcast_are_refused_whatever_the_dtype(loss_fn, dtype):
+    outputs, targets = data(50, 8, 1), torch.ones(50, 8, dtype=dtype)
+    refused(lambda: rk.seq2seq_loss(loss_fn)(outputs, targets), "targets.unsqueeze(-1)")
+    one = rk.seq2one_loss(loss_fn)
+    refused(lambda: one(data(7, 50, 1), torch.ones(50, dtype=dtype)), "targets.unsqueeze(-1)")
+
+
+def test_classes_need_no_shape_of_the_outputs():
+    for loss_fn in (nn.CrossEntropyLoss(), F.cross_entropy, nn.MultiMarginLoss()):
+        outputs, targets = data(5, 2, 1), torch.zeros(5, 2, dtype=torch.int64)
+        assert rk.seq2seq_loss(loss_fn)(outputs, targets).isfinite()
+
+
+def test_weights_that_do_not_fit_are_refused():
+    loss = rk.seq2seq_loss(nn.MSELoss())
+    y = data(4, 2, 3)
+    for weights in (torch.ones(2, 4), -torch.ones(4, 2), torch.full((4, 2), math.nan)):
+        refused(lambda weights=weights: loss(y, y, weights=weights), "weights")
+    opaque = rk.seq2seq_loss(lambda y, t: (y - t).square().mean())
+    refused(lambda: opaque(y, y, weights=torch.ones(4, 2)), "no single step")
+    model = net()
+    batch = rk.SequenceBatch(y, y, weights=torch.ones(4, 2))
+    refused(lambda: rk.BPTTValidationPhase()(model, lambda y, t: (y - t).mean(), batch), "weights")
+
+
+def test_a_loss_of_nothing_is_zero_and_has_a_gradient_of_zeros():
+    outputs = data(4, 2, 3).requires_grad_()
+    targets = torch.full((4, 2), -100)
+    for loss in (
+        rk.seq2seq_loss(nn.CrossEntropyLoss()),
+        rk.seq2seq_loss(nn.CrossEntropyLoss(), "sequence"),
+    ):
+        value = loss(outputs, targets)
+        assert value == 0
+        (gradient,) = torch.autograd.grad(value, outputs)
+        assert gradient.eq(0).all()
+    value = rk.seq2seq_loss(nn.MSELoss(), warmup=9)(outputs, data(4, 2, 3))
+    assert value == 0
+    value.backward()
+    assert outputs.grad.eq(0).all()
+
+
+# Heads
+
+
+def test_heads_that_do_not_fit_are_refused():
+    both = {"a": nn.MSELoss(), "b": nn.CrossEntropyLoss()}
+    refused(lambda: rk.seq2seq_loss(both, weights={"c": 1.0}), "'c'")
+    refused(lambda: rk.seq2seq_loss({}), "losses []")
+    refused(lambda: rk.seq2seq_loss(both, weights={"a": math.inf}), "inf")
+    refused(lambda: rk.seq2seq_loss(nn.MSELoss(), weights={"a": 1.0}), "one loss", TypeError)
+    loss = rk.seq2seq_loss(both)
+    y, classes = data(4, 2, 3), torch.zeros(4, 2, dtype=torch.int64)
+    refused(lambda: loss({"a": y}, {"a": y, "b": classes}), "'b'")
+    refused(lambda: loss(y, {"a": y, "b": classes}), "a dict with 'a'")
+    refused(lambda: rk.seq2seq_loss(nn.MSELoss())({"a": y}, {"a": y}), "one sequence of outputs")
+
+
+def test_heads_of_one_target_a_sequence():
+    loss = rk.seq2one_loss(
+        {"a": nn.MSELoss(), "b": nn.CrossEntropyLoss()}, "mean", weights={"a": 2.0}
+    )
+    outputs = {"a": data(5, 3, 1), "b": data(5, 3, 4, seed=1)}
+    targets = {"a": data(3, 1, seed=2), "b": torch.tensor([0, 3, 1])}
+    expected = 2 * F.mse_loss(outputs["a"].mean(0), targets["a"])
+    expected = expected + F.cross_entropy(outputs["b"].mean(0), targets["b"])
+    close(loss(outputs, targets), expected)
