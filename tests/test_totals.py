@@ -392,7 +392,9 @@ def test_accumulated_gradients_are_clipped_when_they_are_whole():
     )
     before = [p.detach().clone() for p in model.parameters()]
     learner.fit(1, batches, training=rk.BPTTTrainingPhase(accumulate=2))
-    moved = torch.cat([(a - b).flatten() for a, b in zip(model.parameters(), before, strict=True)])
+    moved = torch.cat(
+        [(a.detach() - b).flatten() for a, b in zip(model.parameters(), before, strict=True)]
+    )
     assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-4)
 
 
