@@ -73,7 +73,7 @@ BREAKS = {
     "seq2one_loss reads the last padded step": (
         "03_seq2one",
         """
-        from rnnkit.losses import ReadLoss
+        from rnnkit.losses.sequences import ReadLoss
         whole = ReadLoss.over
         def blind(self, targets, time, batch, lengths=None, *more, **named):
             return whole(self, targets, time, batch, None, *more, **named)
@@ -83,7 +83,7 @@ BREAKS = {
     "a loss averages padding": (
         "02_seq2seq",
         """
-        from rnnkit.losses import StepLoss
+        from rnnkit.losses.steps import StepLoss
         whole = StepLoss.over
         def padded(self, targets, time, batch, lengths=None, *more, **named):
             return whole(self, targets, time, batch, None, *more, **named)
