@@ -4,6 +4,7 @@ The referee is the loss function of PyTorch on all valid steps, called once, in 
 """
 
 import functools
+from itertools import pairwise
 
 import pytest
 import torch
@@ -137,7 +138,7 @@ def test_the_loss_is_that_of_all_valid_steps_in_one_call(kind, average, time, ba
 
 def cuts_of(time, seed):
     places = sorted({0, time, *torch.randint(0, time + 1, (3,), generator=seeded(seed)).tolist()})
-    return list(zip(places, places[1:], strict=False))
+    return list(pairwise(places))
 
 
 @every_kind
