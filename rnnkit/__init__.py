@@ -27,6 +27,7 @@ from .training.callbacks import (
     ClipGradients,
     EarlyStopping,
     History,
+    KeepBest,
     ProgressBar,
     Scheduler,
     StopOnNaN,
@@ -34,7 +35,7 @@ from .training.callbacks import (
 from .training.checkpoint import Checkpoint
 from .training.closed_loop import BPTTValidationPhase, energy_score
 from .training.events import CancelEpoch, CancelFit, CancelStep
-from .training.learner import Learner
+from .training.learner import Learner, evaluate
 from .training.phase import StepState
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ __all__ = [
     "EncoderDecoder",
     "Feedback",
     "History",
+    "KeepBest",
     "Learner",
     "Padded",
     "PerStep",
@@ -71,6 +73,7 @@ __all__ = [
     "beam_search",
     "detach",
     "energy_score",
+    "evaluate",
     "forecast",
     "get_inout_seq",
     "gradient_by_step",

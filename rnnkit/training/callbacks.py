@@ -1,95 +1,121 @@
 """What people hang on the events of a Learner: what is shown, kept, clipped, stopped and scheduled."""
 
+import copy
 import csv
 import math
 import sys
 import time
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from ..core.errors import Refusal, asked
+from ..core.errors import Refusal, asked, at_least, one_of
 from .events import CancelFit
 
 if TYPE_CHECKING:
     from .learner import Learner
 
 
+def _numbers(averages: Mapping[str, Tensor]) -> dict[str, float]:
+    """Those of the averages that are single numbers."""
+    return {name: float(value) for name, value in averages.items() if not value.ndim}
+
+
 def _monitored(learner: "Learner", name: str) -> float:
-    numbers = {key: float(value) for key, value in learner.averages.items() if not value.ndim}
+    numbers = _numbers(learner.averages)
     if name not in numbers:
         fix = "closed_loss is there with BPTTValidationPhase(nfeedback) for nfeedback >= 1."
         raise Refusal(f"monitor={name!r}", f"one of {sorted(numbers)}", fix)
     return numbers[name]
 
 
+def _title(learner: "Learner") -> str:
+    """Which epoch it is; one beside a fit has no number."""
+    number = f"epoch {learner.epoch_index + 1} " if learner.fitting else ""
+    return number + learner.phase_name
+
+
 class ProgressBar:
-    """Shows each epoch's steps, loss and steps per second: a bar in a terminal, a line per epoch elsewhere.
+    """Shows each epoch's steps, averages and steps per second: a bar in a terminal, a line per epoch elsewhere.
+
+    >>> from rnnkit import ProgressBar
+    >>> callback = ProgressBar(every=2.0)
 
     Args:
-        every: seconds between two looks at the loss, which on an accelerator waits for it.
+        every: seconds between two looks at the averages, which on an accelerator wait for it.
     """
 
     def __init__(self, every: float = 0.5) -> None:
         self.every = every
         self._bar: Any = None
-        self._start, self._seen, self._steps = 0.0, 0.0, 0
+        self._start = 0.0
+        self._looked = 0.0
+        self._steps = 0
 
     def on_epoch_begin(self, learner: "Learner") -> None:
-        self._start, self._seen, self._steps = time.perf_counter(), 0.0, 0
+        self._start = time.perf_counter()
+        self._looked = 0.0
+        self._steps = 0
         if sys.stderr.isatty():
-            self._bar = tqdm(
-                desc=f"epoch {learner.epoch_index + 1} {learner.phase_name}", unit=" steps"
-            )
+            self._bar = tqdm(desc=_title(learner), unit=" steps")
+            learner.defer(self.close)
 
     def on_step_end(self, learner: "Learner") -> None:
         self._steps += 1
-        if self._bar is not None:
-            self._bar.update()
-            if time.perf_counter() - self._seen > self.every and "loss" in learner.sums:
-                self._seen = time.perf_counter()
-                self._bar.set_postfix(loss=f"{float(learner.averages['loss']):.4g}")
+        if self._bar is None:
+            return
+        self._bar.update()
+        if time.perf_counter() - self._looked > self.every:
+            self._looked = time.perf_counter()
+            shown = _numbers(learner.averages)
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
 
     def on_epoch_end(self, learner: "Learner") -> None:
-        shown = "  ".join(
-            f"{name} {float(value):.4g}"
-            for name, value in learner.averages.items()
-            if not value.ndim
-        )
+        numbers = _numbers(learner.averages)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         if self._bar is None:
             speed = self._steps / (time.perf_counter() - self._start)
-            print(
-                f"epoch {learner.epoch_index + 1} {learner.phase_name}: {shown}  ({speed:.0f} steps/s)",
-                flush=True,
-            )
+            print(f"{_title(learner)}: {shown}  ({speed:.0f} steps/s)", flush=True)
         else:
             self._bar.set_postfix_str(shown)
+            self.close()
+
+    def close(self) -> None:
+        """Ends the bar, where there is one."""
+        if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 class History:
-    """Keeps every epoch's averages.
+    """Keeps the averages of every epoch of a fit.
+
+    >>> from rnnkit import History
+    >>> History().as_dict()
+    {}
 
     Attributes:
         rows: one dict for each epoch and phase: `epoch` (from 1), `phase`, `loss` and what else was averaged.
-
-    >>> History().as_dict()
-    {}
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
     def on_epoch_end(self, learner: "Learner") -> None:
-        scalars = {name: float(value) for name, value in learner.averages.items() if not value.ndim}
-        self.rows.append({"epoch": learner.epoch_index + 1, "phase": learner.phase_name, **scalars})
+        if learner.fitting:
+            place = {"epoch": learner.epoch_index + 1, "phase": learner.phase_name}
+            self.rows.append({**place, **_numbers(learner.averages)})
 
     def as_dict(self) -> dict[str, list[Any]]:
         """Columns by name, with `None` where a row has no value."""
-        names = dict.fromkeys(name for row in self.rows for name in row)
+        names: dict[str, None] = {}
+        for row in self.rows:
+            names |= dict.fromkeys(row)
         return {name: [row.get(name) for row in self.rows] for name in names}
 
     def to_csv(self, path: str | Path) -> None:
@@ -109,26 +135,38 @@ class History:
         return pd.DataFrame(self.rows)
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
         return {"rows": [dict(row) for row in self.rows]}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.rows = saved["rows"]
+        """Go on from a `state_dict`."""
+        self.rows = [dict(row) for row in saved["rows"]]
 
 
 class StopOnNaN:
-    """Raises ValueError, naming epoch and step, at the first loss that is not finite, before the optimizer uses it."""
+    """Raises ValueError, naming epoch and step, at the first loss that is not finite, before the optimizer uses it.
+
+    >>> from rnnkit import StopOnNaN
+    >>> callback = StopOnNaN()
+    """
 
     @asked("StopOnNaN")
     def on_backward_begin(self, learner: "Learner") -> None:
-        loss = None if learner.state is None else learner.state.loss
+        loss = None if learner.current is None else learner.current.loss
         if loss is not None and not loss.isfinite():
-            came = f"a loss of {float(loss)} in epoch {learner.epoch_index + 1}, step {learner.step_index + 1}"
-            fix = "clip the gradients with ClipGradients(1.0), lower the learning rate, or look for it in the data."
-            raise Refusal(came, "a finite loss", fix)
+            place = f"epoch {learner.epoch_index + 1}, step {learner.step_index + 1}"
+            raise Refusal(
+                f"a loss of {float(loss)} in {place}",
+                "a finite loss",
+                "clip the gradients with ClipGradients(1.0), lower the learning rate, or look for it in the data.",
+            )
 
 
 class ClipGradients:
     """Scales the gradients down where their norm, over all parameters, is above `max_norm`.
+
+    >>> from rnnkit import ClipGradients
+    >>> callback = ClipGradients(1.0)
 
     Attributes:
         norm: the norm before clipping, of the last window; scalar tensor.
@@ -137,8 +175,6 @@ class ClipGradients:
         ValueError: if `max_norm` is not above 0.
 
     Source: Pascanu, Mikolov and Bengio 2013, <https://arxiv.org/abs/1211.5063>.
-
-    >>> callback = ClipGradients(1.0)
     """
 
     @asked("ClipGradients")
@@ -146,109 +182,269 @@ class ClipGradients:
         if not max_norm > 0:
             raise Refusal(f"max_norm = {max_norm}", "max_norm > 0", "1.0 is common.")
         self.max_norm = max_norm
-        self.norm: torch.Tensor | None = None
+        self.norm: Tensor | None = None
 
     def on_backward_end(self, learner: "Learner") -> None:
         self.norm = torch.nn.utils.clip_grad_norm_(learner.parameters, self.max_norm)
 
 
-class EarlyStopping:
-    """Ends the training when a loss has not improved for some epochs; another `fit` may go on.
+class _Watch:
+    """What EarlyStopping and KeepBest share: one of a fit's averages, and the best that it has been."""
+
+    name = ""
+
+    def __init__(
+        self,
+        monitor: str,
+        mode: Literal["min", "max"],
+        phase: Literal["training", "validation"],
+        min_delta: float,
+    ) -> None:
+        one_of("mode", mode, ("min", "max"), "a loss is better lower, an accuracy higher.")
+        fix = "validation is the one that tells of new data."
+        one_of("phase", phase, ("training", "validation"), fix)
+        if not min_delta >= 0:
+            raise Refusal(f"min_delta = {min_delta}", "min_delta >= 0", "0 counts every new best.")
+        self.monitor = monitor
+        self.mode = mode
+        self.phase = phase
+        self.min_delta = min_delta
+        self.best = math.inf if mode == "min" else -math.inf
+        self._learner: weakref.ref[Learner] | None = None
+
+    def forget(self) -> None:
+        """Start afresh."""
+        self.best = math.inf if self.mode == "min" else -math.inf
+
+    def _meet(self, learner: "Learner", how: str) -> None:
+        """At the beginning of a fit: is there what is watched, and is it the learner that was watched before?"""
+        names = [phase.name for phase in learner.phases]
+        if self.phase not in names:
+            fix = f"learner.fit(epochs, train, valid), or {how}."
+            raise Refusal(f"no {self.phase} in this fit", f"one of {names}", fix)
+        if self._learner is not None and self._learner() is not learner:
+            self.forget()
+        self._learner = weakref.ref(learner)
+
+    def _is_told(self, learner: "Learner") -> bool:
+        """Whether an epoch that ends tells of the fit; one that was cut short or has no step left does not."""
+        if not learner.fitting or learner.phase_name != self.phase or learner.cut_short:
+            return False
+        return bool(learner.averages)
+
+    def _is_better(self, value: float) -> bool:
+        """Whether it is a new best, by more than `min_delta`; NaN never is."""
+        if self.mode == "min":
+            return value < self.best - self.min_delta
+        return value > self.best + self.min_delta
+
+    def _go_on(self) -> None:
+        """What was just loaded is of whatever learner comes next."""
+        self._learner = None
+
+
+class EarlyStopping(_Watch):
+    """Ends the training when a loss or a metric has not improved for some epochs; another `fit` may go on.
+
+    It ends it when the epoch is over, with its validation, whichever phase is watched.
+
+    >>> from rnnkit import EarlyStopping
+    >>> callback = EarlyStopping(3, monitor="closed_loss")
+    >>> callback = EarlyStopping(3, monitor="accuracy", mode="max", min_delta=0.001)
 
     Args:
         patience: epochs without a new best before the end, at least 1.
-        monitor: `"loss"`, `"open_loss"` or `"closed_loss"`.
-        phase: `"validation"` or `"training"`: whose loss.
+        monitor: `"loss"`, `"open_loss"`, `"closed_loss"`, or the name of a metric.
+        phase: `"validation"` or `"training"`: whose.
+        mode: whether lower (`"min"`) or higher (`"max"`) is better.
+        min_delta: what a new best must be better by.
 
     Attributes:
-        best: the lowest value seen.
+        best: the best value seen. Another learner starts afresh.
 
     Raises:
-        ValueError: if `patience` or `phase` is not as above; by `fit`, if there is no such phase or loss to watch.
-
-    >>> callback = EarlyStopping(patience=3, monitor="closed_loss")
+        ValueError: if an argument is not as above; by `fit`, if there is no such phase or value to watch.
     """
 
     @asked("EarlyStopping")
-    def __init__(self, patience: int, monitor: str = "loss", phase: str = "validation") -> None:
-        if patience < 1:
-            raise Refusal(f"patience = {patience}", "patience >= 1", "wait an epoch.")
-        if phase not in ("training", "validation"):
-            fix = "validation is the one that tells of new data."
-            raise Refusal(f"phase={phase!r}", '"training" or "validation"', fix)
-        self.patience, self.monitor, self.phase = patience, monitor, phase
-        self.best: float = math.inf
+    def __init__(
+        self,
+        patience: int,
+        monitor: str = "loss",
+        phase: Literal["training", "validation"] = "validation",
+        *,
+        mode: Literal["min", "max"] = "min",
+        min_delta: float = 0.0,
+    ) -> None:
+        at_least("patience", patience, 1, "wait an epoch.")
+        super().__init__(monitor, mode, phase, min_delta)
+        self.patience = patience
+        self.waited = 0
+
+    def forget(self) -> None:
+        """Start afresh."""
+        super().forget()
         self.waited = 0
 
     @asked("EarlyStopping")
     def on_fit_begin(self, learner: "Learner") -> None:
-        names = [phase.name for phase in learner.phases]
-        if self.phase not in names:
-            fix = f'learner.fit(epochs, train, valid), or EarlyStopping({self.patience}, phase="training").'
-            raise Refusal(f"no {self.phase} in this fit", f"one of {names}", fix)
+        self._meet(learner, f'EarlyStopping({self.patience}, phase="training")')
         if self.waited >= self.patience:  # the training that is resumed had ended
             raise CancelFit
 
     @asked("EarlyStopping")
     def on_epoch_end(self, learner: "Learner") -> None:
-        if (
-            learner.phase_name == self.phase and learner.sums
-        ):  # an epoch of which no step is left says nothing
+        if self._is_told(learner):
             value = _monitored(learner, self.monitor)
-            self.best, self.waited = (
-                (value, 0) if value < self.best else (self.best, self.waited + 1)
-            )
-            if self.waited >= self.patience:
-                raise CancelFit
+            self.waited += 1
+            if self._is_better(value):
+                self.best = value
+                self.waited = 0
+        if learner.fitting and learner.last_phase and self.waited >= self.patience:
+            raise CancelFit
 
     def on_fit_end(self, learner: "Learner") -> None:
-        self.waited = 0 if self.waited >= self.patience else self.waited
+        if self.waited >= self.patience:
+            self.waited = 0
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.best, self.waited = saved["best"], saved["waited"]
+        """Go on from a `state_dict`."""
+        self.best = saved["best"]
+        self.waited = saved["waited"]
+        self._go_on()
+
+
+class KeepBest(_Watch):
+    """Keeps the weights of the best epoch, and brings them back at the end of `fit`.
+
+    A second `fit` of the same learner goes on from them, and they stay the best until an epoch is better.
+
+    >>> from rnnkit import KeepBest
+    >>> callback = KeepBest("accuracy", mode="max")
+
+    Args:
+        monitor: `"loss"`, `"open_loss"`, `"closed_loss"`, or the name of a metric.
+        mode: whether lower (`"min"`) or higher (`"max"`) is better.
+        phase: `"validation"` or `"training"`: whose.
+        min_delta: what a new best must be better by.
+
+    Attributes:
+        best: the best value seen. Another learner starts afresh.
+        epoch: the epoch (from 1) in which it was seen; `None` before the first.
+
+    Raises:
+        ValueError: if an argument is not as above; by `fit`, if there is no such phase or value to watch.
+    """
+
+    @asked("KeepBest")
+    def __init__(
+        self,
+        monitor: str = "loss",
+        mode: Literal["min", "max"] = "min",
+        phase: Literal["training", "validation"] = "validation",
+        min_delta: float = 0.0,
+    ) -> None:
+        super().__init__(monitor, mode, phase, min_delta)
+        self.epoch: int | None = None
+        self._weights: dict[str, Any] = {}
+
+    def forget(self) -> None:
+        """Start afresh."""
+        super().forget()
+        self.epoch = None
+        self._weights = {}
+
+    @asked("KeepBest")
+    def on_fit_begin(self, learner: "Learner") -> None:
+        self._meet(learner, 'KeepBest(phase="training")')
+
+    @asked("KeepBest")
+    def on_epoch_end(self, learner: "Learner") -> None:
+        if not self._is_told(learner):
+            return
+        value = _monitored(learner, self.monitor)
+        if self._is_better(value):
+            self.best = value
+            self.epoch = learner.epoch_index + 1
+            self._weights = copy.deepcopy(learner.model.state_dict())
+
+    def on_fit_end(self, learner: "Learner") -> None:
+        if self._weights:
+            learner.model.load_state_dict(self._weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"best": self.best, "epoch": self.epoch, "weights": self._weights}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.best = saved["best"]
+        self.epoch = saved["epoch"]
+        self._weights = saved["weights"]
+        self._go_on()
 
 
 class Scheduler:
     """Steps a learning rate scheduler of PyTorch.
 
-    Args:
-        scheduler: any of `torch.optim.lr_scheduler`; `ReduceLROnPlateau` is given the monitored loss.
-        per: `"epoch"` or training `"step"`.
-        monitor: for `ReduceLROnPlateau`: which of the epoch's averages of the last phase.
-
-    Raises:
-        ValueError: if `per` is neither, or `"step"` for `ReduceLROnPlateau`; by `fit`, if there is no such loss.
-
+    >>> import torch
+    >>> from rnnkit import Scheduler
     >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
     >>> callback = Scheduler(torch.optim.lr_scheduler.StepLR(optimizer, 10))
+
+    Args:
+        scheduler: any of `torch.optim.lr_scheduler`; `ReduceLROnPlateau`, which has a `mode` of its own, is given
+            what is monitored.
+        per: `"epoch"` of a fit, or training `"step"`.
+        monitor: for `ReduceLROnPlateau`: which of the epoch's averages of the last phase, losses or metrics.
+
+    Raises:
+        ValueError: if `per` is neither, or `"step"` for `ReduceLROnPlateau`; by `fit`, if there is no such average.
     """
 
     @asked("Scheduler")
-    def __init__(self, scheduler: Any, per: str = "epoch", monitor: str = "loss") -> None:
-        if per not in ("epoch", "step"):
-            raise Refusal(f"per={per!r}", '"epoch" or "step"', "most are stepped an epoch.")
+    def __init__(
+        self,
+        scheduler: Any,
+        per: Literal["epoch", "step"] = "epoch",
+        *,
+        monitor: str = "loss",
+    ) -> None:
+        one_of("per", per, ("epoch", "step"), "most are stepped an epoch.")
         self.plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if self.plateau and per == "step":
-            raise Refusal(
-                'ReduceLROnPlateau with per="step"', 'per="epoch"', "its patience counts epochs."
-            )
-        self.scheduler, self.per, self.monitor = scheduler, per, monitor
+            came = 'ReduceLROnPlateau with per="step"'
+            raise Refusal(came, 'per="epoch"', "its patience counts epochs.")
+        self.scheduler = scheduler
+        self.per = per
+        self.monitor = monitor
+
+    @property
+    def kind(self) -> str:
+        """Its class and the scheduler's."""
+        return f"Scheduler({type(self.scheduler).__name__})"
 
     def on_step_end(self, learner: "Learner") -> None:
-        if self.per == "step" and learner.phase_name == "training":
+        if self.per == "step" and learner.phase is not None and learner.phase.trains:
             self.scheduler.step()
 
     @asked("Scheduler")
     def on_epoch_end(self, learner: "Learner") -> None:
-        if self.per == "epoch" and learner.last_phase and (learner.sums or not self.plateau):
-            given = [_monitored(learner, self.monitor)] if self.plateau else []
-            self.scheduler.step(*given)
+        if self.per == "step" or not learner.fitting or not learner.last_phase:
+            return
+        if not self.plateau:
+            self.scheduler.step()
+        elif learner.averages:  # an epoch of which every step was cancelled says nothing
+            self.scheduler.step(_monitored(learner, self.monitor))
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
         return self.scheduler.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
         self.scheduler.load_state_dict(saved)

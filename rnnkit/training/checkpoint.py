@@ -1,181 +1,250 @@
-"""Nothing is lost: a training that was killed goes on to bitwise the same result."""
+"""A file and when to write it: a training that was killed goes on to bitwise the same result."""
 
-import copy
+import hashlib
+import io
 import os
+import stat
+import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
-from ..core.errors import Refusal, asked
-from ..core.state import map_leaves
-from .rng import generators_of, rng_state, set_rng_state
+from ..core.errors import Refusal, asked, at_least
 
 if TYPE_CHECKING:
     from .learner import Learner
 
 
-_FORMAT = "rnnkit checkpoint 1"
-_FIX = (
-    "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
-)
-
-
 class Checkpoint:
     """Writes the whole training to a file, at the end of each epoch and every so many steps, and goes on from it.
 
-    The file holds the weights, the states of the optimizer, phases and callbacks, the place in the epoch, and the
-    generators of PyTorch, Python, NumPy and the data loader. A training killed at any moment and resumed
-    gives bitwise the weights and the history of one that was not, as long as the loader gives the same batches for
-    the same generator. It is written beside the old file, `.name.process`, and then put in its place, so a good one
-    is there at any moment; it is read with `weights_only=True`.
+    The file holds [Learner.state_dict][rnnkit.Learner.state_dict]: the weights, the states of the optimizer, phases
+    and callbacks, the place in the epoch, and the generators of PyTorch, Python, NumPy and the data loader. A
+    training killed at any moment and resumed gives bitwise the weights and the history of one that was not, as long
+    as the loader gives the same batches for the same generator. Run a script again from its top: `fit(2)` and
+    `fit(2)` make four epochs, however often they were killed between.
+
+    It is written beside the old file, `.name.process`, and then put in its place, so a good one is there at any
+    moment. It has a checksum, and `torch.load(path, weights_only=True)` reads it as any other.
+
+    >>> from rnnkit import Checkpoint
+    >>> checkpoint = Checkpoint("run.pt", every=100, resume=True)
 
     Args:
-        path: the file.
+        path: the file; where it is a symbolic link, the file that it points to.
         every: training steps between two writes within an epoch; only at its end where it is `None`.
-        resume: go on from the file where it exists; `fit` then makes up the epochs that are missing.
+        resume: go on from the file where it exists, once: a later `fit` of the same learner goes on from itself.
 
     Raises:
-        ValueError: if `every` is below 1; when resuming, if the file is cut short, holds anything but tensors and
-            plain values, or is of another model, optimizer or set of callbacks. The learner is then as it was.
-
-    >>> checkpoint = Checkpoint("run.pt", every=100, resume=True)
+        ValueError: if `every` is below 1; by `fit`, if the path is no regular file; when resuming, if the file is
+            damaged, holds anything but tensors and plain values, or is of another model, optimizer or set of
+            callbacks. The learner is then as it was. When writing, if a state could not be read back.
+        OSError: by `fit`, if there can be no such file; when writing, if the disk is full. The file of before is
+            then as it was.
     """
 
     order = 1  # after the callbacks whose state it keeps
 
     @asked("Checkpoint")
-    def __init__(self, path: str | Path, every: int | None = None, resume: bool = False) -> None:
-        if every is not None and every < 1:
-            fix = "None writes at the end of each epoch only."
-            raise Refusal(f"every = {every}", "every >= 1", fix)
-        self.path, self.every, self.resume = Path(path), every, resume
+    def __init__(self, path: str | Path, every: int | None = None, *, resume: bool = False) -> None:
+        if every is not None:
+            at_least("every", every, 1, "None writes at the end of each epoch only.")
+        self.path = Path(path)
+        self.every = every
+        self.resume = resume
+        # Whose the file is: what this learner has written or read is not read again.
+        self._owner: weakref.ref[Learner] | None = None
+        self._owned: Path | None = None
 
     def on_fit_begin(self, learner: "Learner") -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.resume and self.path.exists():
+        self._check_path()
+        if self.resume and self.path.exists() and not self._is_own(learner):
             self.load(learner)
 
     def on_step_end(self, learner: "Learner") -> None:
-        due = self.every is not None and learner.step_index % self.every == 0
-        if due and learner.phase_name == "training":
+        if self.every is None or not learner.fitting or learner.phase is None:
+            return
+        if learner.phase.trains and learner.step_index % self.every == 0:
             self.save(learner)
 
     def on_epoch_end(self, learner: "Learner") -> None:
-        if learner.last_phase:
-            self.save(learner, epoch_done=True)
+        if learner.fitting and learner.last_phase:
+            self.save(learner)
 
     @asked(lambda checkpoint: f"Checkpoint({str(checkpoint.path)!r})")
-    def save(self, learner: "Learner", epoch_done: bool = False) -> None:
-        """Write the file atomically; with `epoch_done` it says that the next epoch begins."""
-        saved = _take(learner)
-        if epoch_done:
-            saved |= {"place": (learner.epoch_index + 1, 0), "sums": {}}
-        name = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            with name.open("wb") as file:
-                torch.save(saved, file)
-                file.flush()
-                os.fsync(file.fileno())
-            self._read(name, mmap=True)  # what cannot be read back does not replace what can
-            os.replace(name, self.path)
-        except BaseException:
-            name.unlink(missing_ok=True)
-            raise
-        if os.name == "posix":
-            directory = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+    def save(self, learner: "Learner") -> None:
+        """Write the file: the old one or the new one is there at any moment, whole."""
+        write(self.path, learner.state_dict())
+        self._own(learner)
 
     @asked(lambda checkpoint: f"Checkpoint({str(checkpoint.path)!r})")
     def load(self, learner: "Learner") -> None:
         """Put the learner where the file left it; where that fails, it is as it was."""
-        saved, before = self._read(self.path), copy.deepcopy(_take(learner))
-        if missing := [name for name in before if name not in saved]:
-            raise Refusal(f"a file without {', '.join(missing)}", "all that a training is", _FIX)
-        there, here = _made_of(saved), _made_of(before)
-        for name in here | there:
-            if there.get(name, "nothing") != here.get(name, "nothing"):
-                came, wanted = (f"{name} {made.get(name, 'nothing')}" for made in (there, here))
-                raise Refusal(came, wanted, _FIX)
-        try:
-            _put(learner, saved)
-        except Exception as error:
-            _put(learner, before)
-            came = f"a state that does not fit ({type(error).__name__}: {error})"
-            raise Refusal(came, "the state of this learner", _FIX) from error
-        learner.epoch_rng = saved["epoch_rng"]
-        set_rng_state(saved["rng"], generators_of(learner.loaders))
-        if learner.step_index:
-            learner.resume_rng = saved["rng"]
+        learner.go_on_from(read(self.path))
+        self._own(learner)
 
     @asked(lambda checkpoint: f"Checkpoint({str(checkpoint.path)!r})")
-    def _read(self, path: Path, mmap: bool = False) -> dict[str, Any]:
+    def _check_path(self) -> None:
+        check_path(self.path)
+
+    def _own(self, learner: "Learner") -> None:
+        self._owner = weakref.ref(learner)
+        self._owned = self.path
+
+    def _is_own(self, learner: "Learner") -> bool:
+        return self._owner is not None and self._owner() is learner and self._owned == self.path
+
+
+# ---- The file: an archive of torch.save, with a checksum as the archive's comment
+
+_MARK = b"rnnkit sha256 "
+_COMMENT = len(_MARK) + 64
+_LAST = b"PK\x05\x06"  # begins an archive's last record, 22 bytes with the comment's length at their end
+_WANTED = "a file that Checkpoint wrote, whole"
+
+
+def write(path: Path, saved: dict[str, Any]) -> None:
+    """Write a state so that at any moment the old file or the new one is there, whole."""
+    data = with_checksum(_serialized(saved))
+    target = _target(path)
+    beside = _beside(target)
+    try:
+        with _created(beside, target) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        fix = "make room, or choose another place; the file of before is as it was."
+        came = f"{error.strerror or error} when writing {len(data)} bytes"
+        raise Refusal(came, "a file written whole", fix, OSError) from error
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def read(path: Path) -> Any:
+    """The state in a file, or why it cannot be had."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        came = f"a file that cannot be read ({error.strerror or error})"
+        raise Refusal(came, _WANTED, "look at the path and its permissions.", OSError) from error
+    checked = without_checksum(data)
+    return _deserialized(
+        checked,
+        "it may have been cut short or hold pickled objects, which are not loaded; use an earlier copy.",
+    )
+
+
+def _serialized(saved: dict[str, Any]) -> bytes:
+    """The bytes of `torch.save`, made in memory, where nothing but memory can run out; readable again."""
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    data = buffer.getvalue()
+    # What cannot be read back does not replace what can.
+    _deserialized(
+        data,
+        "what has a state_dict, a callback, a metric or a module with an extra state, may put tensors, numbers, "
+        "strings, lists, tuples and dicts into it, and no other objects.",
+    )
+    return data
+
+
+def _deserialized(data: bytes, fix: str) -> Any:
+    try:
+        return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except Exception as error:
+        came = f"a file that cannot be read ({type(error).__name__})"
+        raise Refusal(came, _WANTED, fix) from error
+
+
+def with_checksum(data: bytes) -> bytes:
+    """An archive with the checksum of its bytes as its comment, which all that read archives pass over."""
+    content = data[:-2] + _COMMENT.to_bytes(2, "little")
+    return content + _MARK + hashlib.sha256(content).hexdigest().encode()
+
+
+def without_checksum(data: bytes) -> bytes:
+    """The bytes to read, if they are those that were written; an archive without a comment has no checksum."""
+    plain = data[-22:-18] == _LAST and data[-2:] == b"\0\0"
+    if plain:
+        return data
+    content = data[:-_COMMENT]
+    if data[-_COMMENT:] != _MARK + hashlib.sha256(content).hexdigest().encode():
+        raise Refusal(
+            "a file that cannot be read (its checksum is not that of its bytes)",
+            _WANTED,
+            "it may have been cut short or hold pickled objects, which are not loaded; use an earlier copy.",
+        )
+    return data
+
+
+def check_path(path: Path) -> None:
+    """Refuse, before a training begins, where no file can be written; removes what killed processes have left."""
+    target = _target(path)
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "a pipe or device"
+        raise Refusal(kind, "a regular file, or none yet", "give the file a name of its own.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = _beside(target)
+        _created(beside, target).close()
+        beside.unlink()
+    except OSError as error:
+        came = f"a path that cannot be written to ({error.strerror or error})"
+        fix = "look at the folder and its permissions."
+        raise Refusal(came, "a file in a folder of yours", fix, OSError) from error
+    _remove_left_over(target)
+
+
+def _target(path: Path) -> Path:
+    """The file itself, behind symbolic links."""
+    return Path(os.path.realpath(path))
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}")
+
+
+def _created(beside: Path, target: Path) -> BinaryIO:
+    """A new file to write to, with the old one's mode, or the one that a new file gets."""
+    beside.unlink(missing_ok=True)  # of a process before this one, which had its number
+    file = beside.open("xb")
+    if os.name == "posix" and target.exists():
+        os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+    return file
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name reaches the disk, too."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            saved: Any = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
-        except Exception as error:
-            fix = "it may have been cut short or hold pickled objects, which are not loaded; use an earlier copy."
-            if mmap:
-                fix = "the state_dict of a callback may hold tensors, numbers, strings, lists, tuples and dicts only."
-            came = f"a file that cannot be read ({type(error).__name__})"
-            raise Refusal(came, f"a file of the format {_FORMAT!r}", fix) from error
-        if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
-            fix = "a bare state_dict goes through model.load_state_dict."
-            raise Refusal("a file of another kind", f"the format {_FORMAT!r}", fix)
-        return saved
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def _take(learner: "Learner") -> dict[str, Any]:
-    """All that a training is."""
-    return {
-        "format": _FORMAT,
-        "model": learner.model.state_dict(),
-        "optimizer": learner.optimizer.state_dict(),
-        "kinds": [
-            type(learner.optimizer).__name__,
-            *(type(phase).__name__ for phase in learner.phases),
-        ],
-        "place": (learner.epoch_index, learner.step_index),
-        "sums": learner.sums,
-        "phases": [phase.state_dict() for phase in learner.phases],
-        "callbacks": {name: part.state_dict() for name, part in _keepers(learner).items()},
-        "rng": rng_state(generators_of(learner.loaders)),
-        "epoch_rng": learner.epoch_rng,
-    }
+def _remove_left_over(target: Path) -> None:
+    """Files beside the target that a process was killed at writing."""
+    if os.name != "posix":  # elsewhere one cannot ask for a process without ending it
+        return
+    prefix = f".{target.name}."
+    for file in target.parent.iterdir():
+        number = file.name.removeprefix(prefix)
+        if file.name.startswith(prefix) and number.isdigit() and not _lives(int(number)):
+            file.unlink(missing_ok=True)
 
 
-def _put(learner: "Learner", saved: dict[str, Any]) -> None:
-    device = learner.parameters[0].device
-    learner.model.load_state_dict(saved["model"])
-    learner.optimizer.load_state_dict(saved["optimizer"])
-    (learner.epoch_index, learner.step_index), learner.sums = saved["place"], saved["sums"]
-    for phase, state in zip(learner.phases, saved["phases"], strict=True):
-        phase.load_state_dict(state)
-        phase.state = map_leaves(lambda leaf: leaf.to(device), phase.state)
-    for name, part in _keepers(learner).items():
-        part.load_state_dict(saved["callbacks"][name])
-
-
-def _made_of(saved: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same in a file and in the learner that goes on from it."""
-    return {
-        **{f"a model's {name}": tuple(value.shape) for name, value in saved["model"].items()},
-        "the optimizer and phases": saved["kinds"],
-        "parameter groups": [len(group["params"]) for group in saved["optimizer"]["param_groups"]],
-        "callbacks": sorted(saved["callbacks"]),
-        "the loaders' own generators:": len(saved["rng"]["own"]),
-    }
-
-
-def _keepers(learner: "Learner") -> dict[str, Any]:
-    """The callbacks that have a state, by their place and class."""
-    keepers: list[Any] = [part for part in learner.callbacks if hasattr(part, "state_dict")]
-    kinds = [
-        dict.fromkeys(type(p).__name__ for p in (part, getattr(part, "scheduler", part)))
-        for part in keepers
-    ]
-    return {
-        f"{i} {'('.join(kind) + ')' * (len(kind) - 1)}": keepers[i] for i, kind in enumerate(kinds)
-    }
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

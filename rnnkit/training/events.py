@@ -1,15 +1,50 @@
-"""The events of a training, and how a callback cancels what is left."""
+"""The events of a training: when each comes, what is there then, and how what is left is cancelled.
+
+A callback is any object with a method for an event: `on_backward_end(learner)` for `BackwardEnd`. What
+`learner.current` holds, a [StepState][rnnkit.StepState], is there in training and in validation alike.
+
+| event | when it comes | what is there |
+|---|---|---|
+| `FitBegin` | before the first epoch of a `fit` | `phases`, `loaders`, and what a `Checkpoint` has put back |
+| `EpochBegin` | before a phase reads its first batch | `phase`; the model is in its mode; no averages yet |
+| `StepBegin` | when a batch has been taken apart | `current.inputs`, `targets`, `lengths`, `weights` |
+| `WindowBegin` | in training, before the model reads a window | `.grad` of the window before |
+| `LossBegin` | between the outputs and their loss | `current.outputs`, in training those of the window |
+| `BackwardBegin` | in training, between a loss and its gradient | `current.loss`; `.grad` of the window before |
+| `BackwardEnd` | in training, before the optimizer uses it | `.grad`, to be looked at or changed |
+| `WindowEnd` | in training, after the optimizer's step | the new weights |
+| `StepEnd` | when the step is counted and averaged | `current` as a whole, `step_index`, `averages` |
+| `EpochEnd` | after the last batch, or when it was cancelled | the epoch's `averages`, metrics among them |
+| `FitEnd` | after the last epoch, or when it was cancelled | `epoch_index` |
+
+The five from `WindowBegin` to `WindowEnd` come for each window of a training step; of them validation has `LossBegin`.
+The `.grad` of the window before is visible until the backward pass replaces it, as in any loop of PyTorch.
+"""
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
 
 from ..core.errors import Refusal
 
 EVENTS = (
-    "FitBegin", "EpochBegin", "StepBegin", "WindowBegin", "LossBegin", "BackwardBegin", "BackwardEnd", "WindowEnd",
-    "StepEnd", "EpochEnd", "FitEnd",
-)  # fmt: skip
+    "FitBegin",
+    "EpochBegin",
+    "StepBegin",
+    "WindowBegin",
+    "LossBegin",
+    "BackwardBegin",
+    "BackwardEnd",
+    "WindowEnd",
+    "StepEnd",
+    "EpochEnd",
+    "FitEnd",
+)
+WINDOW = EVENTS[3:8]
+
+Handler = Callable[[Any], object]
+Handlers = dict[str, list[Handler]]
 
 
 class CancelStep(Exception):
@@ -21,7 +56,52 @@ class CancelEpoch(Exception):
 
 
 class CancelFit(Exception):
-    """Raised by a callback: training ends; `EpochEnd` and `FitEnd` follow, and an epoch cut short is not counted."""
+    """Raised by a callback: training ends; `EpochEnd` and `FitEnd` follow, an epoch cut short is not counted."""
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """A callback that says when it is called: lower numbers first, 0 where it says nothing."""
+
+    order: int
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A callback whose state is part of the training, and of its checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state in tensors and plain values."""
+        ...
+
+    def load_state_dict(self, saved: dict[str, Any], /) -> object:
+        """Goes on from a state."""
+        ...
+
+
+@runtime_checkable
+class Kinded(Protocol):
+    """A callback of which its class does not say all: what it holds must be of the same kind, too."""
+
+    @property
+    def kind(self) -> str:
+        """Its class and what it holds, `Scheduler(StepLR)`."""
+        ...
+
+
+def order_of(callback: object) -> int:
+    """When a callback is called."""
+    return callback.order if isinstance(callback, Ordered) else 0
+
+
+def stateful(callbacks: Sequence[object]) -> dict[str, Stateful]:
+    """The callbacks that have a state, by their place and kind: `2 Scheduler(StepLR)`."""
+    found: dict[str, Stateful] = {}
+    for callback in callbacks:
+        if isinstance(callback, Stateful):
+            kind = callback.kind if isinstance(callback, Kinded) else type(callback).__name__
+            found[f"{len(found)} {kind}"] = callback
+    return found
 
 
 def method_of(event: str) -> str:
@@ -29,20 +109,137 @@ def method_of(event: str) -> str:
     return "on" + re.sub(r"([A-Z])", r"_\1", event).lower()
 
 
-def handlers(callbacks: Sequence[object]) -> dict[str, list[Callable[[Any], object]]]:
-    """The methods to call for each event, in the callbacks' order; at `FitBegin`, where some resume, in the reverse."""
-    names = {method_of(event) for event in EVENTS}
+def handlers(callbacks: Sequence[object]) -> Handlers:
+    """The methods to call for each event, in the callbacks' order.
+
+    At `FitBegin` those of a higher order come first: a `Checkpoint` puts the others' states back before they look.
+    """
     for callback in callbacks:
-        for method in dir(callback):
-            if method.startswith("on_") and method not in names:
-                came = f"{type(callback).__name__}.{method}"
-                raise Refusal(came, f"one of {', '.join(sorted(names))}", "rename it.")
-    resuming = sorted(callbacks, key=lambda callback: -getattr(callback, "order", 0))
-    found: dict[str, list[Callable[[Any], object]]] = {}
+        _check_methods(callback)
+    resuming = sorted(callbacks, key=order_of, reverse=True)
+    in_order = sorted(callbacks, key=order_of)
+    found: Handlers = {}
     for event in EVENTS:
-        methods = [
-            getattr(c, method_of(event), None)
-            for c in (resuming if event == "FitBegin" else callbacks)
-        ]
-        found[event] = [method for method in methods if method is not None]
+        asked = resuming if event == "FitBegin" else in_order
+        name = method_of(event)
+        found[event] = [getattr(callback, name) for callback in asked if name in dir(callback)]
     return found
+
+
+def _check_methods(callback: object) -> None:
+    names = {method_of(event) for event in EVENTS}
+    for method in dir(callback):
+        if method.startswith("on_") and method not in names:
+            came = f"{type(callback).__name__}.{method}"
+            raise Refusal(came, f"one of {', '.join(sorted(names))}", "rename it.")
+
+
+def hushed(handlers: Handlers, training: bool) -> Handlers:
+    """What is heard of a run that a callback started: of training what acts on a gradient, else nothing."""
+    heard: Handlers = {event: [] for event in EVENTS}
+    if training:
+        for event in WINDOW:
+            heard[event] = handlers[event]
+    return heard
+
+
+class Tells(Protocol):
+    """What a bracket needs: somebody who calls the callbacks."""
+
+    def emit(self, event: str) -> None:
+        """Calls every callback's method, until one cancels."""
+        ...
+
+    def emit_to_all(self, event: str) -> CancelFit | None:
+        """Calls every callback's method, whatever one of them cancels."""
+        ...
+
+
+class Bracket:
+    """Owns begin, end and cancel of a fit or an epoch.
+
+        with Bracket(learner, "Epoch", CancelEpoch, ending) as bracket:
+            if bracket.begun:
+                ...
+
+    The end is told to every callback, also where one of them cancelled what is inside, and not where it ended in
+    an error. A `CancelFit` within an epoch waits in `fit_cancelled` until the epoch's end has been told.
+
+    Args:
+        loop: calls the callbacks.
+        name: `"Fit"` or `"Epoch"`.
+        cancel: what ends this bracket and no other.
+        ending: called before the end is told, with whether a `CancelFit` cut it short.
+    """
+
+    def __init__(
+        self,
+        loop: Tells,
+        name: str,
+        cancel: type[Exception],
+        ending: Callable[[bool], None] | None = None,
+    ) -> None:
+        self.loop = loop
+        self.name = name
+        self.cancel = cancel
+        self.ending = ending
+        self.begun = False
+        self.fit_cancelled: CancelFit | None = None
+
+    def __enter__(self) -> "Bracket":
+        try:
+            self.loop.emit(self.name + "Begin")
+            self.begun = True
+        except Exception as error:
+            if not self._cancels(error):
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if error is not None and not self._cancels(error):
+            return False
+        if self.ending is not None:
+            self.ending(self.fit_cancelled is not None)
+        cancelled = self.loop.emit_to_all(self.name + "End")
+        self.fit_cancelled = cancelled or self.fit_cancelled
+        return True
+
+    def _cancels(self, error: BaseException) -> bool:
+        if isinstance(error, CancelFit):
+            self.fit_cancelled = error
+            return True
+        return isinstance(error, self.cancel)
+
+
+class StepBracket:
+    """Owns end and cancel of a step; its begin is told by the phase, when it has taken the batch apart.
+
+    A `CancelStep` leaves out what is left of it, and the step ends and counts; anything else passes without an end.
+    """
+
+    def __init__(self, loop: Tells, ending: Callable[[], None]) -> None:
+        self.loop = loop
+        self.ending = ending
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if error is not None and not isinstance(error, CancelStep):
+            return False
+        self.ending()
+        try:
+            self.loop.emit("StepEnd")
+        except CancelStep:  # nothing is left to cancel
+            pass
+        return True

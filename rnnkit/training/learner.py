@@ -1,56 +1,125 @@
-"""A model, a loss and an optimizer, with events around their steps: a host for phases."""
+"""A model, a loss and an optimizer, with events around their steps: the loop that phases run in."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any
+import copy
+import inspect
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from ..core.errors import Refusal, asked
-from ..core.model import check_model, evaluating
+from ..core.errors import Refusal, asked, at_least, in_words
+from ..core.model import Model, check_model, evaluating
+from ..core.state import map_leaves
+from ..data.batches import SequenceBatch
 from .bptt import BPTTTrainingPhase
 from .closed_loop import BPTTValidationPhase
-from .events import CancelEpoch, CancelFit, CancelStep, handlers
-from .phase import Loop as Host
-from .phase import Loss, Phase, StepState
+from .events import (
+    Bracket,
+    CancelEpoch,
+    CancelFit,
+    Handlers,
+    StepBracket,
+    handlers,
+    hushed,
+    order_of,
+    stateful,
+)
+from .metrics import Metrics, Tally
+from .phase import Loop, Loss, Phase, StepState
 from .rng import generators_of, rng_state, set_rng_state
 
+FORMAT = "rnnkit checkpoint 1"
 
-class Learner(Host):
+_SAME = (
+    "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
+)
+
+
+@dataclass(eq=False)
+class Pass:
+    """What is known of an epoch while it runs, or of single steps of one phase.
+
+    Attributes:
+        heard: what is called for each event.
+        tally: what it has added up.
+        phase: whose epoch it is; `None` before the first one.
+        fitting: whether it is one of a fit's own epochs.
+        last: whether the fit's epoch is over with it.
+        done: whether it came to its end.
+        cut: whether a `CancelFit` cut it short.
+        running: whether it has not ended, so that whatever else begins was begun by a callback.
+        exits: what is to be closed when it ends, by an error too.
+    """
+
+    heard: Handlers
+    tally: Tally
+    phase: Phase | None = None
+    fitting: bool = False
+    last: bool = False
+    done: bool = False
+    cut: bool = False
+    running: bool = False
+    exits: ExitStack = field(default_factory=ExitStack)
+
+
+class Resuming(NamedTuple):
+    """Where a training that was cut short within an epoch goes on: the generators at two moments, and the sums."""
+
+    epoch_rng: dict[str, Any]
+    rng: dict[str, Any]
+    tally: dict[str, Any]
+
+
+class Waiting(NamedTuple):
+    """A state that was loaded before the fit that it belongs to began."""
+
+    saved: dict[str, Any]
+    whole: bool  # whether all of it is put back then, or only what belongs to a fit
+
+
+class Learner(Loop):
     """Trains and validates a recurrent model, and tells its callbacks about each part of it.
 
     A callback is any object with a method for an event, `on_backward_end(learner)` for `BackwardEnd`. In order:
     `FitBegin EpochBegin StepBegin WindowBegin LossBegin BackwardBegin BackwardEnd WindowEnd StepEnd EpochEnd FitEnd`;
     the window's five come for each window of a training step, of validation's only `LossBegin`.
 
+    >>> import torch
+    >>> from rnnkit import Learner, RecurrentSequential, seq2seq_loss
+    >>> model = RecurrentSequential(torch.nn.GRU(1, 8), torch.nn.Linear(8, 1))
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> learner = Learner(model, seq2seq_loss(torch.nn.MSELoss()), optimizer)
+    >>> learner.fit(2, [torch.ones(21, 4, 1)]).epoch_index
+    2
+
     Args:
         model: `outputs, state = model(inputs, state)`.
         loss: made by [seq2seq_loss][rnnkit.seq2seq_loss] or [seq2one_loss][rnnkit.seq2one_loss], or any function of
             `(outputs, targets)` and, where there are lengths, `lengths`, to a scalar.
-        optimizer: any `torch.optim.Optimizer` over the model's parameters.
-        callbacks: called in this order.
+        optimizer: any `torch.optim.Optimizer` over the model's parameters whose `step` needs no closure.
+        callbacks: called in this order; one that has an `order`, a number, before or after those of order 0.
+        metrics: what is looked at beside the loss, by name, in both phases: losses, evaluated without gradient and
+            averaged like the loss, or objects with `update`, `compute` and `reset`, as torchmetrics has them, which
+            are given the scored steps side by side, outputs `(N, *O)` and targets `(N, *Y)`.
         device: where the model and each batch are moved; nothing is moved where it is `None`.
         autocast: `torch.bfloat16` for mixed precision in the forward pass and the loss.
 
     Attributes:
         phase: the running phase; `phase_name` is `"training"` or `"validation"`.
-        state: the [StepState][rnnkit.StepState] of the step, as far as it has come.
-        averages: of the running epoch, weighted: `loss`, in validation `open_loss`, `closed_loss`, `loss_by_step`.
+        current: the [StepState][rnnkit.StepState] of the step, as far as it has come; `state` is the same.
+        averages: of the running epoch: `loss`, in validation `open_loss`, `closed_loss`, `loss_by_step`, the metrics.
         epoch_index: epochs completed.
         step_index: training steps completed in this epoch.
+        parameters: the model's.
 
     Raises:
-        ValueError: if the model is built with `batch_first=True`, or a callback's method names no event.
+        ValueError: if the model is built with `batch_first=True`, a callback's method names no event, a metric has
+            the name of a loss, or the optimizer needs a closure.
         TypeError: if the model is a bare cell, or `autocast` is not `torch.bfloat16`.
-
-    >>> import rnnkit
-    >>> model = rnnkit.RecurrentSequential(nn.GRU(1, 8), nn.Linear(8, 1))
-    >>> optimizer = torch.optim.Adam(model.parameters())
-    >>> learner = Learner(model, rnnkit.seq2seq_loss(nn.MSELoss()), optimizer)
-    >>> learner.fit(2, [torch.ones(21, 4, 1)]).epoch_index
-    2
     """
 
     @asked("Learner")
@@ -60,55 +129,112 @@ class Learner(Host):
         loss: Loss,
         optimizer: torch.optim.Optimizer,
         callbacks: Sequence[object] = (),
+        *,
+        metrics: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         check_model(model)
+        _check_optimizer(optimizer)
         if autocast not in (None, torch.bfloat16):
             fix = "float16 needs a scaler around the optimizer; bfloat16 does not."
             raise Refusal(f"autocast = {autocast}", "torch.bfloat16 or None", fix, TypeError)
-        super().__init__(model if device is None else model.to(device), loss, optimizer)
-        self.device = None if device is None else torch.device(device)
+        super().__init__(model, loss, optimizer)
+        if device is not None:
+            self.device = torch.device(device)
+            for module in (model, *self.loss.modules()):
+                module.to(self.device)
         self.autocast = autocast
-        self.callbacks = sorted(callbacks, key=lambda callback: getattr(callback, "order", 0))
         self.parameters = list(model.parameters())
-        self.phase: Phase | None = None
-        self.phases: tuple[Phase, ...] = ()
-        self.loaders: tuple[Iterable[Any], ...] = ()
-        self.sums: dict[str, tuple[Tensor, int | Tensor]] = {}
+        self.metrics = Metrics(metrics, self.device)
+        self.callbacks = sorted(callbacks, key=order_of)
+        self._handlers = handlers(self.callbacks)
+
         self.epoch_index: int = 0
         self.step_index: int = 0
-        self.last_phase = False  # of an epoch of `fit`
-        self.epoch_rng: dict[str, Any] = {}  # the generators when the epoch began
-        self.resume_rng: dict[str, Any] | None = (
-            None  # and when the training that is resumed was killed
-        )
-        self._handlers = handlers(self.callbacks)
+        self.phases: tuple[Phase, ...] = ()
+        self.loaders: tuple[Iterable[Any], ...] = ()
+        self._now = Pass(self._handlers, Tally(self, self.metrics))
+
+        # Where the training is, for a checkpoint: of which fit, and where in its epoch.
+        self._fits: list[int] = []  # after which epoch each finished fit of the training ended
+        self._fit_number = 0  # of the running fit, or of the next one
+        self._fit_start = 0  # the epochs that the fit's own are added to
+        self._in_fit = False
+        self._passes = 0  # phases of the fit's epoch that are done with
+        self._pass_rng: dict[str, Any] = {}  # the generators when its running phase began
+        self._epoch_rng: dict[str, Any] = {}  # and when it began itself
+        self._resuming: Resuming | None = None
+        self._waiting: Waiting | None = None
+
+    # What callbacks read
+
+    @property
+    def state(self) -> StepState | None:
+        """The same as `current`."""
+        return self.current
+
+    @property
+    def phase(self) -> Phase | None:
+        """The running phase, `None` before the first one."""
+        return self._now.phase
 
     @property
     def phase_name(self) -> str:
         """`"training"` or `"validation"`, empty before the first phase."""
-        return "" if self.phase is None else self.phase.name
+        return "" if self._now.phase is None else self._now.phase.name
 
     @property
     def averages(self) -> dict[str, Tensor]:
-        """The running epoch's averages, each weighted by what its steps averaged."""
-        return {name: total.mean() for name, total in self.sums.items()}
+        """The running epoch's averages, each weighted by what its steps were averaged over."""
+        return self._now.tally.means()
 
     @property
-    def state(self):
-        return self.current
+    def fitting(self) -> bool:
+        """Whether the running epoch is one of a fit's own, and not one that somebody looks at beside it."""
+        return self._now.fitting and self._now.running
+
+    @property
+    def last_phase(self) -> bool:
+        """Whether the fit's epoch is over with the running phase: then a `Scheduler` steps, a `Checkpoint` writes."""
+        return self._now.last and not self._now.cut
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether a `CancelFit` has cut the epoch short that is about to end."""
+        return self._now.cut
+
+    def defer(self, close: Callable[[], object]) -> None:
+        """Calls `close` when the running epoch is over, also where an error ends it: for what a callback opened."""
+        self._now.exits.callback(close)
+
+    # What a phase and a bracket ask for
 
     def emit(self, event: str) -> None:
-        """Call every callback's method for `event`."""
-        for handler in self._handlers[event]:
+        """Calls every callback's method for `event`."""
+        for handler in self._now.heard[event]:
             handler(self)
+
+    def emit_to_all(self, event: str) -> CancelFit | None:
+        """`emit` of an end: what one callback cancels, the others hear all the same."""
+        cancelled = None
+        for handler in self._now.heard[event]:
+            try:
+                handler(self)
+            except CancelEpoch:  # it is at its end
+                pass
+            except CancelFit as error:
+                cancelled = error
+        return cancelled
 
     def context(self) -> AbstractContextManager[Any]:
         """What the forward pass and the loss run under: autocast, where it was asked for."""
         if self.autocast is None:
             return nullcontext()
-        return torch.autocast((self.device or self.parameters[0].device).type, self.autocast)
+        device = self.device or self.parameters[0].device
+        return torch.autocast(device.type, self.autocast)
+
+    # Training
 
     @asked("Learner")
     def fit(
@@ -123,121 +249,527 @@ class Learner(Host):
 
         Args:
             epochs: epochs to add to those made; a resumed training makes up what is missing.
-            train: batches, in any form that [get_inout_seq][rnnkit.get_inout_seq] takes.
+            train: batches, each in any form that [get_inout_seq][rnnkit.get_inout_seq] takes.
             valid: batches to validate on.
             training: `BPTTTrainingPhase()` where it is `None`.
             validation: `BPTTValidationPhase()` where it is `None`.
 
         Returns:
             The learner itself.
+
+        Raises:
+            ValueError: if there are no batches, or one batch where batches are wanted; if called by a callback.
         """
+        at_least("epochs", epochs, 0, "it counts passes over the data.")
+        if self._now.running:
+            fix = "learner.epoch(phase, data) and learner.step(phase, batch) leave it alone."
+            raise Refusal("fit, called by a callback,", "one fit at a time", fix)
         parts = [(BPTTTrainingPhase() if training is None else training, train)]
         if valid is not None:
             parts.append((BPTTValidationPhase() if validation is None else validation, valid))
+        for phase, data in parts:
+            _check_batches(data, phase.name)
         self.phases, self.loaders = zip(*parts, strict=True)
-        target = self.epoch_index + epochs
+
+        self._now = Pass(self._handlers, Tally(self, self.metrics), running=True)
+        self._in_fit = True
+        self._passes = 0
+        target = self._fit_start + epochs
         try:
-            self.emit("FitBegin")
-            while self.epoch_index < target:
-                for phase, data in parts:
-                    self.last_phase = phase is self.phases[-1]
-                    self.epoch(phase, data)
-        except CancelFit:
-            pass
+            self._put_what_waits()
+            with Bracket(self, "Fit", CancelFit) as bracket:
+                if bracket.begun:
+                    self._epochs(target, parts)
+            self._finish_fit(target)
+        except BaseException:
+            self._fit_start = self.epoch_index  # another fit adds to what is made
+            raise
         finally:
-            self.last_phase = False
-        self._tell_all("FitEnd")
+            self._in_fit = False
+            self._now.running = False
         return self
+
+    def _epochs(self, target: int, parts: Sequence[tuple[Phase, Iterable[Any]]]) -> None:
+        """The epochs up to `target`; none where the file that was loaded is of a later fit."""
+        while self.epoch_index < target and not self._is_past:
+            for phase, data in parts[self._passes :]:
+                tally = Tally(self, self.metrics)
+                now = Pass(self._handlers, tally, phase, fitting=True, last=phase is parts[-1][0])
+                cancelled = self._run(now, data)
+                if cancelled is not None:
+                    raise cancelled
+
+    @property
+    def _is_past(self) -> bool:
+        """Whether this fit was finished by the training that was loaded: a script is run again from its top."""
+        return self._fit_number < len(self._fits)
+
+    def _finish_fit(self, target: int) -> None:
+        if not self._is_past:
+            self._fits.append(min(target, self.epoch_index))
+        self._fit_start = self._fits[self._fit_number]
+        self._fit_number += 1
 
     @asked("Learner")
     def epoch(self, phase: Phase, data: Iterable[Any]) -> dict[str, Tensor]:
-        """One pass of `phase` over `data`; returns the weighted averages.
+        """One pass of `phase` over `data`, beside any fit; returns its averages.
+
+        It changes nothing of a fit: its counts, averages, history and checkpoints are as before. Outside a fit the
+        callbacks hear of it, those that keep account of a fit let it pass, and a `CancelFit` ends it. Where a
+        callback calls it, they hear only what acts on a gradient, from `WindowBegin` to `WindowEnd` of training.
 
         Raises:
-            ValueError: if there is no batch.
+            ValueError: if there is no batch, or one batch where batches are wanted.
         """
-        self.phase, training = phase, phase.name == "training"
-        seen = self.step_index if training and self.resume_rng is not None else 0
-        if seen:
-            set_rng_state(self.epoch_rng, generators_of([data]))
-        else:
-            phase.reset()
-            self.sums, self.epoch_rng = {}, rng_state(generators_of([data]))
-        if training:
-            self.step_index = seen
-            self.model.train()
-        cancelled: CancelFit | None = None
-        try:
-            with nullcontext() if training else evaluating(self.model):
-                self.emit("EpochBegin")
-                batches = iter(data)
-                for _ in zip(range(seen), batches, strict=False):  # before the training was killed
-                    pass
-                self._go_on()
-                empty = not seen
-                for batch in batches:
-                    empty = False
-                    self.step(phase, batch)
-            if empty:
-                fix = "a generator is spent after one epoch; pass a list or a DataLoader."
-                came = f"no batches in epoch {self.epoch_index + 1}"
-                raise Refusal(came, f"at least one for {phase.name}", fix)
-        except CancelEpoch:
-            pass
-        except CancelFit as error:
-            cancelled, self.last_phase = error, False
-        self._go_on()
-        cancelled = self._tell_all("EpochEnd") or cancelled
-        if self.last_phase:
-            self.epoch_index, self.step_index = self.epoch_index + 1, 0
-        if cancelled is not None:
-            raise cancelled
-        return self.averages
+        _check_batches(data, phase.name)
+        with self._aside(phase):
+            self._run(self._now, data)
+            return self.averages
 
-    def _go_on(self) -> None:
-        """After the batches of a resumed epoch that were seen before: the generators as they stood then."""
-        if self.resume_rng is not None:
-            set_rng_state(self.resume_rng, [])
-            self.resume_rng = None
-
-    def _tell_all(self, event: str) -> CancelFit | None:
-        """`emit` of an end: what one callback cancels, the others hear all the same."""
-        cancelled = None
-        for handler in self._handlers[event]:
-            try:
-                handler(self)
-            except CancelEpoch:
-                pass
-            except CancelFit as error:
-                cancelled = error
-        return cancelled
-
+    @asked("Learner")
     def step(self, phase: Phase, batch: Any) -> StepState | None:
-        """One step of `phase` on `batch`; returns its [StepState][rnnkit.StepState], kept as `learner.state`."""
-        self.phase = phase
+        """One step of `phase` on `batch`; returns its [StepState][rnnkit.StepState], kept as `learner.current`.
+
+        Called by a callback it changes nothing of what is running, as [epoch][rnnkit.Learner.epoch] does not.
+        """
+        if self._now.running:
+            with self._aside(phase):
+                return self._step(phase, batch)
+        ended = self._now.fitting or self._now.done or self._now.cut
+        if ended or self._now.phase is not phase:
+            self._now = Pass(self._handlers, Tally(self, self.metrics), phase)
+        if phase.trains:
+            self._epoch_rng = {}  # an epoch that a fit left unfinished is not gone on with
+        self._now.running = True
         try:
-            for name, total in phase.run(self, batch).totals.items():
-                self.sums[name] = self.sums[name] + total if name in self.sums else total
-        except CancelStep:
-            pass
-        if phase.name == "training":
-            self.step_index += 1
-        with suppress(CancelStep):  # nothing is left to cancel
-            self.emit("StepEnd")
+            return self._step(phase, batch)
+        finally:
+            self._now.running = False
+
+    def _step(self, phase: Phase, batch: Any) -> StepState | None:
+        with StepBracket(self, self._count_step):
+            self._now.tally.add(phase.run(self, batch))
         return self.current
 
-    def _add(self, name: str, value: Tensor, weight: int | Tensor) -> None:
-        value = value.float() if value.dtype.itemsize < 4 else value
-        if name not in self.sums:
-            self.sums[name] = value * weight, weight
+    def _count_step(self) -> None:
+        if self._now.phase is not None and self._now.phase.trains:
+            self.step_index += 1
+
+    @contextmanager
+    def _aside(self, phase: Phase) -> Generator[None]:
+        """What runs inside is put beside what runs around it, which goes on afterwards as if nothing had been."""
+        around = self._now
+        current = self.current
+        steps = self.step_index
+        carried = phase.carried
+        heard = self._handlers
+        drawn: dict[str, Any] | None = None
+        if around.running:
+            heard = hushed(self._handlers, phase.trains)
+            # Looking at other data must not change what a training draws next.
+            drawn = None if phase.trains else rng_state([])
+        self._now = Pass(heard, Tally(self, self.metrics), phase, running=True)
+        try:
+            yield
+        finally:
+            self._now.running = False
+            if around.running or around.fitting:  # else nothing was there to go back to
+                self._now = around
+                self.current = current
+                self.step_index = steps
+            if around.running:
+                phase.carried = carried
+            if drawn is not None:
+                set_rng_state(drawn, [])
+
+    def _run(self, now: Pass, data: Iterable[Any]) -> CancelFit | None:
+        """One pass over the data, from its begin to its end; gives back what cancels the fit."""
+        around = self._now
+        self._now = now
+        now.running = True
+        phase = now.phase
+        if phase is None:
+            return None
+        seen = self._begin(now, phase, data)
+        try:
+            with ExitStack() as now.exits:
+                now.exits.enter_context(now.tally.holding())
+                now.exits.enter_context(_mode(self.model, phase))
+                with Bracket(self, "Epoch", CancelEpoch, self._end) as bracket:
+                    if bracket.begun:
+                        self._batches(phase, data, seen)
+        finally:
+            now.running = around.running
+        if now.fitting and now.done:
+            self._count(now)
+        return bracket.fit_cancelled
+
+    def _count(self, now: Pass) -> None:
+        """A phase of the fit's epoch is done with, or the whole epoch."""
+        now.done = False
+        self._passes += 1
+        if now.last:
+            self.epoch_index += 1
+            self.step_index = 0
+            self._passes = 0
+            self._epoch_rng = {}
+
+    def _begin(self, now: Pass, phase: Phase, data: Iterable[Any]) -> int:
+        """Sets out afresh, or where the training was cut short; gives the steps that were made before."""
+        generators = generators_of([data])
+        resuming = self._resuming
+        if resuming is not None and now.fitting and phase.trains:
+            set_rng_state(resuming.epoch_rng, generators)  # for the same batches in the same order
+            now.tally.load_state_dict(resuming.tally, self.parameters[0].device)
+            return self.step_index
+        phase.reset()
+        if now.fitting:
+            self._pass_rng = rng_state(generators_of(self.loaders))
+        if phase.trains:
+            self.step_index = 0
+            if now.fitting:
+                self._epoch_rng = rng_state(generators)
+        return 0
+
+    def _batches(self, phase: Phase, data: Iterable[Any], seen: int) -> None:
+        batches = iter(data)
+        for _ in zip(range(seen), batches, strict=False):  # before the training was cut short
+            pass
+        self._restore_generators()
+        empty = not seen
+        for batch in batches:
+            empty = False
+            self._step(phase, batch)
+        if empty:
+            raise Refusal(
+                f"no batches in epoch {self.epoch_index + 1}",
+                f"at least one for {phase.name}",
+                "a generator is spent after one epoch; pass a list or a DataLoader.",
+            )
+        if phase.trains:
+            phase.finish(self)
+
+    def _restore_generators(self) -> None:
+        """After the batches of a resumed epoch that were seen before: the generators as they stood then."""
+        if self._resuming is not None and self._now.fitting:
+            set_rng_state(self._resuming.rng, generators_of(self.loaders))
+            self._resuming = None
+
+    def _end(self, cut: bool) -> None:
+        """Before the end of an epoch is told."""
+        self._restore_generators()
+        self._now.tally.compute()
+        self._now.cut = cut
+        self._now.done = not cut
+
+    # The whole training as a value
+
+    @asked("Learner")
+    def state_dict(self) -> dict[str, Any]:
+        """The whole training in tensors and plain values: what a [Checkpoint][rnnkit.Checkpoint] writes.
+
+        The weights, the loss's own parameters, the states of the optimizer, phases and callbacks, the place in the
+        epoch, and the generators of PyTorch, Python, NumPy and the data loaders. At the end of an epoch's last phase
+        it says that the next epoch begins. As everywhere in PyTorch, the tensors are not copied.
+
+        Raises:
+            ValueError: within an epoch, if a metric that counts has no `state_dict`.
+
+        >>> import torch
+        >>> from rnnkit import Learner
+        >>> model = torch.nn.GRU(1, 1)
+        >>> learner = Learner(model, torch.nn.MSELoss(), torch.optim.SGD(model.parameters(), 0.1))
+        >>> learner.fit(2, [torch.ones(5, 3, 1)]).state_dict()["place"]
+        (2, 0)
+        """
+        saved = self._state()
+        lazy = [name for name, value in saved["model"].items() if is_lazy(value)]
+        if lazy:
+            fix = "run the model once, on a batch, before its state is taken."
+            raise Refusal(f"a lazy module without weights, {lazy[0]}", "weights", fix)
+        return saved
+
+    def _state(self) -> dict[str, Any]:
+        callbacks = stateful(self.callbacks)
+        return {
+            "format": FORMAT,
+            "model": self.model.state_dict(),
+            "loss": [module.state_dict() for module in self.loss.modules()],
+            "optimizer": self.optimizer.state_dict(),
+            "callbacks": {name: part.state_dict() for name, part in callbacks.items()},
+            **self._place(),
+            **self._fit_state(),
+        }
+
+    def _place(self) -> dict[str, Any]:
+        """Where the training is: epochs and steps made, what the epoch has added up, the fits that are finished."""
+        if self._waiting is not None:
+            return {name: self._waiting.saved[name] for name in _PLACE}
+        said: dict[str, Any] = {
+            "place": (self.epoch_index, self.step_index),
+            "passes": self._passes,
+            "fits": list(self._fits),
+            "tally": {"averages": {}, "counters": {}},
+            "epoch_rng": self._epoch_rng,
+        }
+        now = self._now
+        if not self._epoch_rng:  # between two epochs
+            said["place"] = (self.epoch_index, 0)
+        elif self.fitting and now.done and now.last:  # told of its end, and not yet counted
+            said |= {"place": (self.epoch_index + 1, 0), "passes": 0, "epoch_rng": {}}
+        elif self.fitting and now.done:
+            said["passes"] += 1
+        elif self._resuming is not None:
+            said["tally"] = self._resuming.tally
+        elif now.fitting and not self._passes:
+            said["tally"] = now.tally.state_dict()
+        return said
+
+    def _fit_state(self) -> dict[str, Any]:
+        """What belongs to a fit: its phases, and the generators of its loaders among all others."""
+        if self._waiting is not None:
+            return {name: self._waiting.saved[name] for name in ("kinds", "phases", "rng")}
+        rng = rng_state(generators_of(self.loaders))
+        if self._passes and not self._now.done:  # validation begins again, as it began
+            rng = self._pass_rng
+        kinds = [type(part).__name__ for part in (self.optimizer, *self.phases)]
+        return {
+            "kinds": kinds,
+            "phases": [phase.state_dict() for phase in self.phases],
+            "rng": rng,
+        }
+
+    @asked("Learner")
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from a `state_dict`; where it does not fit, everything is as it was.
+
+        Outside a fit, what belongs to one, the phases' states, the generators and the place in the epoch, is put
+        back when the next fit begins, and that fit makes up the epochs that are missing.
+
+        Raises:
+            ValueError: if it is of another model, loss, optimizer or set of callbacks, phases or loaders.
+        """
+        self.go_on_from(saved)
+
+    def go_on_from(self, saved: Any) -> None:
+        """`load_state_dict` for a boundary that speaks for itself."""
+        _check_format(saved)
+        before = copy.deepcopy(self._state())
+        self._check_same(saved, before, whole=self._in_fit)
+        self._put_or_restore(saved, before, learners=True, fits=self._in_fit)
+        self._fits = list(saved["fits"])
+        self.epoch_index, self.step_index = saved["place"]
+        self._passes = saved["passes"]
+        if self._in_fit:
+            self._fit_number = min(self._fit_number, len(self._fits))
+            self._waiting = Waiting(saved, whole=True) if self._is_past else None
+        else:
+            self._fit_number = len(self._fits)
+            self._fit_start = self._fits[-1] if self._fits else 0
+            self._waiting = Waiting(saved, whole=False)
+
+    def _put_what_waits(self) -> None:
+        """At the beginning of the fit that a loaded state belongs to."""
+        waiting = self._waiting
+        if waiting is None or self._is_past:
             return
-        total, weights = self.sums[name]
-        if isinstance(weight, int):
-            self.sums[name] = total.add(value, alpha=weight), weights + weight
-            return
-        parts = (total, torch.as_tensor(weights), value * weight, weight)
-        longest = max(
-            len(value), len(total)
-        )  # a loss for each step, of batches of different length
-        total, weights, value, weight = (F.pad(part, (0, longest - len(part))) for part in parts)
-        self.sums[name] = total + value, weights + weight
+        self._waiting = None
+        try:
+            before = copy.deepcopy(self._state())
+            self._check_same(waiting.saved, before, whole=True)
+            self._put_or_restore(waiting.saved, before, learners=waiting.whole, fits=True)
+        except BaseException:
+            self._waiting = waiting
+            raise
+        self.epoch_index, self.step_index = waiting.saved["place"]
+        self._passes = waiting.saved["passes"]
+
+    def _check_same(self, saved: dict[str, Any], here: dict[str, Any], whole: bool) -> None:
+        """Refuse a state of something else, before anything is changed."""
+        try:
+            there = _described(saved, whole)
+        except Exception as error:
+            came = f"a state that does not fit ({type(error).__name__}: {error})"
+            raise Refusal(came, "the state of a learner", _SAME) from error
+        wanted = _described(here, whole)
+        for name in wanted | there:
+            came = there.get(name, "nothing")
+            want = wanted.get(name, "nothing")
+            if came != want and "lazy" not in (came, want):
+                raise Refusal(f"{name} {came}", f"{name} {want}", _SAME)
+
+    def _put_or_restore(
+        self, saved: dict[str, Any], before: dict[str, Any], learners: bool, fits: bool
+    ) -> None:
+        """Puts back what belongs to the learner, to the fit, or both; all or nothing."""
+        resuming = (self._resuming, self._epoch_rng)
+        try:
+            if fits:
+                self._put_fit(saved)
+            if learners:
+                self._put(saved)
+        except BaseException as error:
+            if fits:
+                self._put_fit(before)
+            if learners:
+                self._put(before)
+            self._resuming, self._epoch_rng = resuming
+            if not isinstance(error, Exception):
+                raise
+            came = f"a state that does not fit ({type(error).__name__}: {error})"
+            raise Refusal(came, "the state of this learner", _SAME) from error
+
+    def _put(self, saved: dict[str, Any]) -> None:
+        """What belongs to the learner, the model last: a lazy one takes the shapes of what it is given."""
+        for name, part in stateful(self.callbacks).items():
+            part.load_state_dict(saved["callbacks"][name])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for module, state in zip(self.loss.modules(), saved["loss"], strict=True):
+            module.load_state_dict(state)
+        if not any(is_lazy(value) for value in saved["model"].values()):
+            self.model.load_state_dict(saved["model"])
+
+    def _put_fit(self, saved: dict[str, Any]) -> None:
+        """What belongs to a fit: its phases' states, the generators, and the place in the epoch."""
+        device = self.parameters[0].device
+        for phase, state in zip(self.phases, saved["phases"], strict=True):
+            phase.load_state_dict(state)
+            phase.carried = map_leaves(lambda leaf: leaf.to(device), phase.carried)
+        set_rng_state(saved["rng"], generators_of(self.loaders))
+        self._epoch_rng = saved["epoch_rng"]
+        within = saved["place"][1] > 0 and not saved["passes"]
+        resuming = Resuming(saved["epoch_rng"], saved["rng"], saved["tally"])
+        self._resuming = resuming if within else None
+
+
+_PLACE = ("place", "passes", "fits", "tally", "epoch_rng")
+_PARTS = ("model", "loss", "optimizer", "callbacks", *_PLACE, "kinds", "phases", "rng")
+
+
+def _check_format(saved: Any) -> None:
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        fix = "a bare state_dict goes through model.load_state_dict."
+        raise Refusal("a file of another kind", f"the format {FORMAT!r}", fix)
+    missing = [name for name in _PARTS if name not in saved]
+    if missing:
+        raise Refusal(f"a file without {', '.join(missing)}", "all that a training is", _SAME)
+
+
+def _described(saved: dict[str, Any], whole: bool) -> dict[str, Any]:
+    """What must be the same in a state and in the learner that goes on from it."""
+    said: dict[str, Any] = {}
+    for name, value in saved["model"].items():
+        said[f"a model's {name}"] = _shape(value)
+    for i, state in enumerate(saved["loss"]):
+        for name, value in state.items():
+            said[f"a loss's {i}.{name}"] = _shape(value)
+    kinds = list(saved["kinds"])
+    if whole:
+        said["the optimizer and phases"] = kinds
+        said["the loaders' own generators:"] = len(saved["rng"]["own"])
+    else:
+        said["the optimizer"] = kinds[0]
+    groups = saved["optimizer"]["param_groups"]
+    said["parameter groups"] = [len(group["params"]) for group in groups]
+    said["callbacks"] = sorted(saved["callbacks"])
+    return said
+
+
+def _shape(value: Any) -> Any:
+    if is_lazy(value):
+        return "lazy"
+    return tuple(value.shape) if isinstance(value, Tensor) else "a state of its own"
+
+
+def _mode(model: Model, phase: Phase) -> AbstractContextManager[Any]:
+    """The model's mode for a phase: training mode, which stays, or evaluation mode, which does not."""
+    if not phase.trains:
+        return evaluating(model)
+    if isinstance(model, nn.Module):
+        model.train()
+    return nullcontext()
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    """Refuse an optimizer that has to evaluate the loss itself, several times a step."""
+    try:
+        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    except (AttributeError, TypeError, ValueError):  # it is no optimizer of PyTorch's making
+        return
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise Refusal(
+            f"{type(optimizer).__name__}, whose step needs a closure",
+            "an optimizer that makes a step from a gradient",
+            "write the loop: def closure(): optimizer.zero_grad(); value = loss.on(model, inputs, targets); "
+            "value.backward(); return value; and then, for each batch, optimizer.step(closure).",
+        )
+
+
+def _check_batches(data: Any, name: str) -> None:
+    """Refuse what is one batch where batches are wanted: it would be read as several, of other meaning."""
+    one = isinstance(data, Tensor | SequenceBatch | dict)
+    if isinstance(data, tuple):
+        one = not all(isinstance(part, tuple | SequenceBatch) for part in data)
+    if one:
+        raise Refusal(
+            f"{in_words(data)} for {name}, which is one batch",
+            "batches: a DataLoader, or a list of them",
+            "put brackets around it: [batch].",
+        )
+
+
+@asked("evaluate")
+def evaluate(
+    model: Model,
+    loss: Loss,
+    data: Iterable[Any],
+    phase: Phase | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The losses and metrics of a model over data: no optimizer, no callbacks, no events.
+
+    >>> import torch
+    >>> from rnnkit import evaluate, seq2seq_loss
+    >>> model = torch.nn.GRU(1, 1)
+    >>> losses = evaluate(model, seq2seq_loss(torch.nn.MSELoss()), [torch.ones(5, 3, 1)])
+    >>> sorted(losses)
+    ['loss', 'loss_by_step', 'open_loss']
+
+    Args:
+        model: `outputs, state = model(inputs, state)`; it is evaluated where its parameters are, in evaluation mode.
+        loss: as for [Learner][rnnkit.Learner].
+        data: batches, each in any form that [get_inout_seq][rnnkit.get_inout_seq] takes.
+        phase: `BPTTValidationPhase()` where it is `None`; its carried state is as before afterwards.
+        metrics: as for [Learner][rnnkit.Learner].
+
+    Returns:
+        Floats by name: `loss`, and what else the phase and the metrics give; what is no single number, such as
+            `loss_by_step (T,)`, stays a tensor.
+
+    Raises:
+        ValueError: if there are no batches, one batch where batches are wanted, or the phase trains.
+    """
+    check_model(model)
+    phase = BPTTValidationPhase() if phase is None else phase
+    if phase.trains:
+        fix = "BPTTValidationPhase(); to train, learner.epoch(phase, data)."
+        raise Refusal(f"a {type(phase).__name__}", "a phase that does not train", fix)
+    _check_batches(data, "evaluation")
+    loop = Loop(model, loss, None)
+    if isinstance(model, nn.Module):
+        loop.device = next((parameter.device for parameter in model.parameters()), None)
+    tally = Tally(loop, Metrics(metrics, loop.device))
+    carried = phase.carried
+    phase.reset()
+    try:
+        with tally.holding(), evaluating(model), torch.no_grad():
+            for batch in data:
+                tally.add(phase.run(loop, batch))
+            tally.compute()
+    finally:
+        phase.carried = carried
+    means = tally.means()
+    if not means:
+        fix = "a generator is spent after one pass; pass a list or a DataLoader."
+        raise Refusal("no batches", "at least one", fix)
+    return {name: value if value.ndim else float(value) for name, value in means.items()}

@@ -11,26 +11,29 @@ import torch
 def generators_of(loaders: Iterable[object]) -> list[torch.Generator]:
     """The generators of their own that data loaders draw their order from, each once."""
     found: dict[int, torch.Generator] = {}
-    for data in loaders:
-        parts = [
-            data,
-            *(getattr(data, name, None) for name in ("dataset", "sampler", "batch_sampler")),
-        ]
-        parts += [getattr(part, "sampler", None) for part in parts]
-        generators = [getattr(part, "generator", None) for part in parts]
-        found |= {
-            id(generator): generator
-            for generator in generators
-            if isinstance(generator, torch.Generator)
-        }
+    for loader in loaders:
+        for part in _parts_of(loader):
+            generator = getattr(part, "generator", None)
+            if isinstance(generator, torch.Generator):
+                found[id(generator)] = generator
     return list(found.values())
+
+
+def _parts_of(loader: object) -> list[object]:
+    """The loader and what in it may have a generator: data set and samplers, whatever its class."""
+    parts = [loader]
+    for name in ("dataset", "sampler", "batch_sampler"):
+        parts.append(getattr(loader, name, None))
+    inner = [getattr(part, "sampler", None) for part in parts]
+    return [*parts, *inner]
 
 
 def rng_state(generators: list[torch.Generator]) -> dict[str, Any]:
     """The states of the global generators, and of those given."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": cuda,
         "python": random.getstate(),
         "numpy": _numpy_state(),
         "own": [generator.get_state() for generator in generators],
@@ -39,8 +42,13 @@ def rng_state(generators: list[torch.Generator]) -> dict[str, Any]:
 
 def _numpy_state() -> tuple[Any, ...] | None:
     """The state of NumPy's global generator in plain values, where NumPy is there."""
-    state: Any = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
-    return (state[0], state[1].tolist(), *state[2:]) if isinstance(state, tuple) else None
+    if "numpy" not in sys.modules:
+        return None
+    state: Any = sys.modules["numpy"].random.get_state()
+    if not isinstance(state, tuple):
+        return None
+    name, keys, *rest = state
+    return (name, keys.tolist(), *rest)
 
 
 def set_rng_state(state: dict[str, Any], generators: list[torch.Generator]) -> None:

@@ -1,0 +1,146 @@
+"""A mean over an epoch: sums and weights are added up, and divided once, at the end."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..losses import Total
+
+_TOGETHER = 64
+
+
+class Average:
+    """The mean of what many pieces add up to, each a `Total`: a sum and a weight.
+
+    They are added in float64, so that the last of a million steps counts as the first did. A step only appends to a
+    list, which is added up when it is long: what it costs is nothing beside the smallest model. The list always has
+    the same length then, so that a training that was cut short and resumed adds in the same order.
+
+    Totals by step, `(T,)`, are padded to the longest.
+
+    >>> import torch
+    >>> from rnnkit.losses import Total
+    >>> average = Average()
+    >>> average.add(Total(torch.tensor(6.0), 3.0))
+    >>> average.add(Total(torch.tensor(2.0), 1.0))
+    >>> average.mean().item()
+    2.0
+    """
+
+    def __init__(self) -> None:
+        self._added: Total | None = None
+        self._waiting: list[Total] = []
+        self._dtype = torch.float32
+
+    def add(self, total: Total) -> None:
+        """Adds one piece's sum and weight."""
+        self._waiting.append(total)
+        if len(self._waiting) == _TOGETHER:
+            self._added = self.total()
+            self._waiting = []
+
+    def total(self) -> Total:
+        """The sum and the weight of all pieces so far, in float64."""
+        if not self._waiting:
+            return Total(torch.zeros(()), 0.0) if self._added is None else self._added
+        last = self._waiting[-1]
+        self._dtype = torch.promote_types(last.sum.dtype, torch.float32)
+        total = replace(
+            last,
+            sum=_together([piece.sum for piece in self._waiting]),
+            weight=_weight_of(self._waiting),
+        )
+        if self._added is None:
+            return total
+        return replace(
+            total,
+            sum=_plus(self._added.sum, total.sum),
+            weight=_plus(self._added.weight, total.weight),
+        )
+
+    def mean(self) -> Tensor:
+        """The sum by the weight, in the losses' dtype, float32 at least; NaN where nothing was weighed."""
+        total = self.total()
+        weight = torch.as_tensor(total.weight, device=total.sum.device)
+        scales = None if total.scales is None else total.scales.to(total.sum)
+        mean = replace(total, weight=weight, scales=scales).mean()
+        if scales is not None:
+            weight = weight.sum(-1)
+        return mean.masked_fill(weight == 0, torch.nan).to(self._dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: what was added up, and what waits for it."""
+        added = None if self._added is None else _plain(self._added)
+        waiting = [_plain(total) for total in self._waiting]
+        dtype = self._waiting[-1].sum.dtype if self._waiting else self._dtype
+        return {"added": added, "waiting": waiting, "like": torch.zeros(0, dtype=dtype)}
+
+    def load_state_dict(self, saved: dict[str, Any], device: torch.device | None = None) -> None:
+        """Goes on from a `state_dict`, with pieces that will come on `device`."""
+        dtype = saved["like"].dtype
+        added = saved["added"]
+        self._dtype = torch.promote_types(dtype, torch.float32)
+        self._added = None if added is None else _restored(added, torch.float64, device)
+        self._waiting = [_restored(piece, dtype, device) for piece in saved["waiting"]]
+
+
+def _together(parts: list[Tensor]) -> Tensor:
+    """The sum of all in float64, each padded with zeros to the longest."""
+    if parts[0].ndim:
+        longest = max(len(part) for part in parts)
+        parts = [_longer(part, longest) for part in parts]
+    stacked = torch.stack(parts).detach()
+    if stacked.device.type == "mps":  # it knows no float64
+        stacked = stacked.cpu()
+    return stacked.double().sum(0)
+
+
+def _longer(part: Tensor, length: int) -> Tensor:
+    """A part by step, padded at the end of its first dimension."""
+    return F.pad(part, (*[0] * (2 * part.ndim - 1), length - len(part)))
+
+
+def _weight_of(pieces: list[Total]) -> Tensor | float:
+    """What the pieces weigh together: a number where all are numbers."""
+    numbers: list[float] = []
+    tensors: list[Tensor] = []
+    for piece in pieces:
+        if isinstance(piece.weight, Tensor) or piece.sum.ndim:
+            weight = torch.as_tensor(piece.weight, device=piece.sum.device)
+            tensors.append(weight.expand(piece.sum.shape))
+        else:
+            numbers.append(piece.weight)
+    if not tensors:
+        return float(sum(numbers))
+    return _plus(_together(tensors), float(sum(numbers)))
+
+
+def _plus(left: Tensor | float, right: Tensor | float) -> Any:
+    """What was added before and what comes now, by step as long as the longer, where the new one lives."""
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return left + right
+    left = left.to(right.device)
+    if left.ndim and len(left) != len(right):
+        longest = max(len(left), len(right))
+        return _longer(left, longest) + _longer(right, longest)
+    return left + right
+
+
+def _plain(total: Total) -> dict[str, Any]:
+    weight = total.weight.tolist() if isinstance(total.weight, Tensor) else total.weight
+    scales = None if total.scales is None else total.scales.tolist()
+    return {"sum": total.sum.tolist(), "weight": weight, "scales": scales}
+
+
+def _restored(saved: dict[str, Any], dtype: torch.dtype, device: torch.device | None) -> Total:
+    values = torch.tensor(saved["sum"], dtype=dtype, device=device)
+    weight = saved["weight"]
+    if isinstance(weight, list):
+        weight = torch.tensor(weight, dtype=torch.float64, device=device)
+    scales = saved["scales"]
+    if scales is not None:
+        scales = torch.tensor(scales, dtype=torch.float64, device=device)
+    return Total(values, weight, scales)

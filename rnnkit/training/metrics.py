@@ -1,0 +1,195 @@
+"""What an epoch adds up: the losses of its steps, and metrics, which are losses without a gradient."""
+
+import copy
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import Refusal, in_words
+from ..core.layout import extent
+from ..losses import Scored, SequenceLoss, as_loss
+from .average import Average
+from .events import Stateful
+from .phase import Loop, StepState
+
+RESERVED = ("loss", "open_loss", "closed_loss", "loss_by_step", "epoch", "phase")
+
+
+@runtime_checkable
+class Counter(Protocol):
+    """A metric that counts by itself, as those of torchmetrics do."""
+
+    def update(self, outputs: Any, targets: Any, /) -> object:
+        """Takes the scored steps, side by side: `(N, *O)` and `(N, *Y)`."""
+        ...
+
+    def compute(self) -> Any:
+        """The metric of all steps since `reset`."""
+        ...
+
+    def reset(self) -> object:
+        """Forgets them."""
+        ...
+
+
+@runtime_checkable
+class Persistent(Protocol):
+    """A metric of torchmetrics, which keeps its counts in its `state_dict` only when asked to."""
+
+    def persistent(self, mode: bool = ...) -> object:
+        """Whether the counts are kept."""
+        ...
+
+
+class Metrics:
+    """The metrics of a Learner by name: losses that are only looked at, and counters.
+
+    Raises:
+        Refusal: if a name is that of a loss or of a column of the history, or a metric is neither.
+    """
+
+    def __init__(
+        self, metrics: Mapping[str, Any] | None, device: torch.device | None = None
+    ) -> None:
+        self.losses: dict[str, SequenceLoss] = {}
+        self.counters: dict[str, Counter] = {}
+        for name, metric in _checked(metrics).items():
+            if isinstance(metric, Counter):
+                self.counters[name] = metric
+                _prepare(metric, device)
+            else:
+                self.losses[name] = as_loss(metric)
+
+    def __bool__(self) -> bool:
+        return bool(self.losses or self.counters)
+
+
+def _checked(metrics: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        fix = 'metrics={"accuracy": seq2seq_loss(correct)}.'
+        raise Refusal(f"metrics = {in_words(metrics)}", "a dict of metrics by name", fix, TypeError)
+    for name, metric in metrics.items():
+        if not isinstance(name, str) or name in RESERVED:
+            words = ", ".join(RESERVED)
+            raise Refusal(
+                f"a metric named {name!r}", f"a name that is none of {words}", "rename it."
+            )
+        if not callable(metric) and not isinstance(metric, Counter):
+            raise Refusal(
+                f"metrics[{name!r}] = {in_words(metric)}",
+                "a loss, or an object with update, compute and reset",
+                "seq2seq_loss(function), or a metric of torchmetrics.",
+                TypeError,
+            )
+    return metrics
+
+
+def _prepare(counter: Counter, device: torch.device | None) -> None:
+    if isinstance(counter, Persistent):
+        counter.persistent(True)
+    if isinstance(counter, nn.Module) and device is not None:
+        counter.to(device)
+
+
+# The counters that some epoch is using: another that begins within it counts with copies.
+_in_use: set[int] = set()
+
+
+class Tally:
+    """What one epoch has added up so far.
+
+    Args:
+        loop: the model and the loss whose steps come.
+        metrics: what else is looked at.
+    """
+
+    def __init__(self, loop: Loop, metrics: Metrics) -> None:
+        self.loop = loop
+        self.averages: dict[str, Average] = {}
+        self.computed: dict[str, Tensor] = {}
+        self.losses = metrics.losses
+        self.counters: dict[str, Counter] = {}
+        for name, counter in metrics.counters.items():
+            self.counters[name] = copy.deepcopy(counter) if id(counter) in _in_use else counter
+            self.counters[name].reset()
+
+    def add(self, step: StepState) -> None:
+        """Adds what a step has come to; its metrics are then in `step.totals` beside its losses."""
+        if self.losses or self.counters:
+            self._look_at(step)
+        for name, total in step.totals.items():
+            if name not in self.averages:
+                self.averages[name] = Average()
+            self.averages[name].add(total)
+
+    @torch.no_grad()
+    def _look_at(self, step: StepState) -> None:
+        with self.loop.context():
+            for name, metric in self.losses.items():
+                step.totals[name] = _scored(metric, step).total(step.outputs)
+        if self.counters:
+            outputs, targets = _scored(self.loop.loss, step).valid(step.outputs)
+            for counter in self.counters.values():
+                counter.update(outputs, targets)
+
+    def compute(self) -> None:
+        """Asks the counters, at the end of the epoch, where there was a step."""
+        if not self.averages:
+            return
+        for name, counter in self.counters.items():
+            value = counter.compute()
+            if isinstance(value, Mapping):  # a collection of metrics
+                for key, one in value.items():
+                    self.computed[f"{name}.{key}"] = torch.as_tensor(one)
+            else:
+                self.computed[name] = torch.as_tensor(value)
+
+    @contextmanager
+    def holding(self) -> Generator[None]:
+        """An epoch that is under way: no other one counts with its counters."""
+        held = {id(counter) for counter in self.counters.values()}
+        _in_use.update(held)
+        try:
+            yield
+        finally:
+            _in_use.difference_update(held)
+
+    def means(self) -> dict[str, Tensor]:
+        """Every average by name, and what the counters have computed."""
+        means = {name: average.mean() for name, average in self.averages.items()}
+        return {**means, **self.computed}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint within an epoch keeps."""
+        counters: dict[str, Any] = {}
+        for name, counter in self.counters.items():
+            if not isinstance(counter, Stateful):
+                raise Refusal(
+                    f"the metric {name!r}, {in_words(counter)}, in the middle of an epoch",
+                    "one with state_dict and load_state_dict",
+                    "give it both, or write at the ends of epochs only: Checkpoint(path).",
+                )
+            counters[name] = counter.state_dict()
+        averages = {name: average.state_dict() for name, average in self.averages.items()}
+        return {"averages": averages, "counters": counters}
+
+    def load_state_dict(self, saved: dict[str, Any], device: torch.device) -> None:
+        """Goes on within an epoch."""
+        for name, state in saved["averages"].items():
+            self.averages[name] = Average()
+            self.averages[name].load_state_dict(state, device)
+        for name, state in saved["counters"].items():
+            counter = self.counters[name]
+            if isinstance(counter, Stateful):
+                counter.load_state_dict(state)
+
+
+def _scored(loss: SequenceLoss, step: StepState) -> Scored:
+    """What of a step a loss looks at."""
+    time, batch = extent(step.outputs)
+    return loss.over(step.targets, time, batch, step.lengths, step.weights)
