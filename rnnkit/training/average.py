@@ -15,9 +15,10 @@ _TOGETHER = 64
 class Average:
     """The mean of what many pieces add up to, each a `Total`: a sum and a weight.
 
-    They are added in float64, so that the last of a million steps counts as the first did. A step only appends to a
-    list, which is added up when it is long: what it costs is nothing beside the smallest model. The list always has
-    the same length then, so that a training that was cut short and resumed adds in the same order.
+    They are added in float64, so that the last of a million steps counts as the first did. A step
+    only appends to a list, which is added up when it is long: what it costs is nothing beside the
+    smallest model. The list always has the same length then, so that a training that was cut short
+    and resumed adds in the same order.
 
     Totals by step, `(T,)`, are padded to the longest.
 
@@ -62,7 +63,7 @@ class Average:
         )
 
     def mean(self) -> Tensor:
-        """The sum by the weight, in the losses' dtype, float32 at least; NaN where nothing was weighed."""
+        """The sum by the weight, in the losses' dtype, float32 at least; NaN of nothing."""
         total = self.total()
         weight = torch.as_tensor(total.weight, device=total.sum.device)
         scales = None if total.scales is None else total.scales.to(total.sum)
@@ -119,7 +120,7 @@ def _weight_of(pieces: list[Total]) -> Tensor | float:
 
 
 def _plus(left: Tensor | float, right: Tensor | float) -> Any:
-    """What was added before and what comes now, by step as long as the longer, where the new one lives."""
+    """What was added before and what comes now, where that lives; by step as long as the longer."""
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return left + right
     left = left.to(right.device)

@@ -1,4 +1,4 @@
-"""What people hang on the events of a Learner: what is shown, kept, clipped, stopped and scheduled."""
+"""What people hang on the events of a Learner: what is shown, kept, clipped, stopped, scheduled."""
 
 import copy
 import csv
@@ -41,7 +41,8 @@ def _title(learner: "Learner") -> str:
 
 
 class ProgressBar:
-    """Shows each epoch's steps, averages and steps per second: a bar in a terminal, a line per epoch elsewhere.
+    """Shows each epoch's steps, averages and steps per second: a bar in a terminal, a line per
+    epoch elsewhere.
 
     >>> from rnnkit import ProgressBar
     >>> callback = ProgressBar(every=2.0)
@@ -100,7 +101,8 @@ class History:
     {}
 
     Attributes:
-        rows: one dict for each epoch and phase: `epoch` (from 1), `phase`, `loss` and what else was averaged.
+        rows: one dict for each epoch and phase: `epoch` (from 1), `phase`, `loss` and what else was
+            averaged.
     """
 
     def __init__(self) -> None:
@@ -144,7 +146,8 @@ class History:
 
 
 class StopOnNaN:
-    """Raises ValueError, naming epoch and step, at the first loss that is not finite, before the optimizer uses it.
+    """Raises ValueError, naming epoch and step, at the first loss that is not finite, before the
+    optimizer uses it.
 
     >>> from rnnkit import StopOnNaN
     >>> callback = StopOnNaN()
@@ -158,7 +161,8 @@ class StopOnNaN:
             raise Refusal(
                 f"a loss of {float(loss)} in {place}",
                 "a finite loss",
-                "clip the gradients with ClipGradients(1.0), lower the learning rate, or look for it in the data.",
+                "clip the gradients with ClipGradients(1.0), lower the learning rate, or look for it in "
+                "the data.",
             )
 
 
@@ -189,9 +193,7 @@ class ClipGradients:
 
 
 class _Watch:
-    """What EarlyStopping and KeepBest share: one of a fit's averages, and the best that it has been."""
-
-    name = ""
+    """What EarlyStopping and KeepBest share: one of a fit's averages, and the best it has been."""
 
     def __init__(
         self,
@@ -217,7 +219,7 @@ class _Watch:
         self.best = math.inf if self.mode == "min" else -math.inf
 
     def _meet(self, learner: "Learner", how: str) -> None:
-        """At the beginning of a fit: is there what is watched, and is it the learner that was watched before?"""
+        """As a fit begins: is there what is watched, and is it the learner of before?"""
         names = [phase.name for phase in learner.phases]
         if self.phase not in names:
             fix = f"learner.fit(epochs, train, valid), or {how}."
@@ -227,7 +229,7 @@ class _Watch:
         self._learner = weakref.ref(learner)
 
     def _is_told(self, learner: "Learner") -> bool:
-        """Whether an epoch that ends tells of the fit; one that was cut short or has no step left does not."""
+        """Whether an epoch tells of the fit; one cut short or without a step left does not."""
         if not learner.fitting or learner.phase_name != self.phase or learner.cut_short:
             return False
         return bool(learner.averages)
@@ -244,7 +246,8 @@ class _Watch:
 
 
 class EarlyStopping(_Watch):
-    """Ends the training when a loss or a metric has not improved for some epochs; another `fit` may go on.
+    """Ends the training when a loss or a metric has not improved for some epochs; another `fit` may
+    go on.
 
     It ends it when the epoch is over, with its validation, whichever phase is watched.
 
@@ -263,7 +266,8 @@ class EarlyStopping(_Watch):
         best: the best value seen. Another learner starts afresh.
 
     Raises:
-        ValueError: if an argument is not as above; by `fit`, if there is no such phase or value to watch.
+        ValueError: if an argument is not as above; by `fit`, if there is no such phase or value to
+            watch.
     """
 
     @asked("EarlyStopping")
@@ -321,7 +325,8 @@ class EarlyStopping(_Watch):
 class KeepBest(_Watch):
     """Keeps the weights of the best epoch, and brings them back at the end of `fit`.
 
-    A second `fit` of the same learner goes on from them, and they stay the best until an epoch is better.
+    A second `fit` of the same learner goes on from them, and they stay the best until an epoch is
+    better.
 
     >>> from rnnkit import KeepBest
     >>> callback = KeepBest("accuracy", mode="max")
@@ -337,7 +342,8 @@ class KeepBest(_Watch):
         epoch: the epoch (from 1) in which it was seen; `None` before the first.
 
     Raises:
-        ValueError: if an argument is not as above; by `fit`, if there is no such phase or value to watch.
+        ValueError: if an argument is not as above; by `fit`, if there is no such phase or value to
+            watch.
     """
 
     @asked("KeepBest")
@@ -397,13 +403,15 @@ class Scheduler:
     >>> callback = Scheduler(torch.optim.lr_scheduler.StepLR(optimizer, 10))
 
     Args:
-        scheduler: any of `torch.optim.lr_scheduler`; `ReduceLROnPlateau`, which has a `mode` of its own, is given
-            what is monitored.
+        scheduler: any of `torch.optim.lr_scheduler`; `ReduceLROnPlateau`, which has a `mode` of its
+            own, is given what is monitored.
         per: `"epoch"` of a fit, or training `"step"`.
-        monitor: for `ReduceLROnPlateau`: which of the epoch's averages of the last phase, losses or metrics.
+        monitor: for `ReduceLROnPlateau`: which of the epoch's averages of the last phase, losses or
+            metrics.
 
     Raises:
-        ValueError: if `per` is neither, or `"step"` for `ReduceLROnPlateau`; by `fit`, if there is no such average.
+        ValueError: if `per` is neither, or `"step"` for `ReduceLROnPlateau`; by `fit`, if there is
+            no such average.
     """
 
     @asked("Scheduler")

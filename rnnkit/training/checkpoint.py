@@ -15,33 +15,41 @@ from ..core.errors import Refusal, asked, at_least
 if TYPE_CHECKING:
     from .learner import Learner
 
+FORMAT = "rnnkit checkpoint 1"
+
 
 class Checkpoint:
-    """Writes the whole training to a file, at the end of each epoch and every so many steps, and goes on from it.
+    """Writes the whole training to a file, at the end of each epoch and every so many steps, and
+    goes on from it.
 
-    The file holds [Learner.state_dict][rnnkit.Learner.state_dict]: the weights, the states of the optimizer, phases
-    and callbacks, the place in the epoch, and the generators of PyTorch, Python, NumPy and the data loader. A
-    training killed at any moment and resumed gives bitwise the weights and the history of one that was not, as long
-    as the loader gives the same batches for the same generator. Run a script again from its top: `fit(2)` and
-    `fit(2)` make four epochs, however often they were killed between.
+    The file holds [Learner.state_dict][rnnkit.Learner.state_dict]: the weights, the states of the
+    optimizer, phases and callbacks, the place in the epoch, and the generators of PyTorch, Python,
+    NumPy and the data loader. A training killed at any moment and resumed gives bitwise the weights
+    and the history of one that was not, as long as the loader gives the same batches for the same
+    generator. Run a script again from its top: `fit(2)` and `fit(2)` make four epochs, however
+    often they were killed between.
 
-    It is written beside the old file, `.name.process`, and then put in its place, so a good one is there at any
-    moment. It has a checksum, and `torch.load(path, weights_only=True)` reads it as any other.
+    It is written beside the old file, `.name.process`, and then put in its place, so a good one is
+    there at any moment. It has a checksum, and `torch.load(path, weights_only=True)` reads it as
+    any other.
 
     >>> from rnnkit import Checkpoint
     >>> checkpoint = Checkpoint("run.pt", every=100, resume=True)
 
     Args:
         path: the file; where it is a symbolic link, the file that it points to.
-        every: training steps between two writes within an epoch; only at its end where it is `None`.
-        resume: go on from the file where it exists, once: a later `fit` of the same learner goes on from itself.
+        every: training steps between two writes within an epoch; only at its end where it is
+            `None`.
+        resume: go on from the file where it exists, once: a later `fit` of the same learner goes on
+            from itself.
 
     Raises:
-        ValueError: if `every` is below 1; by `fit`, if the path is no regular file; when resuming, if the file is
-            damaged, holds anything but tensors and plain values, or is of another model, optimizer or set of
-            callbacks. The learner is then as it was. When writing, if a state could not be read back.
-        OSError: by `fit`, if there can be no such file; when writing, if the disk is full. The file of before is
-            then as it was.
+        ValueError: if `every` is below 1; by `fit`, if the path is no regular file; when resuming,
+            if the file is damaged, holds anything but tensors and plain values, or is of another
+            model, optimizer or set of callbacks. The learner is then as it was. When writing, if a
+            state could not be read back.
+        OSError: by `fit`, if there can be no such file; when writing, if the disk is full. The file
+            of before is then as it was.
     """
 
     order = 1  # after the callbacks whose state it keeps
@@ -100,8 +108,11 @@ class Checkpoint:
 
 _MARK = b"rnnkit sha256 "
 _COMMENT = len(_MARK) + 64
+_DAMAGED = (
+    "it may have been cut short or hold pickled objects, which are not loaded; use an earlier copy."
+)
 _LAST = b"PK\x05\x06"  # begins an archive's last record, 22 bytes with the comment's length at their end
-_WANTED = "a file that Checkpoint wrote, whole"
+_WANTED = f"a file of the format {FORMAT!r}"
 
 
 def write(path: Path, saved: dict[str, Any]) -> None:
@@ -136,20 +147,20 @@ def read(path: Path) -> Any:
     checked = without_checksum(data)
     return _deserialized(
         checked,
-        "it may have been cut short or hold pickled objects, which are not loaded; use an earlier copy.",
+        _DAMAGED,
     )
 
 
 def _serialized(saved: dict[str, Any]) -> bytes:
-    """The bytes of `torch.save`, made in memory, where nothing but memory can run out; readable again."""
+    """The bytes of `torch.save`, made in memory, which no full disk can cut; readable again."""
     buffer = io.BytesIO()
     torch.save(saved, buffer)
     data = buffer.getvalue()
     # What cannot be read back does not replace what can.
     _deserialized(
         data,
-        "what has a state_dict, a callback, a metric or a module with an extra state, may put tensors, numbers, "
-        "strings, lists, tuples and dicts into it, and no other objects.",
+        "the state_dict of a callback may hold tensors, numbers, strings, lists, tuples and dicts "
+        "only. So may a metric's, and the extra state of a module.",
     )
     return data
 
@@ -163,13 +174,13 @@ def _deserialized(data: bytes, fix: str) -> Any:
 
 
 def with_checksum(data: bytes) -> bytes:
-    """An archive with the checksum of its bytes as its comment, which all that read archives pass over."""
+    """An archive with the checksum of its bytes as its comment, which all readers pass over."""
     content = data[:-2] + _COMMENT.to_bytes(2, "little")
     return content + _MARK + hashlib.sha256(content).hexdigest().encode()
 
 
 def without_checksum(data: bytes) -> bytes:
-    """The bytes to read, if they are those that were written; an archive without a comment has no checksum."""
+    """The bytes, if they are those that were written; an archive without a comment has no checksum."""
     plain = data[-22:-18] == _LAST and data[-2:] == b"\0\0"
     if plain:
         return data
@@ -178,13 +189,13 @@ def without_checksum(data: bytes) -> bytes:
         raise Refusal(
             "a file that cannot be read (its checksum is not that of its bytes)",
             _WANTED,
-            "it may have been cut short or hold pickled objects, which are not loaded; use an earlier copy.",
+            _DAMAGED,
         )
     return data
 
 
 def check_path(path: Path) -> None:
-    """Refuse, before a training begins, where no file can be written; removes what killed processes have left."""
+    """Refuse a path that cannot be written to; remove what killed processes have left beside it."""
     target = _target(path)
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "a pipe or device"

@@ -1,28 +1,31 @@
 """The events of a training: when each comes, what is there then, and how what is left is cancelled.
 
-A callback is any object with a method for an event: `on_backward_end(learner)` for `BackwardEnd`. What
-`learner.current` holds, a [StepState][rnnkit.StepState], is there in training and in validation alike.
+A callback is any object with a method for an event: `on_backward_end(learner)` for `BackwardEnd`.
+What `learner.current` holds, a [StepState][rnnkit.StepState], is there in training and in
+validation alike.
 
 | event | when it comes | what is there |
 |---|---|---|
-| `FitBegin` | before the first epoch of a `fit` | `phases`, `loaders`, and what a `Checkpoint` has put back |
-| `EpochBegin` | before a phase reads its first batch | `phase`; the model is in its mode; no averages yet |
-| `StepBegin` | when a batch has been taken apart | `current.inputs`, `targets`, `lengths`, `weights` |
-| `WindowBegin` | in training, before the model reads a window | `.grad` of the window before |
-| `LossBegin` | between the outputs and their loss | `current.outputs`, in training those of the window |
-| `BackwardBegin` | in training, between a loss and its gradient | `current.loss`; `.grad` of the window before |
-| `BackwardEnd` | in training, before the optimizer uses it | `.grad`, to be looked at or changed |
-| `WindowEnd` | in training, after the optimizer's step | the new weights |
-| `StepEnd` | when the step is counted and averaged | `current` as a whole, `step_index`, `averages` |
-| `EpochEnd` | after the last batch, or when it was cancelled | the epoch's `averages`, metrics among them |
-| `FitEnd` | after the last epoch, or when it was cancelled | `epoch_index` |
+| `FitBegin` | before the first epoch of a `fit` | `phases`, what a `Checkpoint` put back |
+| `EpochBegin` | before a phase reads its first batch | `phase`; no averages yet |
+| `StepBegin` | a batch has been taken apart | `current.inputs`, `targets`, `lengths`, `weights` |
+| `WindowBegin` | training: before the model reads a window | `.grad` of the window before |
+| `LossBegin` | between outputs and their loss | `current.outputs`, in training the window's |
+| `BackwardBegin` | training: between loss and gradient | `current.loss`; `.grad` of the window before |
+| `BackwardEnd` | training: before the optimizer's step | `.grad`, to be looked at or changed |
+| `WindowEnd` | training: after the optimizer's step | the new weights |
+| `StepEnd` | the step is counted and averaged | `current` as a whole, `step_index`, `averages` |
+| `EpochEnd` | after the last batch, or when cancelled | the `averages`, metrics among them |
+| `FitEnd` | after the last epoch, or when cancelled | `epoch_index` |
 
-The five from `WindowBegin` to `WindowEnd` come for each window of a training step; of them validation has `LossBegin`.
-The `.grad` of the window before is visible until the backward pass replaces it, as in any loop of PyTorch.
+The five from `WindowBegin` to `WindowEnd` come for each window of a training step; of them
+validation has `LossBegin`. The `.grad` of the window before is visible until the backward pass
+replaces it, as in any loop of PyTorch.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
@@ -48,7 +51,7 @@ Handlers = dict[str, list[Handler]]
 
 
 class CancelStep(Exception):
-    """Raised by a callback: the rest of this step is left out, and it is not averaged; `StepEnd` follows."""
+    """Raised by a callback: the rest of this step is left out, not averaged; `StepEnd` follows."""
 
 
 class CancelEpoch(Exception):
@@ -56,7 +59,10 @@ class CancelEpoch(Exception):
 
 
 class CancelFit(Exception):
-    """Raised by a callback: training ends; `EpochEnd` and `FitEnd` follow, an epoch cut short is not counted."""
+    """Raised by a callback: training ends; `EpochEnd` and `FitEnd` follow.
+
+    An epoch cut short is not counted.
+    """
 
 
 @runtime_checkable
@@ -81,7 +87,7 @@ class Stateful(Protocol):
 
 @runtime_checkable
 class Kinded(Protocol):
-    """A callback of which its class does not say all: what it holds must be of the same kind, too."""
+    """A callback whose class does not say all: what it holds must be of the same kind, too."""
 
     @property
     def kind(self) -> str:
@@ -112,7 +118,8 @@ def method_of(event: str) -> str:
 def handlers(callbacks: Sequence[object]) -> Handlers:
     """The methods to call for each event, in the callbacks' order.
 
-    At `FitBegin` those of a higher order come first: a `Checkpoint` puts the others' states back before they look.
+    At `FitBegin` those of a higher order come first: a `Checkpoint` puts the others' states back
+    before they look.
     """
     for callback in callbacks:
         _check_methods(callback)
@@ -135,7 +142,7 @@ def _check_methods(callback: object) -> None:
 
 
 def hushed(handlers: Handlers, training: bool) -> Handlers:
-    """What is heard of a run that a callback started: of training what acts on a gradient, else nothing."""
+    """What is heard of what a callback runs: of training what acts on a gradient, else nothing."""
     heard: Handlers = {event: [] for event in EVENTS}
     if training:
         for event in WINDOW:
@@ -162,8 +169,9 @@ class Bracket:
             if bracket.begun:
                 ...
 
-    The end is told to every callback, also where one of them cancelled what is inside, and not where it ended in
-    an error. A `CancelFit` within an epoch waits in `fit_cancelled` until the epoch's end has been told.
+    The end is told to every callback, also where one of them cancelled what is inside, and not
+    where it ended in an error. A `CancelFit` within an epoch waits in `fit_cancelled` until the
+    epoch's end has been told.
 
     Args:
         loop: calls the callbacks.
@@ -217,9 +225,11 @@ class Bracket:
 
 
 class StepBracket:
-    """Owns end and cancel of a step; its begin is told by the phase, when it has taken the batch apart.
+    """Owns end and cancel of a step; its begin is told by the phase, when it has taken the batch
+    apart.
 
-    A `CancelStep` leaves out what is left of it, and the step ends and counts; anything else passes without an end.
+    A `CancelStep` leaves out what is left of it, and the step ends and counts; anything else passes
+    without an end.
     """
 
     def __init__(self, loop: Tells, ending: Callable[[], None]) -> None:
@@ -238,8 +248,6 @@ class StepBracket:
         if error is not None and not isinstance(error, CancelStep):
             return False
         self.ending()
-        try:
+        with suppress(CancelStep):  # nothing is left to cancel
             self.loop.emit("StepEnd")
-        except CancelStep:  # nothing is left to cancel
-            pass
         return True

@@ -16,6 +16,7 @@ from ..core.model import Model, check_model, evaluating
 from ..core.state import map_leaves
 from ..data.batches import SequenceBatch
 from .bptt import BPTTTrainingPhase
+from .checkpoint import FORMAT
 from .closed_loop import BPTTValidationPhase
 from .events import (
     Bracket,
@@ -31,8 +32,6 @@ from .events import (
 from .metrics import Metrics, Tally
 from .phase import Loop, Loss, Phase, StepState
 from .rng import generators_of, rng_state, set_rng_state
-
-FORMAT = "rnnkit checkpoint 1"
 
 _SAME = (
     "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
@@ -67,11 +66,11 @@ class Pass:
 
 
 class Resuming(NamedTuple):
-    """Where a training that was cut short within an epoch goes on: the generators at two moments, and the sums."""
+    """Where a training that was cut short within an epoch goes on."""
 
-    epoch_rng: dict[str, Any]
-    rng: dict[str, Any]
-    tally: dict[str, Any]
+    epoch_rng: dict[str, Any]  # the generators when the epoch began
+    rng: dict[str, Any]  # and when it was cut short
+    tally: dict[str, Any]  # what it had added up
 
 
 class Waiting(NamedTuple):
@@ -84,9 +83,10 @@ class Waiting(NamedTuple):
 class Learner(Loop):
     """Trains and validates a recurrent model, and tells its callbacks about each part of it.
 
-    A callback is any object with a method for an event, `on_backward_end(learner)` for `BackwardEnd`. In order:
-    `FitBegin EpochBegin StepBegin WindowBegin LossBegin BackwardBegin BackwardEnd WindowEnd StepEnd EpochEnd FitEnd`;
-    the window's five come for each window of a training step, of validation's only `LossBegin`.
+    A callback is any object with a method for an event, `on_backward_end(learner)` for
+    `BackwardEnd`. In order: `FitBegin EpochBegin StepBegin WindowBegin LossBegin BackwardBegin
+    BackwardEnd WindowEnd StepEnd EpochEnd FitEnd`; the window's five come for each window of a
+    training step, of validation's only `LossBegin`.
 
     >>> import torch
     >>> from rnnkit import Learner, RecurrentSequential, seq2seq_loss
@@ -98,27 +98,33 @@ class Learner(Loop):
 
     Args:
         model: `outputs, state = model(inputs, state)`.
-        loss: made by [seq2seq_loss][rnnkit.seq2seq_loss] or [seq2one_loss][rnnkit.seq2one_loss], or any function of
-            `(outputs, targets)` and, where there are lengths, `lengths`, to a scalar.
-        optimizer: any `torch.optim.Optimizer` over the model's parameters whose `step` needs no closure.
-        callbacks: called in this order; one that has an `order`, a number, before or after those of order 0.
-        metrics: what is looked at beside the loss, by name, in both phases: losses, evaluated without gradient and
-            averaged like the loss, or objects with `update`, `compute` and `reset`, as torchmetrics has them, which
-            are given the scored steps side by side, outputs `(N, *O)` and targets `(N, *Y)`.
+        loss: made by [seq2seq_loss][rnnkit.seq2seq_loss] or [seq2one_loss][rnnkit.seq2one_loss], or
+            any function of `(outputs, targets)` and, where there are lengths, `lengths`, to a
+            scalar.
+        optimizer: any `torch.optim.Optimizer` over the model's parameters whose `step` needs no
+            closure.
+        callbacks: called in this order; one that has an `order`, a number, before or after those of
+            order 0.
+        metrics: what is looked at beside the loss, by name, in both phases: losses, evaluated
+            without gradient and averaged like the loss, or objects with `update`, `compute` and
+            `reset`, as torchmetrics has them, which are given the scored steps side by side,
+            outputs `(N, *O)` and targets `(N, *Y)`.
         device: where the model and each batch are moved; nothing is moved where it is `None`.
         autocast: `torch.bfloat16` for mixed precision in the forward pass and the loss.
 
     Attributes:
         phase: the running phase; `phase_name` is `"training"` or `"validation"`.
-        current: the [StepState][rnnkit.StepState] of the step, as far as it has come; `state` is the same.
-        averages: of the running epoch: `loss`, in validation `open_loss`, `closed_loss`, `loss_by_step`, the metrics.
+        current: the [StepState][rnnkit.StepState] of the step, as far as it has come; `state` is
+            the same.
+        averages: of the running epoch: `loss`, in validation `open_loss`, `closed_loss`,
+            `loss_by_step`, the metrics.
         epoch_index: epochs completed.
         step_index: training steps completed in this epoch.
         parameters: the model's.
 
     Raises:
-        ValueError: if the model is built with `batch_first=True`, a callback's method names no event, a metric has
-            the name of a loss, or the optimizer needs a closure.
+        ValueError: if the model is built with `batch_first=True`, a callback's method names no
+            event, a metric has the name of a loss, or the optimizer needs a closure.
         TypeError: if the model is a bare cell, or `autocast` is not `torch.bfloat16`.
     """
 
@@ -191,12 +197,12 @@ class Learner(Loop):
 
     @property
     def fitting(self) -> bool:
-        """Whether the running epoch is one of a fit's own, and not one that somebody looks at beside it."""
+        """Whether the running epoch is one of a fit's own, and not one beside it."""
         return self._now.fitting and self._now.running
 
     @property
     def last_phase(self) -> bool:
-        """Whether the fit's epoch is over with the running phase: then a `Scheduler` steps, a `Checkpoint` writes."""
+        """Whether the fit's epoch is over with the running phase, and was not cut short."""
         return self._now.last and not self._now.cut
 
     @property
@@ -205,7 +211,7 @@ class Learner(Loop):
         return self._now.cut
 
     def defer(self, close: Callable[[], object]) -> None:
-        """Calls `close` when the running epoch is over, also where an error ends it: for what a callback opened."""
+        """Calls `close` when the running epoch is over, by an error too: for what a callback opened."""
         self._now.exits.callback(close)
 
     # What a phase and a bracket ask for
@@ -258,7 +264,8 @@ class Learner(Loop):
             The learner itself.
 
         Raises:
-            ValueError: if there are no batches, or one batch where batches are wanted; if called by a callback.
+            ValueError: if there are no batches, or one batch where batches are wanted; if called by
+                a callback.
         """
         at_least("epochs", epochs, 0, "it counts passes over the data.")
         if self._now.running:
@@ -301,7 +308,7 @@ class Learner(Loop):
 
     @property
     def _is_past(self) -> bool:
-        """Whether this fit was finished by the training that was loaded: a script is run again from its top."""
+        """Whether the training that was loaded had finished this fit: a script is run again."""
         return self._fit_number < len(self._fits)
 
     def _finish_fit(self, target: int) -> None:
@@ -314,9 +321,10 @@ class Learner(Loop):
     def epoch(self, phase: Phase, data: Iterable[Any]) -> dict[str, Tensor]:
         """One pass of `phase` over `data`, beside any fit; returns its averages.
 
-        It changes nothing of a fit: its counts, averages, history and checkpoints are as before. Outside a fit the
-        callbacks hear of it, those that keep account of a fit let it pass, and a `CancelFit` ends it. Where a
-        callback calls it, they hear only what acts on a gradient, from `WindowBegin` to `WindowEnd` of training.
+        It changes nothing of a fit: its counts, averages, history and checkpoints are as before.
+        Outside a fit the callbacks hear of it, those that keep account of a fit let it pass, and a
+        `CancelFit` ends it. Where a callback calls it, they hear only what acts on a gradient, from
+        `WindowBegin` to `WindowEnd` of training.
 
         Raises:
             ValueError: if there is no batch, or one batch where batches are wanted.
@@ -328,9 +336,11 @@ class Learner(Loop):
 
     @asked("Learner")
     def step(self, phase: Phase, batch: Any) -> StepState | None:
-        """One step of `phase` on `batch`; returns its [StepState][rnnkit.StepState], kept as `learner.current`.
+        """One step of `phase` on `batch`; returns its [StepState][rnnkit.StepState], kept as
+        `learner.current`.
 
-        Called by a callback it changes nothing of what is running, as [epoch][rnnkit.Learner.epoch] does not.
+        Called by a callback it changes nothing of what is running, as [epoch][rnnkit.Learner.epoch]
+        does not.
         """
         if self._now.running:
             with self._aside(phase):
@@ -357,7 +367,7 @@ class Learner(Loop):
 
     @contextmanager
     def _aside(self, phase: Phase) -> Generator[None]:
-        """What runs inside is put beside what runs around it, which goes on afterwards as if nothing had been."""
+        """What runs around this goes on afterwards as if nothing had been inside."""
         around = self._now
         current = self.current
         steps = self.step_index
@@ -415,7 +425,7 @@ class Learner(Loop):
             self._epoch_rng = {}
 
     def _begin(self, now: Pass, phase: Phase, data: Iterable[Any]) -> int:
-        """Sets out afresh, or where the training was cut short; gives the steps that were made before."""
+        """Sets out afresh, or where the training was cut short; gives the steps made before."""
         generators = generators_of([data])
         resuming = self._resuming
         if resuming is not None and now.fitting and phase.trains:
@@ -450,7 +460,7 @@ class Learner(Loop):
             phase.finish(self)
 
     def _restore_generators(self) -> None:
-        """After the batches of a resumed epoch that were seen before: the generators as they stood then."""
+        """After the batches of a resumed epoch that were seen: the generators as they stood then."""
         if self._resuming is not None and self._now.fitting:
             set_rng_state(self._resuming.rng, generators_of(self.loaders))
             self._resuming = None
@@ -466,11 +476,13 @@ class Learner(Loop):
 
     @asked("Learner")
     def state_dict(self) -> dict[str, Any]:
-        """The whole training in tensors and plain values: what a [Checkpoint][rnnkit.Checkpoint] writes.
+        """The whole training in tensors and plain values: what a [Checkpoint][rnnkit.Checkpoint]
+        writes.
 
-        The weights, the loss's own parameters, the states of the optimizer, phases and callbacks, the place in the
-        epoch, and the generators of PyTorch, Python, NumPy and the data loaders. At the end of an epoch's last phase
-        it says that the next epoch begins. As everywhere in PyTorch, the tensors are not copied.
+        The weights, the loss's own parameters, the states of the optimizer, phases and callbacks,
+        the place in the epoch, and the generators of PyTorch, Python, NumPy and the data loaders.
+        At the end of an epoch's last phase it says that the next epoch begins. As everywhere in
+        PyTorch, the tensors are not copied.
 
         Raises:
             ValueError: within an epoch, if a metric that counts has no `state_dict`.
@@ -502,7 +514,7 @@ class Learner(Loop):
         }
 
     def _place(self) -> dict[str, Any]:
-        """Where the training is: epochs and steps made, what the epoch has added up, the fits that are finished."""
+        """Where the training is: what was made, and what the running epoch has added up."""
         if self._waiting is not None:
             return {name: self._waiting.saved[name] for name in _PLACE}
         said: dict[str, Any] = {
@@ -543,11 +555,13 @@ class Learner(Loop):
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from a `state_dict`; where it does not fit, everything is as it was.
 
-        Outside a fit, what belongs to one, the phases' states, the generators and the place in the epoch, is put
-        back when the next fit begins, and that fit makes up the epochs that are missing.
+        Outside a fit, what belongs to one, the phases' states, the generators and the place in the
+        epoch, is put back when the next fit begins, and that fit makes up the epochs that are
+        missing.
 
         Raises:
-            ValueError: if it is of another model, loss, optimizer or set of callbacks, phases or loaders.
+            ValueError: if it is of another model, loss, optimizer or set of callbacks, phases or
+                loaders.
         """
         self.go_on_from(saved)
 
@@ -620,7 +634,7 @@ class Learner(Loop):
             raise Refusal(came, "the state of this learner", _SAME) from error
 
     def _put(self, saved: dict[str, Any]) -> None:
-        """What belongs to the learner, the model last: a lazy one takes the shapes of what it is given."""
+        """What belongs to the learner, the model last: a lazy one takes the shapes it is given."""
         for name, part in stateful(self.callbacks).items():
             part.load_state_dict(saved["callbacks"][name])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -682,7 +696,7 @@ def _shape(value: Any) -> Any:
 
 
 def _mode(model: Model, phase: Phase) -> AbstractContextManager[Any]:
-    """The model's mode for a phase: training mode, which stays, or evaluation mode, which does not."""
+    """The model's mode for a phase: training, which stays, or evaluation, which does not."""
     if not phase.trains:
         return evaluating(model)
     if isinstance(model, nn.Module):
@@ -700,13 +714,13 @@ def _check_optimizer(optimizer: Any) -> None:
         raise Refusal(
             f"{type(optimizer).__name__}, whose step needs a closure",
             "an optimizer that makes a step from a gradient",
-            "write the loop: def closure(): optimizer.zero_grad(); value = loss.on(model, inputs, targets); "
-            "value.backward(); return value; and then, for each batch, optimizer.step(closure).",
+            "write the loop: def closure(): optimizer.zero_grad(); value = loss.on(model, inputs, "
+            "targets); value.backward(); return value; and for each batch optimizer.step(closure).",
         )
 
 
 def _check_batches(data: Any, name: str) -> None:
-    """Refuse what is one batch where batches are wanted: it would be read as several, of other meaning."""
+    """Refuse one batch where batches are wanted: it would be read as several, of other meaning."""
     one = isinstance(data, Tensor | SequenceBatch | dict)
     if isinstance(data, tuple):
         one = not all(isinstance(part, tuple | SequenceBatch) for part in data)
@@ -736,18 +750,22 @@ def evaluate(
     ['loss', 'loss_by_step', 'open_loss']
 
     Args:
-        model: `outputs, state = model(inputs, state)`; it is evaluated where its parameters are, in evaluation mode.
+        model: `outputs, state = model(inputs, state)`; it is evaluated where its parameters are, in
+            evaluation mode.
         loss: as for [Learner][rnnkit.Learner].
         data: batches, each in any form that [get_inout_seq][rnnkit.get_inout_seq] takes.
-        phase: `BPTTValidationPhase()` where it is `None`; its carried state is as before afterwards.
+        phase: `BPTTValidationPhase()` where it is `None`; its carried state is as before
+            afterwards.
         metrics: as for [Learner][rnnkit.Learner].
 
     Returns:
-        Floats by name: `loss`, and what else the phase and the metrics give; what is no single number, such as
+        Floats by name: `loss`, and what else the phase and the metrics give; what is no single
+            number, such as
             `loss_by_step (T,)`, stays a tensor.
 
     Raises:
-        ValueError: if there are no batches, one batch where batches are wanted, or the phase trains.
+        ValueError: if there are no batches, one batch where batches are wanted, or the phase
+            trains.
     """
     check_model(model)
     phase = BPTTValidationPhase() if phase is None else phase

@@ -1,4 +1,4 @@
-"""What an epoch adds up: the losses of its steps, and metrics, which are losses without a gradient."""
+"""What an epoch adds up: its losses, and metrics, which are losses without a gradient."""
 
 import copy
 from collections.abc import Generator, Mapping
