@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import rnnkit as rk
+from helpers import refused
+from rnnkit.training import events
 from rnnkit.training.events import EVENTS, method_of
 
 SEQ = rk.seq2seq_loss(nn.MSELoss())
@@ -261,3 +263,111 @@ def test_callbacks_are_called_in_their_order():
 
     learner_with(Named("late", 1), Named("a"), Named("b"), Named("early", -1)).fit(1, [X])
     assert calls == ["late", "a", "b", "early", "EARLY", "A", "B", "LATE"]
+
+
+def table() -> dict[str, tuple[str, str]]:
+    """The rows of the table of events: when each comes, what is there."""
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", events.__doc__ or "", re.MULTILINE)
+    return {event: (when, there) for event, when, there in rows}
+
+
+def test_the_table_has_every_event_in_order_and_says_which_are_of_training_only():
+    assert tuple(table()) == EVENTS
+    heard = {"training": Log(), "validation": Log()}
+    for name, phase in (("training", rk.BPTTTrainingPhase()), ("validation", rk.BPTTValidationPhase())):
+        learner_with(heard[name]).epoch(phase, [X])
+    only = set(heard["training"].events) - set(heard["validation"].events)
+    assert {event for event, (when, _) in table().items() if when.startswith("training:")} == only
+
+
+SEEN = {
+    "inputs": lambda learner: learner.current.inputs,
+    "outputs": lambda learner: learner.current.outputs,
+    "loss": lambda learner: learner.current.loss,
+    "averages": lambda learner: learner.averages.get("loss"),
+}
+
+
+@pytest.mark.parametrize("phase", [rk.BPTTTrainingPhase(), rk.BPTTValidationPhase()])
+def test_what_an_event_promises_is_there_in_both_phases(phase):
+    seen = {}
+
+    class Look:
+        pass
+
+    for event in EVENTS:
+
+        def look(learner, event=event):
+            there = [name for name, get in SEEN.items() if learner.current is None or get(learner) is not None]
+            seen[event] = set() if learner.current is None else set(there)
+
+        setattr(Look, method_of(event), staticmethod(look))
+    learner_with(Look()).epoch(phase, [X])
+    assert seen["EpochBegin"] == set()
+    assert seen["StepBegin"] == {"inputs"}
+    assert seen["LossBegin"] >= {"inputs", "outputs"}
+    if phase.trains:
+        assert seen["BackwardBegin"] == seen["BackwardEnd"] == {"inputs", "outputs", "loss"}
+    assert seen["StepEnd"] == seen["EpochEnd"] == set(SEEN)
+
+
+def test_the_gradient_of_the_window_before_is_there_until_the_next_is():
+    norms = {"on_window_begin": [], "on_backward_begin": [], "on_backward_end": []}
+
+    class Norm:
+        pass
+
+    for name in norms:
+
+        def look(learner, name=name):
+            grads = [p.grad for p in learner.parameters if p.grad is not None]
+            norms[name].append(float(sum(g.square().sum() for g in grads)))
+
+        setattr(Norm, name, staticmethod(look))
+    learner_with(Norm()).step(rk.BPTTTrainingPhase(window=2), X)
+    assert norms["on_window_begin"] == [0.0, *norms["on_backward_end"][:-1]]
+    assert norms["on_backward_begin"] == norms["on_window_begin"]
+
+
+def test_what_a_callback_opens_is_closed_at_the_end_of_its_epoch_however_it_ends():
+    class Open:
+        def __init__(self):
+            self.open = 0
+
+        def on_epoch_begin(self, learner):
+            self.open += 1
+            learner.defer(self.close)
+
+        def close(self):
+            self.open -= 1
+
+    for error in (None, rk.CancelStep, rk.CancelEpoch, rk.CancelFit, ZeroDivisionError, KeyboardInterrupt):
+        opened, log = Open(), Log("LossBegin" if error else "", error)
+        learner = learner_with(opened, log)
+        try:
+            learner.fit(1, [X], [X])
+        except (ZeroDivisionError, KeyboardInterrupt) as caught:
+            assert type(caught) is error
+        assert opened.open == 0
+        assert not learner.fitting
+
+
+def test_a_callback_with_the_state_of_a_training_is_kept_by_its_place_and_kind():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    parts = [rk.ClipGradients(1.0), rk.History(), Log(), rk.Scheduler(scheduler)]
+    assert list(events.stateful(parts)) == ["0 History", "1 Scheduler(StepLR)"]
+
+
+def test_an_epoch_that_a_callback_cancels_outside_a_fit_gives_what_it_had():
+    for error in (rk.CancelEpoch, rk.CancelFit):
+        log = Log("BackwardBegin", error)
+        log.once = False
+        learner = learner_with(log)
+        assert learner.epoch(rk.BPTTTrainingPhase(), [X]) == {}
+        assert log.events[-1] == "EpochEnd"
+        assert not learner.fitting
+
+
+def test_no_batches_beside_a_fit_are_refused_too():
+    refused(lambda: learner_with().epoch(rk.BPTTValidationPhase(), []), "Learner: got no batches")

@@ -1,10 +1,15 @@
 """The Learner: epoch averages, the same training as a plain loop, devices, precision and modes."""
 
+import copy
+import random
+
 import pytest
 import torch
+from helpers import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import rnnkit as rk
 
@@ -417,3 +422,234 @@ def test_a_model_that_breaks_the_layout_is_refused():
     ]:
         with pytest.raises(error, match=text):
             learner_of(model)
+
+
+# What runs beside a fit
+
+
+def everything(learner: rk.Learner, history: rk.History, stop: rk.EarlyStopping) -> list:
+    """All of a fit that is to be left alone."""
+    kept = (learner.epoch_index, learner.step_index, learner.phase, learner.state)
+    averages = {name: value.tolist() for name, value in learner.averages.items()}
+    weights = [p.detach().clone() for p in learner.parameters]
+    place = {name: learner.state_dict()[name] for name in ("place", "fits", "passes")}
+    return copy.copy([*kept, averages, list(history.rows), stop.best, stop.waited, place, weights])
+
+
+def alike(left: list, right: list) -> bool:
+    *left, one = left
+    *right, two = right
+    return left == right and all(map(torch.equal, one, two))
+
+
+class Stop:
+    """Would end any epoch that it hears of."""
+
+    def __init__(self) -> None:
+        self.armed = False
+
+    def on_step_end(self, learner: rk.Learner) -> None:
+        if self.armed:
+            raise rk.CancelFit
+
+    on_epoch_end = on_step_end
+
+
+@pytest.mark.parametrize("phase", [rk.BPTTValidationPhase(), rk.BPTTTrainingPhase()])
+def test_an_epoch_after_a_fit_changes_nothing_of_it(phase):
+    history, stop, armed = rk.History(), rk.EarlyStopping(1), Stop()
+    keep = rk.KeepBest()
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    rate = rk.Scheduler(torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    callbacks = [history, keep, rate, armed, stop]
+    learner = rk.Learner(model, SEQ, optimizer, callbacks)
+    x, test = data(6, 2, 3), 100 * data(5, 2, 3, seed=9)
+    learner.fit(2, [x], [x])
+    before = everything(learner, history, stop)
+    steps = rate.scheduler.last_epoch
+    averages = learner.epoch(phase, [test, test])
+    assert alike(before, everything(learner, history, stop))
+    assert averages["loss"].item() == pytest.approx(SEQ(model(test[:-1])[0], test[1:]).item())
+    armed.armed = True
+    learner.epoch(phase, [test, test])  # no CancelFit comes out
+    assert alike(before, everything(learner, history, stop))
+    assert (rate.scheduler.last_epoch, keep.epoch) == (steps, 1)
+
+
+class Look:
+    """Looks at other data at some event, as people do: with no thought of what it is called by."""
+
+    def __init__(self, event: str, data, phase: str, train: bool = False) -> None:
+        self.data, self.phase, self.seen = data, phase, []
+        self.with_phase = rk.BPTTTrainingPhase() if train else rk.BPTTValidationPhase()
+        setattr(self, event, self.look)
+
+    def look(self, learner: rk.Learner) -> None:
+        if learner.phase_name in (self.phase, "") or not learner.fitting:
+            self.seen.append(learner.epoch(self.with_phase, self.data)["loss"].item())
+            learner.step(self.with_phase, self.data[0])
+
+
+EVENTS = ["fit_begin", "epoch_begin", "step_begin", "loss_begin", "step_end", "epoch_end", "fit_end"]
+
+
+@pytest.mark.parametrize("event", [f"on_{event}" for event in EVENTS])
+@pytest.mark.parametrize("phase", ["training", "validation"])
+def test_an_epoch_within_a_callback_changes_nothing_of_the_fit(event, phase):
+    class Count:
+        def __init__(self) -> None:
+            self.events = []
+
+        def on_step_end(self, learner: rk.Learner) -> None:
+            place = (learner.epoch_index, learner.step_index, learner.phase_name)
+            self.events.append((place, learner.fitting, learner.state.loss.item()))
+
+        on_epoch_end = on_step_end
+
+    def fitted(*callbacks):
+        torch.manual_seed(3)
+        model, history, count = net(dropout=0.4), rk.History(), Count()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        stop, rate = rk.EarlyStopping(2), rk.Scheduler(schedule, per="step")
+        learner = rk.Learner(model, SEQ, optimizer, [*callbacks, history, count, stop, rate])
+        batches = [data(6, 2, 3, seed=seed) for seed in range(5)]
+        loader = DataLoader(batches, batch_size=None, shuffle=True)
+        learner.fit(2, loader, batches[:2])
+        return everything(learner, history, stop), count.events, schedule.last_epoch
+
+    test = [data(4, 2, 3, seed=20), data(7, 1, 3, seed=21)]
+    look = Look(event, DataLoader(test, batch_size=None, shuffle=True).dataset, phase)
+    watched, plain = fitted(look), fitted()
+    assert look.seen
+    # Phase and state are objects of each fit's own.
+    for i in (2, 3):
+        watched[0][i] = plain[0][i] = None
+    assert alike(watched[0], plain[0])
+    assert watched[1:] == plain[1:]
+
+
+def test_a_callback_that_trains_is_heard_where_it_acts_on_gradients_only():
+    class Hear:
+        def __init__(self) -> None:
+            self.events = []
+
+        def on_epoch_begin(self, learner: rk.Learner) -> None:
+            self.events.append("epoch")
+
+        def on_backward_end(self, learner: rk.Learner) -> None:
+            self.events.append("gradient")
+
+        def on_step_end(self, learner: rk.Learner) -> None:
+            self.events.append("step")
+
+    x, hear = data(6, 2, 3), Hear()
+    look = Look("on_epoch_end", [x], "training", train=True)
+    learner = learner_of(callbacks=[hear, look])
+    learner.fit(1, [x])
+    assert hear.events == ["epoch", "gradient", "step", "gradient", "gradient"]
+    assert (learner.epoch_index, learner.step_index) == (1, 0)
+
+
+def test_a_fit_within_a_fit_is_refused():
+    class Fit:
+        def on_step_end(self, learner: rk.Learner) -> None:
+            learner.fit(1, [data(6, 2, 3)])
+
+    learner = learner_of(callbacks=[Fit()])
+    refused(lambda: learner.fit(1, [data(6, 2, 3)]), "Learner: got fit, called by a callback")
+
+
+def test_steps_of_one_phase_are_averaged_and_not_with_those_of_another():
+    learner, x, y = learner_of(rate=0.0), data(6, 2, 3), 3 * data(9, 2, 3, seed=3)
+    training, validation = rk.BPTTTrainingPhase(), rk.BPTTValidationPhase()
+    losses = [learner.step(training, batch).loss for batch in (x, y)]
+    mean = (losses[0] * 10 + losses[1] * 16) / 26
+    torch.testing.assert_close(learner.averages["loss"], mean)
+    learner.step(validation, x)
+    torch.testing.assert_close(learner.averages["loss"], losses[0])
+
+
+# What is refused
+
+
+X = torch.randn(4, 3, 2)
+ONE_BATCH = {
+    "a tensor": X,
+    "a pair": (X, X),
+    "with lengths": (X, X, torch.tensor([4, 2, 1])),
+    "a SequenceBatch": rk.SequenceBatch(X, X),
+    "a dict": {"a": X},
+    "lists of steps": (list(X), list(X)),
+    "a source": ((X, None, X), X),
+}
+
+
+@pytest.mark.parametrize("name", ONE_BATCH)
+def test_one_batch_where_batches_are_wanted_is_refused(name):
+    batch = ONE_BATCH[name]
+    torch.manual_seed(0)
+    learner = learner_of(rk.RecurrentSequential(nn.GRU(2, 4), nn.Linear(4, 2)))
+    text = "which is one batch; wanted batches: a DataLoader, or a list of them. Likely fix: put "
+    before = copy.deepcopy(learner.model.state_dict())
+    refused(lambda: learner.fit(1, batch), text)
+    refused(lambda: learner.fit(1, [X], batch), text)
+    refused(lambda: learner.epoch(rk.BPTTValidationPhase(), batch), text)
+    refused(lambda: rk.evaluate(learner.model, SEQ, batch), text)
+    assert all(torch.equal(before[key], value) for key, value in learner.model.state_dict().items())
+
+
+@pytest.mark.parametrize("data", [[(X, X)], ((X, X), (X, X)), (rk.SequenceBatch(X),), [X, X]])
+def test_batches_in_brackets_are_taken(data):
+    learner = learner_of(rk.RecurrentSequential(nn.GRU(2, 4), nn.Linear(4, 2)))
+    assert learner.fit(1, data, data).epoch_index == 1
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused_and_the_loop_it_says_works():
+    torch.manual_seed(0)
+    model = nn.GRU(3, 3)
+    optimizer = torch.optim.LBFGS(model.parameters(), 0.1)
+    text = refused(lambda: rk.Learner(model, SEQ, optimizer), "LBFGS, whose step needs a closure")
+    code = text.partition("def closure(): ")[2].partition("; and for each batch")[0]
+    inputs = torch.randn(5, 2, 3)
+    targets, loss, before = torch.zeros(5, 2, 3), SEQ, SEQ.on(model, inputs, torch.zeros(5, 2, 3))
+    scope = {"optimizer": optimizer, "loss": loss, "model": model, "inputs": inputs, "targets": targets}
+    exec("def closure():\n    " + code.replace("; ", "\n    "), scope)
+    assert "optimizer.step(closure)" in text
+    optimizer.step(scope["closure"])
+    assert loss.on(model, inputs, targets) < before
+
+
+def test_a_number_of_epochs_is_a_whole_number():
+    refused(lambda: learner_of().fit(-1, [data(6, 2, 3)]), "Learner: got epochs = -1")
+    refused(lambda: learner_of().fit(1.5, [data(6, 2, 3)]), "epochs = 1.5", TypeError)
+    assert learner_of().fit(0, [data(6, 2, 3)]).epoch_index == 0
+
+
+def test_the_parameters_of_the_loss_are_moved_to_the_device():
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return ((outputs - targets) * self.scale).square().mean(-1)
+
+    loss = Learned()
+    learner_of(nn.GRU(3, 3), rk.seq2seq_loss(loss), device="meta")
+    assert loss.scale.device.type == "meta"
+
+
+def test_the_generators_are_where_they_were_after_a_look_within_a_fit():
+    class Draw:
+        def on_step_end(self, learner: rk.Learner) -> None:
+            before = (torch.get_rng_state(), random.getstate())
+            learner.epoch(rk.BPTTValidationPhase(), DataLoader([data(4, 2, 3)], batch_size=None))
+            assert torch.equal(before[0], torch.get_rng_state())
+            assert before[1] == random.getstate()
+            self.done = True
+
+    draw = Draw()
+    learner_of(callbacks=[draw]).fit(1, [data(6, 2, 3)])
+    assert draw.done

@@ -50,7 +50,8 @@ class Pass:
         last: whether the fit's epoch is over with it.
         done: whether it came to its end.
         cut: whether a `CancelFit` cut it short.
-        running: whether it has not ended, so that whatever else begins was begun by a callback.
+        over: whether its end has been told.
+        running: whether it or the fit around it runs: what else begins was begun by a callback.
         exits: what is to be closed when it ends, by an error too.
     """
 
@@ -61,6 +62,7 @@ class Pass:
     last: bool = False
     done: bool = False
     cut: bool = False
+    over: bool = False
     running: bool = False
     exits: ExitStack = field(default_factory=ExitStack)
 
@@ -198,7 +200,7 @@ class Learner(Loop):
     @property
     def fitting(self) -> bool:
         """Whether the running epoch is one of a fit's own, and not one beside it."""
-        return self._now.fitting and self._now.running
+        return self._now.fitting and not self._now.over
 
     @property
     def last_phase(self) -> bool:
@@ -345,8 +347,7 @@ class Learner(Loop):
         if self._now.running:
             with self._aside(phase):
                 return self._step(phase, batch)
-        ended = self._now.fitting or self._now.done or self._now.cut
-        if ended or self._now.phase is not phase:
+        if self._now.over or self._now.phase is not phase:
             self._now = Pass(self._handlers, Tally(self, self.metrics), phase)
         if phase.trains:
             self._epoch_rng = {}  # an epoch that a fit left unfinished is not gone on with
@@ -410,13 +411,13 @@ class Learner(Loop):
                         self._batches(phase, data, seen)
         finally:
             now.running = around.running
+            now.over = True
         if now.fitting and now.done:
             self._count(now)
         return bracket.fit_cancelled
 
     def _count(self, now: Pass) -> None:
         """A phase of the fit's epoch is done with, or the whole epoch."""
-        now.done = False
         self._passes += 1
         if now.last:
             self.epoch_index += 1
@@ -542,7 +543,7 @@ class Learner(Loop):
         if self._waiting is not None:
             return {name: self._waiting.saved[name] for name in ("kinds", "phases", "rng")}
         rng = rng_state(generators_of(self.loaders))
-        if self._passes and not self._now.done:  # validation begins again, as it began
+        if self._passes and self.fitting and not self._now.done:  # validation begins again, as it began
             rng = self._pass_rng
         kinds = [type(part).__name__ for part in (self.optimizer, *self.phases)]
         return {
