@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import io
 import os
 import pty
 import struct
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+from tqdm import tqdm
 
 import rnnkit as rk
 
@@ -95,6 +97,41 @@ def test_in_a_terminal_there_is_a_bar(monkeypatch, capsys):
         assert f"loss {row['loss']:.4g}" in line
     assert "loss=" in text  # while the epoch runs
     assert capsys.readouterr().out == ""
+
+
+def test_a_bar_is_closed_where_an_error_ends_the_epoch(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    class Fail:
+        def on_step_end(self, learner: rk.Learner) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    before = len(tqdm._instances)
+    with pytest.raises(KeyboardInterrupt):
+        learner_of(rk.ProgressBar(), Fail()).fit(1, [data(6, 2, 3)])
+    assert len(tqdm._instances) == before
+    assert sys.stderr.getvalue().endswith("\n")
+
+
+def test_an_epoch_beside_a_fit_is_shown_without_a_number(capsys):
+    learner = learner_of(rk.ProgressBar(), rk.History())
+    learner.epoch(rk.BPTTValidationPhase(), [data(6, 2, 3)])
+    assert capsys.readouterr().out.startswith("validation: loss ")
+
+
+def test_metrics_are_shown_and_kept(capsys):
+    history = rk.History()
+    learner = learner_of()
+    metrics = {"mse": SEQ}
+    callbacks = [history, rk.ProgressBar()]
+    learner = rk.Learner(learner.model, SEQ, learner.optimizer, callbacks, metrics=metrics)
+    learner.fit(1, [data(6, 2, 3)], [data(6, 2, 3)])
+    for line, row in zip(capsys.readouterr().out.splitlines(), history.rows, strict=True):
+        assert row["mse"] == row["loss"]
+        assert f"mse {row['mse']:.4g}" in line
 
 
 # History
@@ -306,6 +343,70 @@ def test_early_stopping_refuses_what_is_not_there():
             lambda: learner_of(rk.EarlyStopping(2)).fit(1, [x]))  # fmt: skip
 
 
+@pytest.mark.parametrize(("mode", "min_delta", "values", "epochs", "best"), [
+    ("max", 0.0, [1, 2, 3, 3, 3, 9], 5, 3),
+    ("max", 0.0, [3, 2, 1, 9], 3, 3),
+    ("max", 0.5, [1, 1.4, 1.6, 2.0, 2.1, 9], 5, 1.6),
+    ("min", 0.5, [3, 2.6, 2.4, 2.0, 2.0, 0], 5, 2.4),
+    ("min", 0.0, [3, 2.9, 2.8, 2.7], 4, 2.7),
+])  # fmt: skip
+@pytest.mark.parametrize("phase", ["validation", "training"])
+def test_a_metric_is_watched_either_way_and_by_how_much_it_is_better(
+    mode, min_delta, values, epochs, best, phase
+):
+    """The metric is, in each epoch, what is given."""
+    x, made = data(3, 1, 3), {}
+
+    def metric(outputs: Tensor, targets: Tensor) -> Tensor:
+        value = values[made["learner"].epoch_index]
+        return torch.full((len(outputs),), float(value if made["learner"].phase_name == phase else 0))
+
+    stop = rk.EarlyStopping(2, "value", phase, mode=mode, min_delta=min_delta)
+    keep = rk.KeepBest("value", mode, phase, min_delta)
+    learner = learner_of(stop, keep)
+    metrics = {"value": rk.seq2seq_loss(metric)}
+    learner = rk.Learner(learner.model, SEQ, learner.optimizer, [stop, keep], metrics=metrics)
+    made["learner"] = learner
+    learner.fit(len(values), [x], [x])
+    assert learner.epoch_index == epochs
+    assert stop.best == keep.best == pytest.approx(best)
+    assert keep.epoch == values.index(best) + 1
+
+
+def test_stopping_at_a_training_loss_the_last_epoch_is_validated_and_counted(tmp_path):
+    loss = Given([3.0, 4.0, 4.0], [1.0] * 3)
+    history = rk.History()
+    callbacks = [rk.EarlyStopping(1, phase="training"), history, rk.Checkpoint(tmp_path / "a.pt")]
+    learner = loss.learner = learner_of(*callbacks, loss=loss)
+    x = data(3, 1, 3)
+    learner.fit(3, [x], [x])
+    assert learner.epoch_index == 2
+    assert [(row["epoch"], row["phase"]) for row in history.rows] == [
+        (1, "training"), (1, "validation"), (2, "training"), (2, "validation")
+    ]  # fmt: skip
+    assert torch.load(tmp_path / "a.pt", weights_only=True)["place"] == (2, 0)
+    again = Given([0.0] * 4, [0.0] * 4)
+    resume = rk.Checkpoint(tmp_path / "a.pt", resume=True)
+    other = again.learner = learner_of(
+        rk.EarlyStopping(1, phase="training"), rk.History(), resume, loss=again
+    )
+    assert other.fit(3, [x], [x]).epoch_index == 2  # it had ended
+
+
+def test_another_learner_is_watched_afresh_and_the_same_one_is_not():
+    stop, keep, x = rk.EarlyStopping(2), rk.KeepBest(), data(6, 2, 3)
+    first = learner_of(stop, keep)
+    first.fit(1, [0.001 * x], [0.001 * x])
+    low = stop.best
+    first.fit(1, [x], [x])
+    assert stop.best == keep.best == low
+    assert (stop.waited, keep.epoch) == (1, 1)
+    second = learner_of(stop, keep)
+    second.fit(1, [x], [x])
+    assert stop.best == keep.best > low
+    assert (stop.waited, keep.epoch) == (0, 1)
+
+
 class SkipEverything:
     def on_step_begin(self, learner: rk.Learner) -> None:
         raise rk.CancelStep
@@ -320,6 +421,94 @@ def test_an_epoch_without_a_step_left_says_nothing_to_early_stopping_and_the_pla
     )
     assert learner.fit(3, [data(6, 2, 3)], [data(6, 2, 3)]).epoch_index == 3
     assert (stop.best, stop.waited, plateau.last_epoch) == (float("inf"), 0, 0)
+
+
+# KeepBest
+
+
+def weights_of(learner: rk.Learner) -> list[Tensor]:
+    return [p.detach().clone() for p in learner.parameters]
+
+
+class Weights:
+    """The weights at the end of every epoch."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[Tensor]] = []
+
+    def on_epoch_end(self, learner: rk.Learner) -> None:
+        if learner.phase_name == "training":
+            self.seen.append(weights_of(learner))
+
+
+@pytest.mark.parametrize("phase", ["training", "validation"])
+def test_the_best_weights_are_brought_back(phase):
+    losses, flat = [3.0, 1.0, 2.0, 1.0], [5.0] * 4
+    loss = Given(losses, flat) if phase == "training" else Given(flat, losses)
+    weights, keep, x = Weights(), rk.KeepBest(phase=phase), data(6, 2, 3)
+
+    def moving(outputs: Tensor, targets: Tensor) -> Tensor:
+        return loss(outputs, targets) + (outputs - outputs.detach()).mean()  # a gradient, and no more
+
+    learner = loss.learner = learner_of(weights, keep, loss=moving)
+    learner.fit(4, [x], [x])
+    assert (keep.best, keep.epoch) == (1.0, 2)
+    assert all(map(torch.equal, weights_of(learner), weights.seen[1]))
+    assert not torch.equal(weights.seen[1][-1], weights.seen[3][-1])
+
+
+def test_a_fit_that_is_cancelled_brings_the_best_weights_back_too():
+    class Cancel:
+        def on_step_begin(self, learner: rk.Learner) -> None:
+            if learner.epoch_index == 2:
+                raise rk.CancelFit
+
+    weights, keep, x = Weights(), rk.KeepBest(), data(6, 2, 3)
+    learner = learner_of(weights, keep, Cancel(), rate=1e3)  # the first epoch is the best
+    learner.fit(5, [x], [x])
+    assert keep.epoch is not None
+    assert all(map(torch.equal, weights_of(learner), weights.seen[keep.epoch - 1]))
+
+
+def test_no_epoch_that_is_no_number_is_the_best():
+    loss = Given([1.0] * 3, [float("nan"), 2.0, float("nan")])
+    keep, x = rk.KeepBest(), data(3, 1, 3)
+    learner = loss.learner = learner_of(keep, loss=loss)
+    learner.fit(3, [x], [x])
+    assert (keep.best, keep.epoch) == (2.0, 2)
+
+
+def test_the_best_weights_are_in_the_checkpoint(tmp_path):
+    def trained(epochs: int, **options) -> tuple[rk.Learner, rk.KeepBest]:
+        loss, keep = Given([1.0] * 4, [3.0, 1.0, 2.0, 4.0]), rk.KeepBest()
+
+        def moving(outputs: Tensor, targets: Tensor) -> Tensor:
+            return loss(outputs, targets) + (outputs - outputs.detach()).mean()
+
+        checkpoint = rk.Checkpoint(tmp_path / "a.pt", **options)
+        learner = loss.learner = learner_of(keep, checkpoint, loss=moving)
+        learner.fit(epochs, [data(6, 2, 3)], [data(6, 2, 3)])
+        return learner, keep
+
+    whole, _ = trained(4)
+    trained(3)
+    resumed, keep = trained(4, resume=True)
+    assert (keep.best, keep.epoch) == (1.0, 2)
+    assert all(map(torch.equal, weights_of(whole), weights_of(resumed)))
+
+
+def test_keeping_the_best_refuses_what_is_not_there():
+    x = data(6, 2, 3)
+    refused("KeepBest: got mode='low'; wanted \"min\" or \"max\". Likely fix: a loss is better lower, an "
+            "accuracy higher.", lambda: rk.KeepBest(mode="low"))  # fmt: skip
+    refused("KeepBest: got min_delta = -1; wanted min_delta >= 0. Likely fix: 0 counts every new best.",
+            lambda: rk.KeepBest(min_delta=-1))  # fmt: skip
+    refused("KeepBest: got no validation in this fit; wanted one of ['training']. Likely fix: "
+            'learner.fit(epochs, train, valid), or KeepBest(phase="training").',
+            lambda: learner_of(rk.KeepBest()).fit(1, [x]))  # fmt: skip
+    refused("KeepBest: got monitor='accuracy'; wanted one of ['loss', 'open_loss']. Likely fix: closed_loss is "
+            "there with BPTTValidationPhase(nfeedback) for nfeedback >= 1.",
+            lambda: learner_of(rk.KeepBest("accuracy", "max")).fit(1, [x], [x]))  # fmt: skip
 
 
 # Scheduler
@@ -394,6 +583,39 @@ def test_a_plateau_watches_what_it_is_told():
         f"Scheduler: got monitor='closed_loss'; wanted one of ['loss']. {fix}",
         lambda: learner.fit(1, [x]),
     )
+
+
+def test_a_plateau_watches_a_metric_upward():
+    values, x = [1.0, 2.0, 2.0, 2.0, 2.0], data(3, 1, 3)
+    learner = learner_of()
+
+    def metric(outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.full((len(outputs),), values[learner.epoch_index])
+
+    plateau = lr_scheduler.ReduceLROnPlateau(learner.optimizer, "max", factor=0.5, patience=1)
+    rates, callback = Rates(), rk.Scheduler(plateau, monitor="value")
+    metrics = {"value": rk.seq2seq_loss(metric)}
+    learner = rk.Learner(learner.model, SEQ, learner.optimizer, [rates, callback], metrics=metrics)
+    learner.fit(5, [x], [x])
+    assert plateau.best == 2.0
+    assert rates.seen == [0.1, 0.1, 0.1, 0.1, 0.05]
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
+def test_a_step_of_validation_beside_the_fit_does_not_stop_a_scheduler_of_steps():
+    class Validate:
+        order = -1
+
+        def on_step_end(self, learner: rk.Learner) -> None:
+            if learner.phase_name == "training":
+                learner.step(rk.BPTTValidationPhase(), data(5, 2, 3))
+
+    learner = learner_of()
+    schedule = lr_scheduler.StepLR(learner.optimizer, 1, 0.5)
+    callbacks = [Validate(), rk.Scheduler(schedule, "step")]
+    learner = rk.Learner(learner.model, SEQ, learner.optimizer, callbacks)
+    learner.fit(2, [data(6, 2, 3)] * 3)
+    assert schedule.last_epoch == 6
 
 
 def test_a_scheduler_refuses_what_makes_no_sense():
