@@ -8,9 +8,11 @@ import os
 import random
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
+import zipfile
 from importlib import import_module
 from pathlib import Path
 
@@ -684,6 +686,544 @@ def test_the_folders_of_the_file_are_made(tmp_path):
     path = tmp_path / "runs" / "today" / "a.pt"
     fit_with(path, 2, 1)
     assert [file.name for file in path.parent.iterdir()] == ["a.pt"]
+
+
+# The file itself
+
+
+def test_a_file_with_one_wrong_byte_is_refused_wherever_it_is(written):
+    good = written.read_bytes()
+    random.seed(0)
+    places = [random.randrange(len(good)) for _ in range(540)]
+    ends = [*range(30), *range(len(good) - 120, len(good))]
+    learner, _, training, validation = build(extra=(rk.Checkpoint(written, resume=True),))
+    for place in places + ends:
+        damaged = bytearray(good)
+        damaged[place] ^= 1 << random.randrange(8)
+        written.write_bytes(bytes(damaged))
+        with pytest.raises(ValueError, match="Checkpoint") as info:
+            rk.Checkpoint(written).load(learner)
+        assert "got a file that cannot be read" in str(info.value), place
+        assert "use an earlier copy" in str(info.value)
+    written.write_bytes(good)
+    learner.fit(1, *loaders("global", 0), training, validation)
+    assert learner.epoch_index == 1
+
+
+def test_a_file_is_one_that_every_archiver_and_torch_reads(written):
+    with zipfile.ZipFile(written) as archive:
+        assert archive.testzip() is None
+        assert archive.comment.startswith(b"rnnkit sha256 ")
+    for mmap in (False, True):
+        assert torch.load(written, weights_only=True, mmap=mmap)["place"] == (1, 0)
+
+
+def test_a_state_that_its_owner_saved_resumes_as_well(written):
+    learner, history, training, validation = build(extra=(rk.Checkpoint(written, resume=True),))
+    torch.save(torch.load(written, weights_only=True), written)
+    learner.fit(2, *loaders("global", 0), training, validation)
+    assert (learner.epoch_index, len(history.rows)) == (2, 4)
+
+
+@pytest.mark.parametrize("change", [
+    lambda rng: rng.update(python=(3, (2**80,) * 625, None)),
+    lambda rng: rng.update(python=(3, (-1,) * 625, None)),
+    lambda rng: rng.update(torch=torch.zeros(5, dtype=torch.uint8)),
+    lambda rng: rng.update(numpy=("MT19937", [2**70] * 624, 3, 0, 0.0)),
+])  # fmt: skip
+def test_generators_that_cannot_be_put_back_change_nothing(written, change):
+    saved = torch.load(written, weights_only=True)
+    change(saved["rng"])
+    torch.save(saved, written)
+    refuses(written, "got a state that does not fit (")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes and links are POSIX'")
+def test_a_link_is_followed_and_the_mode_of_a_file_is_kept(tmp_path):
+    target, link = tmp_path / "real" / "a.pt", tmp_path / "link.pt"
+    link.symlink_to(target)
+    before = os.umask(0o027)
+    try:
+        fit_with(link, 2, 1)
+        assert stat.S_IMODE(target.stat().st_mode) == 0o640
+        target.chmod(0o600)
+        fit_with(link, 2, 1)
+    finally:
+        os.umask(before)
+    assert link.is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert [file.name for file in target.parent.iterdir()] == ["a.pt"]
+    assert fit_with(link, 2, 2, resume=True).epoch_index == 2
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "under a file", "too long"])
+def test_a_path_that_can_be_no_file_is_found_before_the_training(tmp_path, kind):
+    path = tmp_path / "a.pt"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/null")
+    elif kind == "under a file":
+        path.write_text("")
+        path = path / "b.pt"
+    else:
+        path = tmp_path / ("a" * 300)
+    learner, *_ = build(extra=(rk.Checkpoint(path),))
+    error = OSError if kind in ("under a file", "too long") else ValueError
+    with pytest.raises(error, match="Checkpoint") as info:
+        learner.fit(1, *loaders("global", 0))
+    assert str(info.value).startswith(f"Checkpoint({str(path)!r}): got ")
+    assert "Likely fix: " in str(info.value)
+    assert learner.step_index == 0
+    assert not any(file.name.startswith(".") for file in tmp_path.iterdir())
+
+
+def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
+    path = tmp_path / "a.pt"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    stale = tmp_path / f".a.pt.{gone.pid}"
+    kept = [tmp_path / f".a.pt.{os.getppid()}", tmp_path / ".a.pt.x", tmp_path / f".b.pt.{gone.pid}"]
+    for file in (stale, *kept):
+        file.write_text("half")
+    fit_with(path, 2, 1)
+    assert not stale.exists()
+    assert all(file.exists() for file in kept)
+
+
+def test_a_full_disk_is_said_in_words(tmp_path):
+    path = tmp_path / "a.pt"
+    fit_with(path, 2, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Checkpoint") as info:
+            fit_with(path, 2, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "got File too large when writing" in str(info.value)
+    assert "the file of before is as it was" in str(info.value)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer here")
+def test_an_interrupt_while_writing_comes_out_as_one_and_leaves_the_good_file(tmp_path):
+    path = tmp_path / "a.pt"
+    checkpoint = rk.Checkpoint(path)
+    learner, *rest = build(extra=(checkpoint,))
+    learner.fit(1, *loaders("global", 0), *rest[1:])
+    random.seed(0)
+    start = time.perf_counter()
+    checkpoint.save(learner)
+    needed = time.perf_counter() - start
+    interrupted = 0
+    for _ in range(60):
+        previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, needed))
+            checkpoint.save(learner)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+        assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+        rk.Checkpoint(path).load(learner)
+    assert interrupted > 20
+
+
+# Several fits
+
+
+def script(path: Path | None, fits, cut: tuple[int, int] | None = None, rates=None) -> rk.Learner:
+    """A script with several fits, cut short in an epoch (of all) at a step."""
+
+    class Cut:
+        order = 2
+
+        def on_step_end(self, learner: rk.Learner) -> None:
+            if learner.phase_name == "training" and (learner.epoch_index, learner.step_index) == cut:
+                raise ZeroDivisionError
+
+    checkpoints = [] if path is None else [rk.Checkpoint(path, 1, resume=True)]
+    learner, history, training, validation = build(extra=(*checkpoints, rk.KeepBest(), Cut()))
+    learner.history = history
+    try:
+        for i, epochs in enumerate(fits):
+            if rates:
+                learner.optimizer.param_groups[0]["lr"] = rates[i]
+            learner.fit(epochs, *loaders("global", 0), training, validation)
+    except ZeroDivisionError:
+        pass
+    return learner
+
+
+@pytest.mark.parametrize("cut", [(0, 2), (1, 4), (2, 1), (3, 2), (4, 3), None])
+@pytest.mark.parametrize("rates", [None, (0.02, 0.005, 0.01)])
+def test_a_script_of_several_fits_that_was_killed_and_run_again_is_the_one_that_was_not(
+    tmp_path, cut, rates
+):
+    fits = (2, 2, 1)
+    whole = script(None, fits, rates=rates)
+    script(tmp_path / "a.pt", fits, cut, rates)
+    for _ in range(3):  # run again, it goes on; once it is done, it stays done
+        again = script(tmp_path / "a.pt", fits, rates=rates)
+        assert again.epoch_index == 5
+        assert again.history.rows == whole.history.rows
+        assert all(map(torch.equal, again.parameters, whole.parameters))
+
+
+def test_a_fit_that_ended_early_is_not_made_longer_when_the_script_is_run_again(tmp_path):
+    def run(cut: bool) -> tuple[int, int]:
+        class Cut:
+            order = 2
+
+            def on_step_end(self, learner: rk.Learner) -> None:
+                if cut and learner.epoch_index == 3:
+                    raise ZeroDivisionError
+
+        extra = (rk.Checkpoint(tmp_path / "a.pt", 1, resume=True), Cut())
+        learner, history, training, validation = build(rate=0.0, patience=1, extra=extra)
+        try:
+            for epochs in (9, 9):  # each ends after the second epoch without a new best
+                learner.fit(epochs, *loaders("global", 0), training, validation)
+        except ZeroDivisionError:
+            pass
+        return learner.epoch_index, len(history.rows)
+
+    first = run(cut=False)
+    (tmp_path / "a.pt").unlink()
+    run(cut=True)
+    assert run(cut=False) == first
+    assert run(cut=False) == first
+
+
+def test_a_later_fit_of_the_same_learner_does_not_go_back_to_the_file(tmp_path):
+    learner, _, training, validation = build(extra=(rk.Checkpoint(tmp_path / "a.pt", resume=True),))
+    data = loaders("global", 0)
+    learner.fit(1, *data, training, validation)
+    for group in learner.optimizer.param_groups:
+        group["lr"] = 0.0
+    for scheduler in learner.callbacks:
+        if isinstance(scheduler, rk.Scheduler):
+            scheduler.scheduler.base_lrs = [0.0]
+    with torch.no_grad():
+        learner.parameters[0].zero_()
+    learner.fit(1, *data, training, validation)
+    assert learner.epoch_index == 2
+    assert (learner.parameters[0] == 0).all()
+
+
+def test_a_fit_that_failed_is_tried_again_from_where_it_is(tmp_path):
+    class Fail:
+        armed = True
+
+        def on_step_end(self, learner: rk.Learner) -> None:
+            if self.armed and learner.epoch_index == 1:
+                raise ZeroDivisionError
+
+    fail = Fail()
+    learner, _, training, validation = build(extra=(rk.Checkpoint(tmp_path / "a.pt"), fail))
+    with pytest.raises(ZeroDivisionError):
+        learner.fit(3, *loaders("global", 0), training, validation)
+    fail.armed = False
+    learner.fit(2, *loaders("global", 0), training, validation)
+    assert learner.epoch_index == 3
+
+
+# The whole training as a value
+
+
+def test_a_state_loaded_outside_a_fit_goes_on_bitwise(tmp_path):
+    def data(salt: int):
+        return loaders("own", salt)
+
+    whole, rows, training, validation = build()
+    torch.manual_seed(4)
+    whole.fit(3, *data(0), training, validation)
+
+    taken = {}
+
+    class Take:
+        def on_step_end(self, learner: rk.Learner) -> None:
+            if (learner.epoch_index, learner.step_index, learner.phase_name) == (1, 2, "training"):
+                taken.update(copy.deepcopy(learner.state_dict()))
+
+    first, _, training, validation = build(extra=(Take(),))
+    torch.manual_seed(4)
+    first.fit(2, *data(0), training, validation)
+    second, history, training, validation = build(salt=9)
+    second.load_state_dict(taken)
+    assert (second.epoch_index, second.step_index) == (1, 2)
+    assert same(second.state_dict(), taken)
+    second.fit(3, *data(9), training, validation)
+    assert history.rows == rows.rows
+    assert all(map(torch.equal, second.parameters, whole.parameters))
+
+
+@pytest.mark.parametrize("event", ["step_end", "epoch_end"])
+@pytest.mark.parametrize("phase", ["training", "validation"])
+def test_a_state_taken_anywhere_goes_on_bitwise(event, phase):
+    taken = {}
+
+    class Take:
+        order = 1
+
+        def take(self, learner: rk.Learner) -> None:
+            if (learner.epoch_index, learner.phase_name) == (1, phase) and not taken:
+                taken.update(copy.deepcopy(learner.state_dict()))
+
+    take = Take()
+    setattr(take, f"on_{event}", take.take)
+    whole, rows, training, validation = build(extra=(take,))
+    torch.manual_seed(4)
+    whole.fit(3, *loaders("noisy", 0), training, validation)
+    second, history, training, validation = build(salt=9)
+    second.load_state_dict(taken)
+    second.fit(3, *loaders("noisy", 9), training, validation)
+    assert history.rows == rows.rows
+    assert all(map(torch.equal, second.parameters, whole.parameters))
+
+
+def test_a_state_after_a_fit_is_added_to():
+    first, *phases = build()
+    first.fit(2, *loaders("global", 0), *phases[1:])
+    second, *phases = build(salt=3)
+    second.load_state_dict(first.state_dict())
+    second.fit(2, *loaders("global", 0), *phases[1:])
+    assert second.epoch_index == 4
+
+
+def test_a_state_of_something_else_leaves_everything_as_it_was():
+    first, *phases = build()
+    first.fit(1, *loaders("own", 0), *phases[1:])
+    saved = first.state_dict()
+    second, *phases = build(salt=3)
+    second.fit(1, *loaders("own", 5), *phases[1:])
+    before = everything(second)
+    broken = {
+        "place": {**saved, "callbacks": {**saved["callbacks"], "0 History": {}}},
+        "a file of another kind": {"model": saved["model"]},
+        "parameter groups": {**saved, "optimizer": {"param_groups": [], "state": {}}},
+        "model": {**saved, "model": [1]},
+    }
+    for bad in broken.values():
+        with pytest.raises(ValueError, match="Learner: got"):
+            second.load_state_dict(bad)
+        assert same(before, everything(second))
+    second.load_state_dict(saved)
+    with pytest.raises(ValueError, match="Learner: got the loaders' own generators: 1"):
+        second.fit(2, *loaders("global", 5), *phases[1:])
+    second.fit(2, *loaders("own", 5), *phases[1:])
+    assert second.epoch_index == 3
+
+
+class Scaled(nn.Module):
+    """A loss with a learned scale, and a count of its calls as a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            self.calls += 1
+        scale = self.log_scale.exp()
+        return ((outputs - targets) / scale).square().mean(-1) + 2 * self.log_scale
+
+
+def test_the_parameters_of_the_loss_are_part_of_the_training(tmp_path):
+    def trained(epochs: int, *callbacks, seed: int = 0) -> Scaled:
+        torch.manual_seed(seed)
+        model, loss = nn.GRU(1, 1), Scaled()
+        optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()], 0.1)
+        learner = rk.Learner(model, rk.seq2seq_loss(loss), optimizer, callbacks)
+        learner.fit(epochs, [torch.ones(5, 2, 1)] * 2)
+        return loss
+
+    whole = trained(3)
+    trained(1, rk.Checkpoint(tmp_path / "a.pt"))
+    resumed = trained(3, rk.Checkpoint(tmp_path / "a.pt", resume=True), seed=5)
+    assert whole.log_scale.item() == resumed.log_scale.item() != 0
+    assert whole.calls.item() == resumed.calls.item() == 6
+
+
+def test_one_generator_for_loader_and_feedback_resumes_bitwise_within_an_epoch(tmp_path):
+    def trained(seed: int, cut: bool, *callbacks) -> rk.Learner:
+        class Cut:
+            order = 2
+
+            def on_step_end(self, learner: rk.Learner) -> None:
+                if cut and (learner.epoch_index, learner.step_index) == (1, 3):
+                    raise ZeroDivisionError
+
+        torch.manual_seed(0)
+        model, own = nn.GRU(1, 1), torch.Generator().manual_seed(seed)
+        items = [torch.full((7, 1), i / 10) for i in range(10)]
+        loader = DataLoader(
+            items, 2, shuffle=True, generator=own, collate_fn=lambda items: torch.stack(items, 1)
+        )
+        feedback = rk.Feedback.probability(0.5, generator=own)
+        learner = rk.Learner(
+            model, SEQ, torch.optim.SGD(model.parameters(), 0.1), [*callbacks, Cut()]
+        )
+        try:
+            learner.fit(3, loader, training=rk.BPTTTrainingPhase(feedback=feedback))
+        except ZeroDivisionError:
+            pass
+        return learner
+
+    whole = trained(1, False)
+    trained(1, True, rk.Checkpoint(tmp_path / "a.pt", 1))
+    resumed = trained(8, False, rk.Checkpoint(tmp_path / "a.pt", resume=True))
+    assert resumed.epoch_index == 3
+    assert all(map(torch.equal, whole.parameters, resumed.parameters))
+
+
+class Remembers(nn.GRU):
+    """A model with an extra state of its own."""
+
+    extra = None
+
+    def get_extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state) -> None:
+        self.extra = state
+
+
+@pytest.mark.parametrize("extra", [{"seen": 3, "names": ["a"]}, torch.ones(2), "text", None])
+def test_an_extra_state_of_a_module_resumes(tmp_path, extra):
+    def trained(epochs: int, extra, **options) -> Remembers:
+        model = Remembers(1, 1)
+        model.extra = extra
+        checkpoint = rk.Checkpoint(tmp_path / "a.pt", **options)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        rk.Learner(model, SEQ, optimizer, [checkpoint, rk.KeepBest(phase="training")]).fit(
+            epochs, [torch.ones(5, 2, 1)]
+        )
+        return model
+
+    trained(1, extra)
+    assert same(trained(2, "nothing", resume=True).extra, extra)
+
+
+def test_an_extra_state_that_could_not_be_read_is_refused_when_it_is_written(tmp_path):
+    model = Remembers(1, 1)
+    model.extra = Path("x")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    learner = rk.Learner(model, SEQ, optimizer, [rk.Checkpoint(tmp_path / "a.pt")])
+    with pytest.raises(ValueError, match="the extra state of a module"):
+        learner.fit(1, [torch.ones(5, 2, 1)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def lazy_learner(path: Path, **options) -> rk.Learner:
+    torch.manual_seed(0)
+    model = rk.RecurrentSequential(nn.LazyLinear(4), nn.GRU(4, 3), nn.LazyLinear(1))
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    return rk.Learner(model, SEQ, optimizer, [rk.History(), rk.Checkpoint(path, **options)])
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_lazy_model_resumes_and_a_file_that_does_not_fit_leaves_it_lazy(tmp_path):
+    path, x = tmp_path / "a.pt", torch.ones(5, 2, 1)
+    whole = lazy_learner(tmp_path / "whole.pt").fit(3, [x])
+    lazy_learner(path).fit(1, [x])
+    saved = torch.load(path, weights_only=True)
+    saved["callbacks"]["0 History"] = {}
+    torch.save(saved, tmp_path / "bad.pt")
+    refusing = lazy_learner(tmp_path / "bad.pt", resume=True)
+    with pytest.raises(ValueError, match="a state that does not fit"):
+        refusing.fit(1, [x])
+    assert nn.parameter.is_lazy(refusing.model[0].weight)
+    resumed = lazy_learner(path, resume=True).fit(3, [x])
+    assert all(map(torch.equal, resumed.parameters, whole.parameters))
+    with pytest.raises(ValueError, match="Learner: got a lazy module without weights"):
+        refusing.state_dict()
+
+
+def test_a_counting_metric_is_resumed_within_an_epoch_or_refused_when_it_is_written(tmp_path):
+    class Mean:
+        def __init__(self) -> None:
+            self.reset()
+
+        def reset(self) -> None:
+            self.total = self.count = 0.0
+
+        def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+            self.total += float((outputs - targets).abs().sum())
+            self.count += len(targets)
+
+        def compute(self) -> float:
+            return self.total / self.count
+
+    class Kept(Mean):
+        def state_dict(self) -> dict:
+            return {"total": self.total, "count": self.count}
+
+        def load_state_dict(self, saved: dict) -> None:
+            self.total, self.count = saved["total"], saved["count"]
+
+    def trained(metric, cut: bool, every: int | None, **options) -> list:
+        class Cut:
+            order = 2
+
+            def on_step_end(self, learner: rk.Learner) -> None:
+                if cut and (learner.epoch_index, learner.step_index) == (1, 2):
+                    raise ZeroDivisionError
+
+        torch.manual_seed(0)
+        model, history = nn.GRU(1, 1), rk.History()
+        callbacks = [history, rk.Checkpoint(tmp_path / "a.pt", every, **options), Cut()]
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        metrics = {"mean": metric, "mse": SEQ}
+        learner = rk.Learner(model, SEQ, optimizer, callbacks, metrics=metrics)
+        try:
+            learner.fit(2, [torch.full((5, 2, 1), i / 4) for i in range(4)])
+        except ZeroDivisionError:
+            pass
+        return history.rows
+
+    whole = trained(Kept(), False, None)
+    trained(Kept(), True, 1)
+    assert trained(Kept(), False, 1, resume=True) == whole
+    assert len({row["mean"] for row in whole}) == 2
+    (tmp_path / "a.pt").unlink()
+    with pytest.raises(ValueError, match="in the middle of an epoch; wanted one with state_dict"):
+        trained(Mean(), False, 1)
+    assert trained(Mean(), False, None) == whole
+
+
+def test_a_torchmetric_is_resumed_within_an_epoch(tmp_path):
+    torchmetrics = pytest.importorskip("torchmetrics")
+
+    def trained(cut: bool, **options) -> list:
+        class Cut:
+            order = 2
+
+            def on_step_end(self, learner: rk.Learner) -> None:
+                if cut and (learner.epoch_index, learner.step_index) == (1, 2):
+                    raise ZeroDivisionError
+
+        torch.manual_seed(0)
+        model, history = nn.GRU(1, 1), rk.History()
+        callbacks = [history, rk.Checkpoint(tmp_path / "a.pt", 1, **options), Cut()]
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        metrics = {"mae": torchmetrics.MeanAbsoluteError()}
+        learner = rk.Learner(model, SEQ, optimizer, callbacks, metrics=metrics)
+        try:
+            learner.fit(2, [torch.full((5, 2, 1), i / 4) for i in range(4)])
+        except ZeroDivisionError:
+            pass
+        return history.rows
+
+    whole = trained(False)
+    trained(True)
+    assert trained(False, resume=True) == whole
 
 
 def test_every_must_be_at_least_one():

@@ -197,10 +197,10 @@ def without_checksum(data: bytes) -> bytes:
 def check_path(path: Path) -> None:
     """Refuse a path that cannot be written to; remove what killed processes have left beside it."""
     target = _target(path)
-    if target.exists() and not target.is_file():
-        kind = "a folder" if target.is_dir() else "a pipe or device"
-        raise Refusal(kind, "a regular file, or none yet", "give the file a name of its own.")
     try:
+        if target.exists() and not target.is_file():
+            kind = "a folder" if target.is_dir() else "a pipe or device"
+            raise Refusal(kind, "a regular file, or none yet", "give the file a name of its own.")
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = _beside(target)
         _created(beside, target).close()

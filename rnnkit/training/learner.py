@@ -674,10 +674,10 @@ def _described(saved: dict[str, Any], whole: bool) -> dict[str, Any]:
     """What must be the same in a state and in the learner that goes on from it."""
     said: dict[str, Any] = {}
     for name, value in saved["model"].items():
-        said[f"a model's {name}"] = _shape(value)
+        said[f"a model's {name}"] = _shape(name, value)
     for i, state in enumerate(saved["loss"]):
         for name, value in state.items():
-            said[f"a loss's {i}.{name}"] = _shape(value)
+            said[f"a loss's {i}.{name}"] = _shape(name, value)
     kinds = list(saved["kinds"])
     if whole:
         said["the optimizer and phases"] = kinds
@@ -690,10 +690,12 @@ def _described(saved: dict[str, Any], whole: bool) -> dict[str, Any]:
     return said
 
 
-def _shape(value: Any) -> Any:
+def _shape(name: str, value: Any) -> Any:
     if is_lazy(value):
         return "lazy"
-    return tuple(value.shape) if isinstance(value, Tensor) else "a state of its own"
+    if name.endswith("_extra_state") or not isinstance(value, Tensor):
+        return "of its own kind"  # what get_extra_state gives is its module's affair
+    return tuple(value.shape)
 
 
 def _mode(model: Model, phase: Phase) -> AbstractContextManager[Any]:
