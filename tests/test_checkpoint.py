@@ -808,6 +808,7 @@ def test_a_full_disk_is_said_in_words(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer here")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file just opened
 def test_an_interrupt_while_writing_comes_out_as_one_and_leaves_the_good_file(tmp_path):
     path = tmp_path / "a.pt"
     checkpoint = rk.Checkpoint(path)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import rnnkit as rk
-from rnnkit.losses import Total
+from rnnkit.losses.total import Total
 from rnnkit.training.average import Average
 
 CLASSES = 4

@@ -1,13 +1,12 @@
 """A mean over an epoch: sums and weights are added up, and divided once, at the end."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..losses import Total
+from ..losses.total import Total
 
 _TOGETHER = 64
 
@@ -23,7 +22,7 @@ class Average:
     Totals by step, `(T,)`, are padded to the longest.
 
     >>> import torch
-    >>> from rnnkit.losses import Total
+    >>> from rnnkit.losses.total import Total
     >>> average = Average()
     >>> average.add(Total(torch.tensor(6.0), 3.0))
     >>> average.add(Total(torch.tensor(2.0), 1.0))
@@ -49,25 +48,19 @@ class Average:
             return Total(torch.zeros(()), 0.0) if self._added is None else self._added
         last = self._waiting[-1]
         self._dtype = torch.promote_types(last.sum.dtype, torch.float32)
-        total = replace(
-            last,
-            sum=_together([piece.sum for piece in self._waiting]),
-            weight=_weight_of(self._waiting),
-        )
-        if self._added is None:
-            return total
-        return replace(
-            total,
-            sum=_plus(self._added.sum, total.sum),
-            weight=_plus(self._added.weight, total.weight),
-        )
+        sums = _together([piece.sum for piece in self._waiting])
+        weight = _weight_of(self._waiting)
+        if self._added is not None:
+            sums = _plus(self._added.sum, sums)
+            weight = _plus(self._added.weight, weight)
+        return Total(sums, weight, last.scales)
 
     def mean(self) -> Tensor:
         """The sum by the weight, in the losses' dtype, float32 at least; NaN of nothing."""
         total = self.total()
         weight = torch.as_tensor(total.weight, device=total.sum.device)
         scales = None if total.scales is None else total.scales.to(total.sum)
-        mean = replace(total, weight=weight, scales=scales).mean()
+        mean = Total(total.sum, weight, scales).mean()
         if scales is not None:
             weight = weight.sum(-1)
         return mean.masked_fill(weight == 0, torch.nan).to(self._dtype)

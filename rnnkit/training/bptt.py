@@ -191,7 +191,7 @@ class BPTTTrainingPhase(Phase):
     @asked("BPTTTrainingPhase")
     def run(self, loop: Loop, batch: Any) -> StepState:
         """One step for a loop."""
-        _check_optimizer(loop.optimizer)
+        check_optimizer(loop.optimizer)
         if getattr(loop.model, "training", True) is False:
             loop.model.train()
         step, state, scored = self.begin(loop, batch)
@@ -419,7 +419,8 @@ def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return parameters
 
 
-def _check_optimizer(optimizer: Any) -> None:
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse an optimizer that has to evaluate the loss itself, several times a step."""
     if optimizer is None:
         fix = "phase(model, loss, batch, optimizer); BPTTValidationPhase needs none."
         raise Refusal("no optimizer", "one over the model's parameters", fix)

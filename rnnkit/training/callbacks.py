@@ -161,8 +161,8 @@ class StopOnNaN:
             raise Refusal(
                 f"a loss of {float(loss)} in {place}",
                 "a finite loss",
-                "clip the gradients with ClipGradients(1.0), lower the learning rate, or look for it in "
-                "the data.",
+                "clip the gradients with ClipGradients(1.0), lower the learning rate, or look for "
+                "it in the data.",
             )
 
 

@@ -111,7 +111,7 @@ _COMMENT = len(_MARK) + 64
 _DAMAGED = (
     "it may have been cut short or hold pickled objects, which are not loaded; use an earlier copy."
 )
-_LAST = b"PK\x05\x06"  # begins an archive's last record, 22 bytes with the comment's length at their end
+_LAST = b"PK\x05\x06"  # begins the last record: 22 bytes, the comment's length at their end
 _WANTED = f"a file of the format {FORMAT!r}"
 
 
@@ -180,7 +180,7 @@ def with_checksum(data: bytes) -> bytes:
 
 
 def without_checksum(data: bytes) -> bytes:
-    """The bytes, if they are those that were written; an archive without a comment has no checksum."""
+    """The bytes, if they are those that were written; a plain archive has no checksum."""
     plain = data[-22:-18] == _LAST and data[-2:] == b"\0\0"
     if plain:
         return data

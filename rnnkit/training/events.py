@@ -11,7 +11,7 @@ validation alike.
 | `StepBegin` | a batch has been taken apart | `current.inputs`, `targets`, `lengths`, `weights` |
 | `WindowBegin` | training: before the model reads a window | `.grad` of the window before |
 | `LossBegin` | between outputs and their loss | `current.outputs`, in training the window's |
-| `BackwardBegin` | training: between loss and gradient | `current.loss`; `.grad` of the window before |
+| `BackwardBegin` | training: between loss and gradient | `current.loss`; the last `.grad` still |
 | `BackwardEnd` | training: before the optimizer's step | `.grad`, to be looked at or changed |
 | `WindowEnd` | training: after the optimizer's step | the new weights |
 | `StepEnd` | the step is counted and averaged | `current` as a whole, `step_index`, `averages` |

@@ -1,7 +1,6 @@
 """A model, a loss and an optimizer, with events around their steps: the loop that phases run in."""
 
 import copy
-import inspect
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from ..core.errors import Refusal, asked, at_least, in_words
 from ..core.model import Model, check_model, evaluating
 from ..core.state import map_leaves
 from ..data.batches import SequenceBatch
-from .bptt import BPTTTrainingPhase
+from .bptt import BPTTTrainingPhase, check_optimizer
 from .checkpoint import FORMAT
 from .closed_loop import BPTTValidationPhase
 from .events import (
@@ -126,8 +125,9 @@ class Learner(Loop):
 
     Raises:
         ValueError: if the model is built with `batch_first=True`, a callback's method names no
-            event, a metric has the name of a loss, or the optimizer needs a closure.
-        TypeError: if the model is a bare cell, or `autocast` is not `torch.bfloat16`.
+            event, or a metric has the name of a loss.
+        TypeError: if the model is a bare cell, the optimizer needs a closure, or `autocast` is not
+            `torch.bfloat16`.
     """
 
     @asked("Learner")
@@ -143,7 +143,7 @@ class Learner(Loop):
         autocast: torch.dtype | None = None,
     ) -> None:
         check_model(model)
-        _check_optimizer(optimizer)
+        check_optimizer(optimizer)
         if autocast not in (None, torch.bfloat16):
             fix = "float16 needs a scaler around the optimizer; bfloat16 does not."
             raise Refusal(f"autocast = {autocast}", "torch.bfloat16 or None", fix, TypeError)
@@ -213,7 +213,7 @@ class Learner(Loop):
         return self._now.cut
 
     def defer(self, close: Callable[[], object]) -> None:
-        """Calls `close` when the running epoch is over, by an error too: for what a callback opened."""
+        """Calls `close` when the running epoch is over, by an error too: closes what was opened."""
         self._now.exits.callback(close)
 
     # What a phase and a bracket ask for
@@ -359,7 +359,7 @@ class Learner(Loop):
 
     def _step(self, phase: Phase, batch: Any) -> StepState | None:
         with StepBracket(self, self._count_step):
-            self._now.tally.add(phase.run(self, batch))
+            self._now.tally.add(phase, phase.run(self, batch))
         return self.current
 
     def _count_step(self) -> None:
@@ -372,7 +372,6 @@ class Learner(Loop):
         around = self._now
         current = self.current
         steps = self.step_index
-        carried = phase.carried
         heard = self._handlers
         drawn: dict[str, Any] | None = None
         if around.running:
@@ -381,15 +380,14 @@ class Learner(Loop):
             drawn = None if phase.trains else rng_state([])
         self._now = Pass(heard, Tally(self, self.metrics), phase, running=True)
         try:
-            yield
+            with _carrying_on(phase) if around.running else nullcontext():
+                yield
         finally:
             self._now.running = False
             if around.running or around.fitting:  # else nothing was there to go back to
                 self._now = around
                 self.current = current
                 self.step_index = steps
-            if around.running:
-                phase.carried = carried
             if drawn is not None:
                 set_rng_state(drawn, [])
 
@@ -461,7 +459,7 @@ class Learner(Loop):
             phase.finish(self)
 
     def _restore_generators(self) -> None:
-        """After the batches of a resumed epoch that were seen: the generators as they stood then."""
+        """After the batches of a resumed epoch that were seen: the generators as they were then."""
         if self._resuming is not None and self._now.fitting:
             set_rng_state(self._resuming.rng, generators_of(self.loaders))
             self._resuming = None
@@ -543,7 +541,9 @@ class Learner(Loop):
         if self._waiting is not None:
             return {name: self._waiting.saved[name] for name in ("kinds", "phases", "rng")}
         rng = rng_state(generators_of(self.loaders))
-        if self._passes and self.fitting and not self._now.done:  # validation begins again, as it began
+        if (
+            self._passes and self.fitting and not self._now.done
+        ):  # validation begins again, as it began
             rng = self._pass_rng
         kinds = [type(part).__name__ for part in (self.optimizer, *self.phases)]
         return {
@@ -707,19 +707,16 @@ def _mode(model: Model, phase: Phase) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _check_optimizer(optimizer: Any) -> None:
-    """Refuse an optimizer that has to evaluate the loss itself, several times a step."""
+@contextmanager
+def _carrying_on(phase: Phase) -> Generator[None]:
+    """What the phase carries from batch to batch is afterwards what it was."""
+    carried = phase.carried
+    read = phase.read
     try:
-        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    except (AttributeError, TypeError, ValueError):  # it is no optimizer of PyTorch's making
-        return
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise Refusal(
-            f"{type(optimizer).__name__}, whose step needs a closure",
-            "an optimizer that makes a step from a gradient",
-            "write the loop: def closure(): optimizer.zero_grad(); value = loss.on(model, inputs, "
-            "targets); value.backward(); return value; and for each batch optimizer.step(closure).",
-        )
+        yield
+    finally:
+        phase.carried = carried
+        phase.read = read
 
 
 def _check_batches(data: Any, name: str) -> None:
@@ -750,7 +747,7 @@ def evaluate(
     >>> model = torch.nn.GRU(1, 1)
     >>> losses = evaluate(model, seq2seq_loss(torch.nn.MSELoss()), [torch.ones(5, 3, 1)])
     >>> sorted(losses)
-    ['loss', 'loss_by_step', 'open_loss']
+    ['loss', 'open_loss']
 
     Args:
         model: `outputs, state = model(inputs, state)`; it is evaluated where its parameters are, in
@@ -780,15 +777,11 @@ def evaluate(
     if isinstance(model, nn.Module):
         loop.device = next((parameter.device for parameter in model.parameters()), None)
     tally = Tally(loop, Metrics(metrics, loop.device))
-    carried = phase.carried
-    phase.reset()
-    try:
-        with tally.holding(), evaluating(model), torch.no_grad():
-            for batch in data:
-                tally.add(phase.run(loop, batch))
-            tally.compute()
-    finally:
-        phase.carried = carried
+    with tally.holding(), evaluating(model), torch.no_grad(), _carrying_on(phase):
+        phase.reset()
+        for batch in data:
+            tally.add(phase, phase.run(loop, batch))
+        tally.compute()
     means = tally.means()
     if not means:
         fix = "a generator is spent after one pass; pass a list or a DataLoader."

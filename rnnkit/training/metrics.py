@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import Refusal, in_words
-from ..core.layout import extent
-from ..losses import Scored, SequenceLoss, as_loss
+from ..core.layout import all_lengths, extent
+from ..losses.base import Scored, SequenceLoss
+from ..losses.plain import as_loss
 from .average import Average
 from .events import Stateful
-from .phase import Loop, StepState
+from .phase import Loop, Phase, StepState
 
 RESERVED = ("loss", "open_loss", "closed_loss", "loss_by_step", "epoch", "phase")
 
@@ -118,22 +119,22 @@ class Tally:
             self.counters[name] = copy.deepcopy(counter) if id(counter) in _in_use else counter
             self.counters[name].reset()
 
-    def add(self, step: StepState) -> None:
+    def add(self, phase: Phase, step: StepState) -> None:
         """Adds what a step has come to; its metrics are then in `step.totals` beside its losses."""
         if self.losses or self.counters:
-            self._look_at(step)
+            self._look_at(phase, step)
         for name, total in step.totals.items():
             if name not in self.averages:
                 self.averages[name] = Average()
             self.averages[name].add(total)
 
     @torch.no_grad()
-    def _look_at(self, step: StepState) -> None:
+    def _look_at(self, phase: Phase, step: StepState) -> None:
         with self.loop.context():
             for name, metric in self.losses.items():
-                step.totals[name] = _scored(metric, step).total(step.outputs)
+                step.totals[name] = _scored(metric, phase, step).total(step.outputs)
         if self.counters:
-            outputs, targets = _scored(self.loop.loss, step).valid(step.outputs)
+            outputs, targets = _scored(self.loop.loss, phase, step).valid(step.outputs)
             for counter in self.counters.values():
                 counter.update(outputs, targets)
 
@@ -189,7 +190,10 @@ class Tally:
                 counter.load_state_dict(state)
 
 
-def _scored(loss: SequenceLoss, step: StepState) -> Scored:
+def _scored(loss: SequenceLoss, phase: Phase, step: StepState) -> Scored:
     """What of a step a loss looks at."""
     time, batch = extent(step.outputs)
-    return loss.over(step.targets, time, batch, step.lengths, step.weights)
+    read = phase.read  # the steps of each row up to the end of this batch, where it goes on
+    if read is not None:
+        read = read - all_lengths(step.lengths, time, batch)
+    return loss.over(step.targets, time, batch, step.lengths, step.weights, read=read)
