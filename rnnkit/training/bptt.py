@@ -419,13 +419,19 @@ def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return parameters
 
 
+@functools.cache
+def _needs_closure(kind: type[torch.optim.Optimizer]) -> bool:
+    """Whether the optimizers of a class evaluate the loss themselves; looked up once a class."""
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
 def check_optimizer(optimizer: Any) -> None:
     """Refuse an optimizer that has to evaluate the loss itself, several times a step."""
     if optimizer is None:
         fix = "phase(model, loss, batch, optimizer); BPTTValidationPhase needs none."
         raise Refusal("no optimizer", "one over the model's parameters", fix)
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
+    if _needs_closure(type(optimizer)):
         name = type(optimizer).__name__
         raise Refusal(
             f"{name}, whose step calls a closure several times",
