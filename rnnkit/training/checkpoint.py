@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 
 from ..core.errors import Refusal, asked, at_least
+from .resume import FORMAT, go_on_from
 
 if TYPE_CHECKING:
     from .learner import Learner
-
-FORMAT = "rnnkit checkpoint 1"
 
 
 class Checkpoint:
@@ -89,7 +88,7 @@ class Checkpoint:
     @asked(lambda checkpoint: f"Checkpoint({str(checkpoint.path)!r})")
     def load(self, learner: "Learner") -> None:
         """Put the learner where the file left it; where that fails, it is as it was."""
-        learner.go_on_from(read(self.path))
+        go_on_from(learner, read(self.path))
         self._own(learner)
 
     @asked(lambda checkpoint: f"Checkpoint({str(checkpoint.path)!r})")

@@ -1,21 +1,18 @@
 """A model, a loss and an optimizer, with events around their steps: the loop that phases run in."""
 
-import copy
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from ..core.errors import Refusal, asked, at_least, in_words
 from ..core.model import Model, check_model, evaluating
-from ..core.state import map_leaves
 from ..data.batches import SequenceBatch
+from . import resume
 from .bptt import BPTTTrainingPhase, check_optimizer
-from .checkpoint import FORMAT
 from .closed_loop import BPTTValidationPhase
 from .events import (
     Bracket,
@@ -26,10 +23,10 @@ from .events import (
     handlers,
     hushed,
     order_of,
-    stateful,
 )
 from .metrics import Metrics, Tally
 from .phase import Loop, Loss, Phase, StepState
+from .resume import Place
 from .rng import generators_of, rng_state, set_rng_state
 
 _SAME = (
@@ -64,21 +61,6 @@ class Pass:
     over: bool = False
     running: bool = False
     exits: ExitStack = field(default_factory=ExitStack)
-
-
-class Resuming(NamedTuple):
-    """Where a training that was cut short within an epoch goes on."""
-
-    epoch_rng: dict[str, Any]  # the generators when the epoch began
-    rng: dict[str, Any]  # and when it was cut short
-    tally: dict[str, Any]  # what it had added up
-
-
-class Waiting(NamedTuple):
-    """A state that was loaded before the fit that it belongs to began."""
-
-    saved: dict[str, Any]
-    whole: bool  # whether all of it is put back then, or only what belongs to a fit
 
 
 class Learner(Loop):
@@ -162,18 +144,9 @@ class Learner(Loop):
         self.step_index: int = 0
         self.phases: tuple[Phase, ...] = ()
         self.loaders: tuple[Iterable[Any], ...] = ()
-        self._now = Pass(self._handlers, Tally(self, self.metrics))
+        self.now = Pass(self._handlers, Tally(self, self.metrics))
 
-        # Where the training is, for a checkpoint: of which fit, and where in its epoch.
-        self._fits: list[int] = []  # after which epoch each finished fit of the training ended
-        self._fit_number = 0  # of the running fit, or of the next one
-        self._fit_start = 0  # the epochs that the fit's own are added to
-        self._in_fit = False
-        self._passes = 0  # phases of the fit's epoch that are done with
-        self._pass_rng: dict[str, Any] = {}  # the generators when its running phase began
-        self._epoch_rng: dict[str, Any] = {}  # and when it began itself
-        self._resuming: Resuming | None = None
-        self._waiting: Waiting | None = None
+        self.place = Place()  # for a checkpoint
 
     # What callbacks read
 
@@ -185,48 +158,48 @@ class Learner(Loop):
     @property
     def phase(self) -> Phase | None:
         """The running phase, `None` before the first one."""
-        return self._now.phase
+        return self.now.phase
 
     @property
     def phase_name(self) -> str:
         """`"training"` or `"validation"`, empty before the first phase."""
-        return "" if self._now.phase is None else self._now.phase.name
+        return "" if self.now.phase is None else self.now.phase.name
 
     @property
     def averages(self) -> dict[str, Tensor]:
         """The running epoch's averages, each weighted by what its steps were averaged over."""
-        return self._now.tally.means()
+        return self.now.tally.means()
 
     @property
     def fitting(self) -> bool:
         """Whether the running epoch is one of a fit's own, and not one beside it."""
-        return self._now.fitting and not self._now.over
+        return self.now.fitting and not self.now.over
 
     @property
     def last_phase(self) -> bool:
         """Whether the fit's epoch is over with the running phase, and was not cut short."""
-        return self._now.last and not self._now.cut
+        return self.now.last and not self.now.cut
 
     @property
     def cut_short(self) -> bool:
         """Whether a `CancelFit` has cut the epoch short that is about to end."""
-        return self._now.cut
+        return self.now.cut
 
     def defer(self, close: Callable[[], object]) -> None:
         """Calls `close` when the running epoch is over, by an error too: closes what was opened."""
-        self._now.exits.callback(close)
+        self.now.exits.callback(close)
 
     # What a phase and a bracket ask for
 
     def emit(self, event: str) -> None:
         """Calls every callback's method for `event`."""
-        for handler in self._now.heard[event]:
+        for handler in self.now.heard[event]:
             handler(self)
 
     def emit_to_all(self, event: str) -> CancelFit | None:
         """`emit` of an end: what one callback cancels, the others hear all the same."""
         cancelled = None
-        for handler in self._now.heard[event]:
+        for handler in self.now.heard[event]:
             try:
                 handler(self)
             except CancelEpoch:  # it is at its end
@@ -270,7 +243,7 @@ class Learner(Loop):
                 a callback.
         """
         at_least("epochs", epochs, 0, "it counts passes over the data.")
-        if self._now.running:
+        if self.now.running:
             fix = "learner.epoch(phase, data) and learner.step(phase, batch) leave it alone."
             raise Refusal("fit, called by a callback,", "one fit at a time", fix)
         parts = [(BPTTTrainingPhase() if training is None else training, train)]
@@ -280,44 +253,33 @@ class Learner(Loop):
             _check_batches(data, phase.name)
         self.phases, self.loaders = zip(*parts, strict=True)
 
-        self._now = Pass(self._handlers, Tally(self, self.metrics), running=True)
-        self._in_fit = True
-        self._passes = 0
-        target = self._fit_start + epochs
+        self.now = Pass(self._handlers, Tally(self, self.metrics), running=True)
+        self.place.in_fit = True
+        self.place.passes = 0
+        target = self.place.start + epochs
         try:
-            self._put_what_waits()
+            resume.put_what_waits(self)
             with Bracket(self, "Fit", CancelFit) as bracket:
                 if bracket.begun:
                     self._epochs(target, parts)
-            self._finish_fit(target)
+            self.place.finish_fit(target, self.epoch_index)
         except BaseException:
-            self._fit_start = self.epoch_index  # another fit adds to what is made
+            self.place.start = self.epoch_index  # another fit adds to what is made
             raise
         finally:
-            self._in_fit = False
-            self._now.running = False
+            self.place.in_fit = False
+            self.now.running = False
         return self
 
     def _epochs(self, target: int, parts: Sequence[tuple[Phase, Iterable[Any]]]) -> None:
         """The epochs up to `target`; none where the file that was loaded is of a later fit."""
-        while self.epoch_index < target and not self._is_past:
-            for phase, data in parts[self._passes :]:
+        while self.epoch_index < target and not self.place.is_past:
+            for phase, data in parts[self.place.passes :]:
                 tally = Tally(self, self.metrics)
                 now = Pass(self._handlers, tally, phase, fitting=True, last=phase is parts[-1][0])
                 cancelled = self._run(now, data)
                 if cancelled is not None:
                     raise cancelled
-
-    @property
-    def _is_past(self) -> bool:
-        """Whether the training that was loaded had finished this fit: a script is run again."""
-        return self._fit_number < len(self._fits)
-
-    def _finish_fit(self, target: int) -> None:
-        if not self._is_past:
-            self._fits.append(min(target, self.epoch_index))
-        self._fit_start = self._fits[self._fit_number]
-        self._fit_number += 1
 
     @asked("Learner")
     def epoch(self, phase: Phase, data: Iterable[Any]) -> dict[str, Tensor]:
@@ -333,7 +295,7 @@ class Learner(Loop):
         """
         _check_batches(data, phase.name)
         with self._aside(phase):
-            self._run(self._now, data)
+            self._run(self.now, data)
             return self.averages
 
     @asked("Learner")
@@ -344,32 +306,32 @@ class Learner(Loop):
         Called by a callback it changes nothing of what is running, as [epoch][rnnkit.Learner.epoch]
         does not.
         """
-        if self._now.running:
+        if self.now.running:
             with self._aside(phase):
                 return self._step(phase, batch)
-        if self._now.over or self._now.phase is not phase:
-            self._now = Pass(self._handlers, Tally(self, self.metrics), phase)
+        if self.now.over or self.now.phase is not phase:
+            self.now = Pass(self._handlers, Tally(self, self.metrics), phase)
         if phase.trains:
-            self._epoch_rng = {}  # an epoch that a fit left unfinished is not gone on with
-        self._now.running = True
+            self.place.epoch_rng = {}  # an epoch that a fit left unfinished is not gone on with
+        self.now.running = True
         try:
             return self._step(phase, batch)
         finally:
-            self._now.running = False
+            self.now.running = False
 
     def _step(self, phase: Phase, batch: Any) -> StepState | None:
         with StepBracket(self, self._count_step):
-            self._now.tally.add(phase, phase.run(self, batch))
+            self.now.tally.add(phase, phase.run(self, batch))
         return self.current
 
     def _count_step(self) -> None:
-        if self._now.phase is not None and self._now.phase.trains:
+        if self.now.phase is not None and self.now.phase.trains:
             self.step_index += 1
 
     @contextmanager
     def _aside(self, phase: Phase) -> Generator[None]:
         """What runs around this goes on afterwards as if nothing had been inside."""
-        around = self._now
+        around = self.now
         current = self.current
         steps = self.step_index
         heard = self._handlers
@@ -378,14 +340,14 @@ class Learner(Loop):
             heard = hushed(self._handlers, phase.trains)
             # Looking at other data must not change what a training draws next.
             drawn = None if phase.trains else rng_state([])
-        self._now = Pass(heard, Tally(self, self.metrics), phase, running=True)
+        self.now = Pass(heard, Tally(self, self.metrics), phase, running=True)
         try:
             with _carrying_on(phase) if around.running else nullcontext():
                 yield
         finally:
-            self._now.running = False
+            self.now.running = False
             if around.running or around.fitting:  # else nothing was there to go back to
-                self._now = around
+                self.now = around
                 self.current = current
                 self.step_index = steps
             if drawn is not None:
@@ -393,8 +355,8 @@ class Learner(Loop):
 
     def _run(self, now: Pass, data: Iterable[Any]) -> CancelFit | None:
         """One pass over the data, from its begin to its end; gives back what cancels the fit."""
-        around = self._now
-        self._now = now
+        around = self.now
+        self.now = now
         now.running = True
         phase = now.phase
         if phase is None:
@@ -416,28 +378,28 @@ class Learner(Loop):
 
     def _count(self, now: Pass) -> None:
         """A phase of the fit's epoch is done with, or the whole epoch."""
-        self._passes += 1
+        self.place.passes += 1
         if now.last:
             self.epoch_index += 1
             self.step_index = 0
-            self._passes = 0
-            self._epoch_rng = {}
+            self.place.passes = 0
+            self.place.epoch_rng = {}
 
     def _begin(self, now: Pass, phase: Phase, data: Iterable[Any]) -> int:
         """Sets out afresh, or where the training was cut short; gives the steps made before."""
         generators = generators_of([data])
-        resuming = self._resuming
+        resuming = self.place.resuming
         if resuming is not None and now.fitting and phase.trains:
             set_rng_state(resuming.epoch_rng, generators)  # for the same batches in the same order
             now.tally.load_state_dict(resuming.tally, self.parameters[0].device)
             return self.step_index
         phase.reset()
         if now.fitting:
-            self._pass_rng = rng_state(generators_of(self.loaders))
+            self.place.pass_rng = rng_state(generators_of(self.loaders))
         if phase.trains:
             self.step_index = 0
             if now.fitting:
-                self._epoch_rng = rng_state(generators)
+                self.place.epoch_rng = rng_state(generators)
         return 0
 
     def _batches(self, phase: Phase, data: Iterable[Any], seen: int) -> None:
@@ -460,16 +422,16 @@ class Learner(Loop):
 
     def _restore_generators(self) -> None:
         """After the batches of a resumed epoch that were seen: the generators as they were then."""
-        if self._resuming is not None and self._now.fitting:
-            set_rng_state(self._resuming.rng, generators_of(self.loaders))
-            self._resuming = None
+        if self.place.resuming is not None and self.now.fitting:
+            set_rng_state(self.place.resuming.rng, generators_of(self.loaders))
+            self.place.resuming = None
 
     def _end(self, cut: bool) -> None:
         """Before the end of an epoch is told."""
         self._restore_generators()
-        self._now.tally.compute()
-        self._now.cut = cut
-        self._now.done = not cut
+        self.now.tally.compute()
+        self.now.cut = cut
+        self.now.done = not cut
 
     # The whole training as a value
 
@@ -493,64 +455,7 @@ class Learner(Loop):
         >>> learner.fit(2, [torch.ones(5, 3, 1)]).state_dict()["place"]
         (2, 0)
         """
-        saved = self._state()
-        lazy = [name for name, value in saved["model"].items() if is_lazy(value)]
-        if lazy:
-            fix = "run the model once, on a batch, before its state is taken."
-            raise Refusal(f"a lazy module without weights, {lazy[0]}", "weights", fix)
-        return saved
-
-    def _state(self) -> dict[str, Any]:
-        callbacks = stateful(self.callbacks)
-        return {
-            "format": FORMAT,
-            "model": self.model.state_dict(),
-            "loss": [module.state_dict() for module in self.loss.modules()],
-            "optimizer": self.optimizer.state_dict(),
-            "callbacks": {name: part.state_dict() for name, part in callbacks.items()},
-            **self._place(),
-            **self._fit_state(),
-        }
-
-    def _place(self) -> dict[str, Any]:
-        """Where the training is: what was made, and what the running epoch has added up."""
-        if self._waiting is not None:
-            return {name: self._waiting.saved[name] for name in _PLACE}
-        said: dict[str, Any] = {
-            "place": (self.epoch_index, self.step_index),
-            "passes": self._passes,
-            "fits": list(self._fits),
-            "tally": {"averages": {}, "counters": {}},
-            "epoch_rng": self._epoch_rng,
-        }
-        now = self._now
-        if not self._epoch_rng:  # between two epochs
-            said["place"] = (self.epoch_index, 0)
-        elif self.fitting and now.done and now.last:  # told of its end, and not yet counted
-            said |= {"place": (self.epoch_index + 1, 0), "passes": 0, "epoch_rng": {}}
-        elif self.fitting and now.done:
-            said["passes"] += 1
-        elif self._resuming is not None:
-            said["tally"] = self._resuming.tally
-        elif now.fitting and not self._passes:
-            said["tally"] = now.tally.state_dict()
-        return said
-
-    def _fit_state(self) -> dict[str, Any]:
-        """What belongs to a fit: its phases, and the generators of its loaders among all others."""
-        if self._waiting is not None:
-            return {name: self._waiting.saved[name] for name in ("kinds", "phases", "rng")}
-        rng = rng_state(generators_of(self.loaders))
-        if (
-            self._passes and self.fitting and not self._now.done
-        ):  # validation begins again, as it began
-            rng = self._pass_rng
-        kinds = [type(part).__name__ for part in (self.optimizer, *self.phases)]
-        return {
-            "kinds": kinds,
-            "phases": [phase.state_dict() for phase in self.phases],
-            "rng": rng,
-        }
+        return resume.state_of(self)
 
     @asked("Learner")
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -564,138 +469,7 @@ class Learner(Loop):
             ValueError: if it is of another model, loss, optimizer or set of callbacks, phases or
                 loaders.
         """
-        self.go_on_from(saved)
-
-    def go_on_from(self, saved: Any) -> None:
-        """`load_state_dict` for a boundary that speaks for itself."""
-        _check_format(saved)
-        before = copy.deepcopy(self._state())
-        self._check_same(saved, before, whole=self._in_fit)
-        self._put_or_restore(saved, before, learners=True, fits=self._in_fit)
-        self._fits = list(saved["fits"])
-        self.epoch_index, self.step_index = saved["place"]
-        self._passes = saved["passes"]
-        if self._in_fit:
-            self._fit_number = min(self._fit_number, len(self._fits))
-            self._waiting = Waiting(saved, whole=True) if self._is_past else None
-        else:
-            self._fit_number = len(self._fits)
-            self._fit_start = self._fits[-1] if self._fits else 0
-            self._waiting = Waiting(saved, whole=False)
-
-    def _put_what_waits(self) -> None:
-        """At the beginning of the fit that a loaded state belongs to."""
-        waiting = self._waiting
-        if waiting is None or self._is_past:
-            return
-        self._waiting = None
-        try:
-            before = copy.deepcopy(self._state())
-            self._check_same(waiting.saved, before, whole=True)
-            self._put_or_restore(waiting.saved, before, learners=waiting.whole, fits=True)
-        except BaseException:
-            self._waiting = waiting
-            raise
-        self.epoch_index, self.step_index = waiting.saved["place"]
-        self._passes = waiting.saved["passes"]
-
-    def _check_same(self, saved: dict[str, Any], here: dict[str, Any], whole: bool) -> None:
-        """Refuse a state of something else, before anything is changed."""
-        try:
-            there = _described(saved, whole)
-        except Exception as error:
-            came = f"a state that does not fit ({type(error).__name__}: {error})"
-            raise Refusal(came, "the state of a learner", _SAME) from error
-        wanted = _described(here, whole)
-        for name in wanted | there:
-            came = there.get(name, "nothing")
-            want = wanted.get(name, "nothing")
-            if came != want and "lazy" not in (came, want):
-                raise Refusal(f"{name} {came}", f"{name} {want}", _SAME)
-
-    def _put_or_restore(
-        self, saved: dict[str, Any], before: dict[str, Any], learners: bool, fits: bool
-    ) -> None:
-        """Puts back what belongs to the learner, to the fit, or both; all or nothing."""
-        resuming = (self._resuming, self._epoch_rng)
-        try:
-            if fits:
-                self._put_fit(saved)
-            if learners:
-                self._put(saved)
-        except BaseException as error:
-            if fits:
-                self._put_fit(before)
-            if learners:
-                self._put(before)
-            self._resuming, self._epoch_rng = resuming
-            if not isinstance(error, Exception):
-                raise
-            came = f"a state that does not fit ({type(error).__name__}: {error})"
-            raise Refusal(came, "the state of this learner", _SAME) from error
-
-    def _put(self, saved: dict[str, Any]) -> None:
-        """What belongs to the learner, the model last: a lazy one takes the shapes it is given."""
-        for name, part in stateful(self.callbacks).items():
-            part.load_state_dict(saved["callbacks"][name])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for module, state in zip(self.loss.modules(), saved["loss"], strict=True):
-            module.load_state_dict(state)
-        if not any(is_lazy(value) for value in saved["model"].values()):
-            self.model.load_state_dict(saved["model"])
-
-    def _put_fit(self, saved: dict[str, Any]) -> None:
-        """What belongs to a fit: its phases' states, the generators, and the place in the epoch."""
-        device = self.parameters[0].device
-        for phase, state in zip(self.phases, saved["phases"], strict=True):
-            phase.load_state_dict(state)
-            phase.carried = map_leaves(lambda leaf: leaf.to(device), phase.carried)
-        set_rng_state(saved["rng"], generators_of(self.loaders))
-        self._epoch_rng = saved["epoch_rng"]
-        within = saved["place"][1] > 0 and not saved["passes"]
-        resuming = Resuming(saved["epoch_rng"], saved["rng"], saved["tally"])
-        self._resuming = resuming if within else None
-
-
-_PLACE = ("place", "passes", "fits", "tally", "epoch_rng")
-_PARTS = ("model", "loss", "optimizer", "callbacks", *_PLACE, "kinds", "phases", "rng")
-
-
-def _check_format(saved: Any) -> None:
-    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
-        fix = "a bare state_dict goes through model.load_state_dict."
-        raise Refusal("a file of another kind", f"the format {FORMAT!r}", fix)
-    missing = [name for name in _PARTS if name not in saved]
-    if missing:
-        raise Refusal(f"a file without {', '.join(missing)}", "all that a training is", _SAME)
-
-
-def _described(saved: dict[str, Any], whole: bool) -> dict[str, Any]:
-    """What must be the same in a state and in the learner that goes on from it."""
-    said: dict[str, Any] = {}
-    for name, value in saved["model"].items():
-        said[f"a model's {name}"] = _shape(name, value)
-    for i, state in enumerate(saved["loss"]):
-        for name, value in state.items():
-            said[f"a loss's {i}.{name}"] = _shape(name, value)
-    kinds = list(saved["kinds"])
-    if whole:
-        said["the optimizer and phases"] = kinds
-        said["the loaders' own generators:"] = len(saved["rng"]["own"])
-    else:
-        said["the optimizer"] = kinds[0]
-    groups = saved["optimizer"]["param_groups"]
-    said["parameter groups"] = [len(group["params"]) for group in groups]
-    said["callbacks"] = sorted(saved["callbacks"])
-    return said
-
-
-def _shape(name: str, value: Any) -> Any:
-    if is_lazy(value):
-        return "lazy"
-    if name.endswith("_extra_state") or not isinstance(value, Tensor):
-        return "of its own kind"  # what get_extra_state gives is its module's affair
-    return tuple(value.shape)
+        resume.go_on_from(self, saved)
 
 
 def _mode(model: Model, phase: Phase) -> AbstractContextManager[Any]:

@@ -1,0 +1,301 @@
+"""The whole training as a value: taken, compared, and put back, all of it or nothing."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from ..core.errors import Refusal
+from ..core.state import map_leaves
+from .events import stateful
+from .rng import generators_of, rng_state, set_rng_state
+
+if TYPE_CHECKING:
+    from .learner import Learner
+
+FORMAT = "rnnkit checkpoint 1"
+
+_PLACE = ("place", "passes", "fits", "tally", "epoch_rng")
+_FIT = ("kinds", "phases", "rng")
+_PARTS = ("model", "loss", "optimizer", "callbacks", *_PLACE, *_FIT)
+_SAME = (
+    "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
+)
+
+
+class Resuming(NamedTuple):
+    """Where a training that was cut short within an epoch goes on."""
+
+    epoch_rng: dict[str, Any]  # the generators when the epoch began
+    rng: dict[str, Any]  # and when it was cut short
+    tally: dict[str, Any]  # what it had added up
+
+
+class Waiting(NamedTuple):
+    """A state that was loaded before the fit that it belongs to began."""
+
+    saved: dict[str, Any]
+    whole: bool  # whether all of it is put back then, or only what belongs to a fit
+
+
+@dataclass
+class Place:
+    """Where a training is: in which of its fits, and where in the fit's epoch.
+
+    A script that is run again from its top makes the same fits again. Those that the file it goes
+    on from had finished make no epoch, the one that the file is of goes on, and each begins to
+    count where the one before it had ended: so the script ends as if it had not been killed.
+
+    Attributes:
+        fits: after which epoch each finished fit ended.
+        fit: which fit it is, or will be, from 0.
+        start: the epochs that the fit's own are added to.
+        in_fit: whether a fit is running.
+        passes: phases of the fit's epoch that are done with.
+        epoch_rng: the generators when the fit's epoch began; empty between two epochs.
+        pass_rng: the generators when its running phase began.
+        resuming: where its training goes on, when it was cut short and has not gone on yet.
+        waiting: what was loaded and belongs to a fit that is still to begin.
+    """
+
+    fits: list[int] = field(default_factory=list[int])
+    fit: int = 0
+    start: int = 0
+    in_fit: bool = False
+    passes: int = 0
+    epoch_rng: dict[str, Any] = field(default_factory=dict[str, Any])
+    pass_rng: dict[str, Any] = field(default_factory=dict[str, Any])
+    resuming: Resuming | None = None
+    waiting: Waiting | None = None
+
+    @property
+    def is_past(self) -> bool:
+        """Whether the training that was loaded had finished this fit."""
+        return self.fit < len(self.fits)
+
+    def finish_fit(self, target: int, epochs: int) -> None:
+        """A fit ends, at its `target` or before, after so many epochs in all."""
+        if not self.is_past:
+            self.fits.append(min(target, epochs))
+        self.start = self.fits[self.fit]
+        self.fit += 1
+
+
+# ---- Taken
+
+
+def state_of(learner: "Learner") -> dict[str, Any]:
+    """The whole training, which can be put back."""
+    saved = _state_of(learner)
+    lazy = [name for name, value in saved["model"].items() if is_lazy(value)]
+    if lazy:
+        fix = "run the model once, on a batch, before its state is taken."
+        raise Refusal(f"a lazy module without weights, {lazy[0]}", "weights", fix)
+    return saved
+
+
+def _state_of(learner: "Learner") -> dict[str, Any]:
+    callbacks = stateful(learner.callbacks)
+    return {
+        "format": FORMAT,
+        "model": learner.model.state_dict(),
+        "loss": [module.state_dict() for module in learner.loss.modules()],
+        "optimizer": learner.optimizer.state_dict(),
+        "callbacks": {name: part.state_dict() for name, part in callbacks.items()},
+        **_place_of(learner),
+        **_fit_of(learner),
+    }
+
+
+def _place_of(learner: "Learner") -> dict[str, Any]:
+    """Where the training is: what was made, and what the running epoch has added up."""
+    place = learner.place
+    now = learner.now
+    if place.waiting is not None:
+        return {name: place.waiting.saved[name] for name in _PLACE}
+    said: dict[str, Any] = {
+        "place": (learner.epoch_index, learner.step_index),
+        "passes": place.passes,
+        "fits": list(place.fits),
+        "tally": {"averages": {}, "counters": {}},
+        "epoch_rng": place.epoch_rng,
+    }
+    if not place.epoch_rng:  # between two epochs
+        said["place"] = (learner.epoch_index, 0)
+    elif learner.fitting and now.done and now.last:  # told of its end, and not yet counted
+        said |= {"place": (learner.epoch_index + 1, 0), "passes": 0, "epoch_rng": {}}
+    elif learner.fitting and now.done:
+        said["passes"] += 1
+    elif place.resuming is not None:
+        said["tally"] = place.resuming.tally
+    elif now.fitting and not place.passes:
+        said["tally"] = now.tally.state_dict()
+    return said
+
+
+def _fit_of(learner: "Learner") -> dict[str, Any]:
+    """What belongs to a fit: its phases, and the generators of its loaders among all others."""
+    place = learner.place
+    if place.waiting is not None:
+        return {name: place.waiting.saved[name] for name in _FIT}
+    rng = rng_state(generators_of(learner.loaders))
+    if place.passes and learner.fitting and not learner.now.done:
+        rng = place.pass_rng  # validation begins again, as it began
+    return {
+        "kinds": [type(part).__name__ for part in (learner.optimizer, *learner.phases)],
+        "phases": [phase.state_dict() for phase in learner.phases],
+        "rng": rng,
+    }
+
+
+# ---- Put back
+
+
+def go_on_from(learner: "Learner", saved: Any) -> None:
+    """Puts a training back: within a fit at once, outside one what belongs to a fit when it begins.
+
+    Within a fit, as it begins, a script is run again, and its fits are counted from its top.
+    Outside one the learner goes on from where the state was taken, whatever it has made itself.
+    """
+    place = learner.place
+    _check_format(saved)
+    before = copy.deepcopy(_state_of(learner))
+    _check_same(saved, before, place.in_fit)
+    _put_or_restore(learner, saved, before, whole=True)
+    _set_place(learner, saved)
+    if place.in_fit:
+        place.fit = min(place.fit, len(place.fits))
+        place.waiting = Waiting(saved, whole=True) if place.is_past else None
+    else:
+        place.fit = len(place.fits)
+        place.start = place.fits[-1] if place.fits else 0
+        place.waiting = Waiting(saved, whole=False)
+
+
+def put_what_waits(learner: "Learner") -> None:
+    """At the beginning of the fit that a loaded state belongs to."""
+    place = learner.place
+    waiting = place.waiting
+    if waiting is None or place.is_past:
+        return
+    place.waiting = None
+    try:
+        before = copy.deepcopy(_state_of(learner))
+        _check_same(waiting.saved, before, in_fit=True)
+        _put_or_restore(learner, waiting.saved, before, waiting.whole)
+    except BaseException:
+        place.waiting = waiting
+        raise
+    _set_place(learner, waiting.saved)
+
+
+def _set_place(learner: "Learner", saved: dict[str, Any]) -> None:
+    learner.epoch_index, learner.step_index = saved["place"]
+    learner.place.passes = saved["passes"]
+    learner.place.fits = list(saved["fits"])
+
+
+def _put_or_restore(
+    learner: "Learner", saved: dict[str, Any], before: dict[str, Any], whole: bool
+) -> None:
+    """Puts back what belongs to the fit, where there is one, and with `whole` the rest."""
+    resuming = learner.place.resuming
+    epoch_rng = learner.place.epoch_rng
+    try:
+        _put(learner, saved, whole)
+    except BaseException as error:
+        _put(learner, before, whole)
+        learner.place.resuming = resuming
+        learner.place.epoch_rng = epoch_rng
+        if not isinstance(error, Exception):
+            raise
+        came = f"a state that does not fit ({type(error).__name__}: {error})"
+        raise Refusal(came, "the state of this learner", _SAME) from error
+
+
+def _put(learner: "Learner", saved: dict[str, Any], whole: bool) -> None:
+    if learner.place.in_fit:
+        _put_fit(learner, saved)
+    if not whole:
+        return
+    for name, part in stateful(learner.callbacks).items():
+        part.load_state_dict(saved["callbacks"][name])
+    learner.optimizer.load_state_dict(saved["optimizer"])
+    for module, state in zip(learner.loss.modules(), saved["loss"], strict=True):
+        module.load_state_dict(state)
+
+    # The model last: a lazy one takes the shapes it is given, and could not give them back.
+    if not any(is_lazy(value) for value in saved["model"].values()):
+        learner.model.load_state_dict(saved["model"])
+
+
+def _put_fit(learner: "Learner", saved: dict[str, Any]) -> None:
+    """What belongs to a fit: its phases' states, the generators, and the place in the epoch."""
+    device = learner.parameters[0].device
+    for phase, state in zip(learner.phases, saved["phases"], strict=True):
+        phase.load_state_dict(state)
+        phase.carried = map_leaves(lambda leaf: leaf.to(device), phase.carried)
+    set_rng_state(saved["rng"], generators_of(learner.loaders))
+    learner.place.epoch_rng = saved["epoch_rng"]
+    _, steps = saved["place"]
+    within = steps > 0 and not saved["passes"]
+    resuming = Resuming(saved["epoch_rng"], saved["rng"], saved["tally"])
+    learner.place.resuming = resuming if within else None
+
+
+# ---- Compared
+
+
+def _check_format(saved: Any) -> None:
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        fix = "a bare state_dict goes through model.load_state_dict."
+        raise Refusal("a file of another kind", f"the format {FORMAT!r}", fix)
+    missing = [name for name in _PARTS if name not in saved]
+    if missing:
+        raise Refusal(f"a file without {', '.join(missing)}", "all that a training is", _SAME)
+
+
+def _check_same(saved: dict[str, Any], here: dict[str, Any], in_fit: bool) -> None:
+    """Refuse a state of something else, before anything is changed."""
+    try:
+        there = _described(saved, in_fit)
+    except Exception as error:
+        came = f"a state that does not fit ({type(error).__name__}: {error})"
+        raise Refusal(came, "the state of a learner", _SAME) from error
+    wanted = _described(here, in_fit)
+    for name in wanted | there:
+        came = there.get(name, "nothing")
+        want = wanted.get(name, "nothing")
+        if came != want and "lazy" not in (came, want):
+            raise Refusal(f"{name} {came}", f"{name} {want}", _SAME)
+
+
+def _described(saved: dict[str, Any], in_fit: bool) -> dict[str, Any]:
+    """What must be the same in a state and in the learner that goes on from it."""
+    said: dict[str, Any] = {}
+    for name, value in saved["model"].items():
+        said[f"a model's {name}"] = _shape(name, value)
+    for i, state in enumerate(saved["loss"]):
+        for name, value in state.items():
+            said[f"a loss's {i}.{name}"] = _shape(name, value)
+    kinds = list(saved["kinds"])
+    if in_fit:
+        said["the optimizer and phases"] = kinds
+        said["the loaders' own generators:"] = len(saved["rng"]["own"])
+    else:
+        said["the optimizer"] = kinds[0]
+    groups = saved["optimizer"]["param_groups"]
+    said["parameter groups"] = [len(group["params"]) for group in groups]
+    said["callbacks"] = sorted(saved["callbacks"])
+    said["a place of"] = [type(part).__name__ for part in (*saved["place"], saved["passes"])]
+    return said
+
+
+def _shape(name: str, value: Any) -> Any:
+    if is_lazy(value):
+        return "lazy"
+    if name.endswith("_extra_state") or not isinstance(value, Tensor):
+        return "of its own kind"  # what get_extra_state gives is its module's affair
+    return tuple(value.shape)
