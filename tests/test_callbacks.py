@@ -359,7 +359,9 @@ def test_a_metric_is_watched_either_way_and_by_how_much_it_is_better(
 
     def metric(outputs: Tensor, targets: Tensor) -> Tensor:
         value = values[made["learner"].epoch_index]
-        return torch.full((len(outputs),), float(value if made["learner"].phase_name == phase else 0))
+        return torch.full(
+            (len(outputs),), float(value if made["learner"].phase_name == phase else 0)
+        )
 
     stop = rk.EarlyStopping(2, "value", phase, mode=mode, min_delta=min_delta)
     keep = rk.KeepBest("value", mode, phase, min_delta)
@@ -448,7 +450,9 @@ def test_the_best_weights_are_brought_back(phase):
     weights, keep, x = Weights(), rk.KeepBest(phase=phase), data(6, 2, 3)
 
     def moving(outputs: Tensor, targets: Tensor) -> Tensor:
-        return loss(outputs, targets) + (outputs - outputs.detach()).mean()  # a gradient, and no more
+        return (
+            loss(outputs, targets) + (outputs - outputs.detach()).mean()
+        )  # a gradient, and no more
 
     learner = loss.learner = learner_of(weights, keep, loss=moving)
     learner.fit(4, [x], [x])

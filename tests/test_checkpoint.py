@@ -785,7 +785,11 @@ def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     stale = tmp_path / f".a.pt.{gone.pid}"
-    kept = [tmp_path / f".a.pt.{os.getppid()}", tmp_path / ".a.pt.x", tmp_path / f".b.pt.{gone.pid}"]
+    kept = [
+        tmp_path / f".a.pt.{os.getppid()}",
+        tmp_path / ".a.pt.x",
+        tmp_path / f".b.pt.{gone.pid}",
+    ]
     for file in (stale, *kept):
         file.write_text("half")
     fit_with(path, 2, 1)
@@ -845,7 +849,10 @@ def script(path: Path | None, fits, cut: tuple[int, int] | None = None, rates=No
         order = 2
 
         def on_step_end(self, learner: rk.Learner) -> None:
-            if learner.phase_name == "training" and (learner.epoch_index, learner.step_index) == cut:
+            if (
+                learner.phase_name == "training"
+                and (learner.epoch_index, learner.step_index) == cut
+            ):
                 raise ZeroDivisionError
 
     checkpoints = [] if path is None else [rk.Checkpoint(path, 1, resume=True)]

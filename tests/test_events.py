@@ -274,7 +274,10 @@ def table() -> dict[str, tuple[str, str]]:
 def test_the_table_has_every_event_in_order_and_says_which_are_of_training_only():
     assert tuple(table()) == EVENTS
     heard = {"training": Log(), "validation": Log()}
-    for name, phase in (("training", rk.BPTTTrainingPhase()), ("validation", rk.BPTTValidationPhase())):
+    for name, phase in (
+        ("training", rk.BPTTTrainingPhase()),
+        ("validation", rk.BPTTValidationPhase()),
+    ):
         learner_with(heard[name]).epoch(phase, [X])
     only = set(heard["training"].events) - set(heard["validation"].events)
     assert {event for event, (when, _) in table().items() if when.startswith("training:")} == only
@@ -298,7 +301,11 @@ def test_what_an_event_promises_is_there_in_both_phases(phase):
     for event in EVENTS:
 
         def look(learner, event=event):
-            there = [name for name, get in SEEN.items() if learner.current is None or get(learner) is not None]
+            there = [
+                name
+                for name, get in SEEN.items()
+                if learner.current is None or get(learner) is not None
+            ]
             seen[event] = set() if learner.current is None else set(there)
 
         setattr(Look, method_of(event), staticmethod(look))
@@ -341,7 +348,14 @@ def test_what_a_callback_opens_is_closed_at_the_end_of_its_epoch_however_it_ends
         def close(self):
             self.open -= 1
 
-    for error in (None, rk.CancelStep, rk.CancelEpoch, rk.CancelFit, ZeroDivisionError, KeyboardInterrupt):
+    for error in (
+        None,
+        rk.CancelStep,
+        rk.CancelEpoch,
+        rk.CancelFit,
+        ZeroDivisionError,
+        KeyboardInterrupt,
+    ):
         opened, log = Open(), Log("LossBegin" if error else "", error)
         learner = learner_with(opened, log)
         try:

@@ -62,12 +62,17 @@ def test_epoch_averages_weigh_every_batch_by_what_it_averaged(shapes, average, n
             open_part.append(error[: len(error) - n])
             closed_part.append(error[len(error) - n :])
             for t, one in enumerate(error):
-                steps.setdefault(t, []).append((one, 1 / len(error) if average == "sequence" else 1))
+                steps.setdefault(t, []).append(
+                    (one, 1 / len(error) if average == "sequence" else 1)
+                )
     loss = rk.seq2seq_loss(MSE, average)
     learner = learner_of(model, loss)
     averages = learner.epoch(rk.BPTTValidationPhase(nfeedback=n), loader)
     by_step = torch.stack(
-        [sum(one * w for one, w in steps[t]) / sum(w for _, w in steps[t]) for t in range(len(steps))]
+        [
+            sum(one * w for one, w in steps[t]) / sum(w for _, w in steps[t])
+            for t in range(len(steps))
+        ]
     )
     if n:
         torch.testing.assert_close(averages["loss_by_step"], by_step)
@@ -494,7 +499,15 @@ class Look:
             learner.step(self.with_phase, self.data[0])
 
 
-EVENTS = ["fit_begin", "epoch_begin", "step_begin", "loss_begin", "step_end", "epoch_end", "fit_end"]
+EVENTS = [
+    "fit_begin",
+    "epoch_begin",
+    "step_begin",
+    "loss_begin",
+    "step_end",
+    "epoch_end",
+    "fit_end",
+]
 
 
 @pytest.mark.parametrize("event", [f"on_{event}" for event in EVENTS])
@@ -596,10 +609,10 @@ def test_one_batch_where_batches_are_wanted_is_refused(name):
     learner = learner_of(rk.RecurrentSequential(nn.GRU(2, 4), nn.Linear(4, 2)))
     text = "which is one batch; wanted batches: a DataLoader, or a list of them. Likely fix: put "
     before = copy.deepcopy(learner.model.state_dict())
-    refused(lambda: learner.fit(1, batch), text)
-    refused(lambda: learner.fit(1, [X], batch), text)
-    refused(lambda: learner.epoch(rk.BPTTValidationPhase(), batch), text)
-    refused(lambda: rk.evaluate(learner.model, SEQ, batch), text)
+    refused(lambda: learner.fit(1, batch), text, TypeError)
+    refused(lambda: learner.fit(1, [X], batch), text, TypeError)
+    refused(lambda: learner.epoch(rk.BPTTValidationPhase(), batch), text, TypeError)
+    refused(lambda: rk.evaluate(learner.model, SEQ, batch), text, TypeError)
     assert all(torch.equal(before[key], value) for key, value in learner.model.state_dict().items())
 
 
@@ -617,7 +630,13 @@ def test_an_optimizer_that_needs_a_closure_is_refused_and_the_loop_it_says_works
     code = text.partition("def closure(): ")[2].partition("; then ")[0]
     inputs = torch.randn(5, 2, 3)
     targets, loss, before = torch.zeros(5, 2, 3), SEQ, SEQ.on(model, inputs, torch.zeros(5, 2, 3))
-    scope = {"optimizer": optimizer, "loss_fn": loss, "model": model, "inputs": inputs, "targets": targets}
+    scope = {
+        "optimizer": optimizer,
+        "loss_fn": loss,
+        "model": model,
+        "inputs": inputs,
+        "targets": targets,
+    }
     exec("def closure():\n    " + code.replace("; ", "\n    "), scope)
     assert "optimizer.step(closure)" in text
     optimizer.step(scope["closure"])

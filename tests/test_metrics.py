@@ -378,6 +378,6 @@ def test_an_evaluation_refuses_what_is_not_to_be_evaluated():
     model, loss, data = net(), rk.seq2seq_loss(nn.CrossEntropyLoss()), batches([(5, 3)])
     text = "evaluate: got a BPTTTrainingPhase; wanted a phase that does not train"
     refused(lambda: rk.evaluate(model, loss, data, rk.BPTTTrainingPhase()), text)
-    refused(lambda: rk.evaluate(model, loss, data[0]), "which is one batch")
+    refused(lambda: rk.evaluate(model, loss, data[0]), "which is one batch", TypeError)
     refused(lambda: rk.evaluate(model, loss, []), "got no batches")
     refused(lambda: rk.evaluate(nn.GRUCell(3, 3), loss, data), "a cell", TypeError)

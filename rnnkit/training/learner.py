@@ -239,8 +239,8 @@ class Learner(Loop):
             The learner itself.
 
         Raises:
-            ValueError: if there are no batches, or one batch where batches are wanted; if called by
-                a callback.
+            TypeError: if `train` or `valid` is one batch where batches are wanted.
+            ValueError: if there are no batches; if called by a callback.
         """
         at_least("epochs", epochs, 0, "it counts passes over the data.")
         if self.now.running:
@@ -291,7 +291,8 @@ class Learner(Loop):
         `WindowBegin` to `WindowEnd` of training.
 
         Raises:
-            ValueError: if there is no batch, or one batch where batches are wanted.
+            TypeError: if `data` is one batch where batches are wanted.
+            ValueError: if there is no batch.
         """
         _check_batches(data, phase.name)
         with self._aside(phase):
@@ -503,6 +504,7 @@ def _check_batches(data: Any, name: str) -> None:
             f"{in_words(data)} for {name}, which is one batch",
             "batches: a DataLoader, or a list of them",
             "put brackets around it: [batch].",
+            TypeError,
         )
 
 
@@ -534,12 +536,11 @@ def evaluate(
 
     Returns:
         Floats by name: `loss`, and what else the phase and the metrics give; what is no single
-            number, such as
-            `loss_by_step (T,)`, stays a tensor.
+            number, such as `loss_by_step (T,)`, stays a tensor.
 
     Raises:
-        ValueError: if there are no batches, one batch where batches are wanted, or the phase
-            trains.
+        TypeError: if `data` is one batch where batches are wanted.
+        ValueError: if there are no batches, or the phase trains.
     """
     check_model(model)
     phase = BPTTValidationPhase() if phase is None else phase
