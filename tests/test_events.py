@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
+from helpers import refused
 from torch import nn
 
 import rnnkit as rk
-from helpers import refused
 from rnnkit.training import events
 from rnnkit.training.events import EVENTS, method_of
 
