@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..losses.total import Total
 
+# How many pieces wait before they are added up: so many are stacked and summed in one operation.
 _TOGETHER = 64
 
 
@@ -46,6 +47,7 @@ class Average:
         """The sum and the weight of all pieces so far, in float64."""
         if not self._waiting:
             return Total(torch.zeros(()), 0.0) if self._added is None else self._added
+        # What a mean is given in follows the losses; what it is added in does not.
         last = self._waiting[-1]
         self._dtype = torch.promote_types(last.sum.dtype, torch.float32)
         sums = _together([piece.sum for piece in self._waiting])
@@ -61,7 +63,7 @@ class Average:
         weight = torch.as_tensor(total.weight, device=total.sum.device)
         scales = None if total.scales is None else total.scales.to(total.sum)
         mean = Total(total.sum, weight, scales).mean()
-        if scales is not None:
+        if scales is not None:  # of several heads: nothing was weighed where none was
             weight = weight.sum(-1)
         return mean.masked_fill(weight == 0, torch.nan).to(self._dtype)
 
@@ -94,6 +96,8 @@ def _together(parts: list[Tensor]) -> Tensor:
 
 def _longer(part: Tensor, length: int) -> Tensor:
     """A part by step, padded at the end of its first dimension."""
+    # F.pad counts dimensions from the last, two numbers each: the first one's end is the last
+    # number.
     return F.pad(part, (*[0] * (2 * part.ndim - 1), length - len(part)))
 
 

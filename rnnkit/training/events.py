@@ -123,6 +123,7 @@ def handlers(callbacks: Sequence[object]) -> Handlers:
     """
     for callback in callbacks:
         _check_methods(callback)
+    # Both sorts are stable: among callbacks of one order the first given is the first called.
     resuming = sorted(callbacks, key=order_of, reverse=True)
     in_order = sorted(callbacks, key=order_of)
     found: Handlers = {}
@@ -209,6 +210,7 @@ class Bracket:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
+        # An error is nobody's end: it passes, and no callback hears of one.
         if error is not None and not self._cancels(error):
             return False
         if self.ending is not None:

@@ -91,6 +91,7 @@ def _checked(metrics: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 
 def _prepare(counter: Counter, device: torch.device | None) -> None:
+    # Without this a checkpoint within an epoch would keep no counts of torchmetrics'.
     if isinstance(counter, Persistent):
         counter.persistent(True)
     if isinstance(counter, nn.Module) and device is not None:
@@ -121,7 +122,7 @@ class Tally:
 
     def add(self, phase: Phase, step: StepState) -> None:
         """Adds what a step has come to; its metrics are then in `step.totals` beside its losses."""
-        if self.losses or self.counters:
+        if self.losses or self.counters:  # nothing is paid for what is not asked for
             self._look_at(phase, step)
         for name, total in step.totals.items():
             if name not in self.averages:
@@ -131,6 +132,7 @@ class Tally:
     @torch.no_grad()
     def _look_at(self, phase: Phase, step: StepState) -> None:
         with self.loop.context():
+            # A metric has a reading, a warmup and weights of its own, of the same targets.
             for name, metric in self.losses.items():
                 step.totals[name] = _scored(metric, phase, step).total(step.outputs)
         if self.counters:

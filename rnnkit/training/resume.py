@@ -122,6 +122,8 @@ def _place_of(learner: "Learner") -> dict[str, Any]:
         "tally": {"averages": {}, "counters": {}},
         "epoch_rng": place.epoch_rng,
     }
+    # Where in the epoch it is: the sums of a training phase that is under way go into the file,
+    # those of a phase that is done with are in the history already.
     if not place.epoch_rng:  # between two epochs
         said["place"] = (learner.epoch_index, 0)
     elif learner.fitting and now.done and now.last:  # told of its end, and not yet counted
