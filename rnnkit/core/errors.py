@@ -7,6 +7,7 @@ mistake.
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from numbers import Integral
 from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
@@ -87,7 +88,7 @@ def one_of(name: str, value: object, words: Sequence[str], fix: str) -> None:
 
 def at_least(name: str, value: object, least: int, fix: str) -> None:
     """Refuse what is no whole number of `least` and more."""
-    if not isinstance(value, int) or isinstance(value, bool):  # True is an int to Python
+    if not isinstance(value, Integral) or isinstance(value, bool):  # True is an int to Python
         raise Refusal(f"{name} = {value!r}", f"a whole number, {name} >= {least}", fix, TypeError)
-    if value < least:
+    if int(value) < least:
         raise Refusal(f"{name} = {value}", f"{name} >= {least}", fix)

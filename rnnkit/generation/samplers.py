@@ -9,7 +9,7 @@ that takes a second argument, required or named `given`, is called `sampler(outp
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -404,7 +404,8 @@ def with_covariates(sampler: NextInput, fed: int | str | Sequence[str]) -> WithC
     fix = "how many features the model feeds, the first ones; or their names in a dict of inputs."
     if not isinstance(fed, str | list | tuple):
         at_least("fed", fed, 1, fix)
-    elif not fed or not all(isinstance(name, str) for name in fed):
+        return WithCovariates(sampler, int(cast("int", fed)))  # NumPy's whole numbers too
+    if not fed or not all(isinstance(name, str) for name in fed):
         raise Refusal(f"fed = {fed!r}", "a name, or a list of names", fix, TypeError)
     return WithCovariates(sampler, fed)
 
