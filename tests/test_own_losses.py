@@ -22,7 +22,7 @@ def close(left, right):
 
 
 def data(*shape, seed=0):
-    return torch.randn(*shape, generator=seeded(seed))
+    return torch.randn(*shape, generator=seeded(seed), device="cpu")
 
 
 def net(features=3, outputs=3):
@@ -484,3 +484,173 @@ def test_heads_of_one_target_a_sequence():
     expected = 2 * F.mse_loss(outputs["a"].mean(0), targets["a"])
     expected = expected + F.cross_entropy(outputs["b"].mean(0), targets["b"])
     close(loss(outputs, targets), expected)
+
+
+# What stands where nothing is scored, and what is no loss at all
+
+
+@pytest.mark.parametrize("padding", [-7, 99])
+def test_targets_in_the_padding_need_not_be_classes(padding):
+    outputs = data(6, 3, 3)
+    targets = torch.randint(3, (6, 3), generator=seeded(1))
+    lengths = torch.tensor([6, 3, 2])
+    weight = torch.tensor([0.5, 1.0, 3.0])
+    loss = rk.seq2seq_loss(nn.CrossEntropyLoss(weight=weight), average="sequence")
+    rows = []
+    for b, n in enumerate(lengths.tolist()):
+        rows.append(F.cross_entropy(outputs[:n, b], targets[:n, b], weight=weight))
+        targets[n:, b] = padding
+    close(loss(outputs, targets, lengths), torch.stack(rows).mean())
+
+
+def test_a_head_that_scored_nothing_is_not_moved_by_the_momentum_of_its_optimizer():
+    """Two heads of parameters of their own; in the second batch the targets of one are missing."""
+    left = nn.Linear(2, 2)
+    right = nn.Linear(2, 3)
+    optimizer = torch.optim.SGD([*left.parameters(), *right.parameters()], 0.1, momentum=0.9)
+    loss = rk.seq2seq_loss({"left": nn.MSELoss(), "right": nn.CrossEntropyLoss(ignore_index=0)})
+    inputs = data(5, 2, 2)
+    targets = torch.ones(5, 2, dtype=torch.int64)
+    for missing in (False, True):
+        before = [p.detach().clone() for p in (left.weight, right.weight)]
+        outputs = {"left": left(inputs), "right": right(inputs)}
+        optimizer.zero_grad()
+        loss(outputs, {"left": inputs + 1, "right": targets * (not missing)}).backward()
+        optimizer.step()
+        assert not torch.equal(left.weight, before[0])
+        assert torch.equal(right.weight, before[1]) is missing
+
+
+WRONG_CLASSES = {
+    "a dimension of one": torch.ones(4, 2, 1, dtype=torch.int64),
+    "int32": torch.ones(4, 2, dtype=torch.int32),
+    "numbers": torch.ones(4, 2),
+    "other probabilities": torch.ones(4, 2, 5),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_CLASSES)
+@pytest.mark.parametrize(
+    "loss_fn", [nn.CrossEntropyLoss(), F.cross_entropy], ids=["module", "function"]
+)
+def test_targets_that_are_no_classes_are_refused(name, loss_fn):
+    targets = WRONG_CLASSES[name]
+    refused(lambda: rk.seq2seq_loss(loss_fn)(data(4, 2, 3), targets), "wanted classes (4, 2)")
+    answer = targets[0]
+    refused(lambda: rk.seq2one_loss(loss_fn)(data(4, 2, 3), answer), "wanted classes (2,)")
+
+
+def test_classes_with_dimensions_of_their_own_and_bytes_are_targets():
+    outputs = data(4, 2, 3, 5)
+    targets = torch.randint(3, (4, 2, 5), generator=seeded(1))
+    wanted = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1))
+    loss = rk.seq2seq_loss(nn.CrossEntropyLoss())
+    close(loss(outputs, targets), wanted)
+    wanted = F.cross_entropy(outputs[..., 0].flatten(0, 1), targets[..., 0].flatten())
+    close(loss(outputs[..., 0], targets[..., 0].to(torch.uint8)), wanted)
+
+
+def test_a_class_is_no_loss():
+    for make in (rk.seq2seq_loss, rk.seq2one_loss):
+        refused(lambda make=make: make(nn.MSELoss), "the class MSELoss", TypeError)
+    batch = (data(4, 2, 3), data(4, 2, 3))
+    phase = rk.BPTTValidationPhase()
+    refused(lambda: phase(net(), nn.MSELoss, batch), "the class MSELoss", TypeError)
+
+
+MORE = {
+    "variance": nn.GaussianNLLLoss(),
+    "a function": F.gaussian_nll_loss,
+    "two inputs": nn.CosineEmbeddingLoss(),
+    "lengths of the targets": nn.CTCLoss(),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_a_loss_that_wants_more_than_outputs_and_targets_is_refused(name):
+    message = refused(lambda: rk.seq2seq_loss(MORE[name]), "a loss that wants", TypeError)
+    assert "lambda outputs, targets:" in message
+
+
+def test_a_function_that_is_told_the_rest_is_a_loss():
+    loss = rk.seq2seq_loss(functools.partial(F.gaussian_nll_loss, var=2.0))
+    outputs, targets = data(4, 2, 3), data(4, 2, 3, seed=1)
+    close(loss(outputs, targets), F.gaussian_nll_loss(outputs, targets, var=2.0))
+
+
+def test_weights_are_a_tensor():
+    outputs, targets = data(4, 2, 3), data(4, 2, 3, seed=1)
+    loss = rk.seq2seq_loss(nn.MSELoss())
+    refused(lambda: loss(outputs, targets, weights=[1, 2]), "weights = a list", TypeError)
+    loss = rk.seq2one_loss(nn.MSELoss())
+    refused(lambda: loss(outputs, targets[0], weights=[1, 2]), "weights = a list", TypeError)
+
+
+# Surroundings
+
+
+class Twice(nn.Module):
+    """Two heads of one model."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = net()
+
+    def forward(self, inputs, state=None):
+        outputs, state = self.model(inputs, state)
+        return {"a": outputs, "b": 2 * outputs}, state
+
+
+def runs_of_all_phases(model):
+    """The losses of a model in every phase, with every kind of loss."""
+    inputs, targets = data(6, 3, 3), data(6, 3, 3, seed=1)
+    lengths = torch.tensor([6, 3, 2], device="cpu")
+    weights = torch.rand(6, 3, generator=seeded(2), device="cpu")
+    optimizer = sgd(model)
+    found = []
+
+    heads = rk.seq2seq_loss({"a": nn.MSELoss(), "b": lambda y, t: (y - t).abs().mean()})
+    batch = (inputs, {"a": targets, "b": targets}, lengths)
+    training = rk.BPTTTrainingPhase(3, 2, stateful=True, accumulate=2)
+    for _ in range(2):
+        found.append(training(model, heads, batch, optimizer).loss)
+    closed = rk.BPTTValidationPhase(1, lambda outputs: outputs["a"])
+    found.append(closed(model, heads, batch).loss_by_step)
+
+    one_head = rk.seq2seq_loss(nn.MSELoss(), average="sequence")
+    weighed = rk.SequenceBatch(inputs, targets, lengths, weights=weights)
+    found.append(rk.BPTTValidationPhase(1)(model.model, one_head, weighed).loss_by_step)
+    batch = (inputs, targets[0], lengths)
+    loss = rk.seq2one_loss(nn.MSELoss(), "mean")
+    found.append(rk.BPTTTrainingPhase(2)(model.model, loss, batch, optimizer).loss)
+
+    sampler = rk.DistributionSampler(lambda y: torch.distributions.Normal(y, 1e-9 + 0 * y))
+    paths = rk.BPTTValidationPhase(1, sampler, paths=2)
+    found.append(paths(model.model, nn.MSELoss(), (inputs, targets, lengths)).closed_loss.round())
+    return found
+
+
+def test_losses_and_phases_make_nothing_on_a_default_device():
+    first, second = Twice(), Twice()
+    wanted = runs_of_all_phases(first)
+    torch.set_default_device("meta")
+    try:
+        found = runs_of_all_phases(second)
+    finally:
+        torch.set_default_device(None)
+    for left, right in zip(found, wanted, strict=True):
+        assert left.device.type == "cpu"
+        close(left, right)
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_a_weight_is_counted_whatever_the_default_dtype(low):
+    outputs = {"a": torch.ones(3001, 1, 1, dtype=torch.float64)}
+    targets = {"a": torch.zeros(3001, 1, 1, dtype=torch.float64)}
+    torch.set_default_dtype(low)
+    try:
+        total = rk.seq2seq_loss({"a": nn.MSELoss()}).total(outputs, targets)
+    finally:
+        torch.set_default_dtype(torch.float64)
+    assert float(total.weight) == 3001
+    close(total.mean(), torch.ones((), dtype=torch.float64))

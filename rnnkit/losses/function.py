@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 
 from ..core.errors import Refusal, in_words
-from .total import Total, precise
+from .total import Total, exact, precise
 
 LossFunction = Callable[..., Any]
 
@@ -87,9 +87,12 @@ class Head:
         if not callable(loss_fn):
             wanted = "a loss function (outputs, targets)"
             raise Refusal(in_words(loss_fn), wanted, "nn.MSELoss().", TypeError)
+        refuse_class(loss_fn)
         self.loss_fn = loss_fn
         self.key = key
         self._options = torch_options(loss_fn)
+        if self._options is not None:
+            _refuse_more_arguments(loss_fn)
         self.scalar = False
         self.base: Any = loss_fn
         while isinstance(self.base, functools.partial):
@@ -148,8 +151,7 @@ class Head:
         ignored = targets == options["ignore_index"]
         class_weight: Tensor | None = options["weight"]
         if class_weight is None:
-            exact = torch.float32 if targets.device.type == "mps" else torch.float64
-            weights = (~ignored).to(exact)
+            weights = (~ignored).to(exact(targets.device))
         else:
             weights = class_weight[targets.masked_fill(ignored, 0)].masked_fill(ignored, 0)
         return weights.flatten(1).sum(1) if weights.ndim > 1 else weights
@@ -171,11 +173,13 @@ class Head:
             return Total(given * count, float(count), quotient=given)
         return Each(given.flatten(1).mean(1) if given.ndim > 1 else given, 1.0)
 
-    def check_shapes(self, outputs: Tensor, targets: Tensor) -> None:
+    def check_shapes(self, outputs: Tensor, targets: Tensor, *, leading: int) -> None:
         """Refuse shapes that would broadcast to a wrong number, whatever the dtype of the
-        targets."""
-        of_classes = isinstance(self.base, _CLASSES) or self.base in _CLASS_FUNCTIONS
-        if of_classes or outputs.shape == targets.shape:
+        targets; `leading` dimensions, of steps and rows, come before those of the features."""
+        if type(self.base) in _CLASSES or self.base in _CLASS_FUNCTIONS:
+            _check_classes(outputs, targets, leading)
+            return
+        if isinstance(self.base, _CLASSES) or outputs.shape == targets.shape:
             return
         same_shape = isinstance(self.base, _SAME_SHAPE) or self.base in _SAME_SHAPE_FUNCTIONS
         shorter = min(outputs.shape, targets.shape, key=len)
@@ -208,6 +212,43 @@ class Head:
                 "the learning rate, or give a function that says what it divides by: "
                 "lambda y, t: (F.mse_loss(y, t, reduction='sum'), 1.0).",
             )
+
+
+def refuse_class(loss_fn: object) -> None:
+    """A class is called to make a loss, not to compute one."""
+    if isinstance(loss_fn, type):
+        name = loss_fn.__name__
+        raise Refusal(f"the class {name}", "a loss function", f"make one: {name}().", TypeError)
+
+
+def _refuse_more_arguments(loss_fn: Any) -> None:
+    """A loss of PyTorch's own that wants more than outputs and targets cannot be given it."""
+    call = loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn
+    wanted: list[str] = []
+    for parameter in inspect.signature(call).parameters.values():
+        by_place = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if by_place and parameter.default is parameter.empty:
+            wanted.append(parameter.name)
+    if len(wanted) > 2:
+        raise Refusal(
+            f"a loss that wants {', '.join(wanted)}",
+            "one of (outputs, targets)",
+            "write a function that gives it all of them, lambda outputs, targets: ...",
+            TypeError,
+        )
+
+
+def _check_classes(outputs: Tensor, targets: Tensor, leading: int) -> None:
+    """Targets are classes, without the outputs' dimension of classes, or probabilities of them."""
+    probabilities = targets.is_floating_point() and targets.shape == outputs.shape
+    without = outputs.shape[:leading] + outputs.shape[leading + 1 :]
+    classes = targets.dtype in (torch.int64, torch.uint8) and targets.shape == without
+    if probabilities or (classes and outputs.ndim > leading):
+        return
+    came = f"outputs {in_words(outputs)} and targets {in_words(targets)} of {targets.dtype}"
+    wanted = f"classes {tuple(without)}, int64, without the dimension of the classes"
+    fix = "targets.squeeze(-1) drops a dimension of 1, targets.long() makes classes of numbers."
+    raise Refusal(came, wanted, fix)
 
 
 def torch_options(loss_fn: Any) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from ..core.errors import Refusal, in_words
 from ..core.layout import all_lengths, as_sequences, between, extent, valid_steps
 from ..core.state import map_leaves, select_rows
 from .base import Scored, SequenceLoss
-from .function import LossFunction, pair_of, torch_options
+from .function import LossFunction, pair_of, refuse_class, torch_options
 from .steps import StepLoss
 from .total import Total, in_a_row, nothing, precise
 
@@ -38,6 +38,7 @@ class PlainLoss(SequenceLoss):
         if not callable(function):
             came = f"loss = {in_words(function)}"
             raise Refusal(came, "a loss function", "seq2seq_loss(nn.MSELoss()).", TypeError)
+        refuse_class(function)
         self.loss_fn = function
         self.heads = []
         self.scales = None

@@ -173,7 +173,7 @@ class ScoredRows(Scored):
                 totals.append(self._weighed(head.read(given, len(self.rows))))
             else:
                 _check_target(target, outputs)
-                head.check_shapes(answer, target)
+                head.check_shapes(answer, target, leading=1)
                 totals.append(self._weighed(head(answer, target)))
         return stacked(totals, self.loss.scales)
 

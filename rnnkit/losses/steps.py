@@ -13,7 +13,7 @@ from ..core.layout import as_sequences, between, extent, valid_steps
 from ..core.state import map_leaves
 from .base import Scored, SequenceLoss, check_weights, part_of
 from .function import Each, Head, LossFunction
-from .total import Total, in_a_row, nothing, precise, stacked
+from .total import Total, in_a_row, nothing, precise, stacked, weight_like
 
 
 @asked("seq2seq_loss")
@@ -221,7 +221,7 @@ class ScoredSteps(Scored):
         step = self._of_valid(torch.arange(time * batch, device="cpu")) // batch  # (N,)
         step = step.to(table.losses.device)
         sums = table.losses.new_zeros(time).index_add(0, step, table.losses)
-        weights = torch.as_tensor(table.weights).to(sums).expand_as(table.losses)
+        weights = weight_like(table.weights, sums).expand_as(table.losses)
         return Total(sums, sums.new_zeros(time).index_add(0, step, weights))
 
     def step_weights(self) -> Tensor:
@@ -253,7 +253,7 @@ class ScoredSteps(Scored):
                 raise Refusal(
                     came, "the same T and B for both", "one target for each step and row."
                 )
-            head.check_shapes(own, target)
+            head.check_shapes(own, target, leading=2)
 
     def _total_of(self, i: int, outputs: Tensor, targets: Tensor) -> Total:
         """One head's total; outputs `(N, *O)`, targets `(N, *Y)`."""
@@ -295,18 +295,24 @@ class ScoredSteps(Scored):
 
     def _weight_by_row(self, head: Head) -> Tensor:
         """The weight of each row's steps, `(B,)`, in float64 on the CPU."""
-        weights = self.step_weights()
-        own = head.weights(part_of(self.targets, head.key, "targets").flatten(0, 1))
+        weights = self._of_valid(
+            self.step_weights().flatten()
+        )  # (N,), without padding: its targets may be no classes
+        own = head.weights(self._flat(part_of(self.targets, head.key, "targets")))
         if own is not None:
-            weights = weights * own.view(self.mask.shape).to("cpu", torch.float64)
-        return weights.sum(0)
+            weights = weights * own.to("cpu", torch.float64)
+        return weights.new_zeros(self.mask.shape[1]).index_add(0, self._rows(), weights)
+
+    def _rows(self) -> Tensor:
+        """The row of each step that counts, `(N,)`, on the CPU."""
+        batch = self.mask.shape[1]
+        return self._of_valid(torch.arange(batch, device="cpu").repeat(len(self.mask)))
 
     def _row_by_row(self, i: int, outputs: Tensor, targets: Tensor) -> Total:
         """Under `average="sequence"`: a function that gives one number for all, called for each
         row."""
         head = self.loss.heads[i]
-        time, batch = self.mask.shape
-        row = self._of_valid(torch.arange(time * batch, device="cpu")) % batch  # (N,)
+        row = self._rows()
         total = nothing(outputs)
         for b in row.unique().tolist():
             here = (row == b).nonzero().squeeze(1).to(outputs.device)

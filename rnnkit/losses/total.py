@@ -66,7 +66,7 @@ class Total:
         """The part of one head."""
         if self.scales is None:
             return self
-        weight = torch.as_tensor(self.weight)
+        weight = weight_like(self.weight, self.sum)
         return Total(self.sum[..., i], weight[..., i])
 
 
@@ -74,8 +74,26 @@ def stacked(totals: Sequence[Total], scales: tuple[float, ...] | None) -> Total:
     """The totals of the heads as one: with a dict of losses a last dimension of heads."""
     if scales is None:
         return totals[0]
+    if torch.is_grad_enabled():
+        totals = _without_idle(totals)
     sums, weights = _side_by_side(totals, -1)
     return Total(sums, weights, sums.new_tensor(scales))
+
+
+def _without_idle(totals: Sequence[Total]) -> Sequence[Total]:
+    """The totals of the heads; one that scored nothing, beside others that did, has no gradient.
+
+    A gradient of zeros would let the momentum of an optimizer move what belongs to that head alone.
+    """
+    idle = [total.empty for total in totals]
+    if all(idle) or not any(idle):
+        return totals
+    kept: list[Total] = []
+    for total, is_idle in zip(totals, idle, strict=True):
+        if is_idle:
+            total = total.detach()
+        kept.append(total)
+    return kept
 
 
 def in_a_row(totals: Sequence[Total]) -> Total:
@@ -86,13 +104,25 @@ def in_a_row(totals: Sequence[Total]) -> Total:
 
 def _side_by_side(totals: Sequence[Total], dim: int) -> tuple[Tensor, Tensor]:
     sums = torch.stack([total.sum for total in totals], dim)
-    weights = torch.stack([torch.as_tensor(total.weight).to(sums) for total in totals], dim)
+    weights = torch.stack([weight_like(total.weight, sums) for total in totals], dim)
     return sums, weights
+
+
+def weight_like(weight: Tensor | float, like: Tensor) -> Tensor:
+    """A weight as a tensor of the dtype and on the device of another one."""
+    if isinstance(weight, Tensor):
+        return weight.to(like)
+    return like.new_tensor(weight)
 
 
 def precise(losses: Tensor) -> Tensor:
     """In float32 at least: sums of bfloat16 stop growing at 256 steps."""
     return losses.float() if losses.dtype.itemsize < 4 else losses
+
+
+def exact(device: torch.device) -> torch.dtype:
+    """The dtype in which weights are added up: float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def nothing(outputs: Tensor) -> Total:
