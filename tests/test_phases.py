@@ -1,8 +1,10 @@
 """Phases: truncated BPTT, carried state, closed loops and feedback, held to loops written out in plain PyTorch."""
 
+import copy
 import weakref
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -387,6 +389,41 @@ def test_documents_start_from_zero_and_rows_run_dry(kind, options):
         if len(d) > 1
     ]
     close(came, expected)
+
+
+class Learned(nn.Module):
+    """A GRU whose first state is a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(3, 3)
+        self.start = nn.Parameter(torch.ones(1, 1, 3))
+
+    def initial_state(self, batch_size):
+        return self.start.expand(1, batch_size, 3).contiguous()
+
+    def forward(self, inputs, state=None):
+        if state is None:
+            state = self.initial_state(inputs.shape[1])
+        return self.gru(inputs, state)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 3}, {"window": 3, "stride": 1}])
+def test_rows_that_all_restart_are_a_batch_that_begins(options):
+    """In every window that reaches back to the first step a learned start has its gradient."""
+    torch.manual_seed(0)
+    begun = Learned().double()
+    restarted = copy.deepcopy(begun)
+    first, second = data(7, 2, 3), data(7, 2, 3, seed=1)
+    stream = rk.BPTTTrainingPhase(stateful=True, **options)
+    stream(restarted, SEQ, first, sgd(restarted))
+    restarted.load_state_dict(begun.state_dict())
+    batch = rk.SequenceBatch(second, restart=torch.ones(2, dtype=torch.bool))
+    left = stream(restarted, SEQ, batch, sgd(restarted))
+    right = rk.BPTTTrainingPhase(**options)(begun, SEQ, second, sgd(begun))
+    assert torch.equal(left.loss, right.loss)
+    assert torch.equal(left.outputs, right.outputs)
+    assert all(map(torch.equal, restarted.parameters(), begun.parameters()))
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 3}, {"window": 3, "stride": 1}])
@@ -905,6 +942,35 @@ def test_a_bidirectional_model_is_refused_where_time_is_cut():
                 lambda phase=phase: phase(model, SEQ, x, sgd(model)))  # fmt: skip
     for phase in (rk.BPTTTrainingPhase(), rk.BPTTTrainingPhase(window=5)):
         phase(model, SEQ, x, sgd(model))
+
+
+def test_one_target_a_sequence_is_cut_by_the_window_alone():
+    """A stride has nothing to cut there: a bidirectional model whose window holds all is trained."""
+    models = []
+    for options in ({}, {"window": 50, "stride": 2}):
+        model = net(bidirectional=True)
+        loss = rk.seq2one_loss(MSE, "mean")
+        batch = (data(6, 2, 3), data(2, 3, seed=1))
+        rk.BPTTTrainingPhase(**options)(model, loss, batch, sgd(model))
+        models.append(model)
+    assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    found = []
+    for kind in (int, np.int64, np.uint8):
+        model = net()
+        loss = rk.seq2seq_loss(MSE, warmup=kind(1))
+        training = rk.BPTTTrainingPhase(kind(3), kind(2), accumulate=kind(1))
+        found.append(training(model, loss, data(7, 2, 3), sgd(model)).loss)
+        sampler = rk.with_covariates(lambda y: y[:, :2], kind(2))
+        closed = rk.BPTTValidationPhase(kind(2), sampler)
+        found.append(closed(model, loss, data(7, 2, 3)).closed_loss)
+    assert found[0] == found[2] == found[4]
+    assert found[1] == found[3] == found[5]
+    refused("BPTTTrainingPhase: got window = np.True_; wanted a whole number, window >= 1. "
+            "Likely fix: window=None is full BPTT.",
+            lambda: rk.BPTTTrainingPhase(np.True_), TypeError)  # fmt: skip
 
 
 def test_a_source_and_a_carried_state_are_refused():

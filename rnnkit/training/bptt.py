@@ -17,8 +17,8 @@ from ..generation.feedback import Feedback
 from ..generation.rollouts import Rollout
 from ..generation.samplers import NextInput, identity
 from ..losses.base import Scored
-from ..losses.total import Total, check_adds_up
-from .phase import Loop, Phase, StepState, detached
+from ..losses.total import Total, check_adds_up, exact, weight_like
+from .phase import Begun, Loop, Phase, StepState, detached
 
 
 class Window(NamedTuple):
@@ -61,10 +61,21 @@ class _Work:
     """One step at work: what its windows share."""
 
     loop: Loop
-    step: StepState
-    scored: Scored
+    begun: Begun
     rollout: Rollout
     mask: Tensor | None  # (T, B): where the model is fed its own output
+
+    @property
+    def step(self) -> StepState:
+        return self.begun.step
+
+    @property
+    def scored(self) -> Scored:
+        return self.begun.scored
+
+    def start(self) -> State:
+        """The state before the first step."""
+        return self.begun.state(self.loop.model)
 
     def over(self, start: int, stop: int, carried: Carried) -> tuple[list[Any], Carried]:
         """The outputs of a stretch, a list of one or none, and what goes on from it."""
@@ -194,9 +205,12 @@ class BPTTTrainingPhase(Phase):
         check_optimizer(loop.optimizer)
         if getattr(loop.model, "training", True) is False:
             loop.model.train()
-        step, state, scored = self.begin(loop, batch)
+        begun = self.begin(loop, batch)
+        step = begun.step
         time, rows = extent(step.inputs)
         in_windows = self.stride is not None and self.stride < time
+        if loop.loss.per_sequence:
+            in_windows = self.window is not None and self.window < time
         if in_windows:
             came = f" and stride = {self.stride} for {time} steps"
             wanted = "a model whose state goes on forward only"
@@ -206,14 +220,13 @@ class BPTTTrainingPhase(Phase):
         if self.feedback is not None:
             mask = self.feedback.mask(time, rows, step.lengths, self.updates)
         rollout = Rollout(loop.model, self.sampler, carry=self.stateful)
-        work = _Work(loop, step, scored, rollout, mask)
-        if loop.loss.per_sequence:
-            cut = self.window is not None and self.window < time
-            outputs, total = self._last_window(work, state) if cut else self._whole(work, state)
-        elif in_windows:
-            outputs, total = self._windows(work, state)
+        work = _Work(loop, begun, rollout, mask)
+        if not in_windows:
+            outputs, total = self._whole(work)
+        elif loop.loss.per_sequence:
+            outputs, total = self._last_window(work)
         else:
-            outputs, total = self._whole(work, state)
+            outputs, total = self._windows(work)
 
         self.updates += 1
         self._held.batches += 1
@@ -221,27 +234,27 @@ class BPTTTrainingPhase(Phase):
             self.finish(loop)
         step.outputs = outputs
         step.loss = step.keep("loss", total)
-        step.weight = scored.count
+        step.weight = begun.scored.count
         return step
 
-    def _whole(self, work: _Work, state: State) -> tuple[Any, Total]:
+    def _whole(self, work: _Work) -> tuple[Any, Total]:
         """Full BPTT: one window."""
         step = work.step
         work.loop.emit("WindowBegin")
         with work.loop.context():
-            outputs, state = work.rollout.over(step.inputs, work.mask, state, step.lengths)
+            outputs, state = work.rollout.over(step.inputs, work.mask, work.start(), step.lengths)
         total = self._update(work, work.scored, outputs)
         if self.stateful:
             self.carried = detach(state)
         return detached(outputs), total
 
-    def _windows(self, work: _Work, state: State) -> tuple[Any, Total]:
+    def _windows(self, work: _Work) -> tuple[Any, Total]:
         """A loss for the new steps of every window, its gradient through the window's steps."""
         stride = self.stride or 1
         all_outputs: list[Any] = []
         totals: list[Total] = []
         places = list(windows(extent(work.step.inputs)[0], stride, self.window or stride))
-        carried = Carried(state, None)
+        carried = Carried(work.start(), None)
         for window in places:
             work.loop.emit("WindowBegin")
             with work.loop.context():
@@ -256,6 +269,8 @@ class BPTTTrainingPhase(Phase):
             if window.end == window.following:
                 following = last
             carried = Carried(*detach(tuple(following)))  # the next window starts without a history
+            if window.following == 0 and work.begun.restart is not None:
+                carried = Carried(work.start(), None)  # a learned first state is asked once more
         if self.stateful:
             self.carried = carried.state
         together = join(all_outputs)
@@ -273,9 +288,11 @@ class BPTTTrainingPhase(Phase):
                 parts.append(scored.total(between(outputs, new, end)))
             check_adds_up(work.scored.total(outputs), parts)
 
-    def _last_window(self, work: _Work, state: State) -> tuple[Any, Total]:
+    def _last_window(self, work: _Work) -> tuple[Any, Total]:
         """One loss at the end, its gradient through each row's own last `window` steps."""
-        step, loop = work.step, work.loop
+        step = work.step
+        loop = work.loop
+        state = work.start()
         time, batch = extent(step.inputs)
         ends = _Ends(all_lengths(step.lengths, time, batch), time, self.window or 1)
 
@@ -312,7 +329,8 @@ class BPTTTrainingPhase(Phase):
 
     def _update(self, work: _Work, scored: Scored, outputs: Any) -> Total:
         """The loss of a window, its gradient, and the optimizer's step."""
-        loop, step = work.loop, work.step
+        loop = work.loop
+        step = work.step
         step.outputs = detached(outputs)
         with loop.context():
             loop.emit("LossBegin")
@@ -383,7 +401,8 @@ class _Held:
     def add(self, total: Total, optimizer: torch.optim.Optimizer) -> None:
         """Backpropagate a sum, head by head, and put its gradient aside."""
         heads = [total.sum] if total.scales is None else list(total.sum.unbind(-1))
-        weights = torch.as_tensor(total.weight).double().detach().reshape(-1)
+        sums = total.sum.detach()
+        weights = weight_like(total.weight, sums.to(exact(sums.device))).reshape(-1)
         if self.sums is None or self.weights is None:
             parameters = _parameters_of(optimizer)
             self.sums = [[None] * len(parameters) for _ in heads]

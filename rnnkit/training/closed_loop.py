@@ -16,7 +16,7 @@ from ..generation.rollouts import Rollout
 from ..generation.samplers import NextInput, identity
 from ..generation.sampling import draw_paths
 from ..losses.base import Scored
-from ..losses.total import Total, check_adds_up
+from ..losses.total import Total, check_adds_up, weight_like
 from .phase import Begun, Loop, Phase, StepState
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -138,7 +138,8 @@ class BPTTValidationPhase(Phase):
         """One step for a loop."""
         with torch.no_grad(), evaluating(loop.model):
             begun = self.begin(loop, batch)
-            step, state, scored = begun
+            step = begun.step
+            state = begun.state(loop.model)
             time, rows = extent(step.inputs)
             lengths = all_lengths(step.lengths, time, rows)
             mask = self._mask(step, lengths)
@@ -147,11 +148,11 @@ class BPTTValidationPhase(Phase):
                 step.outputs, after = rollout.over(step.inputs, mask, state, step.lengths)
                 loop.emit("LossBegin")
                 if loop.loss.per_sequence:
-                    self._one_loss(step, scored)
+                    self._one_loss(step, begun.scored)
                 elif self.nfeedback and self.paths is not None:
-                    self._scored_paths(loop, begun, lengths)
+                    self._scored_paths(loop, begun, state, lengths)
                 else:
-                    self._split(loop, step, scored, lengths)
+                    self._split(loop, step, begun.scored, lengths)
             if self.stateful:
                 self.carried = after
         return step
@@ -206,9 +207,10 @@ class BPTTValidationPhase(Phase):
         driven = t < lengths - self.nfeedback
         return [driven, (t < lengths) & ~driven]
 
-    def _scored_paths(self, loop: Loop, begun: Begun, lengths: Tensor) -> None:
+    def _scored_paths(self, loop: Loop, begun: Begun, state: State, lengths: Tensor) -> None:
         """The loss of the driven part, and the score of the paths that the closed loop draws."""
-        step, state, scored = begun
+        step = begun.step
+        scored = begun.scored
         masks = self._parts(lengths, len(lengths), step)
         driven, _ = scored.parts(step.outputs, masks)
         step.open_loss = step.keep("open_loss", driven)
@@ -259,7 +261,7 @@ class BPTTValidationPhase(Phase):
 
 
 def _sum_weight(by_step: Total) -> Tensor:
-    return torch.as_tensor(by_step.weight).sum(0)
+    return weight_like(by_step.weight, by_step.sum).sum(0)
 
 
 def _at_places(
@@ -270,5 +272,5 @@ def _at_places(
     alone = scored.only(driven).by_step(step.outputs)
     flat = index.flatten().to(scores.device)
     sums = alone.sum.index_add(0, flat, scores.flatten().to(alone.sum))
-    own = torch.as_tensor(alone.weight).to(sums).expand(time)
+    own = weight_like(alone.weight, sums).expand(time)
     return Total(sums, own.index_add(0, flat, weights.flatten().to(sums)))

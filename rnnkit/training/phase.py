@@ -64,8 +64,14 @@ class Begun(NamedTuple):
     """A batch taken apart: the step, the state it starts from, and what is scored."""
 
     step: StepState
-    state: State
+    carried: State  # of the batch before, or made of a source
+    restart: Tensor | None  # (B,): the rows to which that state does not belong
     scored: Scored
+
+    def state(self, model: Any) -> State:
+        """The state before the first step, in which the rows that start afresh have the first
+        state of the model as it is now."""
+        return restart_rows(model, self.carried, self.restart)
 
 
 class Loop:
@@ -188,14 +194,16 @@ class Phase:
                 weights = weights[:time]
 
         if self.stateful:
-            state = self._go_on(loop, state, batch.restart, rows)
+            state = self._go_on(loop, state, rows)
+            if batch.restart is not None and self.read is not None:
+                self.read = self.read.masked_fill(batch.restart, 0)
         came = f"inputs {in_words(inputs)}"
         scored = loop.loss.over(targets, time, rows, lengths, weights, read=self.read, came=came)
         self._count(lengths, time, rows)
         step = StepState(inputs, targets, lengths, weights)
         loop.current = step
         loop.emit("StepBegin")
-        return Begun(step, state, scored)
+        return Begun(step, state, batch.restart, scored)
 
     def _start(self, loop: Loop, inputs: Any) -> tuple[Any, State]:
         """The inputs, and the state that a source makes where there is one."""
@@ -206,9 +214,8 @@ class Phase:
         with loop.context():
             return inputs, encode(source, source_lengths)
 
-    def _go_on(self, loop: Loop, state: State, restart: Tensor | None, rows: int) -> State:
-        """The state carried from the batch before, with the rows that start afresh at their
-        first."""
+    def _go_on(self, loop: Loop, state: State, rows: int) -> State:
+        """The state carried from the batch before."""
         fix = "make the model one-directional, or stateful=False."
         check_one_way(loop.model, ", stateful", "a state that goes on", fix)
         if state is not None:
@@ -224,9 +231,7 @@ class Phase:
             "afresh."
         )
         check_state(self.carried, rows, fix)
-        if restart is not None and self.read is not None:
-            self.read = self.read.masked_fill(restart, 0)
-        return restart_rows(loop.model, self.carried, restart)
+        return self.carried
 
     def _count(self, lengths: Tensor | None, time: int, rows: int) -> None:
         """Add the steps of this batch to those that each row has read."""
