@@ -6,6 +6,7 @@ call of its own.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -46,8 +47,9 @@ class Rollout:
     _: KW_ONLY
     carry: bool = True
 
-    def __post_init__(self) -> None:
-        self._declared = DeclaredSampler(self.sampler)
+    @cached_property
+    def _declared(self) -> DeclaredSampler:
+        return DeclaredSampler(self.sampler)  # most rollouts in training feed nothing
 
     def over(
         self,

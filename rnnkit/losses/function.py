@@ -133,13 +133,13 @@ class Head:
         if type(self.loss_fn) is nn.CrossEntropyLoss:
             if options["weight"] is not None or targets.is_floating_point():
                 return None
-            weight = float((targets != options["ignore_index"]).sum())
+            weight = _count_of_others(targets, options["ignore_index"])
         elif type(self.loss_fn) is not nn.MSELoss:
             return None
         if weight == 0:
             return None
         mean = self.loss_fn(outputs, targets)
-        return Total(mean * weight, weight, quotient=mean)
+        return Total.of_mean(mean, weight)
 
     def weights(self, targets: Tensor) -> Tensor | None:
         """What torch's mean divides by, step by step, `(N,)`; `None` where all steps count
@@ -170,7 +170,7 @@ class Head:
         given = precise(given)
         if given.ndim == 0:
             self.scalar = True
-            return Total(given * count, float(count), quotient=given)
+            return Total.of_mean(given, float(count))
         return Each(given.flatten(1).mean(1) if given.ndim > 1 else given, 1.0)
 
     def check_shapes(self, outputs: Tensor, targets: Tensor, *, leading: int) -> None:
@@ -212,6 +212,13 @@ class Head:
                 "the learning rate, or give a function that says what it divides by: "
                 "lambda y, t: (F.mse_loss(y, t, reduction='sum'), 1.0).",
             )
+
+
+def _count_of_others(targets: Tensor, ignored: int) -> float:
+    """How many targets are not the one that is ignored."""
+    if ignored < 0 and targets.numel() and int(targets.min()) >= 0:
+        return float(targets.numel())  # the usual case, in one operation
+    return float((targets != ignored).sum())
 
 
 def refuse_class(loss_fn: object) -> None:

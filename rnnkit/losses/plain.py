@@ -153,7 +153,7 @@ class ScoredPlain(Scored):
                 f"a loss {in_words(given)}", "a scalar tensor, or a pair (sum, weight)", fix
             )
         mean = precise(given)
-        return Total(mean * self.count, float(self.count), quotient=mean)
+        return Total.of_mean(mean, float(self.count))
 
     def between(self, start: int, stop: int) -> Scored:
         targets = between(self.targets, start, stop)

@@ -119,17 +119,21 @@ class StepLoss(SequenceLoss):
                 "one target for each step and row; one target for a whole sequence is "
                 "seq2one_loss.",
             )
-        mask = torch.ones(time, batch, dtype=torch.bool, device="cpu")
+        mask: Tensor | None = None  # every step counts
         if lengths is not None:
             mask = valid_steps(lengths, time)
         if self.warmup:
             steps = torch.arange(time, device="cpu").unsqueeze(1)
             before = torch.zeros(batch, dtype=torch.int64, device="cpu") if read is None else read
-            mask = mask & (steps + before >= self.warmup)
+            mask = _both(mask, steps + before >= self.warmup)
         if weights is not None:
             weights = check_weights(weights, (time, batch))
-            mask = mask & (weights != 0)
+            mask = _both(mask, weights != 0)
         return ScoredSteps(self, targets, mask, weights)
+
+
+def _both(mask: Tensor | None, other: Tensor) -> Tensor:
+    return other if mask is None else mask & other
 
 
 class ScoredSteps(Scored):
@@ -142,17 +146,18 @@ class ScoredSteps(Scored):
         self,
         loss: StepLoss,
         targets: Any,
-        mask: Tensor,
+        mask: Tensor | None,
         weights: Tensor | None,
         row_weights: list[Tensor] | None = None,
     ) -> None:
         self.loss = loss
         self.targets = targets
-        self.mask = mask  # (T, B), on the CPU: which steps count
-        self.weights = weights  # (T, B), on the CPU: the steps' own weights
-        self.index: Tensor | None = None  # (N,): the places of these steps in T * B; all where None
-        if not bool(mask.all()):
+        self.shape = extent(targets)  # T, B
+        self.index: Tensor | None = None  # (N,): which of the T * B steps count; all where None
+        if mask is not None and not bool(mask.all()):
             self.index = mask.flatten().nonzero().squeeze(1)
+        self._mask = mask
+        self.weights = weights  # (T, B), on the CPU: the steps' own weights
 
         # Under average="sequence" a step counts by its share in the whole of its row, which a part
         # must know.
@@ -162,10 +167,18 @@ class ScoredSteps(Scored):
             self.row_weights = [self._weight_by_row(head) for head in loss.heads]
 
     @property
+    def mask(self) -> Tensor:
+        """Which steps count: bool, on the CPU, `(T, B)`."""
+        if self._mask is None:
+            return torch.ones(self.shape, dtype=torch.bool, device="cpu")
+        return self._mask
+
+    @property
     def count(self) -> int:
+        time, batch = self.shape
         if self.loss.average == "sequence":
             return int(self.mask.any(0).sum())
-        return self.mask.numel() if self.index is None else len(self.index)
+        return time * batch if self.index is None else len(self.index)
 
     def total(self, outputs: Any) -> Total:
         flat, targets = self.valid(outputs)
@@ -179,12 +192,13 @@ class ScoredSteps(Scored):
     def between(self, start: int, stop: int) -> Scored:
         weights = None if self.weights is None else self.weights[start:stop]
         targets = between(self.targets, start, stop)
-        return self._part(targets, self.mask[start:stop], weights)
+        mask = None if self._mask is None else self._mask[start:stop]
+        return self._part(targets, mask, weights)
 
     def only(self, mask: Tensor) -> Scored:
-        return self._part(self.targets, self.mask & mask, self.weights)
+        return self._part(self.targets, _both(self._mask, mask), self.weights)
 
-    def _part(self, targets: Any, mask: Tensor, weights: Tensor | None) -> ScoredSteps:
+    def _part(self, targets: Any, mask: Tensor | None, weights: Tensor | None) -> ScoredSteps:
         return ScoredSteps(self.loss, targets, mask, weights, self.row_weights)
 
     def parts(self, outputs: Any, masks: Sequence[Tensor]) -> list[Total]:
@@ -200,7 +214,7 @@ class ScoredSteps(Scored):
         return [stacked(totals, self.loss.scales) for totals in zip(*by_head, strict=True)]
 
     def by_step(self, outputs: Any) -> Total:
-        time = len(self.mask)
+        time = self.shape[0]
         flat, targets = self.valid(outputs)
         totals: list[Total] = []
         for i, head in enumerate(self.loss.heads):
@@ -217,7 +231,7 @@ class ScoredSteps(Scored):
         return stacked(totals, self.loss.scales)
 
     def _by_step(self, table: Each) -> Total:
-        time, batch = self.mask.shape
+        time, batch = self.shape
         step = self._of_valid(torch.arange(time * batch, device="cpu")) // batch  # (N,)
         step = step.to(table.losses.device)
         sums = table.losses.new_zeros(time).index_add(0, step, table.losses)
@@ -291,7 +305,7 @@ class ScoredSteps(Scored):
     def _shares(self, whole: Tensor) -> Tensor:
         """One by the weight of a step's whole row, `(N,)`; rows without weight do not count."""
         share = torch.where(whole > 0, 1 / whole, 0)  # (B,)
-        return self._of_valid(share.expand(self.mask.shape).flatten())
+        return self._of_valid(share.expand(self.shape).flatten())
 
     def _weight_by_row(self, head: Head) -> Tensor:
         """The weight of each row's steps, `(B,)`, in float64 on the CPU."""
@@ -301,12 +315,12 @@ class ScoredSteps(Scored):
         own = head.weights(self._flat(part_of(self.targets, head.key, "targets")))
         if own is not None:
             weights = weights * own.to("cpu", torch.float64)
-        return weights.new_zeros(self.mask.shape[1]).index_add(0, self._rows(), weights)
+        return weights.new_zeros(self.shape[1]).index_add(0, self._rows(), weights)
 
     def _rows(self) -> Tensor:
         """The row of each step that counts, `(N,)`, on the CPU."""
-        batch = self.mask.shape[1]
-        return self._of_valid(torch.arange(batch, device="cpu").repeat(len(self.mask)))
+        time, batch = self.shape
+        return self._of_valid(torch.arange(batch, device="cpu").repeat(time))
 
     def _row_by_row(self, i: int, outputs: Tensor, targets: Tensor) -> Total:
         """Under `average="sequence"`: a function that gives one number for all, called for each

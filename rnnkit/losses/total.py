@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from torch import Tensor
 from ..core.errors import Refusal
 
 
-@dataclass(frozen=True, slots=True)
 class Total:
     """A loss as a sum and a weight: `mean()` is what a user sees, `+` is how pieces are put
     together.
@@ -26,10 +24,32 @@ class Total:
     2.0
     """
 
-    sum: Tensor
-    weight: Tensor | float
-    scales: Tensor | None = None
-    quotient: Tensor | None = None  # the mean, where it came first: torch's own, to the bit
+    __slots__ = ("_given", "_is_mean", "scales", "weight")
+
+    def __init__(self, sum: Tensor, weight: Tensor | float, scales: Tensor | None = None) -> None:
+        self._given = sum
+        self._is_mean = False
+        self.weight = weight
+        self.scales = scales
+
+    @classmethod
+    def of_mean(cls, mean: Tensor, weight: float) -> Total:
+        """A total of which the mean came first: it is kept to the bit, and the sum is made of it
+        where one is asked for."""
+        total = cls(mean, weight)
+        total._is_mean = True
+        return total
+
+    @property
+    def sum(self) -> Tensor:
+        """What the weight divides: a scalar, or `(T,)` of single steps; heads are its last
+        dimension."""
+        if self._is_mean:
+            return self._given * self.weight
+        return self._given
+
+    def __repr__(self) -> str:
+        return f"Total(sum={self.sum}, weight={self.weight})"
 
     def __iter__(self) -> Iterator[Tensor | float]:
         return iter((self.sum, self.weight))
@@ -39,8 +59,8 @@ class Total:
 
     def mean(self) -> Tensor:
         """The sum by the weight; 0, not NaN, where nothing was weighed."""
-        if self.quotient is not None:
-            return self.quotient
+        if self._is_mean:
+            return self._given
         if isinstance(self.weight, Tensor):
             weight = self.weight.to(self.sum.dtype)
             mean = self.sum / weight.masked_fill(weight == 0, 1)
@@ -52,8 +72,9 @@ class Total:
 
     def detach(self) -> Total:
         """The same numbers without a gradient."""
-        quotient = None if self.quotient is None else self.quotient.detach()
-        return replace(self, sum=self.sum.detach(), quotient=quotient)
+        total = Total(self._given.detach(), self.weight, self.scales)
+        total._is_mean = self._is_mean
+        return total
 
     @property
     def empty(self) -> bool:

@@ -246,7 +246,7 @@ class BPTTTrainingPhase(Phase):
         total = self._update(work, work.scored, outputs)
         if self.stateful:
             self.carried = detach(state)
-        return detached(outputs), total
+        return step.outputs, total
 
     def _windows(self, work: _Work) -> tuple[Any, Total]:
         """A loss for the new steps of every window, its gradient through the window's steps."""
@@ -265,7 +265,7 @@ class BPTTTrainingPhase(Phase):
                 join(old + rest), window.new - window.start, window.end - window.start
             )
             totals.append(self._update(work, work.scored.between(window.new, window.end), outputs))
-            all_outputs.append(detached(outputs))
+            all_outputs.append(work.step.outputs)
             if window.end == window.following:
                 following = last
             carried = Carried(*detach(tuple(following)))  # the next window starts without a history
