@@ -88,7 +88,9 @@ def parts_of(sequence: Any) -> list[Any]:
 
 def extent(sequence: Any) -> tuple[int, int]:
     """`T` and `B` of a sequence, or of a dict of sequences."""
-    time, batch = parts_of(sequence)[0].shape[:2]
+    if not isinstance(sequence, Tensor):
+        sequence = parts_of(sequence)[0]
+    time, batch = sequence.shape[:2]
     return time, batch
 
 

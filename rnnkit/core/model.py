@@ -44,7 +44,7 @@ def unwrap(model: Any) -> Any:
     while True:
         if isinstance(model, _WRAPPERS):
             model = model.module
-        elif isinstance(model, nn.Module) and _COMPILED in dict(model.named_children()):
+        elif isinstance(model, nn.Module) and _COMPILED in vars(model)["_modules"]:
             model = model.get_submodule(_COMPILED)
         else:
             return model

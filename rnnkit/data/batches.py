@@ -181,6 +181,8 @@ def _read(batch: Any) -> SequenceBatch:
     inputs: Any = sequence
     if source:
         inputs = (*source, sequence)
+    if inputs is batch.inputs and weights is batch.weights:
+        return batch  # most batches come as they are to be
     return replace(batch, inputs=inputs, weights=weights)
 
 
