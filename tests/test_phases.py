@@ -564,11 +564,13 @@ def by_hand(model, x, n, lengths=None):
 
 def test_no_feedback_is_teacher_forcing():
     x, model = data(11, 4, 3), net()
-    assert rk.BPTTValidationPhase()(model, SEQ, x).loss_by_step is None
+    plain = rk.BPTTValidationPhase()(model, SEQ, x)
+    assert plain.loss_by_step is None
     step = rk.BPTTValidationPhase(by_step=True)(model, SEQ, x)
     outputs = rnn_of(model)(x[:-1])[0].detach()
     assert torch.equal(step.outputs, outputs)
-    assert torch.equal(step.loss, MSE(outputs, x[1:]))
+    assert torch.equal(plain.loss, MSE(outputs, x[1:]))
+    close([step.loss], [plain.loss])  # that of all steps, put together
     assert torch.equal(step.open_loss, step.loss)
     assert step.closed_loss is None
     close([step.loss_by_step], [(outputs - x[1:]).square().mean((1, 2))])

@@ -431,3 +431,16 @@ def test_a_function_of_one_s_own_is_taken_as_it_is_and_torch_s_own_by_steps():
     assert as_loss(nn.MSELoss()).name == "seq2seq_loss"
     assert as_loss(F.mse_loss).name == "seq2seq_loss"
     assert as_loss(lambda outputs, targets: 0).name == "the loss"
+
+
+def test_a_validation_with_losses_by_step_evaluates_an_unreduced_loss_once():
+    calls = []
+
+    def counted(outputs, targets):
+        calls.append(len(outputs))
+        return (outputs - targets).square()
+
+    batch = (torch.randn(6, 2, 2), torch.randn(6, 2, C))
+    step = rk.BPTTValidationPhase(by_step=True)(tagger(), rk.seq2seq_loss(counted), batch)
+    assert calls == [12]
+    torch.testing.assert_close(step.loss, step.loss_by_step.mean())

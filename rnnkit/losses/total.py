@@ -83,6 +83,11 @@ class Total:
             return not bool(self.weight.any())
         return self.weight == 0
 
+    def over_time(self) -> Total:
+        """The totals of single steps, `(T,)`, put together."""
+        weight = weight_like(self.weight, self.sum)
+        return Total(self.sum.sum(0), weight.sum(0), self.scales)
+
     def head(self, i: int) -> Total:
         """The part of one head."""
         if self.scales is None:

@@ -181,7 +181,11 @@ class BPTTValidationPhase(Phase):
 
     def _split(self, loop: Loop, step: StepState, scored: Scored, lengths: Tensor) -> None:
         """The loss of the driven part, of the closed loop, and of each step."""
-        total = scored.total(step.outputs)
+        by_step = scored.by_step(step.outputs) if self.makes_by_step else None
+        if by_step is None or loop.loss.opaque:
+            total = scored.total(step.outputs)
+        else:
+            total = by_step.over_time()  # the loss was evaluated once, which is enough
         step.loss = step.keep("loss", total)
         step.weight = scored.count
         if self.nfeedback:
@@ -192,12 +196,9 @@ class BPTTValidationPhase(Phase):
             step.closed_loss = step.keep("closed_loss", fed)
         else:
             step.open_loss = step.keep("open_loss", total)
-        if self.makes_by_step:
-            by_step = scored.by_step(step.outputs)
+        if by_step is not None:
             if loop.loss.opaque:
-                check_adds_up(
-                    total, [Total(by_step.sum.sum(0), _sum_weight(by_step), total.scales)]
-                )
+                check_adds_up(total, [by_step.over_time()])
             step.loss_by_step = step.keep("loss_by_step", by_step)
 
     def _parts(self, lengths: Tensor, rows: int, step: StepState) -> list[Tensor]:
@@ -258,10 +259,6 @@ class BPTTValidationPhase(Phase):
             fix = "with_covariates(sampler, fed) tells which features are forecast."
             raise Refusal(came, "draws of what the targets are", fix)
         return self.score(draws, targets)
-
-
-def _sum_weight(by_step: Total) -> Tensor:
-    return weight_like(by_step.weight, by_step.sum).sum(0)
 
 
 def _at_places(
