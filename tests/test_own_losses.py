@@ -654,3 +654,31 @@ def test_a_weight_is_counted_whatever_the_default_dtype(low):
         torch.set_default_dtype(torch.float64)
     assert float(total.weight) == 3001
     close(total.mean(), torch.ones((), dtype=torch.float64))
+
+
+# Scores of paths
+
+
+def test_the_energy_score_of_paths_far_from_zero_is_exact_in_float32():
+    """Spread of a hundredth about a thousand, of more paths than cdist takes one by one."""
+    paths = 1000 + 0.01 * data(2, 3, 100, 1)
+    targets = torch.full((2, 3, 1), 1000.0)
+    found = rk.energy_score(paths.float(), targets.float())
+    drawn = paths.float().double().squeeze(-1)  # (n, B, P)
+    to_target = (drawn - 1000).abs().mean(2)
+    apart = (drawn.unsqueeze(2) - drawn.unsqueeze(3)).abs().sum((2, 3)) / (2 * 100 * 99)
+    torch.testing.assert_close(found.double(), to_target - apart, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("score", [lambda p, t: p.mean(), lambda p, t: 1.0], ids=["one", "float"])
+def test_a_score_that_tells_of_no_step_is_refused(score):
+    sampler = rk.DistributionSampler(lambda y: torch.distributions.Normal(y, 1.0))
+    phase = rk.BPTTValidationPhase(2, sampler, score=score)
+    batch = (data(6, 3, 3), data(6, 3, 3, seed=1))
+    refused(lambda: phase(net(), nn.MSELoss(), batch), "from score; wanted a score of each step")
+
+
+def test_what_is_no_feedback_and_no_sampler_is_refused():
+    refused(lambda: rk.BPTTTrainingPhase(feedback=0.5), "feedback = a float", TypeError)
+    refused(lambda: rk.BPTTTrainingPhase(sampler=3), "sampler = a int", TypeError)
+    refused(lambda: rk.BPTTValidationPhase(1, None), "sampler = a NoneType", TypeError)

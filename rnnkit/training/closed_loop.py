@@ -62,7 +62,9 @@ def energy_score(paths: Tensor, targets: Tensor) -> Tensor:
     drawn = paths.flatten(3) if paths.ndim > 3 else paths.unsqueeze(3)  # (n, B, P, F)
     came_true = targets.reshape(*targets.shape[:2], 1, -1)  # (n, B, 1, F)
     distance = (drawn - came_true).norm(dim=-1).mean(2)
-    between = torch.cdist(drawn, drawn).sum((2, 3)) / (count * (count - 1))
+    # From 26 paths on cdist would take products, which lose the distances of what is far from 0.
+    pairs = torch.cdist(drawn, drawn, compute_mode="donot_use_mm_for_euclid_dist")
+    between = pairs.sum((2, 3)) / (count * (count - 1))
     return distance - between / 2
 
 
@@ -258,7 +260,12 @@ class BPTTValidationPhase(Phase):
             came = f"draws {tuple(draws.shape[3:])} and targets {tuple(targets.shape[2:])} a step"
             fix = "with_covariates(sampler, fed) tells which features are forecast."
             raise Refusal(came, "draws of what the targets are", fix)
-        return self.score(draws, targets)
+        scores = self.score(draws, targets)
+        if not isinstance(scores, Tensor) or scores.shape != index.shape:
+            came = f"{in_words(scores)} from score"
+            wanted = f"a score of each step and row, {tuple(index.shape)}"
+            raise Refusal(came, wanted, "take the mean over the paths, dim 2, alone.")
+        return scores
 
 
 def _at_places(

@@ -112,6 +112,13 @@ class Phase:
     def __init__(
         self, sampler: NextInput, stateful: bool, feedback: Feedback | None = None
     ) -> None:
+        if feedback is not None and not isinstance(feedback, Feedback):
+            came = f"feedback = {in_words(feedback)}"
+            fix = "Feedback.probability(0.5), Feedback.last(n) or another of its constructors."
+            raise Refusal(came, "a Feedback", fix, TypeError)
+        if not callable(sampler):
+            fix = "identity, sample_best, SoftmaxSampler() or a function of your own."
+            raise Refusal(f"sampler = {in_words(sampler)}", "a function", fix, TypeError)
         self.sampler = sampler
         self.stateful = stateful
         self.feedback = feedback
