@@ -54,6 +54,9 @@ class Total:
     def __iter__(self) -> Iterator[Tensor | float]:
         return iter((self.sum, self.weight))
 
+    def __getitem__(self, i: int) -> Tensor | float:
+        return (self.sum, self.weight)[i]
+
     def __add__(self, other: Total) -> Total:
         return Total(self.sum + other.sum, self.weight + other.weight, self.scales)
 
@@ -69,6 +72,13 @@ class Total:
         if self.scales is None:
             return mean
         return (mean * self.scales).sum(-1)
+
+    def curve(self) -> Tensor:
+        """Of single steps, `(T,)`, each one's mean; NaN, a gap, where a step was not scored."""
+        weight = weight_like(self.weight, self.sum)
+        if self.scales is not None:
+            weight = weight.sum(-1)
+        return self.mean().masked_fill(weight == 0, torch.nan)
 
     def detach(self) -> Total:
         """The same numbers without a gradient."""

@@ -201,7 +201,8 @@ class BPTTValidationPhase(Phase):
         if by_step is not None:
             if loop.loss.opaque:
                 check_adds_up(total, [by_step.over_time()])
-            step.loss_by_step = step.keep("loss_by_step", by_step)
+            step.totals["loss_by_step"] = by_step
+            step.loss_by_step = by_step.curve()
 
     def _parts(self, lengths: Tensor, rows: int, step: StepState) -> list[Tensor]:
         """The driven and the self-fed steps, each a mask `(T, B)`."""
@@ -228,9 +229,9 @@ class BPTTValidationPhase(Phase):
         closed = Total(scores.sum(), weights.sum())
         step.closed_loss = step.keep("closed_loss", closed)
         if self.makes_by_step:
-            step.loss_by_step = step.keep(
-                "loss_by_step", _at_places(scored, step, masks[0], index, scores, weights)
-            )
+            by_step = _at_places(scored, step, masks[0], index, scores, weights)
+            step.totals["loss_by_step"] = by_step
+            step.loss_by_step = by_step.curve()
 
     def _places(self, lengths: Tensor, time: int) -> Tensor:
         """The steps of each row that it is fed at, `(n, B)`."""

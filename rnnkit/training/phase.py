@@ -38,7 +38,8 @@ class StepState:
         weight: the steps that are scored, or the sequences where the loss averages those.
         open_loss: validation: the loss of the driven steps; `None` where there are none.
         closed_loss: validation: the loss, or the score, of the steps that the model fed itself.
-        loss_by_step: validation: `(T,)`, the loss of each step alone, where it was asked for.
+        loss_by_step: validation: `(T,)`, the loss of each step alone, where it was asked for; NaN
+            at a step that was not scored.
         totals: what an epoch adds up: name to a sum and a weight.
     """
 
