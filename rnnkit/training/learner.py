@@ -1,7 +1,7 @@
 """A model, a loss and an optimizer, with events around their steps: the loop that phases run in."""
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,10 @@ from .bptt import BPTTTrainingPhase, check_optimizer
 from .closed_loop import BPTTValidationPhase
 from .events import (
     Bracket,
+    Cancel,
     CancelEpoch,
     CancelFit,
+    CancelStep,
     Handlers,
     StepBracket,
     handlers,
@@ -28,10 +30,6 @@ from .metrics import Metrics, Tally
 from .phase import Loop, Loss, Phase, StepState
 from .resume import Place
 from .rng import generators_of, rng_state, set_rng_state
-
-_SAME = (
-    "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
-)
 
 
 @dataclass(eq=False)
@@ -196,17 +194,15 @@ class Learner(Loop):
         for handler in self.now.heard[event]:
             handler(self)
 
-    def emit_to_all(self, event: str) -> CancelFit | None:
+    def emit_to_all(self, event: str) -> Cancel | None:
         """`emit` of an end: what one callback cancels, the others hear all the same."""
-        cancelled = None
+        cancels: list[Cancel] = []
         for handler in self.now.heard[event]:
             try:
                 handler(self)
-            except CancelEpoch:  # it is at its end
-                pass
-            except CancelFit as error:
-                cancelled = error
-        return cancelled
+            except Cancel as error:
+                cancels.append(error)
+        return max(cancels, key=lambda cancel: cancel.width, default=None)
 
     def context(self) -> AbstractContextManager[Any]:
         """What the forward pass and the loss run under: autocast, where it was asked for."""
@@ -418,7 +414,7 @@ class Learner(Loop):
                 f"at least one for {phase.name}",
                 "a generator is spent after one epoch; pass a list or a DataLoader.",
             )
-        if phase.trains:
+        with suppress(CancelStep):  # it leaves out the update of the last accumulated batches
             phase.finish(self)
 
     def _restore_generators(self) -> None:
