@@ -3,6 +3,7 @@
 import copy
 import random
 
+import numpy as np
 import pytest
 import torch
 from helpers import refused
@@ -675,3 +676,61 @@ def test_the_generators_are_where_they_were_after_a_look_within_a_fit():
     draw = Draw()
     learner_of(callbacks=[draw]).fit(1, [data(6, 2, 3)])
     assert draw.done
+
+
+def test_a_number_of_numpy_is_a_whole_number_too(tmp_path):
+    checkpoint = rk.Checkpoint(tmp_path / "run.pt", np.int32(1), resume=True)
+    learner = learner_of(callbacks=[checkpoint])
+    phase = rk.BPTTTrainingPhase(np.int64(2))
+    assert learner.fit(np.int64(2), [data(6, 2, 3)], training=phase).epoch_index == 2
+    learner.fit(np.int64(1), [data(6, 2, 3)])  # its file is written, and read back, as any other
+    assert learner.epoch_index == 3
+    again = rk.Checkpoint(tmp_path / "run.pt", resume=True)
+    resumed = learner_of(callbacks=[again])
+    resumed.fit(2, [data(6, 2, 3)]).fit(1, [data(6, 2, 3)])
+    assert all(map(torch.equal, learner.parameters, resumed.parameters))
+
+
+def test_what_is_no_phase_is_refused():
+    learner, batches = learner_of(), [data(5, 2, 3)]
+    calls = (
+        lambda: learner.epoch(batches, rk.BPTTValidationPhase()),
+        lambda: learner.step(batches[0], rk.BPTTTrainingPhase()),
+        lambda: learner.epoch(rk.BPTTValidationPhase, batches),
+        lambda: learner.fit(1, batches, training=rk.BPTTTrainingPhase),
+        lambda: rk.evaluate(learner.model, SEQ, batches, 3),
+    )
+    for call in calls:
+        refused(call, "wanted a phase", TypeError)
+
+
+def test_a_phase_of_training_trains_and_one_of_validation_does_not():
+    learner, batches = learner_of(), [data(5, 2, 3)]
+    refused(
+        lambda: learner.fit(1, batches, training=rk.BPTTValidationPhase()), "a phase that trains"
+    )
+    refused(
+        lambda: learner.fit(1, batches, batches, validation=rk.BPTTTrainingPhase()),
+        "a phase that does not train",
+    )
+    assert learner.epoch_index == 0
+
+
+@pytest.mark.parametrize("wrong", [None, 5, rk.BPTTTrainingPhase()])
+def test_what_holds_no_batches_is_refused(wrong):
+    refused(lambda: learner_of().fit(1, wrong), "wanted batches", TypeError)
+    if wrong is not None:
+        refused(lambda: learner_of().fit(1, [data(5, 2, 3)], wrong), "wanted batches", TypeError)
+
+
+def test_batches_may_be_asked_for_by_their_number():
+    class Numbered:
+        def __getitem__(self, i):
+            return [data(5, 2, 3), data(6, 2, 3)][i]
+
+    assert learner_of().fit(1, Numbered()).epoch_index == 1
+
+
+def test_callbacks_are_objects_in_a_list():
+    refused(lambda: learner_of(callbacks=rk.History()), "a History", TypeError)
+    refused(lambda: learner_of(callbacks=[rk.History]), "History, a class", TypeError)

@@ -146,6 +146,9 @@ def handlers(callbacks: Sequence[object]) -> Handlers:
 
 
 def _check_methods(callback: object) -> None:
+    if isinstance(callback, type):
+        came = f"{callback.__name__}, a class"
+        raise Refusal(came, "callbacks", f"{callback.__name__}(), an object of it.", TypeError)
     names = {method_of(event) for event in EVENTS}
     for method in dir(callback):
         if method.startswith("on_") and method not in names:

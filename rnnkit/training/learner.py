@@ -135,6 +135,9 @@ class Learner(Loop):
         self.autocast = autocast
         self.parameters = list(model.parameters())
         self.metrics = Metrics(metrics, self.device)
+        if not isinstance(callbacks, Iterable):
+            fix = "put brackets around it: [callback]."
+            raise Refusal(in_words(callbacks), "a list of callbacks", fix, TypeError)
         self.callbacks = sorted(callbacks, key=order_of)
         self._handlers = handlers(self.callbacks)
 
@@ -235,16 +238,22 @@ class Learner(Loop):
             The learner itself.
 
         Raises:
-            TypeError: if `train` or `valid` is one batch where batches are wanted.
-            ValueError: if there are no batches; if called by a callback.
+            TypeError: if `train` or `valid` is one batch where batches are wanted, or a phase is
+                none.
+            ValueError: if there are no batches; if called by a callback; if `training` does not
+                train or `validation` does.
         """
         at_least("epochs", epochs, 0, "it counts passes over the data.")
         if self.now.running:
             fix = "learner.epoch(phase, data) and learner.step(phase, batch) leave it alone."
             raise Refusal("fit, called by a callback,", "one fit at a time", fix)
-        parts = [(BPTTTrainingPhase() if training is None else training, train)]
+        training = BPTTTrainingPhase() if training is None else training
+        validation = BPTTValidationPhase() if validation is None else validation
+        _check_phase(training, trains=True)
+        _check_phase(validation, trains=False)
+        parts: list[tuple[Phase, Iterable[Any]]] = [(training, train)]
         if valid is not None:
-            parts.append((BPTTValidationPhase() if validation is None else validation, valid))
+            parts.append((validation, valid))
         for phase, data in parts:
             _check_batches(data, phase.name)
         self.phases, self.loaders = zip(*parts, strict=True)
@@ -252,7 +261,7 @@ class Learner(Loop):
         self.now = Pass(self._handlers, Tally(self, self.metrics), running=True)
         self.place.in_fit = True
         self.place.passes = 0
-        target = self.place.start + epochs
+        target = self.place.start + int(epochs)  # a number of NumPy's could not be read back
         try:
             resume.put_what_waits(self)
             with Bracket(self, "Fit", CancelFit) as bracket:
@@ -287,9 +296,10 @@ class Learner(Loop):
         `WindowBegin` to `WindowEnd` of training.
 
         Raises:
-            TypeError: if `data` is one batch where batches are wanted.
+            TypeError: if `data` is one batch where batches are wanted, or `phase` is none.
             ValueError: if there is no batch.
         """
+        _check_phase(phase)
         _check_batches(data, phase.name)
         with self._aside(phase):
             self._run(self.now, data)
@@ -302,7 +312,11 @@ class Learner(Loop):
 
         Called by a callback it changes nothing of what is running, as [epoch][rnnkit.Learner.epoch]
         does not.
+
+        Raises:
+            TypeError: if `phase` is none.
         """
+        _check_phase(phase)
         if self.now.running:
             with self._aside(phase):
                 return self._step(phase, batch)
@@ -490,8 +504,22 @@ def _carrying_on(phase: Phase) -> Generator[None]:
         phase.read = read
 
 
+def _check_phase(phase: Any, trains: bool | None = None) -> None:
+    """Refuse what is no phase, and one that trains where it must not, or the other way round."""
+    if not isinstance(phase, Phase):
+        fix = "BPTTTrainingPhase() or BPTTValidationPhase(), and the data after it."
+        raise Refusal(in_words(phase), "a phase", fix, TypeError)
+    if trains is not None and phase.trains != trains:
+        wanted = "a phase that trains" if trains else "a phase that does not train"
+        fix = "BPTTTrainingPhase() trains, BPTTValidationPhase() does not."
+        raise Refusal(in_words(phase), wanted, fix)
+
+
 def _check_batches(data: Any, name: str) -> None:
     """Refuse one batch where batches are wanted: it would be read as several, of other meaning."""
+    if not isinstance(data, Iterable) and "__getitem__" not in dir(data):
+        fix = "fit(epochs, train, valid), each a DataLoader or a list; phases by their names."
+        raise Refusal(f"{in_words(data)} for {name}", "batches", fix, TypeError)
     one = isinstance(data, Tensor | SequenceBatch | dict)
     if isinstance(data, tuple):
         one = not all(isinstance(part, tuple | SequenceBatch) for part in data)
@@ -535,14 +563,12 @@ def evaluate(
             number, such as `loss_by_step (T,)`, stays a tensor.
 
     Raises:
-        TypeError: if `data` is one batch where batches are wanted.
+        TypeError: if `data` is one batch where batches are wanted, or `phase` is none.
         ValueError: if there are no batches, or the phase trains.
     """
     check_model(model)
     phase = BPTTValidationPhase() if phase is None else phase
-    if phase.trains:
-        fix = "BPTTValidationPhase(); to train, learner.epoch(phase, data)."
-        raise Refusal(f"a {type(phase).__name__}", "a phase that does not train", fix)
+    _check_phase(phase, trains=False)
     _check_batches(data, "evaluation")
     loop = Loop(model, loss, None)
     if isinstance(model, nn.Module):
