@@ -1,5 +1,6 @@
 """What an epoch adds up. The referee counts by hand, one sequence at a time, in float64."""
 
+import contextlib
 import copy
 import math
 from fractions import Fraction
@@ -381,3 +382,24 @@ def test_an_evaluation_refuses_what_is_not_to_be_evaluated():
     refused(lambda: rk.evaluate(model, loss, data[0]), "which is one batch", TypeError)
     refused(lambda: rk.evaluate(model, loss, []), "got no batches")
     refused(lambda: rk.evaluate(nn.GRUCell(3, 3), loss, data), "a cell", TypeError)
+
+
+@pytest.mark.parametrize("value", [None, "high", (torch.ones(3), torch.ones(2)), {"a": {"b": 1.0}}])
+def test_what_a_counter_computes_is_a_number_or_a_tensor(value):
+    class Odd(Count):
+        def compute(self):
+            return value
+
+    fix = "computed by the metric 'odd"
+    refused(lambda: learner_of(metrics={"odd": Odd()}).fit(1, batches([(5, 3)])), fix, TypeError)
+
+
+def test_class_weights_are_moved_to_the_device():
+    weighted = nn.CrossEntropyLoss(weight=torch.ones(CLASSES))
+    learner_of(metrics={"weighted": rk.seq2seq_loss(weighted)}, device="meta")
+    assert weighted.weight.device.type == "meta"
+
+    loss = nn.CrossEntropyLoss(weight=torch.ones(CLASSES))
+    with contextlib.suppress(NotImplementedError, RuntimeError):  # this device has no numbers
+        rk.evaluate(net().to("meta"), rk.seq2seq_loss(loss), batches([(5, 3)]))
+    assert loss.weight.device.type == "meta"

@@ -26,7 +26,7 @@ from .events import (
     hushed,
     order_of,
 )
-from .metrics import Metrics, Tally
+from .metrics import Metrics, Tally, move_to
 from .phase import Loop, Loss, Phase, StepState
 from .resume import Place
 from .rng import generators_of, rng_state, set_rng_state
@@ -130,8 +130,7 @@ class Learner(Loop):
         super().__init__(model, loss, optimizer)
         if device is not None:
             self.device = torch.device(device)
-            for module in (model, *self.loss.modules()):
-                module.to(self.device)
+            move_to(self.device, [model, *self.loss.modules()])
         self.autocast = autocast
         self.parameters = list(model.parameters())
         self.metrics = Metrics(metrics, self.device)
@@ -573,6 +572,7 @@ def evaluate(
     loop = Loop(model, loss, None)
     if isinstance(model, nn.Module):
         loop.device = next((parameter.device for parameter in model.parameters()), None)
+        move_to(loop.device, loop.loss.modules())
     tally = Tally(loop, Metrics(metrics, loop.device))
     with tally.holding(), evaluating(model), torch.no_grad(), _carrying_on(phase):
         phase.reset()

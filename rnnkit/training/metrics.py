@@ -1,7 +1,7 @@
 """What an epoch adds up: its losses, and metrics, which are losses without a gradient."""
 
 import copy
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -63,6 +63,7 @@ class Metrics:
                 _prepare(metric, device)
             else:
                 self.losses[name] = as_loss(metric)
+                move_to(device, self.losses[name].modules())
 
     def __bool__(self) -> bool:
         return bool(self.losses or self.counters)
@@ -94,8 +95,15 @@ def _prepare(counter: Counter, device: torch.device | None) -> None:
     # Without this a checkpoint within an epoch would keep no counts of torchmetrics'.
     if isinstance(counter, Persistent):
         counter.persistent(True)
-    if isinstance(counter, nn.Module) and device is not None:
-        counter.to(device)
+    if isinstance(counter, nn.Module):
+        move_to(device, [counter])
+
+
+def move_to(device: torch.device | None, modules: Iterable[nn.Module]) -> None:
+    """What has buffers of its own, as class weights are, is where the batches are moved."""
+    if device is not None:
+        for module in modules:
+            module.to(device)
 
 
 # The counters that some epoch is using: another that begins within it counts with copies.
@@ -148,9 +156,9 @@ class Tally:
             value = counter.compute()
             if isinstance(value, Mapping):  # a collection of metrics
                 for key, one in value.items():
-                    self.computed[f"{name}.{key}"] = torch.as_tensor(one)
+                    self.computed[f"{name}.{key}"] = _as_tensor(f"{name}.{key}", one)
             else:
-                self.computed[name] = torch.as_tensor(value)
+                self.computed[name] = _as_tensor(name, value)
 
     @contextmanager
     def holding(self) -> Generator[None]:
@@ -190,6 +198,16 @@ class Tally:
             counter = self.counters[name]
             if isinstance(counter, Stateful):
                 counter.load_state_dict(state)
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    """What a counter has computed: a number, or a tensor of some."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        came = f"{in_words(value)} computed by the metric {name!r}"
+        fix = "compute the curves and tables of a metric in a callback, at EpochEnd."
+        raise Refusal(came, "a number or a tensor", fix, TypeError) from None
 
 
 def _scored(loss: SequenceLoss, phase: Phase, step: StepState) -> Scored:
