@@ -192,8 +192,8 @@ def check_path(path: Path) -> None:
     """Refuse a path that cannot be written to; remove what killed processes have left beside it."""
     target = _target(path)
     try:
-        if target.exists() and not target.is_file():
-            kind = "a folder" if target.is_dir() else "a pipe or device"
+        kind = _no_file(target)
+        if kind is not None:
             raise Refusal(kind, "a regular file, or none yet", "give the file a name of its own.")
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = _beside(target)
@@ -204,6 +204,17 @@ def check_path(path: Path) -> None:
         fix = "look at the folder and its permissions."
         raise Refusal(came, "a file in a folder of yours", fix, OSError) from error
     _remove_left_over(target)
+
+
+def _no_file(target: Path) -> str | None:
+    """What stands where the file is to be, if it is no file."""
+    if target.is_symlink():  # one is left where links lead in a circle
+        return "a link that leads to itself"
+    if target.is_dir():
+        return "a folder"
+    if target.exists() and not target.is_file():
+        return "a pipe or device"
+    return None
 
 
 def _target(path: Path) -> Path:
