@@ -734,3 +734,32 @@ def test_batches_may_be_asked_for_by_their_number():
 def test_callbacks_are_objects_in_a_list():
     refused(lambda: learner_of(callbacks=rk.History()), "a History", TypeError)
     refused(lambda: learner_of(callbacks=[rk.History]), "History, a class", TypeError)
+
+
+def test_a_look_with_the_loader_and_the_phase_of_the_fit_changes_nothing_of_it():
+    def trained(*callbacks, accumulate: int) -> list[Tensor]:
+        shared = torch.Generator().manual_seed(3)
+
+        def noisy(outputs: Tensor) -> Tensor:
+            noise = torch.randn(outputs.shape, generator=shared, dtype=outputs.dtype)
+            return outputs + noise
+
+        noisy.generator = shared
+        loader = DataLoader(data(8, 5, 3), 2, shuffle=True, generator=shared, collate_fn=steps)
+        feedback = rk.Feedback.probability(0.5, generator=shared)
+        training = rk.BPTTTrainingPhase(accumulate=accumulate, feedback=feedback, stateful=True)
+        validation = rk.BPTTValidationPhase(2, noisy)
+        learner = learner_of(callbacks=callbacks)
+        learner.fit(2, loader, loader, training, validation)
+        return learner.parameters
+
+    def steps(rows: list[Tensor]) -> Tensor:
+        return torch.stack(rows, 1)
+
+    class Look:
+        def on_step_end(self, learner: rk.Learner) -> None:
+            learner.epoch(learner.phases[1], learner.loaders[0])
+
+    for accumulate in (1, 2):
+        plain = trained(accumulate=accumulate)
+        assert all(map(torch.equal, plain, trained(Look(), accumulate=accumulate)))

@@ -300,7 +300,7 @@ class Learner(Loop):
         """
         _check_phase(phase)
         _check_batches(data, phase.name)
-        with self._aside(phase):
+        with self._aside(phase, data):
             self._run(self.now, data)
             return self.averages
 
@@ -317,7 +317,7 @@ class Learner(Loop):
         """
         _check_phase(phase)
         if self.now.running:
-            with self._aside(phase):
+            with self._aside(phase, [batch]):
                 return self._step(phase, batch)
         if self.now.over or self.now.phase is not phase:
             self.now = Pass(self._handlers, Tally(self, self.metrics), phase)
@@ -339,17 +339,21 @@ class Learner(Loop):
             self.step_index += 1
 
     @contextmanager
-    def _aside(self, phase: Phase) -> Generator[None]:
+    def _aside(self, phase: Phase, data: Iterable[Any]) -> Generator[None]:
         """What runs around this goes on afterwards as if nothing had been inside."""
         around = self.now
         current = self.current
         steps = self.step_index
         heard = self._handlers
-        drawn: dict[str, Any] | None = None
         if around.running:
             heard = hushed(self._handlers, phase.trains)
-            # Looking at other data must not change what a training draws next.
-            drawn = None if phase.trains else rng_state([])
+
+        # Looking at other data must not change what a training draws next.
+        own = [*generators_of([data]), *phase.generators()]
+        generators = [generator for generator in own if generator is not None]
+        drawn: dict[str, Any] | None = None
+        if around.running and not phase.trains:
+            drawn = rng_state(generators)
         self.now = Pass(heard, Tally(self, self.metrics), phase, running=True)
         try:
             with _carrying_on(phase) if around.running else nullcontext():
@@ -361,7 +365,7 @@ class Learner(Loop):
                 self.current = current
                 self.step_index = steps
             if drawn is not None:
-                set_rng_state(drawn, [])
+                set_rng_state(drawn, generators)
 
     def _run(self, now: Pass, data: Iterable[Any]) -> CancelFit | None:
         """One pass over the data, from its begin to its end; gives back what cancels the fit."""
@@ -494,13 +498,11 @@ def _mode(model: Model, phase: Phase) -> AbstractContextManager[Any]:
 @contextmanager
 def _carrying_on(phase: Phase) -> Generator[None]:
     """What the phase carries from batch to batch is afterwards what it was."""
-    carried = phase.carried
-    read = phase.read
+    before = dict(vars(phase))
     try:
         yield
     finally:
-        phase.carried = carried
-        phase.read = read
+        vars(phase).update(before)
 
 
 def _check_phase(phase: Any, trains: bool | None = None) -> None:
