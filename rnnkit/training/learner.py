@@ -89,7 +89,8 @@ class Learner(Loop):
         metrics: what is looked at beside the loss, by name, in both phases: losses, evaluated
             without gradient and averaged like the loss, or objects with `update`, `compute` and
             `reset`, as torchmetrics has them, which are given the scored steps side by side,
-            outputs `(N, *O)` and targets `(N, *Y)`.
+            outputs `(N, *O)` and targets `(N, *Y)`. What a loss ignores by its value,
+            `ignore_index`, is among them: such a metric has an `ignore_index`, too.
         device: where the model and each batch are moved; nothing is moved where it is `None`.
         autocast: `torch.bfloat16` for mixed precision in the forward pass and the loss.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import Refusal, in_words
-from ..core.layout import all_lengths, extent
+from ..core.layout import all_lengths, extent, parts_of
 from ..losses.base import Scored, SequenceLoss
 from ..losses.plain import as_loss
 from .average import Average
@@ -121,6 +121,7 @@ class Tally:
     def __init__(self, loop: Loop, metrics: Metrics) -> None:
         self.loop = loop
         self.averages: dict[str, Average] = {}
+        self.counted = False
         self.computed: dict[str, Tensor] = {}
         self.losses = metrics.losses
         self.counters: dict[str, Counter] = {}
@@ -145,12 +146,15 @@ class Tally:
                 step.totals[name] = _scored(metric, phase, step).total(step.outputs)
         if self.counters:
             outputs, targets = _scored(self.loop.loss, phase, step).valid(step.outputs)
+            if not len(parts_of(outputs)[0]):  # many a counter cannot count nothing
+                return
+            self.counted = True
             for counter in self.counters.values():
                 counter.update(outputs, targets)
 
     def compute(self) -> None:
-        """Asks the counters, at the end of the epoch, where there was a step."""
-        if not self.averages:
+        """Asks the counters, at the end of the epoch, where there was a step to count."""
+        if not self.counted:
             return
         for name, counter in self.counters.items():
             value = counter.compute()
@@ -191,6 +195,7 @@ class Tally:
 
     def load_state_dict(self, saved: dict[str, Any], device: torch.device) -> None:
         """Goes on within an epoch."""
+        self.counted = bool(saved["averages"])
         for name, state in saved["averages"].items():
             self.averages[name] = Average()
             self.averages[name].load_state_dict(state, device)
