@@ -718,3 +718,19 @@ def test_a_metric_of_several_numbers_is_not_watched():
         "Likely fix: give the metric an average of its own: one number an epoch.",
         lambda: learner.fit(1, [torch.ones(6, 2, 3)]),
     )
+
+
+def test_an_epoch_cut_short_is_not_in_the_history():
+    class Cancel:
+        left = 1
+
+        def on_step_end(self, learner: rk.Learner) -> None:
+            if learner.epoch_index == 1 and self.left:
+                self.left = 0
+                raise rk.CancelFit
+
+    history = rk.History()
+    learner = learner_of(history, Cancel())
+    learner.fit(3, [data(6, 2, 3)] * 2).fit(1, [data(6, 2, 3)] * 2)
+    assert learner.epoch_index == 2
+    assert [row["epoch"] for row in history.rows] == [1, 2]

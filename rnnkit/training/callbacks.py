@@ -117,7 +117,7 @@ class History:
         self.rows: list[dict[str, Any]] = []
 
     def on_epoch_end(self, learner: "Learner") -> None:
-        if learner.fitting:
+        if learner.fitting and not learner.cut_short:  # such an epoch does not count
             place = {"epoch": learner.epoch_index + 1, "phase": learner.phase_name}
             self.rows.append({**place, **_numbers(learner.averages)})
 

@@ -282,7 +282,7 @@ class Learner(Loop):
             for phase, data in parts[self.place.passes :]:
                 tally = Tally(self, self.metrics)
                 now = Pass(self._handlers, tally, phase, fitting=True, last=phase is parts[-1][0])
-                cancelled = self._run(now, data)
+                cancelled = self._run(now, phase, data)
                 if cancelled is not None:
                     raise cancelled
 
@@ -302,7 +302,7 @@ class Learner(Loop):
         _check_phase(phase)
         _check_batches(data, phase.name)
         with self._aside(phase, data):
-            self._run(self.now, data)
+            self._run(self.now, phase, data)
             return self.averages
 
     @asked("Learner")
@@ -368,14 +368,11 @@ class Learner(Loop):
             if drawn is not None:
                 set_rng_state(drawn, generators)
 
-    def _run(self, now: Pass, data: Iterable[Any]) -> CancelFit | None:
+    def _run(self, now: Pass, phase: Phase, data: Iterable[Any]) -> CancelFit | None:
         """One pass over the data, from its begin to its end; gives back what cancels the fit."""
         around = self.now
         self.now = now
         now.running = True
-        phase = now.phase
-        if phase is None:
-            return None
         seen = self._begin(now, phase, data)
         try:
             with ExitStack() as now.exits:
