@@ -1,9 +1,11 @@
 """Callbacks: what is shown, kept, clipped, stopped and scheduled, held to PyTorch and to counting by hand."""
 
+import copy
 import csv
 import fcntl
 import io
 import os
+import pickle
 import pty
 import struct
 import sys
@@ -644,3 +646,91 @@ def test_the_checkpoint_writes_after_the_callbacks_whose_state_it_keeps(tmp_path
     saved = torch.load(tmp_path / "a.pt", weights_only=True)
     assert saved["callbacks"]["0 History"]["rows"] == history.rows
     assert len(history.rows) == 1
+
+
+def test_the_best_weights_of_a_loss_that_has_some_are_brought_back_with_them():
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log = nn.Parameter(torch.zeros(()))
+
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return (outputs - targets).square().mean(-1) / self.log.exp() + self.log
+
+    torch.manual_seed(0)
+    model, loss, keep = nn.GRU(3, 3), Learned(), rk.KeepBest()
+    optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], 3.0)  # too much
+    learner = rk.Learner(model, rk.seq2seq_loss(loss), optimizer, [keep])
+    valid = [torch.randn(6, 2, 3)]
+    learner.fit(6, [torch.randn(6, 2, 3)], valid)
+    assert keep.epoch is not None
+    assert keep.epoch < 6
+    again = learner.epoch(rk.BPTTValidationPhase(), valid)["loss"].item()
+    assert again == pytest.approx(keep.best, rel=1e-6)
+
+
+def test_a_gradient_that_the_optimizer_does_not_use_counts_in_no_norm():
+    torch.manual_seed(0)
+    model = rk.RecurrentSequential(nn.Linear(3, 3), nn.GRU(3, 3))
+    clip, norms = rk.ClipGradients(1e9), []
+
+    class Norm:
+        order = 1
+
+        def on_backward_end(self, learner: rk.Learner) -> None:
+            used = [p.grad.flatten() for p in model[1].parameters()]
+            norms.append((clip.norm.item(), torch.cat(used).norm().item()))
+
+    optimizer = torch.optim.SGD(model[1].parameters(), 0.01)  # nobody empties the first's .grad
+    rk.Learner(model, MSE, optimizer, [clip, Norm()]).fit(5, [torch.randn(6, 2, 3)])
+    assert [got for got, _ in norms] == pytest.approx([right for _, right in norms])
+
+
+def test_a_deep_copy_of_a_learner_goes_on_as_the_learner_does():
+    stop, keep = rk.EarlyStopping(2), rk.KeepBest()
+    learner = learner_of(rk.History(), stop, keep, rate=1e3)  # the first epoch is the best
+    train, valid = [data(6, 2, 3)], [data(6, 2, 3)]
+    learner.fit(1, train, valid)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(learner)))
+    for one in (learner, copied):
+        one.fit(3, train, valid)
+        history, stop, keep = one.callbacks
+        assert (one.epoch_index, keep.epoch, len(history.rows)) == (3, 1, 6)
+    assert all(map(torch.equal, weights_of(learner), weights_of(copied)))
+    assert copied.callbacks[0].rows == learner.callbacks[0].rows
+
+
+def test_a_metric_of_several_numbers_is_not_watched():
+    class Several:
+        def reset(self) -> None: ...
+
+        def update(self, outputs: Tensor, targets: Tensor) -> None: ...
+
+        def compute(self) -> Tensor:
+            return torch.ones(3)
+
+    model = nn.GRU(3, 3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    stop = rk.EarlyStopping(1, "each", "training")
+    learner = rk.Learner(model, MSE, optimizer, [stop], metrics={"each": Several()})
+    refused(
+        "EarlyStopping: got monitor='each', a tensor (3,); wanted a single number. "
+        "Likely fix: give the metric an average of its own: one number an epoch.",
+        lambda: learner.fit(1, [torch.ones(6, 2, 3)]),
+    )
+
+
+def test_an_epoch_cut_short_is_not_in_the_history():
+    class Cancel:
+        left = 1
+
+        def on_step_end(self, learner: rk.Learner) -> None:
+            if learner.epoch_index == 1 and self.left:
+                self.left = 0
+                raise rk.CancelFit
+
+    history = rk.History()
+    learner = learner_of(history, Cancel())
+    learner.fit(3, [data(6, 2, 3)] * 2).fit(1, [data(6, 2, 3)] * 2)
+    assert learner.epoch_index == 2
+    assert [row["epoch"] for row in history.rows] == [1, 2]

@@ -726,6 +726,14 @@ def test_a_state_that_its_owner_saved_resumes_as_well(written):
     assert (learner.epoch_index, len(history.rows)) == (2, 4)
 
 
+@pytest.mark.parametrize("part", ["fits", "tally", "epoch_rng", "passes"])
+@pytest.mark.parametrize("value", [None, 3.5, "x", [0.5], torch.ones(2)])
+def test_a_place_that_is_none_changes_nothing(written, part, value):
+    saved = torch.load(written, weights_only=True)
+    torch.save({**saved, part: value}, written)
+    refuses(written, "got ")
+
+
 @pytest.mark.parametrize("change", [
     lambda rng: rng.update(python=(3, (2**80,) * 625, None)),
     lambda rng: rng.update(python=(3, (-1,) * 625, None)),
@@ -757,7 +765,7 @@ def test_a_link_is_followed_and_the_mode_of_a_file_is_kept(tmp_path):
     assert fit_with(link, 2, 2, resume=True).epoch_index == 2
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "under a file", "too long"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "circle", "under a file", "too long"])
 def test_a_path_that_can_be_no_file_is_found_before_the_training(tmp_path, kind):
     path = tmp_path / "a.pt"
     if kind == "folder":
@@ -766,6 +774,9 @@ def test_a_path_that_can_be_no_file_is_found_before_the_training(tmp_path, kind)
         os.mkfifo(path)
     elif kind == "device":
         path = Path("/dev/null")
+    elif kind == "circle":
+        path.symlink_to(tmp_path / "b.pt")
+        (tmp_path / "b.pt").symlink_to(path)
     elif kind == "under a file":
         path.write_text("")
         path = path / "b.pt"

@@ -385,3 +385,47 @@ def test_an_epoch_that_a_callback_cancels_outside_a_fit_gives_what_it_had():
 
 def test_no_batches_beside_a_fit_are_refused_too():
     refused(lambda: learner_with().epoch(rk.BPTTValidationPhase(), []), "Learner: got no batches")
+
+
+@pytest.mark.parametrize("error", [rk.CancelStep, rk.CancelEpoch, rk.CancelFit])
+def test_every_callback_hears_the_end_of_a_step_whatever_one_of_them_cancels_there(error):
+    first, second = Log("StepEnd", error), Log()
+    learner_with(first, second).fit(1, [X, X])
+    assert second.events == first.events
+
+
+def test_of_what_two_callbacks_cancel_at_the_end_of_a_step_the_wider_is_cancelled():
+    wide, narrow = Log("StepEnd", rk.CancelEpoch), Log("StepEnd", rk.CancelStep)
+    for callbacks in ((wide, narrow), (narrow, wide)):
+        assert learner_with(*callbacks).fit(1, [X, X]).epoch_index == 1
+    assert wide.events.count("StepEnd") == 2
+
+
+@pytest.mark.parametrize(
+    ("event", "error"),
+    [
+        ("FitBegin", rk.CancelStep),
+        ("FitBegin", rk.CancelEpoch),
+        ("EpochBegin", rk.CancelStep),
+    ],
+)
+def test_what_has_not_begun_cannot_be_cancelled(event, error):
+    learner = learner_with(Log(event, error))
+    refused(lambda: learner.fit(1, [X]), f"{error.__name__} at {event}")
+
+
+@pytest.mark.parametrize("event", ["EpochEnd", "FitEnd"])
+def test_what_is_over_is_not_cancelled_and_every_callback_hears_of_it(event):
+    after = Log()
+    learner = learner_with(Log(event, rk.CancelStep), after).fit(2, [X])
+    assert learner.epoch_index == 2
+    assert after.events.count("EpochEnd") == 2
+    assert after.events[-1] == "FitEnd"
+
+
+def test_the_update_of_the_last_accumulated_batches_can_be_left_out():
+    learner = learner_with(Log("BackwardEnd", rk.CancelStep))
+    before = [parameter.detach().clone() for parameter in learner.parameters]
+    learner.fit(2, [X], training=rk.BPTTTrainingPhase(accumulate=2))
+    assert learner.epoch_index == 2
+    assert all(map(torch.equal, learner.parameters, before))

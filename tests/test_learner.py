@@ -3,6 +3,7 @@
 import copy
 import random
 
+import numpy as np
 import pytest
 import torch
 from helpers import refused
@@ -675,3 +676,90 @@ def test_the_generators_are_where_they_were_after_a_look_within_a_fit():
     draw = Draw()
     learner_of(callbacks=[draw]).fit(1, [data(6, 2, 3)])
     assert draw.done
+
+
+def test_a_number_of_numpy_is_a_whole_number_too(tmp_path):
+    checkpoint = rk.Checkpoint(tmp_path / "run.pt", np.int32(1), resume=True)
+    learner = learner_of(callbacks=[checkpoint])
+    phase = rk.BPTTTrainingPhase(np.int64(2))
+    assert learner.fit(np.int64(2), [data(6, 2, 3)], training=phase).epoch_index == 2
+    learner.fit(np.int64(1), [data(6, 2, 3)])  # its file is written, and read back, as any other
+    assert learner.epoch_index == 3
+    again = rk.Checkpoint(tmp_path / "run.pt", resume=True)
+    resumed = learner_of(callbacks=[again])
+    resumed.fit(2, [data(6, 2, 3)]).fit(1, [data(6, 2, 3)])
+    assert all(map(torch.equal, learner.parameters, resumed.parameters))
+
+
+def test_what_is_no_phase_is_refused():
+    learner, batches = learner_of(), [data(5, 2, 3)]
+    calls = (
+        lambda: learner.epoch(batches, rk.BPTTValidationPhase()),
+        lambda: learner.step(batches[0], rk.BPTTTrainingPhase()),
+        lambda: learner.epoch(rk.BPTTValidationPhase, batches),
+        lambda: learner.fit(1, batches, training=rk.BPTTTrainingPhase),
+        lambda: rk.evaluate(learner.model, SEQ, batches, 3),
+    )
+    for call in calls:
+        refused(call, "wanted a phase", TypeError)
+
+
+def test_a_phase_of_training_trains_and_one_of_validation_does_not():
+    learner, batches = learner_of(), [data(5, 2, 3)]
+    refused(
+        lambda: learner.fit(1, batches, training=rk.BPTTValidationPhase()), "a phase that trains"
+    )
+    refused(
+        lambda: learner.fit(1, batches, batches, validation=rk.BPTTTrainingPhase()),
+        "a phase that does not train",
+    )
+    assert learner.epoch_index == 0
+
+
+@pytest.mark.parametrize("wrong", [None, 5, rk.BPTTTrainingPhase()])
+def test_what_holds_no_batches_is_refused(wrong):
+    refused(lambda: learner_of().fit(1, wrong), "wanted batches", TypeError)
+    if wrong is not None:
+        refused(lambda: learner_of().fit(1, [data(5, 2, 3)], wrong), "wanted batches", TypeError)
+
+
+def test_batches_may_be_asked_for_by_their_number():
+    class Numbered:
+        def __getitem__(self, i):
+            return [data(5, 2, 3), data(6, 2, 3)][i]
+
+    assert learner_of().fit(1, Numbered()).epoch_index == 1
+
+
+def test_callbacks_are_objects_in_a_list():
+    refused(lambda: learner_of(callbacks=rk.History()), "a History", TypeError)
+    refused(lambda: learner_of(callbacks=[rk.History]), "History, a class", TypeError)
+
+
+def test_a_look_with_the_loader_and_the_phase_of_the_fit_changes_nothing_of_it():
+    def trained(*callbacks, accumulate: int) -> list[Tensor]:
+        shared = torch.Generator().manual_seed(3)
+
+        def noisy(outputs: Tensor) -> Tensor:
+            noise = torch.randn(outputs.shape, generator=shared, dtype=outputs.dtype)
+            return outputs + noise
+
+        noisy.generator = shared
+        loader = DataLoader(data(8, 5, 3), 2, shuffle=True, generator=shared, collate_fn=steps)
+        feedback = rk.Feedback.probability(0.5, generator=shared)
+        training = rk.BPTTTrainingPhase(accumulate=accumulate, feedback=feedback, stateful=True)
+        validation = rk.BPTTValidationPhase(2, noisy)
+        learner = learner_of(callbacks=callbacks)
+        learner.fit(2, loader, loader, training, validation)
+        return learner.parameters
+
+    def steps(rows: list[Tensor]) -> Tensor:
+        return torch.stack(rows, 1)
+
+    class Look:
+        def on_step_end(self, learner: rk.Learner) -> None:
+            learner.epoch(learner.phases[1], learner.loaders[0])
+
+    for accumulate in (1, 2):
+        plain = trained(accumulate=accumulate)
+        assert all(map(torch.equal, plain, trained(Look(), accumulate=accumulate)))

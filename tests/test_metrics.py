@@ -1,5 +1,6 @@
 """What an epoch adds up. The referee counts by hand, one sequence at a time, in float64."""
 
+import contextlib
 import copy
 import math
 from fractions import Fraction
@@ -381,3 +382,51 @@ def test_an_evaluation_refuses_what_is_not_to_be_evaluated():
     refused(lambda: rk.evaluate(model, loss, data[0]), "which is one batch", TypeError)
     refused(lambda: rk.evaluate(model, loss, []), "got no batches")
     refused(lambda: rk.evaluate(nn.GRUCell(3, 3), loss, data), "a cell", TypeError)
+
+
+@pytest.mark.parametrize("value", [None, "high", (torch.ones(3), torch.ones(2)), {"a": {"b": 1.0}}])
+def test_what_a_counter_computes_is_a_number_or_a_tensor(value):
+    class Odd(Count):
+        def compute(self):
+            return value
+
+    fix = "computed by the metric 'odd"
+    refused(lambda: learner_of(metrics={"odd": Odd()}).fit(1, batches([(5, 3)])), fix, TypeError)
+
+
+def test_class_weights_are_moved_to_the_device():
+    weighted = nn.CrossEntropyLoss(weight=torch.ones(CLASSES))
+    learner_of(metrics={"weighted": rk.seq2seq_loss(weighted)}, device="meta")
+    assert weighted.weight.device.type == "meta"
+
+    loss = nn.CrossEntropyLoss(weight=torch.ones(CLASSES))
+    with contextlib.suppress(NotImplementedError, RuntimeError):  # this device has no numbers
+        rk.evaluate(net().to("meta"), rk.seq2seq_loss(loss), batches([(5, 3)]))
+    assert loss.weight.device.type == "meta"
+
+
+def test_a_batch_without_a_step_to_count_is_not_counted():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    data = [rk.SequenceBatch(*batch) for batch in batches([(5, 3), (4, 2)])]
+    unscored = rk.SequenceBatch(*batches([(6, 2)], seed=1)[0], weights=torch.zeros(6, 2))
+    f1 = torchmetrics.F1Score("multiclass", num_classes=CLASSES)
+    loss = rk.seq2seq_loss(nn.CrossEntropyLoss())
+    right = rk.evaluate(net(), loss, data, metrics={"f1": f1})
+    got = rk.evaluate(net(), loss, [unscored, *data, unscored], metrics={"f1": f1})
+    assert got == right
+    assert "f1" not in rk.evaluate(net(), loss, [unscored], metrics={"f1": f1})
+
+
+def test_a_counter_that_is_told_what_the_loss_ignores_equals_sklearn():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    sklearn = pytest.importorskip("sklearn.metrics")
+    data = batches([(7, 4), (5, 3)])
+    for _, targets, _ in data:
+        targets[1] = -100
+    f1 = torchmetrics.F1Score("multiclass", num_classes=CLASSES, average="macro", ignore_index=-100)
+    model = net()
+    got = rk.evaluate(model, rk.seq2seq_loss(nn.CrossEntropyLoss()), data, metrics={"f1": f1})
+    outputs, targets = valid(model, data)
+    kept = targets != -100
+    right = sklearn.f1_score(targets[kept], outputs[kept].argmax(1), average="macro")
+    assert got["f1"] == pytest.approx(right)

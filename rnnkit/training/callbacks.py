@@ -5,16 +5,15 @@ import csv
 import math
 import sys
 import time
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..core.errors import Refusal, asked, at_least, one_of
+from ..core.errors import Refusal, asked, at_least, in_words, one_of
 from .events import CancelFit
 
 if TYPE_CHECKING:
@@ -28,10 +27,19 @@ def _numbers(averages: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _monitored(learner: "Learner", name: str) -> float:
     numbers = _numbers(learner.averages)
+    if name in learner.averages and name not in numbers:
+        fix = "give the metric an average of its own: one number an epoch."
+        came = f"monitor={name!r}, a tensor {in_words(learner.averages[name])}"
+        raise Refusal(came, "a single number", fix)
     if name not in numbers:
         fix = "closed_loss is there with BPTTValidationPhase(nfeedback) for nfeedback >= 1."
         raise Refusal(f"monitor={name!r}", f"one of {sorted(numbers)}", fix)
     return numbers[name]
+
+
+def _learned(learner: "Learner") -> list[nn.Module]:
+    """What has weights: the model, and the loss's own modules."""
+    return [learner.model, *learner.loss.modules()]
 
 
 def _title(learner: "Learner") -> str:
@@ -94,7 +102,7 @@ class ProgressBar:
 
 
 class History:
-    """Keeps the averages of every epoch of a fit.
+    """Keeps the averages of every epoch of a fit, those that are single numbers.
 
     >>> from rnnkit import History
     >>> History().as_dict()
@@ -109,7 +117,7 @@ class History:
         self.rows: list[dict[str, Any]] = []
 
     def on_epoch_end(self, learner: "Learner") -> None:
-        if learner.fitting:
+        if learner.fitting and not learner.cut_short:  # such an epoch does not count
             place = {"epoch": learner.epoch_index + 1, "phase": learner.phase_name}
             self.rows.append({**place, **_numbers(learner.averages)})
 
@@ -167,7 +175,8 @@ class StopOnNaN:
 
 
 class ClipGradients:
-    """Scales the gradients down where their norm, over all parameters, is above `max_norm`.
+    """Scales the gradients down where their norm, over all parameters that the optimizer updates,
+    is above `max_norm`.
 
     >>> from rnnkit import ClipGradients
     >>> callback = ClipGradients(1.0)
@@ -189,7 +198,10 @@ class ClipGradients:
         self.norm: Tensor | None = None
 
     def on_backward_end(self, learner: "Learner") -> None:
-        self.norm = torch.nn.utils.clip_grad_norm_(learner.parameters, self.max_norm)
+        # Of what the optimizer has not, nobody empties the gradients: their norm would only grow.
+        groups = learner.optimizer.param_groups
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        self.norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
 
 
 class _Watch:
@@ -212,7 +224,7 @@ class _Watch:
         self.phase = phase
         self.min_delta = min_delta
         self.best = math.inf if mode == "min" else -math.inf
-        self._learner: weakref.ref[Learner] | None = None
+        self._place: object = None  # whose training it watches; a deep copy's is its own
 
     def forget(self) -> None:
         """Start afresh."""
@@ -224,9 +236,9 @@ class _Watch:
         if self.phase not in names:
             fix = f"learner.fit(epochs, train, valid), or {how}."
             raise Refusal(f"no {self.phase} in this fit", f"one of {names}", fix)
-        if self._learner is not None and self._learner() is not learner:
+        if self._place is not None and self._place is not learner.place:
             self.forget()
-        self._learner = weakref.ref(learner)
+        self._place = learner.place
 
     def _is_told(self, learner: "Learner") -> bool:
         """Whether an epoch tells of the fit; one cut short or without a step left does not."""
@@ -242,7 +254,7 @@ class _Watch:
 
     def _go_on(self) -> None:
         """What was just loaded is of whatever learner comes next."""
-        self._learner = None
+        self._place = None
 
 
 class EarlyStopping(_Watch):
@@ -323,7 +335,8 @@ class EarlyStopping(_Watch):
 
 
 class KeepBest(_Watch):
-    """Keeps the weights of the best epoch, and brings them back at the end of `fit`.
+    """Keeps the weights of the best epoch, those of a loss that has some among them, and brings
+    them back at the end of `fit`.
 
     A second `fit` of the same learner goes on from them, and they stay the best until an epoch is
     better.
@@ -356,13 +369,13 @@ class KeepBest(_Watch):
     ) -> None:
         super().__init__(monitor, mode, phase, min_delta)
         self.epoch: int | None = None
-        self._weights: dict[str, Any] = {}
+        self._weights: list[dict[str, Any]] = []
 
     def forget(self) -> None:
         """Start afresh."""
         super().forget()
         self.epoch = None
-        self._weights = {}
+        self._weights = []
 
     @asked("KeepBest")
     def on_fit_begin(self, learner: "Learner") -> None:
@@ -376,11 +389,11 @@ class KeepBest(_Watch):
         if self._is_better(value):
             self.best = value
             self.epoch = learner.epoch_index + 1
-            self._weights = copy.deepcopy(learner.model.state_dict())
+            self._weights = [copy.deepcopy(part.state_dict()) for part in _learned(learner)]
 
     def on_fit_end(self, learner: "Learner") -> None:
-        if self._weights:
-            learner.model.load_state_dict(self._weights)
+        for part, weights in zip(_learned(learner), self._weights, strict=False):  # none at first
+            part.load_state_dict(weights)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

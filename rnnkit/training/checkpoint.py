@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import stat
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -61,7 +60,7 @@ class Checkpoint:
         self.every = every
         self.resume = resume
         # Whose the file is: what this learner has written or read is not read again.
-        self._owner: weakref.ref[Learner] | None = None
+        self._place: object = None
         self._owned: Path | None = None
 
     def on_fit_begin(self, learner: "Learner") -> None:
@@ -96,11 +95,11 @@ class Checkpoint:
         check_path(self.path)
 
     def _own(self, learner: "Learner") -> None:
-        self._owner = weakref.ref(learner)
+        self._place = learner.place
         self._owned = self.path
 
     def _is_own(self, learner: "Learner") -> bool:
-        return self._owner is not None and self._owner() is learner and self._owned == self.path
+        return self._place is learner.place and self._owned == self.path
 
 
 # ---- The file: an archive of torch.save, with a checksum as the archive's comment
@@ -143,11 +142,8 @@ def read(path: Path) -> Any:
     except OSError as error:
         came = f"a file that cannot be read ({error.strerror or error})"
         raise Refusal(came, _WANTED, "look at the path and its permissions.", OSError) from error
-    checked = without_checksum(data)
-    return _deserialized(
-        checked,
-        _DAMAGED,
-    )
+    check_checksum(data)
+    return _deserialized(data, _DAMAGED)
 
 
 def _serialized(saved: dict[str, Any]) -> bytes:
@@ -178,11 +174,11 @@ def with_checksum(data: bytes) -> bytes:
     return content + _MARK + hashlib.sha256(content).hexdigest().encode()
 
 
-def without_checksum(data: bytes) -> bytes:
-    """The bytes, if they are those that were written; a plain archive has no checksum."""
+def check_checksum(data: bytes) -> None:
+    """Refuse bytes that are not those that were written; a plain archive has no checksum."""
     plain = data[-22:-18] == _LAST and data[-2:] == b"\0\0"
     if plain:
-        return data
+        return
     content = data[:-_COMMENT]
     if data[-_COMMENT:] != _MARK + hashlib.sha256(content).hexdigest().encode():
         raise Refusal(
@@ -190,15 +186,14 @@ def without_checksum(data: bytes) -> bytes:
             _WANTED,
             _DAMAGED,
         )
-    return data
 
 
 def check_path(path: Path) -> None:
     """Refuse a path that cannot be written to; remove what killed processes have left beside it."""
     target = _target(path)
     try:
-        if target.exists() and not target.is_file():
-            kind = "a folder" if target.is_dir() else "a pipe or device"
+        kind = _no_file(target)
+        if kind is not None:
             raise Refusal(kind, "a regular file, or none yet", "give the file a name of its own.")
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = _beside(target)
@@ -209,6 +204,17 @@ def check_path(path: Path) -> None:
         fix = "look at the folder and its permissions."
         raise Refusal(came, "a file in a folder of yours", fix, OSError) from error
     _remove_left_over(target)
+
+
+def _no_file(target: Path) -> str | None:
+    """What stands where the file is to be, if it is no file."""
+    if target.is_symlink():  # one is left where links lead in a circle
+        return "a link that leads to itself"
+    if target.is_dir():
+        return "a folder"
+    if target.exists() and not target.is_file():
+        return "a pipe or device"
+    return None
 
 
 def _target(path: Path) -> Path:

@@ -25,7 +25,6 @@ replaces it, as in any loop of PyTorch.
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
@@ -50,19 +49,31 @@ Handler = Callable[[Any], object]
 Handlers = dict[str, list[Handler]]
 
 
-class CancelStep(Exception):
+class Cancel(Exception):
+    """What a callback raises to leave out the rest of something, the wider the more."""
+
+    width = 0
+
+
+class CancelStep(Cancel):
     """Raised by a callback: the rest of this step is left out, not averaged; `StepEnd` follows."""
 
+    width = 1
 
-class CancelEpoch(Exception):
+
+class CancelEpoch(Cancel):
     """Raised by a callback: the rest of this epoch is left out; `EpochEnd` follows."""
 
+    width = 2
 
-class CancelFit(Exception):
+
+class CancelFit(Cancel):
     """Raised by a callback: training ends; `EpochEnd` and `FitEnd` follow.
 
     An epoch cut short is not counted.
     """
+
+    width = 3
 
 
 @runtime_checkable
@@ -135,6 +146,9 @@ def handlers(callbacks: Sequence[object]) -> Handlers:
 
 
 def _check_methods(callback: object) -> None:
+    if isinstance(callback, type):
+        came = f"{callback.__name__}, a class"
+        raise Refusal(came, "callbacks", f"{callback.__name__}(), an object of it.", TypeError)
     names = {method_of(event) for event in EVENTS}
     for method in dir(callback):
         if method.startswith("on_") and method not in names:
@@ -158,8 +172,8 @@ class Tells(Protocol):
         """Calls every callback's method, until one cancels."""
         ...
 
-    def emit_to_all(self, event: str) -> CancelFit | None:
-        """Calls every callback's method, whatever one of them cancels."""
+    def emit_to_all(self, event: str) -> Cancel | None:
+        """Calls every callback's method, whatever one of them cancels; gives the widest cancel."""
         ...
 
 
@@ -201,6 +215,7 @@ class Bracket:
             self.begun = True
         except Exception as error:
             if not self._cancels(error):
+                self._check_narrower(error)
                 raise
         return self
 
@@ -216,8 +231,18 @@ class Bracket:
         if self.ending is not None:
             self.ending(self.fit_cancelled is not None)
         cancelled = self.loop.emit_to_all(self.name + "End")
-        self.fit_cancelled = cancelled or self.fit_cancelled
+        if isinstance(cancelled, CancelFit):  # of anything narrower nothing is left
+            self.fit_cancelled = cancelled
         return True
+
+    def _check_narrower(self, error: Exception) -> None:
+        """Refuse to cancel what has not begun."""
+        if isinstance(error, Cancel):
+            kind = type(error).__name__
+            part = kind.removeprefix("Cancel").lower()
+            wanted = f"one from {part.capitalize()}Begin to {part.capitalize()}End"
+            fix = f"no {part} has begun; CancelFit ends the training from anywhere."
+            raise Refusal(f"{kind} at {self.name}Begin", wanted, fix) from None
 
     def _cancels(self, error: BaseException) -> bool:
         if isinstance(error, CancelFit):
@@ -231,7 +256,7 @@ class StepBracket:
     apart.
 
     A `CancelStep` leaves out what is left of it, and the step ends and counts; anything else passes
-    without an end.
+    without an end. Every callback hears of the end, whatever one of them cancels there.
     """
 
     def __init__(self, loop: Tells, ending: Callable[[], None]) -> None:
@@ -250,6 +275,7 @@ class StepBracket:
         if error is not None and not isinstance(error, CancelStep):
             return False
         self.ending()
-        with suppress(CancelStep):  # nothing is left to cancel
-            self.loop.emit("StepEnd")
+        cancelled = self.loop.emit_to_all("StepEnd")
+        if cancelled is not None and not isinstance(cancelled, CancelStep):
+            raise cancelled
         return True

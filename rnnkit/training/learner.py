@@ -1,7 +1,7 @@
 """A model, a loss and an optimizer, with events around their steps: the loop that phases run in."""
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,22 +16,20 @@ from .bptt import BPTTTrainingPhase, check_optimizer
 from .closed_loop import BPTTValidationPhase
 from .events import (
     Bracket,
+    Cancel,
     CancelEpoch,
     CancelFit,
+    CancelStep,
     Handlers,
     StepBracket,
     handlers,
     hushed,
     order_of,
 )
-from .metrics import Metrics, Tally
+from .metrics import Metrics, Tally, move_to
 from .phase import Loop, Loss, Phase, StepState
 from .resume import Place
 from .rng import generators_of, rng_state, set_rng_state
-
-_SAME = (
-    "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
-)
 
 
 @dataclass(eq=False)
@@ -91,7 +89,8 @@ class Learner(Loop):
         metrics: what is looked at beside the loss, by name, in both phases: losses, evaluated
             without gradient and averaged like the loss, or objects with `update`, `compute` and
             `reset`, as torchmetrics has them, which are given the scored steps side by side,
-            outputs `(N, *O)` and targets `(N, *Y)`.
+            outputs `(N, *O)` and targets `(N, *Y)`. What a loss ignores by its value,
+            `ignore_index`, is among them: such a metric has an `ignore_index`, too.
         device: where the model and each batch are moved; nothing is moved where it is `None`.
         autocast: `torch.bfloat16` for mixed precision in the forward pass and the loss.
 
@@ -132,11 +131,13 @@ class Learner(Loop):
         super().__init__(model, loss, optimizer)
         if device is not None:
             self.device = torch.device(device)
-            for module in (model, *self.loss.modules()):
-                module.to(self.device)
+            move_to(self.device, [model, *self.loss.modules()])
         self.autocast = autocast
         self.parameters = list(model.parameters())
         self.metrics = Metrics(metrics, self.device)
+        if not isinstance(callbacks, Iterable):
+            fix = "put brackets around it: [callback]."
+            raise Refusal(in_words(callbacks), "a list of callbacks", fix, TypeError)
         self.callbacks = sorted(callbacks, key=order_of)
         self._handlers = handlers(self.callbacks)
 
@@ -196,17 +197,15 @@ class Learner(Loop):
         for handler in self.now.heard[event]:
             handler(self)
 
-    def emit_to_all(self, event: str) -> CancelFit | None:
+    def emit_to_all(self, event: str) -> Cancel | None:
         """`emit` of an end: what one callback cancels, the others hear all the same."""
-        cancelled = None
+        cancels: list[Cancel] = []
         for handler in self.now.heard[event]:
             try:
                 handler(self)
-            except CancelEpoch:  # it is at its end
-                pass
-            except CancelFit as error:
-                cancelled = error
-        return cancelled
+            except Cancel as error:
+                cancels.append(error)
+        return max(cancels, key=lambda cancel: cancel.width, default=None)
 
     def context(self) -> AbstractContextManager[Any]:
         """What the forward pass and the loss run under: autocast, where it was asked for."""
@@ -239,16 +238,22 @@ class Learner(Loop):
             The learner itself.
 
         Raises:
-            TypeError: if `train` or `valid` is one batch where batches are wanted.
-            ValueError: if there are no batches; if called by a callback.
+            TypeError: if `train` or `valid` is one batch where batches are wanted, or a phase is
+                none.
+            ValueError: if there are no batches; if called by a callback; if `training` does not
+                train or `validation` does.
         """
         at_least("epochs", epochs, 0, "it counts passes over the data.")
         if self.now.running:
             fix = "learner.epoch(phase, data) and learner.step(phase, batch) leave it alone."
             raise Refusal("fit, called by a callback,", "one fit at a time", fix)
-        parts = [(BPTTTrainingPhase() if training is None else training, train)]
+        training = BPTTTrainingPhase() if training is None else training
+        validation = BPTTValidationPhase() if validation is None else validation
+        _check_phase(training, trains=True)
+        _check_phase(validation, trains=False)
+        parts: list[tuple[Phase, Iterable[Any]]] = [(training, train)]
         if valid is not None:
-            parts.append((BPTTValidationPhase() if validation is None else validation, valid))
+            parts.append((validation, valid))
         for phase, data in parts:
             _check_batches(data, phase.name)
         self.phases, self.loaders = zip(*parts, strict=True)
@@ -256,7 +261,7 @@ class Learner(Loop):
         self.now = Pass(self._handlers, Tally(self, self.metrics), running=True)
         self.place.in_fit = True
         self.place.passes = 0
-        target = self.place.start + epochs
+        target = self.place.start + int(epochs)  # a number of NumPy's could not be read back
         try:
             resume.put_what_waits(self)
             with Bracket(self, "Fit", CancelFit) as bracket:
@@ -277,7 +282,7 @@ class Learner(Loop):
             for phase, data in parts[self.place.passes :]:
                 tally = Tally(self, self.metrics)
                 now = Pass(self._handlers, tally, phase, fitting=True, last=phase is parts[-1][0])
-                cancelled = self._run(now, data)
+                cancelled = self._run(now, phase, data)
                 if cancelled is not None:
                     raise cancelled
 
@@ -291,12 +296,13 @@ class Learner(Loop):
         `WindowBegin` to `WindowEnd` of training.
 
         Raises:
-            TypeError: if `data` is one batch where batches are wanted.
+            TypeError: if `data` is one batch where batches are wanted, or `phase` is none.
             ValueError: if there is no batch.
         """
+        _check_phase(phase)
         _check_batches(data, phase.name)
-        with self._aside(phase):
-            self._run(self.now, data)
+        with self._aside(phase, data):
+            self._run(self.now, phase, data)
             return self.averages
 
     @asked("Learner")
@@ -306,9 +312,13 @@ class Learner(Loop):
 
         Called by a callback it changes nothing of what is running, as [epoch][rnnkit.Learner.epoch]
         does not.
+
+        Raises:
+            TypeError: if `phase` is none.
         """
+        _check_phase(phase)
         if self.now.running:
-            with self._aside(phase):
+            with self._aside(phase, [batch]):
                 return self._step(phase, batch)
         if self.now.over or self.now.phase is not phase:
             self.now = Pass(self._handlers, Tally(self, self.metrics), phase)
@@ -330,17 +340,21 @@ class Learner(Loop):
             self.step_index += 1
 
     @contextmanager
-    def _aside(self, phase: Phase) -> Generator[None]:
+    def _aside(self, phase: Phase, data: Iterable[Any]) -> Generator[None]:
         """What runs around this goes on afterwards as if nothing had been inside."""
         around = self.now
         current = self.current
         steps = self.step_index
         heard = self._handlers
-        drawn: dict[str, Any] | None = None
         if around.running:
             heard = hushed(self._handlers, phase.trains)
-            # Looking at other data must not change what a training draws next.
-            drawn = None if phase.trains else rng_state([])
+
+        # Looking at other data must not change what a training draws next.
+        own = [*generators_of([data]), *phase.generators()]
+        generators = [generator for generator in own if generator is not None]
+        drawn: dict[str, Any] | None = None
+        if around.running and not phase.trains:
+            drawn = rng_state(generators)
         self.now = Pass(heard, Tally(self, self.metrics), phase, running=True)
         try:
             with _carrying_on(phase) if around.running else nullcontext():
@@ -352,16 +366,13 @@ class Learner(Loop):
                 self.current = current
                 self.step_index = steps
             if drawn is not None:
-                set_rng_state(drawn, [])
+                set_rng_state(drawn, generators)
 
-    def _run(self, now: Pass, data: Iterable[Any]) -> CancelFit | None:
+    def _run(self, now: Pass, phase: Phase, data: Iterable[Any]) -> CancelFit | None:
         """One pass over the data, from its begin to its end; gives back what cancels the fit."""
         around = self.now
         self.now = now
         now.running = True
-        phase = now.phase
-        if phase is None:
-            return None
         seen = self._begin(now, phase, data)
         try:
             with ExitStack() as now.exits:
@@ -418,7 +429,7 @@ class Learner(Loop):
                 f"at least one for {phase.name}",
                 "a generator is spent after one epoch; pass a list or a DataLoader.",
             )
-        if phase.trains:
+        with suppress(CancelStep):  # it leaves out the update of the last accumulated batches
             phase.finish(self)
 
     def _restore_generators(self) -> None:
@@ -485,17 +496,29 @@ def _mode(model: Model, phase: Phase) -> AbstractContextManager[Any]:
 @contextmanager
 def _carrying_on(phase: Phase) -> Generator[None]:
     """What the phase carries from batch to batch is afterwards what it was."""
-    carried = phase.carried
-    read = phase.read
+    before = dict(vars(phase))
     try:
         yield
     finally:
-        phase.carried = carried
-        phase.read = read
+        vars(phase).update(before)
+
+
+def _check_phase(phase: Any, trains: bool | None = None) -> None:
+    """Refuse what is no phase, and one that trains where it must not, or the other way round."""
+    if not isinstance(phase, Phase):
+        fix = "BPTTTrainingPhase() or BPTTValidationPhase(), and the data after it."
+        raise Refusal(in_words(phase), "a phase", fix, TypeError)
+    if trains is not None and phase.trains != trains:
+        wanted = "a phase that trains" if trains else "a phase that does not train"
+        fix = "BPTTTrainingPhase() trains, BPTTValidationPhase() does not."
+        raise Refusal(in_words(phase), wanted, fix)
 
 
 def _check_batches(data: Any, name: str) -> None:
     """Refuse one batch where batches are wanted: it would be read as several, of other meaning."""
+    if not isinstance(data, Iterable) and "__getitem__" not in dir(data):
+        fix = "fit(epochs, train, valid), each a DataLoader or a list; phases by their names."
+        raise Refusal(f"{in_words(data)} for {name}", "batches", fix, TypeError)
     one = isinstance(data, Tensor | SequenceBatch | dict)
     if isinstance(data, tuple):
         one = not all(isinstance(part, tuple | SequenceBatch) for part in data)
@@ -539,18 +562,17 @@ def evaluate(
             number, such as `loss_by_step (T,)`, stays a tensor.
 
     Raises:
-        TypeError: if `data` is one batch where batches are wanted.
+        TypeError: if `data` is one batch where batches are wanted, or `phase` is none.
         ValueError: if there are no batches, or the phase trains.
     """
     check_model(model)
     phase = BPTTValidationPhase() if phase is None else phase
-    if phase.trains:
-        fix = "BPTTValidationPhase(); to train, learner.epoch(phase, data)."
-        raise Refusal(f"a {type(phase).__name__}", "a phase that does not train", fix)
+    _check_phase(phase, trains=False)
     _check_batches(data, "evaluation")
     loop = Loop(model, loss, None)
     if isinstance(model, nn.Module):
         loop.device = next((parameter.device for parameter in model.parameters()), None)
+        move_to(loop.device, loop.loss.modules())
     tally = Tally(loop, Metrics(metrics, loop.device))
     with tally.holding(), evaluating(model), torch.no_grad(), _carrying_on(phase):
         phase.reset()

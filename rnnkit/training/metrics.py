@@ -1,7 +1,7 @@
 """What an epoch adds up: its losses, and metrics, which are losses without a gradient."""
 
 import copy
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import Refusal, in_words
-from ..core.layout import all_lengths, extent
+from ..core.layout import all_lengths, extent, parts_of
 from ..losses.base import Scored, SequenceLoss
 from ..losses.plain import as_loss
 from .average import Average
@@ -63,6 +63,7 @@ class Metrics:
                 _prepare(metric, device)
             else:
                 self.losses[name] = as_loss(metric)
+                move_to(device, self.losses[name].modules())
 
     def __bool__(self) -> bool:
         return bool(self.losses or self.counters)
@@ -94,8 +95,15 @@ def _prepare(counter: Counter, device: torch.device | None) -> None:
     # Without this a checkpoint within an epoch would keep no counts of torchmetrics'.
     if isinstance(counter, Persistent):
         counter.persistent(True)
-    if isinstance(counter, nn.Module) and device is not None:
-        counter.to(device)
+    if isinstance(counter, nn.Module):
+        move_to(device, [counter])
+
+
+def move_to(device: torch.device | None, modules: Iterable[nn.Module]) -> None:
+    """What has buffers of its own, as class weights are, is where the batches are moved."""
+    if device is not None:
+        for module in modules:
+            module.to(device)
 
 
 # The counters that some epoch is using: another that begins within it counts with copies.
@@ -113,6 +121,7 @@ class Tally:
     def __init__(self, loop: Loop, metrics: Metrics) -> None:
         self.loop = loop
         self.averages: dict[str, Average] = {}
+        self.counted = False
         self.computed: dict[str, Tensor] = {}
         self.losses = metrics.losses
         self.counters: dict[str, Counter] = {}
@@ -137,20 +146,23 @@ class Tally:
                 step.totals[name] = _scored(metric, phase, step).total(step.outputs)
         if self.counters:
             outputs, targets = _scored(self.loop.loss, phase, step).valid(step.outputs)
+            if not len(parts_of(outputs)[0]):  # many a counter cannot count nothing
+                return
+            self.counted = True
             for counter in self.counters.values():
                 counter.update(outputs, targets)
 
     def compute(self) -> None:
-        """Asks the counters, at the end of the epoch, where there was a step."""
-        if not self.averages:
+        """Asks the counters, at the end of the epoch, where there was a step to count."""
+        if not self.counted:
             return
         for name, counter in self.counters.items():
             value = counter.compute()
             if isinstance(value, Mapping):  # a collection of metrics
                 for key, one in value.items():
-                    self.computed[f"{name}.{key}"] = torch.as_tensor(one)
+                    self.computed[f"{name}.{key}"] = _as_tensor(f"{name}.{key}", one)
             else:
-                self.computed[name] = torch.as_tensor(value)
+                self.computed[name] = _as_tensor(name, value)
 
     @contextmanager
     def holding(self) -> Generator[None]:
@@ -183,6 +195,7 @@ class Tally:
 
     def load_state_dict(self, saved: dict[str, Any], device: torch.device) -> None:
         """Goes on within an epoch."""
+        self.counted = bool(saved["averages"])
         for name, state in saved["averages"].items():
             self.averages[name] = Average()
             self.averages[name].load_state_dict(state, device)
@@ -190,6 +203,16 @@ class Tally:
             counter = self.counters[name]
             if isinstance(counter, Stateful):
                 counter.load_state_dict(state)
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    """What a counter has computed: a number, or a tensor of some."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        came = f"{in_words(value)} computed by the metric {name!r}"
+        fix = "compute the curves and tables of a metric in a callback, at EpochEnd."
+        raise Refusal(came, "a number or a tensor", fix, TypeError) from None
 
 
 def _scored(loss: SequenceLoss, phase: Phase, step: StepState) -> Scored:

@@ -291,7 +291,10 @@ def _described(saved: dict[str, Any], in_fit: bool) -> dict[str, Any]:
     groups = saved["optimizer"]["param_groups"]
     said["parameter groups"] = [len(group["params"]) for group in groups]
     said["callbacks"] = sorted(saved["callbacks"])
-    said["a place of"] = [type(part).__name__ for part in (*saved["place"], saved["passes"])]
+    place = [*saved["place"], *(saved[name] for name in _PLACE[1:])]
+    said["a place of"] = [type(part).__name__ for part in place]
+    said["a tally of"] = sorted(saved["tally"])
+    said["fits of"] = sorted({"int", *(type(epochs).__name__ for epochs in saved["fits"])})
     return said
 
 
