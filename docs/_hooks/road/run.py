@@ -22,6 +22,7 @@ from typing import Any
 import nbformat
 
 from .clean import clean
+from .install import pins
 from .page import to_page
 from .source import Notebook, digest, notebook_of, sources, target, where
 
@@ -117,8 +118,9 @@ def run(root: Path, source: Path, library: str) -> list[str]:
         "python": sys.version.split()[0],
         "torch": version("torch"),
         "rnnkit": _own_version(),
+        "pins": pins(notebook),
     }
-    notebook.metadata["rnnkit"] = facts
+    notebook.metadata["rnnkit"] = notebook.metadata.get("rnnkit", {}) | facts
     _keep(notebook, target(root, source))
     return []
 
