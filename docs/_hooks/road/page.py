@@ -126,7 +126,8 @@ def _told(cells: Sequence[Placed], page: Page, folds: Sequence[str]) -> str:
         if tag == "evidence":
             parts += [_evidence(section, page, inner) for section in _sections(members)]
         else:
-            parts.append(_fold(tag, _summary(tag, members), _told(members, page, inner)))
+            kind = "example" if tag == "solution" else tag  # the theme has a look for examples
+            parts.append(_fold(kind, _summary(tag, members), _told(members, page, inner)))
     return "\n\n".join(part for part in parts if part)
 
 

@@ -14,7 +14,7 @@ Cell: TypeAlias = Any  # nbformat's cells and notebooks are dictionaries with at
 Notebook: TypeAlias = Any
 
 # The header of a tutorial, in comments before its first cell: docs/_hooks/road/header.py.
-HEADER = re.compile(r"\A# ---\n(?P<yaml>(?:#.*\n)*?)# ---\n")
+HEADER = re.compile(r"\A# ---\n(?P<yaml>(?:#.*\n)*?)# ---\n\n*")
 
 
 def sources(root: Path) -> list[Path]:
