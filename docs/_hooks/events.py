@@ -162,8 +162,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Pages link to tutorials as files of the source tree; the site has them as notebooks."""
     made = road.pages.get(page.file.src_uri)
     said = made.header.description if made else ""
-    if said := said or first_words(markdown):
-        page.meta.setdefault("description", said)
+    if not page.is_homepage:  # which the site's own description describes
+        page.meta.setdefault("description", said or first_words(markdown))
     if made:
         return markdown
     here = posixpath.dirname(page.file.src_uri) or "."
