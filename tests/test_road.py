@@ -738,6 +738,7 @@ def test_a_built_page_has_its_parts(
         in full.cells[0].source
     )
     assert full.cells[2].outputs[0].text == "7\n"
+    assert f"torch=={run.version('torch').partition('+')[0]}" in full.cells[-1].source
     assert empty.cells[2].outputs == []
     assert 'href="tutorials/01_a/"' in (project / "site" / "index.html").read_text()
 
