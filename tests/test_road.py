@@ -18,6 +18,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
 from road import run
+from road.claims import claims_of, warnings
 from road.clean import clean, masked
 from road.download import Origin, download
 from road.header import read
@@ -768,6 +769,106 @@ def test_without_an_address_no_link_is_made_up(
     assert made.cells[0].source == "# Title\nHome"
 
 
+# --- what is claimed -------------------------------------------------------------------------------------------------
+
+
+CLAIMS = """# %% [markdown]
+# # Title
+#
+# ## Far
+
+# %%
+import torch
+error, rows = 0.125, 7
+
+assert error < 0.5, "the error is small"
+assert rows == 7 and rows > 6
+
+# %% [markdown]
+# ## Near
+
+# %%
+for value in (0.5, 0.99, 0.7):
+    assert 1.0 >= value
+assert all(0.1 < x < 0.9 for x in (0.2, 0.5))
+assert (torch.tensor([1.0, 3.0]) > 0.5).all()
+assert "a" in "abc", "no number"
+torch.testing.assert_close(torch.tensor(1.005), torch.tensor(1.0), rtol=0, atol=1e-2)
+
+# %%
+try:
+    assert error > 0.5
+except AssertionError:
+    error = "said"
+error
+
+# %%
+def check(x):
+    assert x < 2.0
+
+# %%
+check(1.5)
+"""
+
+
+def test_what_a_tutorial_asserts_is_recorded_while_it_runs(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(project, CLAIMS)
+    assert run.update(project) == []
+    made = nbformat.read(target(project, source), 4)
+    found = [
+        (
+            c.section,
+            c.said["text"],
+            *(c.said.get(k) for k in ("measured", "sign", "bound", "margin")),
+        )
+        for c in claims_of(made, "01_a")
+    ]
+    close = "torch.testing.assert_close(torch.tensor(1.005), torch.tensor(1.0), rtol=0, atol=0.01)"
+    assert found == [
+        ("Far", "error < 0.5", 0.125, "<", 0.5, 0.75),
+        ("Far", "rows == 7 and rows > 6", 7, "==", 7, None),
+        ("Near", "1.0 >= value", 0.99, "<=", 1, 0.01),
+        ("Near", "all((0.1 < x < 0.9 for x in (0.2, 0.5)))", 0.5, "<", 0.9, 0.4444),
+        ("Near", "(torch.tensor([1.0, 3.0]) > 0.5).all()", 1, ">", 0.5, 1),
+        ("Near", "'a' in 'abc'", None, None, None, None),
+        ("Near", close, 0.005, "<=", 0.01, 0.5),
+        ("Near", "x < 2.0", 1.5, "<", 2, 0.25),
+    ]
+    (warning,) = warnings(made, "01_a")
+    assert warning == (
+        "tutorials/01_a.py:16, cell 4: only 1.0 % between 0.99 and 1: assert 1.0 >= value"
+    )
+    assert f"WARNING {warning}" in capsys.readouterr().out
+    assert made.cells[4].outputs[0].data["text/plain"] == "'said'", "what is shown is as it was"
+    assert not any(cell.get("outputs") for cell in made.cells if cell is not made.cells[4])
+    assert "claims" not in nbformat.writes(download(made, "outputs", lambda link: None))
+
+
+def test_the_page_of_claims_leads_to_their_cells(
+    project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNKIT_EXECUTE", "never")
+    source = write(project, "# %% [markdown]\n# # Title\n#\n# ## Which `a`\n\n# %%\nassert x\n")
+    made = notebook_of(source)
+    near = {"measured": 1.9, "sign": "<", "bound": 2, "margin": 0.05}
+    made.cells[1].metadata["claims"] = [
+        {"text": "a | b < 2", "message": "a [b]", **near},
+        {"text": "`x`"},
+    ]
+    keep(project, source)
+    nbformat.write(made, target(project, source))
+    assert strict_build(project, caplog) == []
+    html = (project / "site" / "claims" / "index.html").read_text()
+    text = [unescape(re.sub("<[^>]*>", "", cell)) for cell in re.findall("<td>(.*?)</td>", html)]
+    assert text[:5] == ["a | b < 2a [b]", "1.9", "< 2", "5 %, thin", "Which a"]
+    assert text[5:] == ["`x`", "", "", "", "Which a"]
+    assert 'href="../tutorials/01_a/#cell-1"' in html
+    assert 'id="cell-1"' in (project / "site" / "tutorials" / "01_a" / "index.html").read_text()
+    assert "2 claims, 1 of them thin." in html
+
+
 # --- this repository -------------------------------------------------------------------------------------------------
 
 
@@ -802,6 +903,7 @@ def test_the_strict_build_is_not_quiet() -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "claims",
         "clean",
         "download",
         "header",

@@ -15,6 +15,7 @@ from typing import Any
 import nbformat
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, InclusionLevel
+from road.claims import PAGE, claims_page
 from road.download import Origin, download, downloads
 from road.header import strip
 from road.install import Wheel, name_wheel, wheel_of
@@ -92,6 +93,8 @@ def on_files(files: Any, config: Any) -> Any:
             files.append(
                 File.generated(config, uri, content=content, inclusion=InclusionLevel.INCLUDED)
             )
+    by_name = {page.name: road.notebooks[uri] for uri, page in sorted(road.pages.items())}
+    files.append(File.generated(config, PAGE, content=claims_page(by_name)))
     return files
 
 

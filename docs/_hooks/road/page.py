@@ -229,7 +229,9 @@ def _code(placed: Placed, page: Page) -> str:
     cell = placed.cell
     code = ""
     if cell.source.strip():
-        code = fence(cell.source, ".python .input")
+        # The page of all claims leads to the cells that make them.
+        anchor = f" #{cell.id}" if cell.metadata.get("claims") else ""
+        code = fence(cell.source, f".python .input{anchor}")
     shown = _outputs(placed, page)
     if "hero" in placed.tags:
         _to_the_top(shown, placed, page)
