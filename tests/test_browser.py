@@ -28,6 +28,7 @@ PAGES = {
     "errors": "errors/",
     "API": "api/generation/",
     "decisions": "decisions/",
+    "claims": "claims/",
     "404": "no/such/page",
 }
 TUTORIAL_NAMES = {name.split("/")[1]: name.removesuffix("index.html") for name in TUTORIALS}

@@ -84,7 +84,7 @@ def _row(claim: Claim, name: str) -> str:
     measured = bound = margin = ""
     if "measured" in said:
         measured = f"{said['measured']:.4g}"
-        bound = f"{said['sign']} {said['bound']:.4g}".replace("<", "&lt;")
+        bound = f"{said['sign']}&nbsp;{said['bound']:.4g}".replace("<", "&lt;")
     if said.get("margin") is not None:
         margin = f"{100 * said['margin']:.0f} %"
     if claim.thin:
@@ -101,6 +101,5 @@ def _plain(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Code in a table: a pipe would end its column."""
-    ticks = "``" if "`" in text else "`"
-    return f"{ticks}{text}{ticks}".replace("|", "\\|")
+    """Code in a table, in one line; a pipe in it ends no column."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
