@@ -28,9 +28,13 @@ PAGES = {
     "errors": "errors/",
     "API": "api/generation/",
     "decisions": "decisions/",
+    "claims": "claims/",
     "404": "no/such/page",
 }
-PAGES |= {name.split("/")[1]: name.removesuffix("index.html") for name in TUTORIALS}
+TUTORIAL_NAMES = {name.split("/")[1]: name.removesuffix("index.html") for name in TUTORIALS}
+PAGES |= TUTORIAL_NAMES
+# In their first form these have lines of more than 88 columns, on which a button can lie.
+FIRST_FORM = {"02_seq2seq", "03_seq2one", "04_generate", "06_gradients", "08_closed_loop"}
 VIEWS = [(scheme, width) for width in (1280, 390) for scheme in ("light", "dark")]
 
 
@@ -114,6 +118,19 @@ def test_a_page_is_accessible(seen: dict[str, Any], name: str, scheme: str, widt
     assert view["plain"] == 0, "code without colors"
     assert view["recolored"], "coloring changed the text of the code"
     assert view["copied"] == 0, "a copy button on an output"
+    if name not in FIRST_FORM or width < 500:
+        assert view["covered"] == 0, "a copy button on the code"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_figure_is_enlarged_by_keyboard(seen: dict[str, Any], name: str) -> None:
+    view = next(v for v in seen["views"] if v["name"] == name)
+    if view["enlarged"] is None:
+        assert name not in TUTORIAL_NAMES, "a tutorial has a figure"
+        return
+    assert view["enlarged"]["violations"] == []
+    assert view["enlarged"]["back"], "the focus is where it was"
+    assert view["enlarged"]["wide"] > 300
 
 
 @pytest.mark.parametrize("name", PAGES)

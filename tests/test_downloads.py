@@ -14,6 +14,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from road.download import Form, downloads
 from road.links import ATTRIBUTE, CODE, LINK
 from road.page import RAW
 from road.source import notebook_of, sources, where
@@ -31,21 +32,29 @@ def command(*arguments: object, **environment: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site as it is published: with an address. (That it passes the strict build is another check.)"""
-    folder = tmp_path_factory.mktemp("site")
+def built(folder: Path, address: str) -> Path:
+    """The site as it is published at an address, or at none. (That it passes the strict build is another check.)"""
     mkdocs = (sys.executable, "-m", "mkdocs", "build", "--site-dir", folder)
-    command(*mkdocs, RNNKIT_SITE_URL=SITE_URL, RNNKIT_EXECUTE="never", NO_MKDOCS_2_WARNING="1")
+    command(*mkdocs, RNNKIT_SITE_URL=address, RNNKIT_EXECUTE="never", NO_MKDOCS_2_WARNING="1")
     return folder
 
 
-def downloads(site: Path, name: str) -> tuple[Any, Any]:
-    folder = site / "tutorials" / name
-    full, empty = (
-        nbformat.read(folder / file, 4) for file in (f"{name}.ipynb", f"{name}_empty.ipynb")
-    )
-    return full, empty
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("site"), SITE_URL)
+
+
+@pytest.fixture(scope="session")
+def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site that has no address."""
+    return built(tmp_path_factory.mktemp("nowhere"), "")
+
+
+def notebooks(site: Path, name: str) -> dict[Form, Any]:
+    """A tutorial's downloads."""
+    return {
+        form: nbformat.read(site / "tutorials" / path, 4) for form, path in downloads(name).items()
+    }
 
 
 def install_cells(notebook: Any) -> list[Any]:
@@ -55,29 +64,67 @@ def install_cells(notebook: Any) -> list[Any]:
 @pytest.mark.site
 @pytest.mark.parametrize("name", NAMES)
 def test_a_download_is_a_notebook_that_stands_alone(site: Path, name: str) -> None:
-    full, empty = downloads(site, name)
-    for notebook in (full, empty):
+    made = notebooks(site, name)
+    (wheel,) = (site / "tutorials" / name).glob("rnnkit-*.whl")
+    for notebook in made.values():
         nbformat.validate(notebook)
-        assert len(install_cells(notebook)) == 1
+        (install,) = install_cells(notebook)
+        assert f" @ {SITE_URL}tutorials/{name}/{wheel.name}" in install.source
         for index, cell in enumerate(notebook.cells):
             if cell.cell_type != "markdown":
                 continue
             place = where(name, index, cell)
             text = CODE.sub("", cell.source)
-            links = [match["url"] or f"[{match['ref']}]" for match in LINK.finditer(text)]
-            links += [match["url"] for match in ATTRIBUTE.finditer(text)]
-            for link in links:
-                assert link.startswith("https://"), f"{place}: {link}"
-                if link.startswith(SITE_URL):
-                    file = site / link.removeprefix(SITE_URL).partition("#")[0]
-                    assert (file / "index.html" if file.is_dir() else file).is_file(), (
-                        f"{place}: {link}"
-                    )
+            for link in links_of(text):
+                assert stands(link, cell, site), f"{place}: {link}"
             assert not RAW.search(text), place
-            assert "[!" not in text, place
+            assert "[!" not in text.replace("[![", ""), place
+
+
+def links_of(text: str) -> list[str]:
+    links = [match["url"] or f"[{match['ref']}]" for match in LINK.finditer(text)]
+    return links + [match["url"] for match in ATTRIBUTE.finditer(text)]
+
+
+def stands(link: str, cell: Any, site: Path) -> bool:
+    """Whether a link of a cell leads somewhere: to its attachment, a page of the site, or elsewhere."""
+    if link.startswith("attachment:"):
+        return link.removeprefix("attachment:") in cell.attachments
+    if link.startswith(SITE_URL):
+        file = site / link.removeprefix(SITE_URL).partition("#")[0]
+        return (file / "index.html" if file.is_dir() else file).is_file()
+    return link.startswith("https://")
+
+
+@pytest.mark.site
+@pytest.mark.parametrize("name", NAMES)
+def test_the_three_forms_of_a_download_differ_in_outputs_and_answers(site: Path, name: str) -> None:
+    full, empty, exercises = notebooks(site, name).values()
     assert [cell.source for cell in full.cells] == [cell.source for cell in empty.cells]
     assert any(cell.get("outputs") for cell in full.cells)
-    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in empty.cells)
+    for notebook in (empty, exercises):
+        assert not any(
+            cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells
+        )
+    asked = [cell.source for cell in empty.cells if "solution" not in cell.metadata.get("tags", [])]
+    left = [cell.source for cell in exercises.cells if cell.source != "# Your answer"]
+    assert left == asked
+    assert len(exercises.cells) - len(left) >= 2, "two exercises to answer"
+
+
+@pytest.mark.site
+@pytest.mark.parametrize("name", NAMES)
+def test_a_download_carries_its_drawing_and_says_where_it_is_from(site: Path, name: str) -> None:
+    for notebook in notebooks(site, name).values():
+        attached = [
+            kind for c in notebook.cells for a in c.get("attachments", {}).values() for kind in a
+        ]
+        drawn = "assets/patterns/" in (ROOT / "tutorials" / f"{name}.py").read_text()
+        assert attached == (["image/png"] if drawn else [])
+        about = notebook.metadata.rnnkit
+        assert about.page == f"{SITE_URL}tutorials/{name}/"
+        assert about.license and about.version and about.python
+        assert about.page in notebook.cells[-1].source
 
 
 @pytest.fixture(scope="session")
@@ -139,19 +186,17 @@ def install_line(name: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NAMES, key=lambda name: (install_line(name), name)))
 def test_a_download_runs_where_only_its_install_line_was_run(
-    site: Path,
-    wheels: Path,
+    nowhere: Path,
     fresh: Path,
     name: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    notebook = downloads(site, name)[1]
-    (cell,) = install_cells(notebook)
+    made = notebooks(nowhere, name)
+    (cell,) = install_cells(made["empty"])
     assert re.fullmatch(r"%pip install .*", cell.source.strip()), (
         "the install cell is one line, %pip install ..."
     )
-    cell.metadata.tags.remove("skip-execution")  # a reader runs it
     kernel = tmp_path / "kernels" / "fresh"
     kernel.mkdir(parents=True)
     python = str(environment(fresh, cell.source) / "bin" / "python")
@@ -160,21 +205,19 @@ def test_a_download_runs_where_only_its_install_line_was_run(
         json.dumps({"argv": argv, "display_name": "fresh", "language": "python"})
     )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    links = " ".join(filter(None, [os.environ.get("PIP_FIND_LINKS"), str(wheels)]))
     ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     outside = {key: value for key, value in os.environ.items() if key not in ours}
-    pip = {
-        "PIP_FIND_LINKS": links,
-        "PIP_CONSTRAINT": str(ROOT / "constraints.txt"),
-        "PIP_NO_COMPILE": "1",
-    }
-    work = tmp_path / "work"
-    work.mkdir()
-    client = NotebookClient(
-        notebook, timeout=600, kernel_name="fresh", resources={"metadata": {"path": str(work)}}
-    )
-    client.execute(env=outside | pip | {"IPYTHONDIR": str(tmp_path / "ipython")})
-    assert sum(bool(cell.get("execution_count")) for cell in notebook.cells) >= 10
+    pip = {"PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "PIP_NO_COMPILE": "1"}
+    work = nowhere / "tutorials" / name  # where the wheel lies beside the notebook
+    # The one with outputs has the cells of the one without.
+    for notebook in (made["empty"], made["exercises"]):
+        for cell in install_cells(notebook):
+            cell.metadata.tags.remove("skip-execution")  # a reader runs it
+        client = NotebookClient(
+            notebook, timeout=600, kernel_name="fresh", resources={"metadata": {"path": str(work)}}
+        )
+        client.execute(env=outside | pip | {"IPYTHONDIR": str(tmp_path / "ipython")})
+        assert sum(bool(cell.get("execution_count")) for cell in notebook.cells) >= 10
     where = [python, "-c", "import rnnkit; print(rnnkit.__file__)"]
     found = subprocess.run(where, cwd=work, capture_output=True, text=True, check=True).stdout
     assert "site-packages" in found, "the notebook ran with the built wheel"

@@ -17,8 +17,16 @@ DRAWINGS = patterns.drawings()
 
 
 def test_the_committed_drawings_are_what_the_script_draws():
-    committed = {path.name: path.read_text(encoding="utf-8") for path in patterns.FOLDER.iterdir()}
+    files = patterns.FOLDER.glob("*.svg")
+    committed = {path.name: path.read_text(encoding="utf-8") for path in files}
     assert committed == DRAWINGS, "run python docs/_hooks/patterns.py"
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_bitmap_shows_the_drawing_as_it_is_now(name):
+    bitmap = (patterns.FOLDER / name).with_suffix(".png")
+    assert patterns.is_of(bitmap, DRAWINGS[name]), "run python docs/_hooks/patterns.py"
+    assert not patterns.is_of(bitmap, DRAWINGS[name] + "changed")
 
 
 @pytest.mark.parametrize("name", DRAWINGS)

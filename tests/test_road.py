@@ -1,11 +1,14 @@
 """The road from a tutorial to its page: what it shows, what it refuses, and when it runs again."""
 
+import base64
 import doctest
 import importlib
 import logging
 import os
 import re
 import subprocess
+import zipfile
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,12 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
 from road import run
+from road.claims import claims_of, warnings
 from road.clean import clean, masked
-from road.download import download
+from road.download import Origin, download
+from road.header import read
+from road.install import name_wheel, pins, wheel_of
+from road.outputs import framed
 from road.page import Page, to_page
 from road.source import digest, notebook_of, target
 
@@ -327,10 +334,150 @@ def test_solutions_in_a_row_are_folded_into_one() -> None:
     assert "Because." in folded
 
 
-def test_a_hidden_input_leaves_its_output() -> None:
+def test_a_hidden_input_is_closed_code_under_what_it_shows() -> None:
+    drawn = code("draw()", shown({"image/svg+xml": SVG}), alt="A", tags=["hide-input"])
+    text = page(drawn).markdown
+    assert text.index("figure-1.svg") < text.index('??? code "Code of this figure"')
+    assert text.endswith("    ``` { .python .input }\n    draw()\n    ```\n")
     text = page(code("print(1)", stream("1\n"), tags=["hide-input"])).markdown
-    assert "print" not in text
-    assert "``` { .text .output .no-copy }\n1\n```" in text
+    assert text.startswith("``` { .text .output .no-copy }\n1\n```")
+    assert '??? code "Code of this output"' in text
+
+
+def test_checks_in_a_row_are_folded_and_counted() -> None:
+    text = page(
+        code("assert a\nfor b in c:\n    torch.testing.assert_close(b, b)", tags=["check"]),
+        code("assert d", tags=["check"]),
+        markdown("After."),
+        code("assert e", tags=["check"]),
+    ).markdown
+    assert re.findall(r"^\?\?\?.*", text, re.M) == [
+        '??? check "3 checks passed"',
+        '??? check "1 check passed"',
+    ]
+    assert text.index("assert d") < text.index("After.") < text.index("assert e")
+
+
+def test_a_fold_is_closed_with_what_it_prints_and_can_have_a_name() -> None:
+    text = page(
+        code("import a", stream("printed\n"), tags=["fold", "hide-input"]),
+        markdown("Between."),
+        code("import b", tags=["fold"], summary='What "b" needs'),
+    ).markdown
+    first, _, second = text.partition("Between.")
+    assert first.startswith('??? fold "Set-up"\n\n    ``` { .python .input }\n    import a')
+    assert "    printed" in first
+    assert "??? fold \"What 'b' needs\"" in second
+
+
+def test_evidence_is_closed_under_headings_that_stay_open() -> None:
+    tags = {"tags": ["evidence"]}
+    text = page(
+        markdown("Before."),
+        nbformat.v4.new_markdown_cell("## Ten seeds\n\nThey agree.", metadata=tags),
+        code("draw()", shown({"image/svg+xml": SVG}), alt="A", tags=["evidence", "hide-input"]),
+        code("assert a", tags=["evidence", "check"]),
+        nbformat.v4.new_markdown_cell("### Another width", metadata=tags),
+        code("run(9)", stream("nine\n"), **tags),
+        markdown("After."),
+    ).markdown
+    open_lines = [line for line in text.splitlines() if line and not line.startswith("    ")]
+    assert open_lines == [
+        "Before.",
+        "## Ten seeds",
+        '??? evidence "Evidence"',
+        "### Another width",
+        '??? evidence "Evidence"',
+        "After.",
+    ]
+    for inside in ("    They agree.", '    ??? code "Code', '    ??? check "1 check', "    nine"):
+        assert inside in text
+
+
+def test_a_hero_stands_under_the_title_and_in_its_place() -> None:
+    hero = code("draw()", shown({"image/svg+xml": SVG}), alt="A", caption="C.", tags=["hero"])
+    converted = page(markdown("# Title\n\nOne line.\n\nMore."), code("x = 1"), hero)
+    figure = (
+        "[![A](01_a/figure-1.svg){ .figure%s }](01_a/figure-1.svg){ .enlarge }\n\nC.\n{ .caption }"
+    )
+    assert converted.whole("STRIP", "FOOT").startswith(
+        f"# Title\n\nOne line.\n\nSTRIP\n\n{figure % ''}\n\nMore.\n\n"
+    )
+    assert converted.markdown.endswith(f"draw()\n```\n\n{figure % ' loading=lazy'}\n")
+    assert list(converted.files) == ["01_a/figure-1.svg"]
+    assert not converted.problems
+    second = code("draw(2)", shown({"image/svg+xml": SVG}), alt="A", tags=["hero"])
+    (problem,) = page(hero, second).problems
+    assert "second hero" in problem
+    (problem,) = page(code("x", tags=["hero"])).problems
+    assert "shows nothing" in problem
+
+
+def test_no_code_is_dropped_or_moved() -> None:
+    tags = [
+        "any",
+        "hide-input",
+        "check",
+        "fold",
+        "evidence",
+        "solution",
+        "hero",
+        "raises-exception",
+    ]
+    cells = [code(f"step({i})", stream("s\n"), tags=[tag]) for i, tag in enumerate(tags)]
+    assert re.findall(r"step\((\d)\)", page(*cells).markdown) == list("01234567")
+
+
+HEADER = """# ---
+# rnnkit:
+#   needs: two cores
+#   minutes: 10
+#   prerequisites: "[state](../docs/index.md#layout): what it is"
+#   learn: [one thing, another]
+# ---
+
+"""
+
+
+def test_a_header_becomes_a_box_that_links_are_checked_in(project: Path) -> None:
+    source = write(project, f"{HEADER}# %% [markdown]\n# # Title\n#\n# Line.\n\n# %%\n1 + 1\n")
+    made = notebook_of(source)
+    assert [cell.source for cell in made.cells] == ["# Title\n\nLine.", "1 + 1"]
+    assert [cell.metadata["line"] for cell in made.cells] == [9, 14]
+    converted = to_page(made, "01_a")
+    assert converted.header.minutes == 10
+    assert converted.markdown.startswith(
+        '# Title\n\nLine.\n\n!!! glance ""\n\n    **You will learn**\n\n    - one thing\n    - another\n\n'
+        "    **You should know** [state](../index.md#layout): what it is\n\n    **You need** two cores\n\n"
+    )
+    assert tuple(converted.links[0].link) == ("url", "index.md#layout")
+    empty = download(made, "empty", lambda link: None)
+    assert empty.cells[1].source.startswith("**You will learn**\n\n- one thing")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("rnnkit: {minutes: ten}", "minutes is a whole number, not ten"),
+        ("rnnkit: {minutes: 1, time: 2}", "it knows no time"),
+        ("rnnkit: [", "it is no YAML: "),
+        ("rnnkit", "it is no YAML: "),
+    ],
+)
+def test_a_header_that_is_wrong_is_refused(text: str, problem: str) -> None:
+    (found,) = read(text).problems
+    assert found.startswith(problem)
+    made = notebook(markdown("# Title"))
+    made.metadata["rnnkit"] = {"header": text}
+    assert to_page(made, "01_a").problems == [f"tutorials/01_a.py, its header: {found}"]
+
+
+def test_a_picture_and_its_caption_become_one_figure() -> None:
+    link = '<a class="enlarge" href="f.svg"><img alt="A" class="figure" src="f.svg" /></a>'
+    assert framed(f'<p>{link}</p>\n<p class="caption">A <em>b</em>.</p>\n<p>C</p>') == (
+        f"<figure>{link}<figcaption>A <em>b</em>.</figcaption></figure>\n<p>C</p>"
+    )
+    assert framed(f"<p>{link}</p>\n<p>C</p>") == f"<figure>{link}</figure>\n<p>C</p>"
 
 
 def test_an_error_that_is_the_lesson_is_shown_without_its_traceback() -> None:
@@ -418,7 +565,7 @@ def test_links_of_the_source_tree_lead_to_pages() -> None:
 def test_links_of_a_download_are_absolute_or_text() -> None:
     note = markdown("> [!NOTE]\n> See [a](../docs/a.md).")
     made = notebook(markdown(LINKS), note, code("1", stream("1"), tags=["solution"]))
-    far = download(made, lambda link: f"https://site.test/{link.kind}/{link.to}", outputs=False)
+    far = download(made, "empty", lambda link: f"https://site.test/{link.kind}/{link.to}")
     assert far.cells[0].source == (
         "[a](https://site.test/url/index.md#layout) [b](https://site.test/url/tutorials/04_generate.ipynb) "
         "![c](https://site.test/url/assets/c.svg) [d](https://site.test/ref/rnnkit.half) "
@@ -429,12 +576,137 @@ def test_links_of_a_download_are_absolute_or_text() -> None:
     assert far.cells[1].source == "> **Note**\n>\n> See [a](https://site.test/url/a.md)."
     assert far.cells[2].outputs == []
     assert far.cells[2].metadata == {"tags": ["solution"], "jupyter": {"source_hidden": True}}
-    near = download(made, lambda link: None, outputs=True)
+    near = download(made, "outputs", lambda link: None)
     assert near.cells[0].source.startswith(
         "a b *(c)* d `rnnkit.half`\nwww: [e](https://example.org/x.md"
     )
     assert near.cells[2].outputs
     assert made.cells[0].source == LINKS, "the notebook itself is not changed"
+
+
+def test_the_exercises_have_empty_answers() -> None:
+    answer = {"tags": ["solution"]}
+    made = notebook(
+        markdown("**1.** How?"),
+        code("f(1)", stream("one"), **answer),
+        nbformat.v4.new_markdown_cell("So.", metadata=answer),
+        markdown("**2.** And?"),
+        code("f(2)", **answer),
+    )
+    exercises = download(made, "exercises", lambda link: None)
+    empty = "# Your answer"
+    assert [cell.source for cell in exercises.cells] == ["**1.** How?", empty, "**2.** And?", empty]
+    assert not any(cell.get("outputs") or cell.metadata for cell in exercises.cells)
+    assert nbformat.writes(exercises) == nbformat.writes(
+        download(made, "exercises", lambda link: None)
+    )
+
+
+def test_a_drawing_is_attached_as_a_bitmap_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "assets").mkdir()
+    for name in ("both.svg", "both.png", "alone.svg"):
+        (tmp_path / "assets" / name).write_text(name)
+    text = (
+        "![a](../docs/assets/both.svg) ![b](../docs/assets/alone.svg) ![c](../docs/assets/no.svg)"
+    )
+    made = download(
+        notebook(markdown(text)), "empty", lambda link: "https://x.test", Origin(docs=tmp_path)
+    )
+    (cell,) = made.cells
+    assert (
+        cell.source == "![a](attachment:both.png) ![b](attachment:alone.svg) ![c](https://x.test)"
+    )
+    assert {name: list(data) for name, data in cell.attachments.items()} == {
+        "both.png": ["image/png"],
+        "alone.svg": ["image/svg+xml"],
+    }
+    assert base64.b64decode(cell.attachments["both.png"]["image/png"]) == b"both.png"
+    nbformat.validate(made)
+
+
+def test_a_download_says_where_it_is_from_and_what_it_ran_with() -> None:
+    made = notebook(markdown("# Title"))
+    made.metadata["rnnkit"] = {
+        "rnnkit": "0.1",
+        "python": "3.11.7",
+        "pins": {"torch": "2.13.0"},
+        "source": "a hash",
+    }
+    origin = Origin("01_a", "MIT License", page="https://x.test/01_a/")
+    taken = download(made, "outputs", lambda link: None, origin)
+    assert taken.metadata.rnnkit == {
+        "tutorial": "01_a",
+        "page": "https://x.test/01_a/",
+        "license": "MIT License",
+        "version": "0.1",
+        "python": "3.11.7",
+        "pins": {"torch": "2.13.0"},
+    }
+    assert taken.cells[-1].source == (
+        "---\n\nA tutorial of rnnkit 0.1; its page is <https://x.test/01_a/>; MIT License.\n\n"
+        "It ran with Python 3.11.7 and these versions:\n\n```text\ntorch==2.13.0\n```"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "near", "far"),
+    [
+        (
+            '%pip install "rnnkit[plot]" scikit-learn',
+            '%pip install "./r.whl[plot]" scikit-learn',
+            '%pip install "rnnkit[plot] @ https://x.test/a/r.whl" scikit-learn',
+        ),
+        (
+            "%pip install rnnkit",
+            '%pip install "./r.whl"',
+            '%pip install "rnnkit @ https://x.test/a/r.whl"',
+        ),
+        ("%pip install rnnkit-else", "%pip install rnnkit-else", "%pip install rnnkit-else"),
+    ],
+)
+def test_the_install_line_names_the_wheel(line: str, near: str, far: str) -> None:
+    for folder, wanted in ((None, near), ("https://x.test/a/", far)):
+        made = notebook(markdown(line), code(line), code("import rnnkit"))
+        name_wheel(made, "r.whl", folder)
+        assert [cell.source for cell in made.cells] == [line, wanted, "import rnnkit"]
+
+
+def test_pins_are_of_what_the_install_line_names() -> None:
+    found = pins(notebook(code('%pip install "rnnkit[plot]" scikit-learn not-there')))
+    assert list(found) == ["matplotlib", "scikit-learn", "torch"]
+    assert found["torch"] == run.version("torch").partition("+")[0]
+    assert list(pins(notebook(code("import rnnkit")))) == ["torch"]
+
+
+def test_a_source_tree_without_a_package_has_no_wheel(project: Path) -> None:
+    assert wheel_of(project) is None
+
+
+def test_a_wheel_lies_beside_each_notebook_and_its_line_names_it(
+    project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNKIT_EXECUTE", "never")
+    (project / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+        '[project]\nname = "rnnkit"\nversion = "0.7"\nrequires-python = ">=3.11"\n'
+    )
+    install = '# %% tags=["skip-execution"]\n# %pip install "rnnkit[plot]"\n'
+    keep(project, write(project, f"# %% [markdown]\n# # Title\n\n{install}"))
+    wheel = "rnnkit-0.7-py3-none-any.whl"
+    for address, line in (
+        ("", f'"./{wheel}[plot]"'),
+        ("https://x.test/", f'"rnnkit[plot] @ https://x.test/tutorials/01_a/{wheel}"'),
+    ):
+        monkeypatch.setenv("RNNKIT_SITE_URL", address)
+        assert strict_build(project, caplog) == []
+        site = project / "site" / "tutorials" / "01_a"
+        assert zipfile.is_zipfile(site / wheel)
+        html = (site / "index.html").read_text()
+        assert f'href="{wheel}"' in html
+        assert line in unescape(re.sub("<[^>]*>", "", html))
+        for ending in ("", "_empty", "_exercises"):
+            made = nbformat.read(site / f"01_a{ending}.ipynb", 4)
+            assert made.cells[1].source == f"%pip install {line}"
 
 
 def test_a_built_page_has_its_parts(
@@ -454,6 +726,7 @@ def test_a_built_page_has_its_parts(
         '<details class="example">',
         'href="01_a.ipynb"',
         'href="01_a_empty.ipynb"',
+        'href="01_a_exercises.ipynb"',
         'href="https://colab.test/site/tutorials/01_a/01_a.ipynb"',
         f"torch {run.version('torch')}, Python",
         "</details>",
@@ -466,6 +739,7 @@ def test_a_built_page_has_its_parts(
         in full.cells[0].source
     )
     assert full.cells[2].outputs[0].text == "7\n"
+    assert f"torch=={run.version('torch').partition('+')[0]}" in full.cells[-1].source
     assert empty.cells[2].outputs == []
     assert 'href="tutorials/01_a/"' in (project / "site" / "index.html").read_text()
 
@@ -493,6 +767,106 @@ def test_without_an_address_no_link_is_made_up(
     assert "olab" not in (project / "site" / "tutorials" / "01_a" / "index.html").read_text()
     made = nbformat.read(project / "site" / "tutorials" / "01_a" / "01_a.ipynb", 4)
     assert made.cells[0].source == "# Title\nHome"
+
+
+# --- what is claimed -------------------------------------------------------------------------------------------------
+
+
+CLAIMS = """# %% [markdown]
+# # Title
+#
+# ## Far
+
+# %%
+import torch
+error, rows = 0.125, 7
+
+assert error < 0.5, "the error is small"
+assert rows == 7 and rows > 6
+
+# %% [markdown]
+# ## Near
+
+# %%
+for value in (0.5, 0.99, 0.7):
+    assert 1.0 >= value
+assert all(0.1 < x < 0.9 for x in (0.2, 0.5))
+assert (torch.tensor([1.0, 3.0]) > 0.5).all()
+assert "a" in "abc", "no number"
+torch.testing.assert_close(torch.tensor(1.005), torch.tensor(1.0), rtol=0, atol=1e-2)
+
+# %%
+try:
+    assert error > 0.5
+except AssertionError:
+    error = "said"
+error
+
+# %%
+def check(x):
+    assert x < 2.0
+
+# %%
+check(1.5)
+"""
+
+
+def test_what_a_tutorial_asserts_is_recorded_while_it_runs(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(project, CLAIMS)
+    assert run.update(project) == []
+    made = nbformat.read(target(project, source), 4)
+    found = [
+        (
+            c.section,
+            c.said["text"],
+            *(c.said.get(k) for k in ("measured", "sign", "bound", "margin")),
+        )
+        for c in claims_of(made, "01_a")
+    ]
+    close = "torch.testing.assert_close(torch.tensor(1.005), torch.tensor(1.0), rtol=0, atol=0.01)"
+    assert found == [
+        ("Far", "error < 0.5", 0.125, "<", 0.5, 0.75),
+        ("Far", "rows == 7 and rows > 6", 7, "==", 7, None),
+        ("Near", "1.0 >= value", 0.99, "<=", 1, 0.01),
+        ("Near", "all((0.1 < x < 0.9 for x in (0.2, 0.5)))", 0.5, "<", 0.9, 0.4444),
+        ("Near", "(torch.tensor([1.0, 3.0]) > 0.5).all()", 1, ">", 0.5, 1),
+        ("Near", "'a' in 'abc'", None, None, None, None),
+        ("Near", close, 0.005, "<=", 0.01, 0.5),
+        ("Near", "x < 2.0", 1.5, "<", 2, 0.25),
+    ]
+    (warning,) = warnings(made, "01_a")
+    assert warning == (
+        "tutorials/01_a.py:16, cell 4: only 1.0 % between 0.99 and 1: assert 1.0 >= value"
+    )
+    assert f"WARNING {warning}" in capsys.readouterr().out
+    assert made.cells[4].outputs[0].data["text/plain"] == "'said'", "what is shown is as it was"
+    assert not any(cell.get("outputs") for cell in made.cells if cell is not made.cells[4])
+    assert "claims" not in nbformat.writes(download(made, "outputs", lambda link: None))
+
+
+def test_the_page_of_claims_leads_to_their_cells(
+    project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNKIT_EXECUTE", "never")
+    source = write(project, "# %% [markdown]\n# # Title\n#\n# ## Which `a`\n\n# %%\nassert x\n")
+    made = notebook_of(source)
+    near = {"measured": 1.9, "sign": "<", "bound": 2, "margin": 0.05}
+    made.cells[1].metadata["claims"] = [
+        {"text": "a | b < 2", "message": "a [b]", **near},
+        {"text": "`x`"},
+    ]
+    keep(project, source)
+    nbformat.write(made, target(project, source))
+    assert strict_build(project, caplog) == []
+    html = (project / "site" / "claims" / "index.html").read_text()
+    text = [unescape(re.sub("<[^>]*>", "", cell)) for cell in re.findall("<td>(.*?)</td>", html)]
+    assert text[:5] == ["a | b < 2a [b]", "1.9", "<\xa02", "5 %, thin", "Which a"]
+    assert text[5:10] == ["`x`", "", "", "", "Which a"]
+    assert 'href="../tutorials/01_a/#cell-1"' in html
+    assert 'id="cell-1"' in (project / "site" / "tutorials" / "01_a" / "index.html").read_text()
+    assert "2 claims, 1 of them thin." in html
 
 
 # --- this repository -------------------------------------------------------------------------------------------------
@@ -526,7 +900,22 @@ def test_the_strict_build_is_not_quiet() -> None:
     assert not [line for line in used if re.search(r"--quiet|\s-q\b", line)]
 
 
-@pytest.mark.parametrize("name", ["clean", "download", "light", "links", "page", "run", "source"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "claims",
+        "clean",
+        "download",
+        "header",
+        "install",
+        "light",
+        "links",
+        "outputs",
+        "page",
+        "run",
+        "source",
+    ],
+)
 def test_an_example_of_the_road_runs(name: str) -> None:
     module = importlib.import_module(f"road.{name}")
     assert doctest.testmod(module).failed == 0

@@ -15,9 +15,13 @@ from typing import Any
 import nbformat
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, InclusionLevel
-from road.download import download, downloads
+from road.claims import PAGE, claims_page
+from road.download import Origin, download, downloads
+from road.header import strip
+from road.install import Wheel, name_wheel, wheel_of
 from road.light import light_code, light_page
-from road.links import Link, external
+from road.links import LINK, Link, external
+from road.outputs import framed
 from road.page import Page, to_page
 from road.run import update
 from road.source import Notebook
@@ -33,6 +37,7 @@ class Road:
     serving: bool = False
     notebooks: dict[str, Notebook] = field(default_factory=dict)  # by the page's src_uri
     pages: dict[str, Page] = field(default_factory=dict)
+    wheel: Wheel | None = None  # this build's package
 
 
 road = Road()
@@ -64,26 +69,40 @@ def on_pre_build(config: Any) -> None:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Convert each notebook; its figures and its two downloads become files of the site."""
+    """Convert each notebook; its figures, its downloads and the wheel become files of the site."""
     road.notebooks.clear()
     road.pages.clear()
+    road.wheel = wheel_of(root_of(config))
     for file in list(files):
         if not re.fullmatch(r"tutorials/\w+\.ipynb", file.src_uri):
             continue
+        name = Path(file.src_uri).stem
         notebook = nbformat.read(file.abs_src_path, 4)
-        page = to_page(notebook, Path(file.src_uri).stem)
+        # The downloads need addresses, which are known when all pages are made: on_env fills them.
+        made: dict[str, bytes] = dict.fromkeys(downloads(name).values(), b"")
+        if road.wheel:
+            name_wheel(notebook, road.wheel.name, address_of(f"tutorials/{name}", config))
+            made[f"{name}/{road.wheel.name}"] = road.wheel.content
+        page = to_page(notebook, name)
         for problem in page.problems:
             log.warning(problem)
         road.notebooks[file.src_uri] = notebook
         road.pages[file.src_uri] = page
-        # The downloads need addresses, which are known when all pages are made: on_env fills them.
-        made = page.files | dict.fromkeys(downloads(page.name), b"")
-        for path, content in made.items():
+        for path, content in (page.files | made).items():
             uri = f"tutorials/{path}"
             files.append(
                 File.generated(config, uri, content=content, inclusion=InclusionLevel.INCLUDED)
             )
+    by_name = {page.name: road.notebooks[uri] for uri, page in sorted(road.pages.items())}
+    files.append(File.generated(config, PAGE, content=claims_page(by_name)))
     return files
+
+
+def address_of(path: str, config: Any) -> str | None:
+    """The whole address of a path of the site, or None where the site's own is not known."""
+    if not config.site_url:  # RNNKIT_SITE_URL
+        return None
+    return config.site_url.rstrip("/") + "/" + path.removeprefix("./")
 
 
 # --- a page --------------------------------------------------------------------------------------
@@ -98,24 +117,42 @@ def on_page_read_source(page: Any, config: Any) -> str | None:
         source = f"tutorials/{made.name}.py"
         page.edit_url = page.edit_url.replace(f"docs/tutorials/{made.name}.ipynb", source)
     facts = road.notebooks[page.file.src_uri].metadata.get("rnnkit", {})
-    return f"{made.markdown}\n{footer(facts, made.name, root_of(config))}"
+    top = strip(made.header.minutes, facts, ways_to_get(made.name, page, config))
+    return made.whole(top, footer(facts, root_of(config)))
 
 
-def footer(facts: dict[str, Any], name: str, root: Path) -> str:
-    """What made this page, and its downloads."""
+def ways_to_get(name: str, page: Any, config: Any) -> list[str]:
+    """The links of the strip: three downloads, the package, and what has an address."""
+    forms = downloads(name)
+    links = [
+        f"Notebook: [with outputs]({forms['outputs']}){{ download }}",
+        f"[without]({forms['empty']}){{ download }}",
+        f"[exercises only]({forms['exercises']}){{ download }}",
+    ]
+    if road.wheel:
+        links.append(f"[its package]({name}/{road.wheel.name}){{ download }}")
+    if colab := os.environ.get("RNNKIT_COLAB_URL"):
+        links.append(f"[open in Colab]({colab.rstrip('/')}/tutorials/{forms['outputs']})")
+    if source := source_address(page, config):
+        links.append(f"[source]({source})")
+    return links
+
+
+def source_address(page: Any, config: Any) -> str | None:
+    """Where a tutorial's source can be read, once on_page_read_source has mended its edit_url."""
+    if not config.repo_url or not page.edit_url:
+        return None
+    return page.edit_url.replace("/edit/", "/blob/")
+
+
+def footer(facts: dict[str, Any], root: Path) -> str:
+    """What made this page."""
     made = f"rnnkit {facts.get('rnnkit')}, torch {facts.get('torch')}, Python {facts.get('python')}"
     if commit := commit_of(root):
         made += f", commit `{commit}`"
     seconds = facts.get("seconds", 0)
     ran = f"ran in {seconds:.0f} s, one thread on a machine with {facts.get('cores')} cores"
-    full, empty = downloads(name)
-    links = [
-        f"[Notebook with outputs]({full}){{ download }}",
-        f"[without outputs]({empty}){{ download }}",
-    ]
-    if colab := os.environ.get("RNNKIT_COLAB_URL"):
-        links.append(f"[open in Colab]({colab.rstrip('/')}/tutorials/{full})")
-    return f"---\n\nMade with {made}; {ran}.\n{' · '.join(links)}\n{{ .made-with }}\n"
+    return f"---\n\nMade with {made}; {ran}.\n{{ .made-with }}\n"
 
 
 def commit_of(root: Path) -> str:
@@ -126,7 +163,11 @@ def commit_of(root: Path) -> str:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Pages link to tutorials as files of the source tree; the site has them as notebooks."""
-    if page.file.src_uri in road.pages:
+    made = road.pages.get(page.file.src_uri)
+    said = made.header.description if made else ""
+    if not page.is_homepage:  # which the site's own description describes
+        page.meta.setdefault("description", said or first_words(markdown))
+    if made:
         return markdown
     here = posixpath.dirname(page.file.src_uri) or "."
 
@@ -136,8 +177,22 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return re.sub(r"\]\((?:\.\./)*tutorials/(\w+)\.py([#) ])", link, markdown)
 
 
+def first_words(markdown: str) -> str:
+    """The first paragraph of a page without its syntax, for search engines; "" where it has none.
+
+    >>> first_words("# Title\\n\\nSee [the *rule*](a.md). More.\\n\\nNo.")
+    'See the rule. More.'
+    """
+    found = re.search(r"^(?=[A-Z\[*`])(?:.+\n?)+", markdown, re.M)
+    text = LINK.sub(lambda match: match["text"], found[0] if found else "")
+    text = " ".join(re.sub(r"[*`\"<>]|\{[^}]*\}", "", text).split())
+    if len(text) <= 160:
+        return text
+    return text[:157].rpartition(" ")[0] + " …"
+
+
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    return light_code(html)
+    return light_code(framed(html))
 
 
 # --- when all pages are made ---------------------------------------------------------------------
@@ -153,9 +208,16 @@ def on_env(env: Any, config: Any, files: Any) -> None:
     for uri, page in road.pages.items():
         check(uri, page, autorefs, files)
         address = partial(absolute, uri=uri, config=config, files=files)
-        full, empty = downloads(page.name)
-        for path, outputs in ((full, True), (empty, False)):
-            made = download(road.notebooks[uri], address, outputs)
+        made_page = files.get_file_from_path(uri).page
+        origin = Origin(
+            name=page.name,
+            license=config.copyright or "",
+            page=address_of(made_page.url, config),
+            source=source_address(made_page, config),
+            docs=Path(config.docs_dir),
+        )
+        for form, path in downloads(page.name).items():
+            made = download(road.notebooks[uri], form, address, origin)
             file = files.get_file_from_path(f"tutorials/{path}")
             file.content_string = nbformat.writes(made) + "\n"
 
@@ -199,9 +261,7 @@ def absolute(link: Link, uri: str, config: Any, files: Any) -> str | None:
         address = file and file.url + (f"#{anchor}" if anchor else "")
     if address is None or external(address):
         return address
-    if not config.site_url:  # RNNKIT_SITE_URL
-        return None
-    return config.site_url.rstrip("/") + "/" + address.removeprefix("./")
+    return address_of(address, config)
 
 
 # --- as it is written ----------------------------------------------------------------------------

@@ -2,14 +2,23 @@
 
     python docs/_hooks/patterns.py
 
-writes docs/assets/patterns/*.svg. One grammar: inputs below, state to the right, outputs above, a
-diamond where a loss is. A dashed edge feeds an output to the next input, two bars cut a state that
-is detached, gray is padding.
+writes docs/assets/patterns/*.svg and, with Chromium, a bitmap of each beside it, for notebooks:
+JupyterLab shows no SVG that is attached to a cell.
+
+One grammar: inputs below, state to the right, outputs above, a diamond where a loss is. A dashed
+edge feeds an output to the next input, two bars cut a state that is detached, gray is padding.
 """
 
+import shutil
+import subprocess
 from collections.abc import Container, Sequence
+from hashlib import sha256
 from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "patterns"
 
@@ -291,6 +300,53 @@ def arrow_tip(color: str) -> str:
     return f'{marker} {size}><path d="M0 0L8 4L0 8Z" fill="{color}"/></marker>'
 
 
-if __name__ == "__main__":
+# --- bitmaps -------------------------------------------------------------------------------------
+
+
+def mark_of(drawing: str) -> str:
+    """What a bitmap holds in its text "Drawing": which drawing it is of."""
+    return sha256(drawing.encode()).hexdigest()[:16]
+
+
+def is_of(bitmap: Path, drawing: str) -> bool:
+    """Whether there is such a bitmap and it shows this drawing."""
+    if not bitmap.exists():
+        return False
+    with Image.open(bitmap) as image:
+        return image.info.get("Drawing") == mark_of(drawing)
+
+
+def photograph(drawing: Path, bitmap: Path, browser: str) -> None:
+    """A drawing as Chromium shows it, half as large again, in at most 64 colors."""
+    text = drawing.read_text(encoding="utf-8")
+    height = text.partition(f'viewBox="0 0 {WIDTH} ')[2].partition('"')[0]
+    with TemporaryDirectory() as folder:
+        shot = Path(folder) / "shot.png"
+        size = f"--window-size={WIDTH * 3 // 2},{int(height) * 3 // 2 + 200}"  # and room to spare
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", size]
+        scale = "--force-device-scale-factor=1.5"
+        command = [browser, *options, scale, f"--screenshot={shot}", drawing.as_uri()]
+        subprocess.run(command, check=True, capture_output=True)
+        whole = Image.open(shot).convert("RGB")
+    about = PngInfo()
+    about.add_text("Drawing", mark_of(text))
+    cut = whole.crop((0, 0, WIDTH * 9 // 4, int(height) * 9 // 4))
+    cut.quantize(64).save(bitmap, pnginfo=about, optimize=True)
+
+
+def main() -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
     for name, drawing in drawings().items():
-        (FOLDER / name).write_text(drawing, encoding="utf-8")
+        file = FOLDER / name
+        bitmap = file.with_suffix(".png")
+        file.write_text(drawing, encoding="utf-8")
+        if is_of(bitmap, drawing):
+            continue
+        if browser:
+            photograph(file, bitmap, browser)
+        else:
+            print(f"{bitmap.name} is old, and there is no Chromium to make it with")
+
+
+if __name__ == "__main__":
+    main()

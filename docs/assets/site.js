@@ -45,6 +45,31 @@
     });
   }
 
+  // A figure's link opens the picture over the page, as large as the window; without this script, it opens the file.
+  function enlarge(link) {
+    var picture = link.querySelector("img"), dialog = document.createElement("dialog");
+    var close = document.createElement("button"), large = document.createElement("img");
+    dialog.className = "rk-large";
+    dialog.setAttribute("aria-label", "Figure, enlarged");
+    close.textContent = "Close";
+    large.src = link.href;
+    large.alt = picture.alt;
+    dialog.append(close, large);
+    dialog.addEventListener("click", function () { dialog.close(); });
+    dialog.addEventListener("close", function () { dialog.remove(); link.focus(); });
+    document.body.append(dialog);
+    dialog.showModal();
+  }
+
+  // A link into a fold opens it.
+  function unfold() {
+    var target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    for (var fold = target && target.closest("details:not([open])"); fold; fold = fold.parentElement.closest("details:not([open])")) {
+      fold.open = true;
+      target.scrollIntoView();
+    }
+  }
+
   function mend(root) {
     root.querySelectorAll(".md-search[role=dialog]").forEach(function (n) { n.setAttribute("aria-label", "Search"); });
     root.querySelectorAll("nav.md-code__nav").forEach(function (n) { n.setAttribute("role", "none"); });
@@ -57,8 +82,17 @@
     reachable(document);
   }
 
+  document.addEventListener("click", function (event) {
+    var link = event.target.closest && event.target.closest("a.enlarge");
+    if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    event.preventDefault();
+    enlarge(link);
+  }, true);
+  window.addEventListener("hashchange", unfold);
+
   document$.subscribe(function () {
     page();
+    unfold();
     // The theme wraps tables and adds copy buttons after this event.
     window.requestAnimationFrame(function () { window.setTimeout(page, 0); });
   });

@@ -26,6 +26,15 @@ async function open(url) {
 async function facts() {
   const code = (root) => [...root.querySelectorAll(".input.highlight code")];
   const served = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
+  // Whether a block's copy button lies on its code.
+  const covered = (pre) => {
+    const button = pre.querySelector(".md-code__button"), text = document.createRange();
+    if (!button || !button.checkVisibility()) return false;
+    const b = button.getBoundingClientRect();
+    text.selectNodeContents(pre.querySelector("code"));
+    return [...text.getClientRects()].some(
+      (r) => r.width && r.left < b.right && r.right > b.left && r.top < b.bottom && r.bottom > b.top);
+  };
   const left = [...document.querySelectorAll(".arithmatex")].filter((node) => !node.querySelector(".katex-html"));
   return {
     scheme: document.body.getAttribute("data-md-color-scheme"),
@@ -34,6 +43,7 @@ async function facts() {
     recolored: code(document).map((n) => n.textContent).join() === code(served).map((n) => n.textContent).join(),
     math: left.length + document.querySelectorAll(".katex-error").length,
     copied: document.querySelectorAll(".output .md-code__button").length,
+    covered: [...document.querySelectorAll(".input.highlight pre")].filter(covered).length,
     unreachable: [...document.querySelectorAll("pre > code, .md-typeset__scrollwrap, div.arithmatex")].filter(
       (node) => node.scrollWidth > node.clientWidth && node.tabIndex !== 0).length,
   };
@@ -45,6 +55,21 @@ async function check(page) {
   return violations.map((v) => `${v.id}: ${v.help}: ${v.nodes.slice(0, 3).map((n) => n.target).join(" | ")}`);
 }
 
+// A figure by keyboard: Enter opens it over the page, Escape closes it, and the focus is where it was. Or nothing.
+async function enlarge(page) {
+  const link = page.locator("a.enlarge").first();
+  if (!(await link.count())) return null;
+  await link.focus();
+  await page.keyboard.press("Enter");
+  await page.waitForSelector("dialog.rk-large[open] img", { timeout: 5_000 });
+  const violations = await check(page);
+  const wide = await page.evaluate(() => document.querySelector("dialog.rk-large img").getBoundingClientRect().width);
+  await page.keyboard.press("Escape");
+  await page.waitForSelector("dialog.rk-large", { state: "detached", timeout: 5_000 });
+  const back = await page.evaluate(() => document.activeElement.matches("a.enlarge"));
+  return { violations, wide, back };
+}
+
 const views = [];
 for (const { name: title, url, views: wanted } of pages) {
   const { context, page, requests, problems } = await open(url);
@@ -53,11 +78,14 @@ for (const { name: title, url, views: wanted } of pages) {
     await page.setViewportSize({ width, height: 900 });
     const name = { light: "default", dark: "slate" }[scheme];
     await page.waitForFunction((n) => document.body.getAttribute("data-md-color-scheme") === n, name).catch(() => {});
+    await page.evaluate(() => document.querySelectorAll("details").forEach((fold) => (fold.open = true)));
     await page.waitForTimeout(300);
     if (screenshot) await page.screenshot({ path: screenshot, fullPage: Boolean(full) });
     const found = await page.evaluate(facts);
     views.push({ name: title, width, wanted: scheme, requests, problems, ...found, violations: await check(page) });
   }
+  const enlarged = await enlarge(page);
+  views.filter((view) => view.name === title).forEach((view) => (view.enlarged = enlarged));
   await context.close();
 }
 

@@ -3,11 +3,16 @@
     tutorials/NN_name.py
       source      jupytext makes a notebook of it
       run         nbmake executes the notebook where it is stale, and that run is the test
+      ledger      in its kernel, records what is asserted: text, values, bound
       clean       what differs between two runs of the same code is masked
     docs/tutorials/NN_name.ipynb
+      header      what it says of itself, as a strip and a box under the title
       page        its cells and outputs as the Markdown of a page
+      outputs     what came out, and its figures
       links       links of the source tree become links of the site
+      install     the line that installs the wheel of this build
       download    the notebooks that a reader takes away
+      claims      the page of all that the tutorials assert
       light       a built page without what nobody reads
 
 `docs/_hooks/events.py` is what MkDocs calls; `python docs/_hooks` are the commands.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from .ledger import KIND
 from .source import Cell, Notebook
 
 # A terminal's escape sequences: colors, cursor, titles.
@@ -42,11 +43,20 @@ def clean(notebook: Notebook) -> Notebook:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # the hours at which it ran
         if cell.cell_type == "code":
+            _keep_claims(cell)
             _join_streams(cell)
             for output in cell.outputs:
                 _mask(output)
             cell.outputs = [output for output in cell.outputs if not _is_silent(output)]
     return notebook
+
+
+def _keep_claims(cell: Cell) -> None:
+    """What the ledger recorded is no output of the code: it goes to the cell's metadata."""
+    claims = [claim for output in cell.outputs for claim in output.get("data", {}).get(KIND, [])]
+    if claims:
+        cell.metadata["claims"] = claims
+    cell.outputs = [output for output in cell.outputs if KIND not in output.get("data", {})]
 
 
 def _join_streams(cell: Cell) -> None:

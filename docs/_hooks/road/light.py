@@ -10,7 +10,8 @@ import re
 
 PLAIN = re.compile(r'<span class="(?:n|o|p|w)">([^<]*)</span>')
 INPUT = re.compile(
-    r'(<div class=")language-python (input highlight"><pre>)(.*?)(</pre>)', re.DOTALL
+    r'(<div (?:id="[\w-]+" )?class=")language-python (input highlight"><pre>)(.*?)(</pre>)',
+    re.DOTALL,
 )
 SPAN = re.compile(r"</?span[^>]*>")
 VERBATIM = re.compile(r"(<(pre|script|style|textarea)\b.*?</\2>)", re.DOTALL)

@@ -21,14 +21,18 @@ from typing import Any
 
 import nbformat
 
+from .claims import warnings
 from .clean import clean
+from .install import pins
 from .page import to_page
 from .source import Notebook, digest, notebook_of, sources, target, where
 
 TIMEOUT = 600  # seconds a cell may take
 KERNELS = 3  # kernels to try until one starts: several that start at once can pick the same port
 SIDE_BY_SIDE = 2  # tutorials that run at a time
-IPYTHON = Path(__file__).resolve().parents[1] / "ipython_config.txt"
+HOOKS = Path(__file__).resolve().parents[1]
+IPYTHON = HOOKS / "ipython_config.txt"
+LEDGER = Path(__file__).with_name("ledger.py")
 
 
 def say(text: str) -> None:
@@ -56,6 +60,7 @@ def surroundings(root: Path) -> str:
         parts.append(f"{path.relative_to(root)} {code_of(path)}")
     for path in sorted(package.glob("*.mplstyle")):
         parts.append(path.read_text(encoding="utf-8"))
+    parts.append(code_of(LEDGER))
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     return digest(*parts, python, version("torch"))
 
@@ -82,7 +87,7 @@ def environment(root: Path) -> dict[str, str]:
     profile = ipython / "profile_default"
     profile.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(IPYTHON, profile / "ipython_config.py")
-    path = [str(root)]
+    path = [str(root), str(HOOKS)]  # where the kernel finds road.ledger
     if "PYTHONPATH" in os.environ:
         path.append(os.environ["PYTHONPATH"])
     ours = {
@@ -117,9 +122,12 @@ def run(root: Path, source: Path, library: str) -> list[str]:
         "python": sys.version.split()[0],
         "torch": version("torch"),
         "rnnkit": _own_version(),
+        "pins": pins(notebook),
     }
-    notebook.metadata["rnnkit"] = facts
+    notebook.metadata["rnnkit"] = notebook.metadata.get("rnnkit", {}) | facts
     _keep(notebook, target(root, source))
+    for warning in warnings(notebook, source.stem):
+        say(f"  WARNING {warning}")
     return []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,6 +12,9 @@ import nbformat
 
 Cell: TypeAlias = Any  # nbformat's cells and notebooks are dictionaries with attributes
 Notebook: TypeAlias = Any
+
+# The header of a tutorial, in comments before its first cell: docs/_hooks/road/header.py.
+HEADER = re.compile(r"\A# ---\n(?P<yaml>(?:#.*\n)*?)# ---\n\n*")
 
 
 def sources(root: Path) -> list[Path]:
@@ -40,13 +44,16 @@ def where(name: str, index: int, cell: Cell) -> str:
 def notebook_of(source: Path) -> Notebook:
     """The notebook of a tutorial, not executed; two conversions give the same bytes."""
     text = source.read_text(encoding="utf-8")
-    notebook = jupytext.reads(text, fmt="py:percent")
+    header = HEADER.match(text)
+    notebook = jupytext.reads(HEADER.sub("", text), fmt="py:percent")
     lines = [number for number, line in enumerate(text.splitlines(), 1) if line.startswith("# %%")]
     for index, cell in enumerate(notebook.cells):
         cell.id = f"cell-{index}"  # jupytext's own ids are random
         if len(lines) == len(notebook.cells):
             cell.metadata["line"] = lines[index]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    about = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    about: dict[str, Any] = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    if header:
+        about["rnnkit"] = {"header": re.sub(r"^# ?", "", header["yaml"], flags=re.M)}
     notebook.metadata = nbformat.from_dict(about)
     return notebook
