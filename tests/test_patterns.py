@@ -55,6 +55,7 @@ def test_the_colors_are_those_of_the_figures():
 @pytest.mark.parametrize(
     ("name", "losses", "fed", "cut"),
     [
+        ("00", 0, 2, 0),
         ("02", 5, 0, 0),
         ("03", 2, 0, 0),
         ("04", 0, 2, 0),

@@ -14,6 +14,9 @@ from road.source import notebook_of
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
 
+# The first form: the pages that have not been rewritten in the second.
+FIRST_FORM = [path for path in SOURCES if path.stem[:2] in {"02", "03", "04", "06", "08"}]
+
 PARTS = [  # the footer, the twelfth, is made by the build; the third has three headings
     "What comes out",
     "You will learn",
@@ -39,7 +42,7 @@ def cells(source, kind, tag=None):
     ]
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("source", FIRST_FORM, ids=lambda path: path.stem)
 class TestForm:
     def test_the_parts_stand_in_order(self, source):
         text = "\n".join(cell.source for cell in cells(source, "markdown"))
@@ -155,6 +158,14 @@ BREAKS = {
             cut = p.scatter(1, p.argmax(1, keepdim=True), 0.0) + 1e-9
             return cut / cut.sum(1, keepdim=True)
         rnnkit.SoftmaxSampler.probabilities = beheaded
+        """,
+    ),
+    "a forecast's covariates come an hour late": (
+        "00_forecast",
+        """
+        from rnnkit.generation import sampling
+        whole = sampling._Known.ahead
+        sampling._Known.ahead = lambda self, steps: whole(self, steps).roll(1, 0)
         """,
     ),
     "a step's share of the gradient holds the shares before it": (

@@ -60,6 +60,11 @@ ABOUT = {
         "Closed-loop validation",
         "T - n given steps have the open loss; n steps fed by the model's outputs the closed loss.",
     ),
+    "00": (
+        "A forecast with known covariates",
+        "Three measured inputs, then each next input is the last output, dashed. "
+        "The calendar is read at every step, past and future.",
+    ),
 }
 
 Parts = list[str]
@@ -257,6 +262,18 @@ def closed_loop() -> tuple[int, Parts]:
     return 254, parts
 
 
+def forecast_with_calendar() -> tuple[int, Parts]:
+    parts = Graph(26, [*XS[:3], "y_3", "y_4"], YS, fed=[3, 4]).parts()
+    parts.append(text(8, 186, "calendar", anchor="start", size=12))
+    for t in range(5):
+        x = LEFT + t * GAP
+        parts.append(path(f"M{x} 167V151", INK))
+        parts.append(disc(x, 182, f"c_{t + 1}", INK))
+    parts.append(span(84, 196, 216, "measured"))
+    parts.append(span(252, 308, 216, "its own", FED))
+    return 244, parts
+
+
 DRAWN = {
     "02": sequence_to_sequence,
     "03": sequence_to_one,
@@ -264,6 +281,7 @@ DRAWN = {
     "06": gradient_shares,
     "07": truncated,
     "08": closed_loop,
+    "00": forecast_with_calendar,
 }
 
 
