@@ -162,15 +162,15 @@ for k in (0, 1, 7, 8):
     shares = with_state[:, k].mean(), without[:, k].mean()
     print("k = {}: with a state {:z.2f}, without {:z.2f}".format(k, *shares))
 
-# %% alt="Line chart of the share recalled over the delay k from 0 to 11. With a state of 8 numbers it is close to 1 up to k = 7 and drops to 0 at k = 8. Without a state it is 1 at k = 0 and 0 from k = 1 on." tags=["hero", "hide-input"] caption="Asked for the number read k steps ago. Means of three seeds."
-fig, ax = plt.subplots(figsize=(6.4, 3.0))
+# %% alt="Line chart of the share recalled over the delay k from 0 to 11. With a state of 8 numbers it is close to 1 up to k = 7 and drops to 0 at k = 8. Without a state it is 1 at k = 0 and 0 from k = 1 on." tags=["hero", "hide-input"] caption="Two networks are asked for the number they read k steps ago. Means of three seeds."
+fig, ax = plt.subplots(figsize=(4.7, 2.7))
 ax.plot(DELAYS, with_state.mean(0), "o-", color="C0")
 ax.plot(DELAYS, without.mean(0), "s--", color="C4")
-ax.text(4, 0.86, "with a state of 8 numbers", color="C0", ha="center")
+ax.text(3.6, 0.82, "with a state of 8 numbers", color="C0", ha="center")
 ax.text(1.2, 0.1, "without a state", color="C4")
-ax.set(xlabel="k: how many steps ago the number was read", ylabel="share recalled")
+ax.set(xlabel="k: steps since it was read", ylabel="share recalled")
 ax.set(xticks=DELAYS, ylim=(-0.06, 1.1))
-ax.set_title("A state of 8 numbers recalls the last 8 numbers")
+ax.set_title("A state of 8 recalls the last 8 numbers")
 plt.show()
 
 # %% [markdown]
