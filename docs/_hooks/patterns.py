@@ -34,6 +34,11 @@ GAP = 56  # between two steps
 LEFT = 84  # of the first step
 
 ABOUT = {
+    "01": (
+        "A recurrent network",
+        "One cell, used at five steps: an input goes in below, a state goes on to the right, "
+        "an output comes out above.",
+    ),
     "02": (
         "Sequence to sequence",
         "Each step has an input below, a state that goes on to the right, "
@@ -215,6 +220,12 @@ XS = [f"x_{t}" for t in range(1, 6)]
 YS = [f"y_{t}" for t in range(1, 6)]
 
 
+def recurrent_network() -> tuple[int, Parts]:
+    parts = Graph(26, XS, YS).parts()
+    parts.append(span(84, 308, 164, "one cell, the same weights at every step", STATE))
+    return 192, parts
+
+
 def sequence_to_sequence() -> tuple[int, Parts]:
     return 206, Graph(26, XS, YS, range(5)).parts()
 
@@ -275,6 +286,7 @@ def forecast_with_calendar() -> tuple[int, Parts]:
 
 
 DRAWN = {
+    "01": recurrent_network,
     "02": sequence_to_sequence,
     "03": sequence_to_one,
     "04": primer_to_samples,
