@@ -773,7 +773,8 @@ def test_a_path_that_can_be_no_file_is_found_before_the_training(tmp_path, kind)
     elif kind == "pipe":
         os.mkfifo(path)
     elif kind == "device":
-        path = Path("/dev/null")
+        _, terminal = os.openpty()  # a device that nobody misses, should the refusal fail
+        path = Path(os.ttyname(terminal))
     elif kind == "circle":
         path.symlink_to(tmp_path / "b.pt")
         (tmp_path / "b.pt").symlink_to(path)
