@@ -448,3 +448,27 @@ def test_a_validation_with_losses_by_step_evaluates_an_unreduced_loss_once():
     step = rk.BPTTValidationPhase(by_step=True)(tagger(), rk.seq2seq_loss(counted), batch)
     assert calls == [12]
     torch.testing.assert_close(step.loss, step.loss_by_step.mean())
+
+
+def test_a_step_cancelled_at_its_update_does_not_stop_the_updates_to_come():
+    class CancelFirst:
+        def __init__(self):
+            self.left = 1
+
+        def on_backward_end(self, learner):
+            if self.left:
+                self.left -= 1
+                raise rk.CancelStep
+
+    model = tagger()
+    optimizer = Momentum(model)
+    learner = rk.Learner(model, rk.seq2seq_loss(CROSS), optimizer, [CancelFirst()])
+    batches = [tagged(seed) for seed in range(8)]
+    learner.fit(1, batches, training=rk.BPTTTrainingPhase(accumulate=2))
+    assert optimizer.count == 3  # four pairs of batches, and the first one's update was cancelled
+
+
+def test_the_class_of_an_optimizer_is_refused():
+    model = tagger()
+    with pytest.raises(TypeError, match=r"the class SGD.*SGD\(model.parameters"):
+        rk.Learner(model, rk.seq2seq_loss(CROSS), torch.optim.SGD)

@@ -206,6 +206,7 @@ class BPTTTrainingPhase(Phase):
         if getattr(loop.model, "training", True) is False:
             loop.model.train()
         begun = self.begin(loop, batch)
+        self._held.batches += 1  # from its begin on: a step that is cut short has its place too
         step = begun.step
         time, rows = extent(step.inputs)
         in_windows = self.stride is not None and self.stride < time
@@ -229,8 +230,7 @@ class BPTTTrainingPhase(Phase):
             outputs, total = self._windows(work)
 
         self.updates += 1
-        self._held.batches += 1
-        if self._held.batches == self.accumulate:
+        if self._held.batches >= self.accumulate:
             self.finish(loop)
         step.outputs = outputs
         step.loss = step.keep("loss", total)
@@ -244,8 +244,7 @@ class BPTTTrainingPhase(Phase):
         with work.loop.context():
             outputs, state = work.rollout.over(step.inputs, work.mask, work.start(), step.lengths)
         total = self._update(work, work.scored, outputs)
-        if self.stateful:
-            self.carried = detach(state)
+        self._carry(state, step)
         return step.outputs, total
 
     def _windows(self, work: _Work) -> tuple[Any, Total]:
@@ -271,8 +270,7 @@ class BPTTTrainingPhase(Phase):
             carried = Carried(*detach(tuple(following)))  # the next window starts without a history
             if window.following == 0 and work.begun.restart is not None:
                 carried = Carried(work.start(), None)  # a learned first state is asked once more
-        if self.stateful:
-            self.carried = carried.state
+        self._carry(carried.state, work.step)
         together = join(all_outputs)
         self._check_sum(work, together, places)
         return together, functools.reduce(Total.__add__, totals)
@@ -323,8 +321,7 @@ class BPTTTrainingPhase(Phase):
         else:
             total = self._update(work, of_window, outputs)
             everything = map_leaves(ends.put, before, detached(outputs))
-        if self.stateful:
-            self.carried = detach(state)
+        self._carry(state, step)
         return detached(everything), total
 
     def _update(self, work: _Work, scored: Scored, outputs: Any) -> Total:
@@ -353,10 +350,11 @@ class BPTTTrainingPhase(Phase):
 
     def finish(self, loop: Loop) -> None:
         """Make the update of the batches held back, if there are any."""
-        if self._held.sums:
-            self._held.give(loop.optimizer)
+        held = self._held
+        self._held = _Held()  # first: a callback may cancel the step at BackwardEnd
+        if held.sums:
+            held.give(loop.optimizer)
             _make_update(loop)
-        self._held = _Held()
 
     def flush(self, optimizer: torch.optim.Optimizer) -> None:
         """In a loop of your own, after the last batch: the update of the batches held back by
@@ -415,7 +413,11 @@ class _Held:
             for i, parameter in enumerate(_parameters_of(optimizer)):
                 held = self.sums[h][i]
                 if parameter.grad is not None:
-                    self.sums[h][i] = parameter.grad if held is None else held + parameter.grad
+                    self.sums[h][i] = (
+                        parameter.grad
+                        if held is None
+                        else held.to(parameter.grad.device) + parameter.grad
+                    )
         optimizer.zero_grad(set_to_none=True)
 
     def give(self, optimizer: torch.optim.Optimizer) -> None:
@@ -450,6 +452,9 @@ def check_optimizer(optimizer: Any) -> None:
     if optimizer is None:
         fix = "phase(model, loss, batch, optimizer); BPTTValidationPhase needs none."
         raise Refusal("no optimizer", "one over the model's parameters", fix)
+    if isinstance(optimizer, type):
+        fix = f"build it: {optimizer.__name__}(model.parameters(), ...)."
+        raise Refusal(f"the class {optimizer.__name__}", "an optimizer", fix, TypeError)
     if _needs_closure(type(optimizer)):
         name = type(optimizer).__name__
         raise Refusal(

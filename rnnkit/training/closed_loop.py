@@ -155,8 +155,7 @@ class BPTTValidationPhase(Phase):
                     self._scored_paths(loop, begun, state, lengths)
                 else:
                     self._split(loop, step, begun.scored, lengths)
-            if self.stateful:
-                self.carried = after
+            self._carry(after, step)
         return step
 
     def _mask(self, step: StepState, lengths: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.errors import Refusal, asked, in_words
 from ..core.layout import all_lengths, as_sequences, between, check_lengths, check_state, extent
 from ..core.model import Declared, check_model, check_one_way, restart_rows
-from ..core.state import State, map_leaves
+from ..core.state import State, detach, map_leaves
 from ..data.batches import SequenceBatch
 from ..generation.feedback import Feedback
 from ..generation.samplers import NextInput
@@ -207,7 +207,6 @@ class Phase:
                 self.read = self.read.masked_fill(batch.restart, 0)
         came = f"inputs {in_words(inputs)}"
         scored = loop.loss.over(targets, time, rows, lengths, weights, read=self.read, came=came)
-        self._count(lengths, time, rows)
         step = StepState(inputs, targets, lengths, weights)
         loop.current = step
         loop.emit("StepBegin")
@@ -241,11 +240,13 @@ class Phase:
         check_state(self.carried, rows, fix)
         return self.carried
 
-    def _count(self, lengths: Tensor | None, time: int, rows: int) -> None:
-        """Add the steps of this batch to those that each row has read."""
-        if self.stateful:
-            now = all_lengths(lengths, time, rows)
-            self.read = now if self.read is None else self.read + now
+    def _carry(self, state: State, step: StepState) -> None:
+        """Keep the state after a batch, and count the steps that each row has read."""
+        if not self.stateful:
+            return
+        self.carried = detach(state)
+        now = all_lengths(step.lengths, *extent(step.inputs))
+        self.read = now if self.read is None else self.read + now
 
 
 def detached(outputs: Any) -> Any:
