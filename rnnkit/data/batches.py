@@ -76,7 +76,7 @@ class SequenceBatch:
         >>> batch.inputs.flatten().tolist(), batch.targets.flatten().tolist()
         ([0, 1, 2], [1, 2, 3])
         """
-        return _read(batch)
+        return _usual(batch) or _read(batch)
 
     def __iter__(self) -> Iterator[Any]:
         parts = (self.inputs, self.targets, self.lengths)
@@ -154,7 +154,7 @@ def get_inout_seq(batch: Any) -> tuple[Any, ...]:
         ValueError: if a sequence to be shifted has one step; if shapes, lengths or weights do not
             fit.
     """
-    return tuple(_read(batch))
+    return tuple(_usual(batch) or _read(batch))
 
 
 def _read(batch: Any) -> SequenceBatch:
@@ -184,6 +184,18 @@ def _read(batch: Any) -> SequenceBatch:
     if inputs is batch.inputs and weights is batch.weights:
         return batch  # most batches come as they are to be
     return replace(batch, inputs=inputs, weights=weights)
+
+
+def _usual(batch: Any) -> SequenceBatch | None:
+    """One sequence or a pair of tensors, for which all that `_read` looks at holds, at once."""
+    if type(batch) is Tensor:
+        whole = batch.ndim > 1 and len(batch) > 1 and batch.numel() > 0
+        return SequenceBatch(batch[:-1], batch[1:]) if whole else None
+    if type(batch) is not tuple or len(batch) != 2:
+        return None
+    inputs, targets = batch
+    whole = type(inputs) is type(targets) is Tensor and inputs.ndim > 1 and inputs.numel() > 0
+    return SequenceBatch(inputs, targets) if whole else None
 
 
 def _named(batch: Any) -> SequenceBatch:

@@ -126,19 +126,20 @@ class Head:
     def whole(self, outputs: Tensor, targets: Tensor) -> Total | None:
         """The total of all steps as torch reduces them, where that is quicker and the same; else
         nothing."""
-        options = self.options
-        if options is None or options["reduction"] != "mean" or outputs.dtype.itemsize < 4:
+        loss_fn: Any = self.loss_fn
+        kind = type(loss_fn)
+        if kind is not nn.CrossEntropyLoss and kind is not nn.MSELoss:
+            return None
+        if loss_fn.reduction != "mean" or outputs.dtype.itemsize < 4:
             return None
         weight = float(targets.numel())
-        if type(self.loss_fn) is nn.CrossEntropyLoss:
-            if options["weight"] is not None or targets.is_floating_point():
+        if kind is nn.CrossEntropyLoss:
+            if loss_fn.weight is not None or targets.is_floating_point():
                 return None
-            weight = _count_of_others(targets, options["ignore_index"])
-        elif type(self.loss_fn) is not nn.MSELoss:
-            return None
+            weight = _count_of_others(targets, loss_fn.ignore_index)
         if weight == 0:
             return None
-        mean = self.loss_fn(outputs, targets)
+        mean = loss_fn(outputs, targets)
         return Total.of_mean(mean, weight)
 
     def weights(self, targets: Tensor) -> Tensor | None:

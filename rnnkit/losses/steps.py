@@ -99,6 +99,7 @@ class StepLoss(SequenceLoss):
         super().__init__(loss_fn, weights)
         self.average = average
         self.warmup = warmup
+        self.fits: object = None  # the shapes that were found to fit last
 
     def over(
         self,
@@ -182,6 +183,8 @@ class ScoredSteps(Scored):
 
     def total(self, outputs: Any) -> Total:
         flat, targets = self.valid(outputs)
+        if self.loss.scales is None:
+            return self._total_of(0, flat, targets)
         totals: list[Total] = []
         for i, head in enumerate(self.loss.heads):
             own_outputs = part_of(flat, head.key, "outputs")
@@ -255,6 +258,17 @@ class ScoredSteps(Scored):
         return flat if self.index is None else flat.index_select(0, self.index.to(flat.device))
 
     def _check(self, outputs: Any) -> None:
+        if isinstance(outputs, Tensor) and isinstance(self.targets, Tensor):
+            # What was found right for one batch is right for the next of the same shapes.
+            shapes = (outputs.shape, self.targets.shape, self.targets.dtype)
+            if self.loss.fits == shapes:
+                return
+            self._check_heads(outputs)
+            self.loss.fits = shapes
+        else:
+            self._check_heads(outputs)
+
+    def _check_heads(self, outputs: Any) -> None:
         keys = [head.key for head in self.loss.heads]
         if isinstance(outputs, dict) and self.loss.scales is None:
             came = f"outputs = {in_words(outputs)} and one loss"

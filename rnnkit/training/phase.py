@@ -214,8 +214,10 @@ class Phase:
 
     def _start(self, loop: Loop, inputs: Any) -> tuple[Any, State]:
         """The inputs, and the state that a source makes where there is one."""
+        if not isinstance(inputs, tuple) or len(inputs) != 3:
+            return inputs, None
         encode = Declared(loop.model).encode
-        if encode is None or not isinstance(inputs, tuple) or len(inputs) != 3:
+        if encode is None:
             return inputs, None
         source, source_lengths, inputs = inputs
         with loop.context():
