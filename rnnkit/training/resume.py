@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -11,9 +11,6 @@ from ..core.errors import Refusal
 from ..core.state import map_leaves
 from .events import stateful
 from .rng import generators_of, rng_state, set_rng_state
-
-if TYPE_CHECKING:
-    from .learner import Learner
 
 FORMAT = "rnnkit checkpoint 1"
 
@@ -83,10 +80,31 @@ class Place:
         self.fit += 1
 
 
+class Training(Protocol):
+    """What of a Learner its state is taken from, and put back into."""
+
+    model: Any
+    loss: Any
+    optimizer: Any
+    callbacks: list[object]
+    parameters: list[Any]
+    phases: tuple[Any, ...]
+    loaders: tuple[Any, ...]
+    place: Place
+    now: Any  # the running epoch
+    epoch_index: int
+    step_index: int
+
+    @property
+    def fitting(self) -> bool:
+        """Whether the running epoch is one of a fit's own."""
+        ...
+
+
 # ---- Taken
 
 
-def state_of(learner: "Learner") -> dict[str, Any]:
+def state_of(learner: "Training") -> dict[str, Any]:
     """The whole training, which can be put back."""
     saved = _state_of(learner)
     lazy = [name for name, value in saved["model"].items() if is_lazy(value)]
@@ -96,7 +114,7 @@ def state_of(learner: "Learner") -> dict[str, Any]:
     return saved
 
 
-def _state_of(learner: "Learner") -> dict[str, Any]:
+def _state_of(learner: "Training") -> dict[str, Any]:
     callbacks = stateful(learner.callbacks)
     return {
         "format": FORMAT,
@@ -109,7 +127,7 @@ def _state_of(learner: "Learner") -> dict[str, Any]:
     }
 
 
-def _place_of(learner: "Learner") -> dict[str, Any]:
+def _place_of(learner: "Training") -> dict[str, Any]:
     """Where the training is: what was made, and what the running epoch has added up."""
     place = learner.place
     now = learner.now
@@ -137,7 +155,7 @@ def _place_of(learner: "Learner") -> dict[str, Any]:
     return said
 
 
-def _fit_of(learner: "Learner") -> dict[str, Any]:
+def _fit_of(learner: "Training") -> dict[str, Any]:
     """What belongs to a fit: its phases, and the generators of its loaders among all others."""
     place = learner.place
     if place.waiting is not None:
@@ -155,7 +173,7 @@ def _fit_of(learner: "Learner") -> dict[str, Any]:
 # ---- Put back
 
 
-def go_on_from(learner: "Learner", saved: Any) -> None:
+def go_on_from(learner: "Training", saved: Any) -> None:
     """Puts a training back: within a fit at once, outside one what belongs to a fit when it begins.
 
     Within a fit, as it begins, a script is run again, and its fits are counted from its top.
@@ -176,7 +194,7 @@ def go_on_from(learner: "Learner", saved: Any) -> None:
         place.waiting = Waiting(saved, whole=False)
 
 
-def put_what_waits(learner: "Learner") -> None:
+def put_what_waits(learner: "Training") -> None:
     """At the beginning of the fit that a loaded state belongs to."""
     place = learner.place
     waiting = place.waiting
@@ -193,14 +211,14 @@ def put_what_waits(learner: "Learner") -> None:
     _set_place(learner, waiting.saved)
 
 
-def _set_place(learner: "Learner", saved: dict[str, Any]) -> None:
+def _set_place(learner: "Training", saved: dict[str, Any]) -> None:
     learner.epoch_index, learner.step_index = saved["place"]
     learner.place.passes = saved["passes"]
     learner.place.fits = list(saved["fits"])
 
 
 def _put_or_restore(
-    learner: "Learner", saved: dict[str, Any], before: dict[str, Any], whole: bool
+    learner: "Training", saved: dict[str, Any], before: dict[str, Any], whole: bool
 ) -> None:
     """Puts back what belongs to the fit, where there is one, and with `whole` the rest."""
     resuming = learner.place.resuming
@@ -217,7 +235,7 @@ def _put_or_restore(
         raise Refusal(came, "the state of this learner", _SAME) from error
 
 
-def _put(learner: "Learner", saved: dict[str, Any], whole: bool) -> None:
+def _put(learner: "Training", saved: dict[str, Any], whole: bool) -> None:
     if learner.place.in_fit:
         _put_fit(learner, saved)
     if not whole:
@@ -233,7 +251,7 @@ def _put(learner: "Learner", saved: dict[str, Any], whole: bool) -> None:
         learner.model.load_state_dict(saved["model"])
 
 
-def _put_fit(learner: "Learner", saved: dict[str, Any]) -> None:
+def _put_fit(learner: "Training", saved: dict[str, Any]) -> None:
     """What belongs to a fit: its phases' states, the generators, and the place in the epoch."""
     device = learner.parameters[0].device
     for phase, state in zip(learner.phases, saved["phases"], strict=True):
