@@ -48,14 +48,14 @@ class Average:
         if not self._waiting:
             return Total(torch.zeros(()), 0.0) if self._added is None else self._added
         # What a mean is given in follows the losses; what it is added in does not.
-        last = self._waiting[-1]
-        self._dtype = torch.promote_types(last.sum.dtype, torch.float32)
-        sums = _together([piece.sum for piece in self._waiting])
-        weight = _weight_of(self._waiting)
+        parts = [piece.sum for piece in self._waiting]
+        self._dtype = torch.promote_types(parts[-1].dtype, torch.float32)
+        sums = _together(parts)
+        weight = _weight_of(self._waiting, parts)
         if self._added is not None:
             sums = _plus(self._added.sum, sums)
             weight = _plus(self._added.weight, weight)
-        return Total(sums, weight, last.scales)
+        return Total(sums, weight, self._waiting[-1].scales)
 
     def mean(self) -> Tensor:
         """The sum by the weight, in the losses' dtype, float32 at least; NaN of nothing."""
@@ -101,14 +101,14 @@ def _longer(part: Tensor, length: int) -> Tensor:
     return F.pad(part, (*[0] * (2 * part.ndim - 1), length - len(part)))
 
 
-def _weight_of(pieces: list[Total]) -> Tensor | float:
+def _weight_of(pieces: list[Total], sums: list[Tensor]) -> Tensor | float:
     """What the pieces weigh together: a number where all are numbers."""
     numbers: list[float] = []
     tensors: list[Tensor] = []
-    for piece in pieces:
-        if isinstance(piece.weight, Tensor) or piece.sum.ndim:
-            weight = torch.as_tensor(piece.weight, device=piece.sum.device)
-            tensors.append(weight.expand(piece.sum.shape))
+    for piece, its_sum in zip(pieces, sums, strict=True):
+        if isinstance(piece.weight, Tensor) or its_sum.ndim:
+            weight = torch.as_tensor(piece.weight, device=its_sum.device)
+            tensors.append(weight.expand(its_sum.shape))
         else:
             numbers.append(piece.weight)
     if not tensors:

@@ -206,17 +206,11 @@ class BPTTTrainingPhase(Phase):
         if getattr(loop.model, "training", True) is False:
             loop.model.train()
         begun = self.begin(loop, batch)
-        self._held.batches += 1  # from its begin on: a step that is cut short has its place too
+        if self.accumulate > 1:
+            self._held.batches += 1  # from its begin: a step that is cut short has its place too
         step = begun.step
         time, rows = extent(step.inputs)
-        in_windows = self.stride is not None and self.stride < time
-        if loop.loss.per_sequence:
-            in_windows = self.window is not None and self.window < time
-        if in_windows:
-            came = f" and stride = {self.stride} for {time} steps"
-            wanted = "a model whose state goes on forward only"
-            check_one_way(loop.model, came, wanted, "window=None, or a one-directional model.")
-
+        in_windows = self._is_cut(loop, time)
         mask: Tensor | None = None
         if self.feedback is not None:
             mask = self.feedback.mask(time, rows, step.lengths, self.updates)
@@ -230,12 +224,22 @@ class BPTTTrainingPhase(Phase):
             outputs, total = self._windows(work)
 
         self.updates += 1
-        if self._held.batches >= self.accumulate:
+        if self.accumulate > 1 and self._held.batches >= self.accumulate:
             self.finish(loop)
         step.outputs = outputs
         step.loss = step.keep("loss", total)
         step.weight = begun.scored.count
         return step
+
+    def _is_cut(self, loop: Loop, time: int) -> bool:
+        """Whether so many steps are more than one window: then the model must read forward."""
+        longest = self.window if loop.loss.per_sequence else self.stride
+        if longest is None or longest >= time:
+            return False
+        came = f" and stride = {self.stride} for {time} steps"
+        wanted = "a model whose state goes on forward only"
+        check_one_way(loop.model, came, wanted, "window=None, or a one-directional model.")
+        return True
 
     def _whole(self, work: _Work) -> tuple[Any, Total]:
         """Full BPTT: one window."""

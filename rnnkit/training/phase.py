@@ -253,4 +253,6 @@ class Phase:
 
 def detached(outputs: Any) -> Any:
     """Outputs without gradient."""
+    if isinstance(outputs, Tensor):
+        return outputs.detach()
     return map_leaves(Tensor.detach, outputs)
