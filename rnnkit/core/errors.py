@@ -8,7 +8,7 @@ mistake.
 from collections.abc import Callable, Sequence
 from functools import wraps
 from numbers import Integral
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from torch import Tensor
 
@@ -77,6 +77,16 @@ def in_words(value: object) -> str:
         items: Sequence[object] = value
         return f"a {type(value).__name__} of {len(items)}"
     return f"a {type(value).__name__}"
+
+
+class Named(NamedTuple):
+    """A value and what it is called, put into words only where an error needs them."""
+
+    name: str
+    value: object
+
+    def __str__(self) -> str:
+        return f"{self.name} {in_words(self.value)}"
 
 
 def one_of(name: str, value: object, words: Sequence[str], fix: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..core.errors import Refusal, asked, in_words
+from ..core.errors import Named, Refusal, asked, in_words
 from ..core.layout import as_sequences, check_lengths, extent
 from ..core.model import Model, check_call, run_model
 from .function import Head, LossFunction
@@ -115,7 +115,7 @@ class SequenceLoss:
         if weights is not None and not isinstance(weights, Tensor):
             came = f"weights = {in_words(weights)}"
             raise Refusal(came, "a tensor (T, B)", "torch.tensor(weights).", TypeError)
-        came = f"outputs {in_words(outputs)}"
+        came = Named("outputs", outputs)
         return self.over(targets, time, batch, lengths, weights, came=came).total(outputs)
 
     @asked(lambda loss: f"{loss.name}.on")
@@ -142,7 +142,7 @@ class SequenceLoss:
         weights: Tensor | None = None,
         *,
         read: Tensor | None = None,
-        came: str = "outputs",
+        came: object = "outputs",
     ) -> Scored:
         """What is scored of a batch of `T` steps and `B` rows.
 

@@ -60,7 +60,7 @@ class PlainLoss(SequenceLoss):
         weights: Tensor | None = None,
         *,
         read: Tensor | None = None,
-        came: str = "outputs",
+        came: object = "outputs",
     ) -> Scored:
         if weights is not None:
             came = "weights of steps and a function of its own"

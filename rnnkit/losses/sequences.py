@@ -82,7 +82,7 @@ class ReadLoss(SequenceLoss):
         weights: Tensor | None = None,
         *,
         read: Tensor | None = None,
-        came: str = "outputs",
+        came: object = "outputs",
     ) -> Scored:
         lengths = all_lengths(lengths, time, batch)
         if weights is not None:
@@ -216,7 +216,7 @@ def _check_target(target: Any, outputs: Any) -> None:
         raise Refusal(came, f"one target a sequence, ({batch}, *Y)", fix)
 
 
-def _check_batch_first(targets: Any, batch: int, came: str) -> None:
+def _check_batch_first(targets: Any, batch: int, came: object) -> None:
     """Every tensor among the targets has one entry for each sequence."""
 
     def check(leaf: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class StepLoss(SequenceLoss):
         weights: Tensor | None = None,
         *,
         read: Tensor | None = None,
-        came: str = "outputs",
+        came: object = "outputs",
     ) -> Scored:
         targets = as_sequences(targets, "targets")
         if extent(targets) != (time, batch):

@@ -31,6 +31,8 @@ from .phase import Loop, Loss, Phase, StepState
 from .resume import Place
 from .rng import generators_of, rng_state, set_rng_state
 
+_PLAINLY = nullcontext()  # can be entered again and again
+
 
 @dataclass(eq=False)
 class Pass:
@@ -205,12 +207,14 @@ class Learner(Loop):
                 handler(self)
             except Cancel as error:
                 cancels.append(error)
-        return max(cancels, key=lambda cancel: cancel.width, default=None)
+        if not cancels:
+            return None
+        return max(cancels, key=lambda cancel: cancel.width)
 
     def context(self) -> AbstractContextManager[Any]:
         """What the forward pass and the loss run under: autocast, where it was asked for."""
         if self.autocast is None:
-            return nullcontext()
+            return _PLAINLY
         device = self.device or self.parameters[0].device
         return torch.autocast(device.type, self.autocast)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.errors import Refusal, asked, in_words
+from ..core.errors import Named, Refusal, asked, in_words
 from ..core.layout import all_lengths, as_sequences, between, check_lengths, check_state, extent
 from ..core.model import Declared, check_model, check_one_way, restart_rows
 from ..core.state import State, detach, map_leaves
@@ -205,7 +205,7 @@ class Phase:
             state = self._go_on(loop, state, rows)
             if batch.restart is not None and self.read is not None:
                 self.read = self.read.masked_fill(batch.restart, 0)
-        came = f"inputs {in_words(inputs)}"
+        came = Named("inputs", inputs)
         scored = loop.loss.over(targets, time, rows, lengths, weights, read=self.read, came=came)
         step = StepState(inputs, targets, lengths, weights)
         loop.current = step
