@@ -221,9 +221,9 @@ def _drop_orphans(root: Path) -> None:
 class Runs:
     """Runs of several tutorials, and a word now and then for who waits for them."""
 
-    def __init__(self, root: Path, library: str, count: int) -> None:
+    def __init__(self, root: Path, fingerprint: str, count: int) -> None:
         self.root = root
-        self.library = library
+        self.fingerprint = fingerprint
         self.count = count
         self.done = 0
         self.problems: list[str] = []
@@ -242,7 +242,7 @@ class Runs:
 
     def _one(self, source: Path) -> None:
         start = time.monotonic()
-        found = run(self.root, source, self.library)
+        found = run(self.root, source, self.fingerprint)
         self.problems.extend(found)
         self.done += 1
         outcome = "FAILED" if found else "passed"
