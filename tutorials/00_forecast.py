@@ -471,7 +471,8 @@ seen = temperatures(train)
 penalty = 100 * torch.eye(seen.shape[1])
 slopes = torch.linalg.solve(seen.T @ seen + penalty, seen.T @ change)
 alone = test[PAST - 1, :, 0] + (temperatures(test) @ slopes).T
-print(f"temperature alone {rmse(alone):.2f} °C, with the others {rmse(linear):.2f} °C")
+print(f"temperature alone {rmse(alone):.2f} °C")
+print(f"with the others   {rmse(linear):.2f} °C")
 assert rmse(alone) > 1.06 * rmse(linear), "the others help"
 
 # %% [markdown] tags=["solution"]
