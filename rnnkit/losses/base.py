@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -57,6 +57,30 @@ class Scored:
     def valid(self, outputs: Any) -> tuple[Any, Any]:
         """What is scored, side by side: outputs `(N, *O)` and targets `(N, *Y)`."""
         raise NotImplementedError
+
+
+class Ask(NamedTuple):
+    """What a loss is asked about: targets, and the batch of outputs that they are held against."""
+
+    targets: Any
+    time: int  # T
+    batch: int  # B
+    lengths: Tensor | None
+    weights: Tensor | None
+    read: Tensor | None  # (B,): the steps of each row that came before
+    came: object  # in an error: what the targets are held against
+
+    def one_a_step(self) -> Any:
+        """The targets `(T, B, *Y)`, or a dict of such."""
+        targets = as_sequences(self.targets, "targets")
+        if extent(targets) != (self.time, self.batch):
+            raise Refusal(
+                f"{self.came} and targets {in_words(targets)}",
+                "the same T and B for both",
+                "one target for each step and row; one target for a whole sequence is "
+                "seq2one_loss.",
+            )
+        return targets
 
 
 class SequenceLoss:
@@ -148,6 +172,9 @@ class SequenceLoss:
 
         `read (B,)` counts the steps of each row that came before it; `came` says in an error what
         the targets are held against."""
+        return self._scored(Ask(targets, time, batch, lengths, weights, read, came))
+
+    def _scored(self, ask: Ask) -> Scored:
         raise NotImplementedError
 
     def check_model(self, model: Model) -> None:

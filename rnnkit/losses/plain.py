@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import Refusal, in_words
-from ..core.layout import all_lengths, as_sequences, between, extent, valid_steps
+from ..core.layout import all_lengths, between, extent, valid_steps
 from ..core.state import map_leaves, select_rows
-from .base import Scored, SequenceLoss
+from .base import Ask, Scored, SequenceLoss
 from .function import LossFunction, pair_of, refuse_class, torch_options
 from .steps import StepLoss
 from .total import Total, in_a_row, nothing, precise
@@ -51,30 +51,12 @@ class PlainLoss(SequenceLoss):
     def modules(self) -> list[nn.Module]:
         return [self.loss_fn] if isinstance(self.loss_fn, nn.Module) else []
 
-    def over(
-        self,
-        targets: Any,
-        time: int,
-        batch: int,
-        lengths: Tensor | None = None,
-        weights: Tensor | None = None,
-        *,
-        read: Tensor | None = None,
-        came: object = "outputs",
-    ) -> Scored:
-        if weights is not None:
+    def _scored(self, ask: Ask) -> Scored:
+        if ask.weights is not None:
             came = "weights of steps and a function of its own"
             fix = "seq2seq_loss(loss_fn) knows what weights of steps mean."
             raise Refusal(came, "a loss of each step", fix)
-        targets = as_sequences(targets, "targets")
-        if extent(targets) != (time, batch):
-            raise Refusal(
-                f"{came} and targets {in_words(targets)}",
-                "the same T and B for both",
-                "one target for each step and row; one target for a whole sequence is "
-                "seq2one_loss.",
-            )
-        return ScoredPlain(self, targets, lengths)
+        return ScoredPlain(self, ask.one_a_step(), ask.lengths)
 
     def call(self, outputs: Any, targets: Any, lengths: Tensor | None) -> Any:
         """The function's answer, given lengths where it wants them or where there are any."""

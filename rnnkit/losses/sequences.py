@@ -14,7 +14,7 @@ from ..core.errors import Refusal, asked, in_words, one_of
 from ..core.layout import all_lengths, extent, valid_steps
 from ..core.model import Declared, Model
 from ..core.state import map_leaves, select_rows
-from .base import Scored, SequenceLoss, check_weights, part_of
+from .base import Ask, Scored, SequenceLoss, check_weights, part_of
 from .function import Each, LossFunction
 from .total import Total, nothing, stacked
 
@@ -73,22 +73,13 @@ class ReadLoss(SequenceLoss):
         super().__init__(loss_fn, weights)
         self.read = read
 
-    def over(
-        self,
-        targets: Any,
-        time: int,
-        batch: int,
-        lengths: Tensor | None = None,
-        weights: Tensor | None = None,
-        *,
-        read: Tensor | None = None,
-        came: object = "outputs",
-    ) -> Scored:
-        lengths = all_lengths(lengths, time, batch)
+    def _scored(self, ask: Ask) -> Scored:
+        lengths = all_lengths(ask.lengths, ask.time, ask.batch)
+        weights = ask.weights
         if weights is not None:
-            weights = self._row_weights(weights, time, lengths)
-        _check_batch_first(targets, batch, came)
-        return ScoredRows(self, targets, time, lengths, weights)
+            weights = self._row_weights(weights, ask.time, lengths)
+        _check_batch_first(ask.targets, ask.batch, ask.came)
+        return ScoredRows(self, ask.targets, ask.time, lengths, weights)
 
     def _row_weights(self, weights: Tensor, time: int, lengths: Tensor) -> Tensor:
         """The weights of the sequences, `(B,)`: of their own, or of the step that is read."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least, in_words, one_of
-from ..core.layout import as_sequences, between, extent, valid_steps
+from ..core.layout import between, extent, valid_steps
 from ..core.state import map_leaves
-from .base import Scored, SequenceLoss, check_weights, part_of
+from .base import Ask, Scored, SequenceLoss, check_weights, part_of
 from .function import Each, Head, LossFunction
 from .total import Total, in_a_row, nothing, precise, stacked, weight_like
 
@@ -101,34 +101,19 @@ class StepLoss(SequenceLoss):
         self.warmup = warmup
         self.fits: object = None  # the shapes that were found to fit last
 
-    def over(
-        self,
-        targets: Any,
-        time: int,
-        batch: int,
-        lengths: Tensor | None = None,
-        weights: Tensor | None = None,
-        *,
-        read: Tensor | None = None,
-        came: object = "outputs",
-    ) -> Scored:
-        targets = as_sequences(targets, "targets")
-        if extent(targets) != (time, batch):
-            raise Refusal(
-                f"{came} and targets {in_words(targets)}",
-                "the same T and B for both",
-                "one target for each step and row; one target for a whole sequence is "
-                "seq2one_loss.",
-            )
+    def _scored(self, ask: Ask) -> Scored:
+        targets = ask.one_a_step()
         mask: Tensor | None = None  # every step counts
-        if lengths is not None:
-            mask = valid_steps(lengths, time)
+        if ask.lengths is not None:
+            mask = valid_steps(ask.lengths, ask.time)
         if self.warmup:
-            steps = torch.arange(time, device="cpu").unsqueeze(1)
-            before = torch.zeros(batch, dtype=torch.int64, device="cpu") if read is None else read
-            mask = _both(mask, steps + before >= self.warmup)
+            steps = torch.arange(ask.time, device="cpu").unsqueeze(1)
+            if ask.read is not None:
+                steps = steps + ask.read
+            mask = _both(mask, (steps >= self.warmup).expand(ask.time, ask.batch))
+        weights = ask.weights
         if weights is not None:
-            weights = check_weights(weights, (time, batch))
+            weights = check_weights(weights, (ask.time, ask.batch))
             mask = _both(mask, weights != 0)
         return ScoredSteps(self, targets, mask, weights)
 
