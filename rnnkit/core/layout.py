@@ -99,6 +99,13 @@ def device_of(sequence: Any) -> torch.device:
     return parts_of(sequence)[0].device
 
 
+def lengths_between(lengths: Tensor | None, start: int, stop: int) -> Tensor | None:
+    """How many steps each row has from `start` to before `stop`; `None` where all have all."""
+    if lengths is None:
+        return None
+    return (lengths - start).clamp(0, stop - start)
+
+
 def between(sequence: Any, start: int, stop: int) -> Any:
     """The steps from `start` to before `stop` of a sequence, or of each one in a dict, as views."""
     if isinstance(sequence, Tensor):

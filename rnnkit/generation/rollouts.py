@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import asked
-from ..core.layout import Sequences, between, device_of, extent, join
+from ..core.layout import Sequences, between, device_of, extent, join, lengths_between
 from ..core.model import Model, check_call, check_one_way, run_model
 from ..core.state import State, map_leaves, where_rows
 from ._fast import quicker_step
@@ -102,7 +102,7 @@ class Rollout:
                     first = where_rows(mask[start], first, between(stretch, 0, 1))
                 stretch = join([first, between(stretch, 1, stop - start)])  # a copy, see `onward`
 
-            here = None if lengths is None else (lengths - start).clamp(0, stop - start)
+            here = lengths_between(lengths, start, stop)
             alone = fed and stop - start == 1
             model = single if alone else self.model
             outputs, state = run_model(model, stretch, state, here, carry=self.carry)

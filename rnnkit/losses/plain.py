@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import Refusal, in_words
-from ..core.layout import all_lengths, between, extent, valid_steps
+from ..core.layout import all_lengths, between, extent, lengths_between, valid_steps
 from ..core.state import map_leaves, select_rows
 from .base import Ask, Scored, SequenceLoss
 from .function import LossFunction, pair_of, refuse_class, torch_options
@@ -139,9 +139,7 @@ class ScoredPlain(Scored):
 
     def between(self, start: int, stop: int) -> Scored:
         targets = between(self.targets, start, stop)
-        if self.lengths is None:
-            return ScoredPlain(self.loss, targets, None)
-        return ScoredPlain(self.loss, targets, (self.lengths - start).clamp(0, stop - start))
+        return ScoredPlain(self.loss, targets, lengths_between(self.lengths, start, stop))
 
     def parts(self, outputs: Any, masks: Sequence[Tensor]) -> list[Total]:
         return [self._part(outputs, mask & self.mask) for mask in masks]

@@ -164,7 +164,9 @@ class ScoredSteps(Scored):
         time, batch = self.shape
         if self.loss.average == "sequence":
             return int(self.mask.any(0).sum())
-        return time * batch if self.index is None else len(self.index)
+        if self.index is None:
+            return time * batch
+        return len(self.index)
 
     def total(self, outputs: Any) -> Total:
         flat, targets = self.valid(outputs)
@@ -178,9 +180,9 @@ class ScoredSteps(Scored):
         return stacked(totals, self.loss.scales)
 
     def between(self, start: int, stop: int) -> Scored:
-        weights = None if self.weights is None else self.weights[start:stop]
+        weights = between(self.weights, start, stop)
         targets = between(self.targets, start, stop)
-        mask = None if self._mask is None else self._mask[start:stop]
+        mask = between(self._mask, start, stop)
         return self._part(targets, mask, weights)
 
     def only(self, mask: Tensor) -> Scored:
@@ -240,7 +242,9 @@ class ScoredSteps(Scored):
         return self._of_valid(leaf.flatten(0, 1))  # (T * B, *F) to (N, *F)
 
     def _of_valid(self, flat: Tensor) -> Tensor:
-        return flat if self.index is None else flat.index_select(0, self.index.to(flat.device))
+        if self.index is None:
+            return flat
+        return flat.index_select(0, self.index.to(flat.device))
 
     def _check(self, outputs: Any) -> None:
         if isinstance(outputs, Tensor) and isinstance(self.targets, Tensor):
@@ -278,9 +282,13 @@ class ScoredSteps(Scored):
             if total is not None:
                 return total
             given = head(outputs, targets)
-            return given if isinstance(given, Total) else given.total()
+            if isinstance(given, Each):
+                given = given.total()
+            return given
         table = self._table(i, outputs, targets)
-        return self._row_by_row(i, outputs, targets) if table is None else table.total()
+        if table is None:
+            return self._row_by_row(i, outputs, targets)
+        return table.total()
 
     def _table(self, i: int, outputs: Tensor, targets: Tensor) -> Each | None:
         """What each of the `N` steps adds to the sum and to the weight; nothing where a head does
@@ -348,7 +356,7 @@ class ScoredSteps(Scored):
                 'average="step", or a loss of each step, with the steps that count in '
                 "SequenceBatch.weights.",
             )
-        counted = 0.0 if given.empty else 1.0
+        counted = float(not given.empty)
         return Total(given.mean() * counted, counted)
 
     def _refuse_weights(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least
-from ..core.layout import all_lengths, between, extent, join
+from ..core.layout import all_lengths, between, extent, join, lengths_between
 from ..core.model import Declared, check_one_way
 from ..core.state import State, detach, map_leaves, where_rows
 from ..generation.feedback import Feedback
@@ -43,7 +43,9 @@ def windows(time: int, stride: int, window: int) -> Iterator[Window]:
     start = 0
     for new in range(0, time, stride):
         end = min(new + stride, time)
-        following = end if end == time else max(start, end + stride - window)
+        following = max(start, end + stride - window)
+        if end == time:  # the last window has none after it
+            following = end
         yield Window(start, new, end, following)
         start = following
 
@@ -82,11 +84,13 @@ class _Work:
         if start == stop:
             return [], carried
         lengths = self.step.lengths
-        here = None if lengths is None else (lengths - start).clamp(0, stop - start)
-        fed = None if self.mask is None else self.mask[start:stop]
+        here = lengths_between(lengths, start, stop)
+        fed = between(self.mask, start, stop)
         inputs = between(self.step.inputs, start, stop)
         outputs, state = self.rollout.over(inputs, fed, carried.state, here, carried.previous)
-        previous = None if fed is None else map_leaves(lambda leaf: leaf[-1], outputs)
+        previous: Any = None
+        if fed is not None:
+            previous = map_leaves(lambda leaf: leaf[-1], outputs)
         return [outputs], Carried(state, previous)
 
 
@@ -233,7 +237,9 @@ class BPTTTrainingPhase(Phase):
 
     def _is_cut(self, loop: Loop, time: int) -> bool:
         """Whether so many steps are more than one window: then the model must read forward."""
-        longest = self.window if loop.loss.per_sequence else self.stride
+        longest = self.stride
+        if loop.loss.per_sequence:
+            longest = self.window
         if longest is None or longest >= time:
             return False
         came = f" and stride = {self.stride} for {time} steps"
@@ -302,7 +308,7 @@ class BPTTTrainingPhase(Phase):
         # What lies before the window is read without gradient, and in a context of its own:
         # autocast would keep the casts that it made here.
         with torch.no_grad(), loop.context():
-            fed = None if work.mask is None else work.mask[: ends.longest]
+            fed = between(work.mask, 0, ends.longest)
             driven = replace(work.rollout, carry=True)
             early = between(step.inputs, 0, ends.longest)
             before, after = driven.over(early, fed, state, ends.skipped)
@@ -312,7 +318,9 @@ class BPTTTrainingPhase(Phase):
             # a gradient.
             first = Declared(loop.model).initial_state(batch) if state is None else state
             start = where_rows(ends.skipped > 0, detach(after), first)
-            fed = None if work.mask is None else ends.gather(work.mask) & ends.valid
+            fed = work.mask
+            if fed is not None:
+                fed = ends.gather(fed) & ends.valid
             inputs = map_leaves(ends.gather, step.inputs)  # (W, B, *F)
             previous = map_leaves(ends.last_before, before)
             outputs, state = work.rollout.over(inputs, fed, start, ends.within, previous)
