@@ -46,7 +46,7 @@ class Average:
     def total(self) -> Total:
         """The sum and the weight of all pieces so far, in float64."""
         if not self._waiting:
-            return Total(torch.zeros(()), 0.0) if self._added is None else self._added
+            return self._added or Total(torch.zeros(()), 0.0)
         # What a mean is given in follows the losses; what it is added in does not.
         parts = [piece.sum for piece in self._waiting]
         self._dtype = torch.promote_types(parts[-1].dtype, torch.float32)
@@ -61,7 +61,9 @@ class Average:
         """The sum by the weight, in the losses' dtype, float32 at least; NaN of nothing."""
         total = self.total()
         weight = torch.as_tensor(total.weight, device=total.sum.device)
-        scales = None if total.scales is None else total.scales.to(total.sum)
+        scales = total.scales
+        if scales is not None:
+            scales = scales.to(total.sum)
         mean = Total(total.sum, weight, scales).mean()
         if scales is not None:  # of several heads: nothing was weighed where none was
             weight = weight.sum(-1)
@@ -69,17 +71,20 @@ class Average:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: what was added up, and what waits for it."""
-        added = None if self._added is None else _plain(self._added)
+        added = _plain(self._added)
         waiting = [_plain(total) for total in self._waiting]
-        dtype = self._waiting[-1].sum.dtype if self._waiting else self._dtype
+        dtype = self._dtype
+        if self._waiting:
+            dtype = self._waiting[-1].sum.dtype
         return {"added": added, "waiting": waiting, "like": torch.zeros(0, dtype=dtype)}
 
     def load_state_dict(self, saved: dict[str, Any], device: torch.device | None = None) -> None:
         """Goes on from a `state_dict`, with pieces that will come on `device`."""
         dtype = saved["like"].dtype
-        added = saved["added"]
         self._dtype = torch.promote_types(dtype, torch.float32)
-        self._added = None if added is None else _restored(added, torch.float64, device)
+        self._added = None
+        if saved["added"] is not None:
+            self._added = _restored(saved["added"], torch.float64, device)
         self._waiting = [_restored(piece, dtype, device) for piece in saved["waiting"]]
 
 
@@ -127,10 +132,15 @@ def _plus(left: Tensor | float, right: Tensor | float) -> Any:
     return left + right
 
 
-def _plain(total: Total) -> dict[str, Any]:
-    weight = total.weight.tolist() if isinstance(total.weight, Tensor) else total.weight
-    scales = None if total.scales is None else total.scales.tolist()
-    return {"sum": total.sum.tolist(), "weight": weight, "scales": scales}
+def _plain(total: Total | None) -> dict[str, Any] | None:
+    """A total in numbers and lists, as a file keeps it."""
+    if total is None:
+        return None
+    parts = {"sum": total.sum, "weight": total.weight, "scales": total.scales}
+    plain: dict[str, Any] = {}
+    for name, part in parts.items():
+        plain[name] = part.tolist() if isinstance(part, Tensor) else part
+    return plain
 
 
 def _restored(saved: dict[str, Any], dtype: torch.dtype, device: torch.device | None) -> Total:
