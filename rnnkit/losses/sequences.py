@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, in_words, one_of
-from ..core.layout import all_lengths, extent, valid_steps
+from ..core.layout import all_lengths, extent, parts_of, valid_steps
 from ..core.model import Declared, Model
 from ..core.state import map_leaves, select_rows
 from .base import Ask, Scored, SequenceLoss, check_weights, part_of
@@ -109,8 +109,7 @@ class ReadLoss(SequenceLoss):
             reader = _READERS[self.read]
             return map_leaves(lambda leaf: reader(leaf, lengths), outputs)
         read = self.read(outputs, lengths)
-        parts: list[Any] = list(read.values()) if isinstance(read, dict) else [read]
-        for part in parts:
+        for part in parts_of(read):
             if not isinstance(part, Tensor) or part.shape[:1] != lengths.shape:
                 came = f"{in_words(part)} from read"
                 raise Refusal(came, f"({len(lengths)}, *O)", "give one output for each row.")
@@ -152,7 +151,9 @@ class ScoredRows(Scored):
     def total(self, outputs: Any) -> Total:
         outputs = self._own(outputs)
         everything = self.loss.read == "all"
-        answers = outputs if everything else self.loss.answers(outputs, self.lengths)
+        answers = outputs
+        if not everything:
+            answers = self.loss.answers(outputs, self.lengths)
         totals: list[Total] = []
         for head in self.loss.heads:
             answer = part_of(answers, head.key, "outputs")
@@ -179,11 +180,15 @@ class ScoredRows(Scored):
         if extent(outputs)[0] != self.time:
             came = f"outputs {in_words(outputs)}"
             raise Refusal(came, f"outputs of {self.time} steps", "score all outputs of the batch.")
-        return outputs if self.all else select_rows(outputs, self.rows)
+        if self.all:
+            return outputs
+        return select_rows(outputs, self.rows)
 
     def _weighed(self, given: Each | Total) -> Total:
         if isinstance(given, Each):
-            return given.total() if self.weights is None else given.times(self.weights).total()
+            if self.weights is not None:
+                given = given.times(self.weights)
+            return given.total()
         if self.weights is not None:
             raise Refusal(
                 "weights of sequences and a loss that tells of no single sequence",
@@ -199,7 +204,7 @@ def _check_target(target: Any, outputs: Any) -> None:
     if not isinstance(target, Tensor):
         fix = "torch.as_tensor(targets); one target for each step is seq2seq_loss."
         raise Refusal(f"targets = {in_words(target)}", f"targets ({batch}, *Y)", fix, TypeError)
-    shapes = [part.shape for part in (outputs.values() if isinstance(outputs, dict) else [outputs])]
+    shapes = [part.shape for part in parts_of(outputs)]
     every_step = target.shape[:2] == (time, batch) and not target.is_floating_point()
     if target.shape in shapes or every_step:
         came = f"outputs {in_words(outputs)} and targets {in_words(target)}"
