@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core.errors import Refusal, asked, in_words, one_of
-from ..core.layout import Steps, as_sequence, as_sequences, between, check_lengths, extent
+from ..core.layout import Steps, as_sequence, as_sequences, between, check_lengths, extent, parts_of
 
 
 class Padded(NamedTuple):
@@ -281,7 +281,7 @@ def _shifted(batch: SequenceBatch, sequence: Any) -> SequenceBatch:
     """Targets, their lengths and weights, where each step's target is the next step."""
     shape = extent(sequence)  # T, B
     if shape[0] < 2:
-        came = sequence if isinstance(sequence, Tensor) else next(iter(sequence.values()))
+        came = parts_of(sequence)[0]
         fix = "one step has no next step to predict; drop it."
         raise Refusal(f"a sequence {in_words(came)}", "at least two steps", fix)
     lengths = batch.lengths

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import Refusal, in_words
-from ..core.layout import all_lengths, between, extent, lengths_between, valid_steps
+from ..core.layout import all_lengths, between, extent, lengths_between, parts_of, valid_steps
 from ..core.state import map_leaves, select_rows
 from .base import Ask, Scored, SequenceLoss
 from .function import LossFunction, pair_of, refuse_class, torch_options
@@ -123,9 +123,7 @@ class ScoredPlain(Scored):
             outputs = select_rows(outputs, rows)
             targets = select_rows(targets, rows)
             if not len(rows):
-                return nothing(
-                    outputs if isinstance(outputs, Tensor) else next(iter(outputs.values()))
-                )
+                return nothing(parts_of(outputs)[0])
         given = self.loss.call(outputs, targets, lengths)
         if isinstance(given, tuple) and len(given) == 2:
             return pair_of(given)

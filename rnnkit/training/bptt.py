@@ -423,13 +423,7 @@ class _Held:
             head.backward(retain_graph=h + 1 < len(heads))
             self.weights[h] = self.weights[h] + weights[h]
             for i, parameter in enumerate(_parameters_of(optimizer)):
-                held = self.sums[h][i]
-                if parameter.grad is not None:
-                    self.sums[h][i] = (
-                        parameter.grad
-                        if held is None
-                        else held.to(parameter.grad.device) + parameter.grad
-                    )
+                self.sums[h][i] = _plus(self.sums[h][i], parameter.grad)
         optimizer.zero_grad(set_to_none=True)
 
     def give(self, optimizer: torch.optim.Optimizer) -> None:
@@ -442,7 +436,14 @@ class _Held:
             for parameter, held in zip(_parameters_of(optimizer), sums, strict=True):
                 if held is not None:
                     share = held * (scale / weight).to(held)
-                    parameter.grad = share if parameter.grad is None else parameter.grad + share
+                    parameter.grad = _plus(parameter.grad, share)
+
+
+def _plus(held: Tensor | None, more: Tensor | None) -> Tensor | None:
+    """The sum of two gradients, of which each may be none; a file brings them back on the CPU."""
+    if held is None or more is None:
+        return held if more is None else more
+    return held.to(more.device) + more
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -513,7 +513,9 @@ def _check_phase(phase: Any, trains: bool | None = None) -> None:
         fix = "BPTTTrainingPhase() or BPTTValidationPhase(), and the data after it."
         raise Refusal(in_words(phase), "a phase", fix, TypeError)
     if trains is not None and phase.trains != trains:
-        wanted = "a phase that trains" if trains else "a phase that does not train"
+        wanted = "a phase that does not train"
+        if trains:
+            wanted = "a phase that trains"
         fix = "BPTTTrainingPhase() trains, BPTTValidationPhase() does not."
         raise Refusal(in_words(phase), wanted, fix)
 
