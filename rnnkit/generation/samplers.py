@@ -6,7 +6,6 @@ that takes a second argument, required or named `given`, is called `sampler(outp
 (B, *F)` is what the data has at the step that is fed.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar, cast
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..core.errors import Refusal, asked, at_least, in_words
+from ..core.signature import must_be_given, parameters_of
 
 NextInput: TypeAlias = Callable[..., Any]
 S = TypeVar("S", bound=Callable[..., Any])
@@ -83,18 +83,15 @@ class DeclaredSampler:
 
 
 def _how_given(sampler: NextInput) -> _Given | None:
-    called = sampler.forward if isinstance(sampler, nn.Module) else sampler
-    try:
-        parameters = list(inspect.signature(called).parameters.values())
-    except (TypeError, ValueError):  # a builtin that does not say
+    parameters = parameters_of(sampler)
+    if parameters is None:
         return None
     for parameter in parameters[1:]:
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         if named and parameter.name == "given":
             return _Given(by_name=True, needed=parameter.default is parameter.empty)
     for second in parameters[1:2]:
-        placed = second.kind in (second.POSITIONAL_ONLY, second.POSITIONAL_OR_KEYWORD)
-        if placed and second.default is second.empty:
+        if must_be_given(second):
             return _Given(by_name=False, needed=True)
     return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 
 from ..core.errors import Refusal, in_words
+from ..core.signature import must_be_given, parameters_of
 from .total import Total, exact, precise
 
 LossFunction = Callable[..., Any]
@@ -116,7 +116,7 @@ class Head:
         if not isinstance(losses, Tensor) or losses.shape[:1] != outputs.shape[:1]:
             return self.read(losses, len(outputs))  # a subclass that reduces by itself
         weights = self.weights(targets)
-        losses = precise(losses).flatten(1) if losses.ndim > 1 else precise(losses).unsqueeze(1)
+        losses = _features(precise(losses))  # (N, K)
         if weights is not None:
             return Each(losses.sum(1), weights)
         if options["reduction"] == "batchmean":
@@ -155,7 +155,7 @@ class Head:
             weights = (~ignored).to(exact(targets.device))
         else:
             weights = class_weight[targets.masked_fill(ignored, 0)].masked_fill(ignored, 0)
-        return weights.flatten(1).sum(1) if weights.ndim > 1 else weights
+        return _features(weights).sum(1)
 
     def read(self, given: Any, count: int) -> Each | Total:
         """What a function gave for `count` steps: one loss for each, a mean over them, or a sum and
@@ -172,7 +172,7 @@ class Head:
         if given.ndim == 0:
             self.scalar = True
             return Total.of_mean(given, float(count))
-        return Each(given.flatten(1).mean(1) if given.ndim > 1 else given, 1.0)
+        return Each(_features(given).mean(1), 1.0)
 
     def check_shapes(self, outputs: Tensor, targets: Tensor, *, leading: int) -> None:
         """Refuse shapes that would broadcast to a wrong number, whatever the dtype of the
@@ -215,6 +215,13 @@ class Head:
             )
 
 
+def _features(values: Tensor) -> Tensor:
+    """What stands at each of `N` steps side by side, `(N, K)`, of `(N, *F)` or `(N,)`."""
+    if values.ndim == 1:
+        return values.unsqueeze(1)
+    return values.flatten(1)
+
+
 def _count_of_others(targets: Tensor, ignored: int) -> float:
     """How many targets are not the one that is ignored."""
     if ignored < 0 and targets.numel() and int(targets.min()) >= 0:
@@ -231,12 +238,8 @@ def refuse_class(loss_fn: object) -> None:
 
 def _refuse_more_arguments(loss_fn: Any) -> None:
     """A loss of PyTorch's own that wants more than outputs and targets cannot be given it."""
-    call = loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn
-    wanted: list[str] = []
-    for parameter in inspect.signature(call).parameters.values():
-        by_place = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        if by_place and parameter.default is parameter.empty:
-            wanted.append(parameter.name)
+    parameters = parameters_of(loss_fn) or []
+    wanted = [parameter.name for parameter in parameters if must_be_given(parameter)]
     if len(wanted) > 2:
         raise Refusal(
             f"a loss that wants {', '.join(wanted)}",
@@ -274,10 +277,10 @@ def torch_options(loss_fn: Any) -> dict[str, Any] | None:
         function = function.func
     if getattr(function, "__module__", "") != "torch.nn.functional":
         return None
-    parameters = inspect.signature(function).parameters
-    if "reduction" not in parameters:
+    parameters = parameters_of(function) or []
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    if "reduction" not in defaults:
         return None
-    defaults = {name: parameter.default for name, parameter in parameters.items()}
     options = {"ignore_index": None, "weight": None, **defaults, **given}
     if options.get("size_average") is False and options.get("reduce") is not False:
         options["reduction"] = "sum"  # the old way to say so

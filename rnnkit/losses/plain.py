@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core.errors import Refusal, in_words
 from ..core.layout import all_lengths, between, extent, lengths_between, parts_of, valid_steps
+from ..core.signature import by_place, must_be_given, parameters_of
 from ..core.state import map_leaves, select_rows
 from .base import Ask, Scored, SequenceLoss
 from .function import LossFunction, pair_of, refuse_class, torch_options
@@ -78,16 +78,13 @@ class PlainLoss(SequenceLoss):
 
 def _takes_lengths(function: LossFunction) -> tuple[bool, bool]:
     """Whether a function must be given a third argument, and whether it can be."""
-    call = function.forward if isinstance(function, nn.Module) else function
-    try:
-        parameters = list(inspect.signature(call).parameters.values())
-    except (TypeError, ValueError):  # written in C
+    parameters = parameters_of(function)
+    if parameters is None:
         return False, True
-    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    by_place = [p for p in parameters if p.kind in places]
-    required = [p for p in by_place if p.default is p.empty]
+    needed = [p for p in parameters if must_be_given(p)]
+    placed = [p for p in parameters if by_place(p)]
     any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    return len(required) >= 3, len(by_place) >= 3 or any_number
+    return len(needed) >= 3, len(placed) >= 3 or any_number
 
 
 class ScoredPlain(Scored):

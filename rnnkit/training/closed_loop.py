@@ -13,7 +13,7 @@ from ..core.model import evaluating, run_model
 from ..core.state import State
 from ..generation.feedback import Feedback
 from ..generation.rollouts import Rollout
-from ..generation.samplers import NextInput, identity
+from ..generation.samplers import DeclaredSampler, NextInput, identity
 from ..generation.sampling import draw_paths
 from ..losses.base import Scored
 from ..losses.total import Total, check_adds_up, weight_like
@@ -130,8 +130,10 @@ class BPTTValidationPhase(Phase):
         if paths is not None:
             at_least("paths", paths, 2, "a spread is seen from two paths on; 100 is common.")
         self.nfeedback = nfeedback
-        draws = getattr(sampler, "draws", False) and not getattr(sampler, "classes", False)
-        self.paths = _PATHS if paths is None and draws else paths
+        declared = DeclaredSampler(sampler)
+        self.paths = paths
+        if paths is None and declared.draws and not declared.classes:
+            self.paths = _PATHS
         self.score = score
         self.makes_by_step = nfeedback > 0 if by_step is None else by_step
 
@@ -190,7 +192,7 @@ class BPTTValidationPhase(Phase):
         step.loss = step.keep("loss", total)
         step.weight = scored.count
         if self.nfeedback:
-            driven, fed = scored.parts(step.outputs, self._parts(lengths, len(lengths), step))
+            driven, fed = scored.parts(step.outputs, self._parts(lengths, step))
             if loop.loss.opaque:
                 check_adds_up(total, [driven, fed])
             step.open_loss = step.keep("open_loss", driven)
@@ -203,7 +205,7 @@ class BPTTValidationPhase(Phase):
             step.totals["loss_by_step"] = by_step
             step.loss_by_step = by_step.curve()
 
-    def _parts(self, lengths: Tensor, rows: int, step: StepState) -> list[Tensor]:
+    def _parts(self, lengths: Tensor, step: StepState) -> list[Tensor]:
         """The driven and the self-fed steps, each a mask `(T, B)`."""
         time = extent(step.inputs)[0]
         t = torch.arange(time, device="cpu").unsqueeze(1)
@@ -214,7 +216,7 @@ class BPTTValidationPhase(Phase):
         """The loss of the driven part, and the score of the paths that the closed loop draws."""
         step = begun.step
         scored = begun.scored
-        masks = self._parts(lengths, len(lengths), step)
+        masks = self._parts(lengths, step)
         driven, _ = scored.parts(step.outputs, masks)
         step.open_loss = step.keep("open_loss", driven)
         step.loss = step.keep("loss", driven)

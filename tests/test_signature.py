@@ -1,0 +1,30 @@
+"""What a function can be called with: functions, modules, builtins."""
+
+import functools
+
+import torch
+from torch import nn
+
+from rnnkit.core.signature import by_place, must_be_given, parameters_of
+
+
+def names(called, which):
+    return [parameter.name for parameter in parameters_of(called) if which(parameter)]
+
+
+def test_what_can_be_given_by_place_and_what_must_be():
+    def call(a, b, /, c, d=1, *rest, e, f=2):
+        raise NotImplementedError
+
+    assert names(call, by_place) == ["a", "b", "c", "d"]
+    assert names(call, must_be_given) == ["a", "b", "c"]
+    assert names(functools.partial(call, 1), must_be_given) == ["b", "c"]
+
+
+def test_a_module_is_asked_for_its_forward():
+    assert names(nn.GRU(2, 3), by_place) == ["input", "hx"]
+    assert names(nn.GRU(2, 3), must_be_given) == ["input"]
+
+
+def test_code_in_c_does_not_say():
+    assert parameters_of(torch.tanh) is None
