@@ -13,6 +13,7 @@ import termios
 import threading
 import time
 
+import pandas
 import pytest
 import torch
 from torch import Tensor, nn
@@ -140,7 +141,6 @@ def test_metrics_are_shown_and_kept(capsys):
 
 
 def test_history_keeps_every_epoch_in_every_form(tmp_path):
-    pandas = pytest.importorskip("pandas")
     history, x, seen = rk.History(), data(6, 2, 3), []
 
     class Look:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
@@ -1165,6 +1166,31 @@ def test_a_lazy_model_resumes_and_a_file_that_does_not_fit_leaves_it_lazy(tmp_pa
         refusing.state_dict()
 
 
+class Cut:
+    """Ends a training by an error after the second step of the second epoch."""
+
+    order = 2  # after the checkpoint
+
+    def on_step_end(self, learner: rk.Learner) -> None:
+        if (learner.epoch_index, learner.step_index) == (1, 2):
+            raise ZeroDivisionError
+
+
+def rows_with_metrics(metrics: dict, checkpoint: rk.Checkpoint, cut: bool) -> list:
+    """The history of two epochs of four steps, or of as many as come before it is cut short."""
+    torch.manual_seed(0)
+    model = nn.GRU(1, 1)
+    history = rk.History()
+    callbacks = [history, checkpoint]
+    if cut:
+        callbacks.append(Cut())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    learner = rk.Learner(model, SEQ, optimizer, callbacks, metrics=metrics)
+    with contextlib.suppress(ZeroDivisionError):
+        learner.fit(2, [torch.full((5, 2, 1), i / 4) for i in range(4)])
+    return history.rows
+
+
 def test_a_counting_metric_is_resumed_within_an_epoch_or_refused_when_it_is_written(tmp_path):
     class Mean:
         def __init__(self) -> None:
@@ -1188,22 +1214,8 @@ def test_a_counting_metric_is_resumed_within_an_epoch_or_refused_when_it_is_writ
             self.total, self.count = saved["total"], saved["count"]
 
     def trained(metric, cut: bool, every: int | None, **options) -> list:
-        class Cut:
-            order = 2
-
-            def on_step_end(self, learner: rk.Learner) -> None:
-                if cut and (learner.epoch_index, learner.step_index) == (1, 2):
-                    raise ZeroDivisionError
-
-        torch.manual_seed(0)
-        model, history = nn.GRU(1, 1), rk.History()
-        callbacks = [history, rk.Checkpoint(tmp_path / "a.pt", every, **options), Cut()]
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        metrics = {"mean": metric, "mse": SEQ}
-        learner = rk.Learner(model, SEQ, optimizer, callbacks, metrics=metrics)
-        with contextlib.suppress(ZeroDivisionError):
-            learner.fit(2, [torch.full((5, 2, 1), i / 4) for i in range(4)])
-        return history.rows
+        checkpoint = rk.Checkpoint(tmp_path / "a.pt", every, **options)
+        return rows_with_metrics({"mean": metric, "mse": SEQ}, checkpoint, cut)
 
     whole = trained(Kept(), False, None)
     trained(Kept(), True, 1)
@@ -1216,25 +1228,9 @@ def test_a_counting_metric_is_resumed_within_an_epoch_or_refused_when_it_is_writ
 
 
 def test_a_torchmetric_is_resumed_within_an_epoch(tmp_path):
-    torchmetrics = pytest.importorskip("torchmetrics")
-
     def trained(cut: bool, **options) -> list:
-        class Cut:
-            order = 2
-
-            def on_step_end(self, learner: rk.Learner) -> None:
-                if cut and (learner.epoch_index, learner.step_index) == (1, 2):
-                    raise ZeroDivisionError
-
-        torch.manual_seed(0)
-        model, history = nn.GRU(1, 1), rk.History()
-        callbacks = [history, rk.Checkpoint(tmp_path / "a.pt", 1, **options), Cut()]
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        metrics = {"mae": torchmetrics.MeanAbsoluteError()}
-        learner = rk.Learner(model, SEQ, optimizer, callbacks, metrics=metrics)
-        with contextlib.suppress(ZeroDivisionError):
-            learner.fit(2, [torch.full((5, 2, 1), i / 4) for i in range(4)])
-        return history.rows
+        checkpoint = rk.Checkpoint(tmp_path / "a.pt", 1, **options)
+        return rows_with_metrics({"mae": torchmetrics.MeanAbsoluteError()}, checkpoint, cut)
 
     whole = trained(False)
     trained(True)

@@ -6,7 +6,9 @@ import math
 from fractions import Fraction
 
 import pytest
+import sklearn.metrics as sklearn
 import torch
+import torchmetrics
 from helpers import few, refused, seeded
 from hypothesis import given
 from hypothesis import strategies as st
@@ -259,8 +261,6 @@ def test_a_counter_is_reset_as_an_epoch_begins_and_computed_as_it_ends():
 
 
 def test_the_f1_of_torchmetrics_over_ragged_batches_is_that_of_sklearn():
-    torchmetrics = pytest.importorskip("torchmetrics")
-    sklearn = pytest.importorskip("sklearn.metrics")
     f1 = torchmetrics.classification.MulticlassF1Score(CLASSES, average="macro")
     model, data = net(), batches([(9, 4), (6, 3), (7, 5)])
     outputs, targets = valid(model, data)
@@ -274,7 +274,6 @@ def test_the_f1_of_torchmetrics_over_ragged_batches_is_that_of_sklearn():
 
 
 def test_a_collection_of_torchmetrics_gives_a_number_for_each():
-    torchmetrics = pytest.importorskip("torchmetrics")
     kinds = torchmetrics.classification
     accuracy = kinds.MulticlassAccuracy(CLASSES, average="micro")
     each = kinds.MulticlassRecall(CLASSES, average="none")
@@ -406,7 +405,6 @@ def test_class_weights_are_moved_to_the_device():
 
 
 def test_a_batch_without_a_step_to_count_is_not_counted():
-    torchmetrics = pytest.importorskip("torchmetrics")
     data = [rk.SequenceBatch(*batch) for batch in batches([(5, 3), (4, 2)])]
     unscored = rk.SequenceBatch(*batches([(6, 2)], seed=1)[0], weights=torch.zeros(6, 2))
     f1 = torchmetrics.F1Score("multiclass", num_classes=CLASSES)
@@ -418,8 +416,6 @@ def test_a_batch_without_a_step_to_count_is_not_counted():
 
 
 def test_a_counter_that_is_told_what_the_loss_ignores_equals_sklearn():
-    torchmetrics = pytest.importorskip("torchmetrics")
-    sklearn = pytest.importorskip("sklearn.metrics")
     data = batches([(7, 4), (5, 3)])
     for _, targets, _ in data:
         targets[1] = -100
