@@ -59,10 +59,12 @@ ax.set(xlabel="year", ylabel="sunspot number", ylim=(-8, 200), yticks=range(0, 2
 ax.set_title("The forecast follows cycles it has never seen")
 plt.show()
 
+
 # %%
 def rmse(forecast, part):
     """Root mean squared error in sunspots, over the years where `part` is true."""
     return (forecast - actual)[part].square().mean().sqrt().item()
+
 
 print("root mean squared error, 1956 to 2008, in sunspots:")
 print(f"the network {rmse(forecast, test):.1f}")
@@ -105,9 +107,11 @@ from rnnkit import batchseq
 
 T, STRIDE, H = 60, 5, 16
 
+
 def windows_of(years):
     """Windows (T + 1, F) of a series (N, 1, F), one every STRIDE years."""
     return [years[i : i + T + 1, 0] for i in range(0, len(years) - T, STRIDE)]
+
 
 padded, lengths = batchseq(windows_of(series[: len(known)]))
 inputs, targets = get_inout_seq(padded)
@@ -154,9 +158,11 @@ assert actual[test].max() > actual[train].max(), "the test years go beyond train
 
 # %% alt="Line chart of the yearly sunspot number from 1700 to 2008 in three parts: training until 1920, validation until 1955, test until 2008. Cycles of about eleven years; the highest peak, 1957, is in the test part." tags=["hide-input"]
 fig, ax = plt.subplots()
-for name, part, color in ("training", train, "C4"), ("validation", valid, "C1"), ("test", test, "C0"):
+parts = ("training", train, "C4"), ("validation", valid, "C1"), ("test", test, "C0")
+for name, part, color in parts:
     ax.plot(target_years[part], actual[part], color=color, linewidth=1.4)
-    ax.text(target_years[part].float().mean(), 216, name, color=color, ha="center", va="center")
+    middle = target_years[part].float().mean()
+    ax.text(middle, 216, name, color=color, ha="center", va="center")
 for border in (1920.5, 1955.5):
     ax.axvline(border, ymax=0.88, color="#666666", linewidth=0.8)
 ax.set(xlabel="year", ylabel="sunspot number", ylim=(0, 228), yticks=range(0, 201, 50))
@@ -185,8 +191,10 @@ def autoregression(series, k):
     weights = torch.linalg.lstsq(past[fit], flat[k:][fit].unsqueeze(1)).solution
     return torch.cat([torch.full((k - 1,), torch.nan), (past @ weights).flatten()])
 
+
 def in_sunspots(standardized):
     return standardized.flatten() * known.std() + known.mean()
+
 
 # %%
 orders = range(1, 25)
@@ -207,14 +215,17 @@ assert errors.index(min(errors)) + 1 == 9, "on the test years AR(9) is the best"
 # %%
 EPOCHS = 150
 
+
 class Forecaster(nn.Module):
     def __init__(self):
         super().__init__()
-        self.rnn, self.head = nn.LSTM(1, H), nn.Linear(H, 1)
+        self.rnn = nn.LSTM(1, H)
+        self.head = nn.Linear(H, 1)
 
     def forward(self, inputs, state=None):  # state=None: start from zeros
         hidden, state = self.rnn(inputs, state)  # (T, B, 1) -> (T, B, H)
         return self.head(hidden), state  # (T, B, H) -> (T, B, 1)
+
 
 # %%
 def train_plain(make_model, seed):
@@ -232,11 +243,13 @@ def train_plain(make_model, seed):
         history.append((training.item(), validate_plain(model)))
     return model, history
 
+
 # %%
 @torch.no_grad()
 def validate_plain(model):
     outputs, _ = model(series[:-1])  # one row, all years: the state runs through
     return ((outputs - series[1:])[valid] ** 2).mean().item()
+
 
 _, plain_history = train_plain(Forecaster, SEEDS[0])
 for epoch in 0, EPOCHS - 1:
@@ -256,10 +269,12 @@ for epoch in 0, EPOCHS - 1:
 # %%
 from copy import deepcopy
 
+
 @torch.no_grad()
 def validate(model, series):
     outputs, _ = model(series[:-1])
     return loss(outputs[valid], series[1:][valid]).item()
+
 
 # %%
 def train_network(seed, series, inputs, targets):
@@ -276,6 +291,7 @@ def train_network(seed, series, inputs, targets):
         if history[-1][1] == min(validation for _, validation in history):
             best = deepcopy(model)
     return best, history
+
 
 # %%
 runs = [train_network(seed, series, inputs, targets) for seed in SEEDS]
@@ -333,9 +349,11 @@ fig, ax = plt.subplots()
 ax.plot(curves[..., 0].T, color="C4", linewidth=1)
 ax.plot(curves[..., 1].T, color="C1", linewidth=1)
 ax.plot(kept, curves[range(len(SEEDS)), kept, 1], "o", color="C1")
-ax.text(EPOCHS, 0.072, "training", color="C4", ha="right", va="center")
-ax.text(EPOCHS, 0.15, "validation (dot: epoch kept)", color="C1", ha="right", va="center")
-ax.set(xlabel="epoch", ylabel="mean squared error", xlim=(0, EPOCHS + 3), ylim=(0.065, 0.25))
+place = dict(ha="right", va="center")
+ax.text(EPOCHS, 0.072, "training", color="C4", **place)
+ax.text(EPOCHS, 0.15, "validation (dot: epoch kept)", color="C1", **place)
+ax.set(xlabel="epoch", ylabel="mean squared error")
+ax.set(xlim=(0, EPOCHS + 3), ylim=(0.065, 0.25))
 ax.set_title("Training goes on falling, validation does not")
 plt.show()
 
@@ -347,10 +365,12 @@ plt.show()
 #
 # Now the test years, with everybody in one table:
 
+
 # %%
 @torch.no_grad()
 def forecast_of(model):
     return in_sunspots(model(series[:-1])[0])
+
 
 forecasts = [forecast_of(model) for model in models]
 ar2, ar9 = (in_sunspots(autoregression(series, k)) for k in (2, 9))
@@ -435,7 +455,8 @@ assert errors[11].mean() < 1.05 * errors[-1].mean(), "twelve years are enough"
 
 # %% alt="Line chart: test error against the number of years read before the forecast. It starts above persistence at one year, falls steeply, and is level with AR(9) from about nine years on." tags=["hide-input"]
 fig, ax = plt.subplots()
-ax.fill_between(warm_ups, errors.min(1).values, errors.max(1).values, color="C0", alpha=0.2, linewidth=0)
+low, high = errors.min(1).values, errors.max(1).values
+ax.fill_between(warm_ups, low, high, color="C0", alpha=0.2, linewidth=0)
 ax.plot(warm_ups, errors.mean(1), color="C0", marker="o")
 for name, error in ("AR(9)", rmse(ar9, test)), ("persistence", rmse(repeat, test)):
     ax.axhline(error, color="C1", linewidth=1.2)
@@ -458,6 +479,7 @@ plt.show()
 # `zip` stops at the shorter of its arguments, unless it is told `strict=True`. Forget the shift, and nothing complains:
 # each output is compared with its own input.
 
+
 # %%
 def train_copycat(seed):
     torch.manual_seed(seed)
@@ -471,6 +493,7 @@ def train_copycat(seed):
         training.backward()
         optimizer.step()
     return training.item(), rmse(forecast_of(model), valid)
+
 
 # %%
 right = histories[0][-1][0]
@@ -515,9 +538,10 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     assert nn.MSELoss()(outputs, flat_targets) == wrong
 mean_forecast = flat_targets.mean()
+loss_of_mean = (mean_forecast - flat_targets).square().mean()
 print(f"nn.MSELoss warns: {len(caught) > 0}")
-print(f"loss of the mean, every year: {(mean_forecast - flat_targets).square().mean():.2f}")
-assert (mean_forecast - flat_targets).square().mean() < wrong, "a constant wins"
+print(f"loss of the mean, every year: {loss_of_mean:.2f}")
+assert loss_of_mean < wrong, "a constant wins"
 
 # %% [markdown]
 # Squares written by hand say nothing, `nn.MSELoss` warns and goes on. Trained on such a loss, a network learns to
@@ -544,6 +568,7 @@ class Swapped(Forecaster):
         super().__init__()
         self.rnn = nn.LSTM(1, H, batch_first=True)
 
+
 ar1 = rmse(in_sunspots(autoregression(series, 1)), valid)
 print(f"RMSE 1921-1955: right {on_valid[0]:.1f}, AR(1) {ar1:.1f}")
 for seed in SEEDS[:3]:
@@ -557,6 +582,7 @@ for seed in SEEDS[:3]:
 # is a row of its own. No error message can catch every such case; a test can. Change one input and see which outputs
 # hear of it:
 
+
 # %%
 @torch.no_grad()
 def who_hears(model, t=3, row=1):
@@ -566,6 +592,7 @@ def who_hears(model, t=3, row=1):
     loud[t, row] = 1.0
     heard = (model(loud)[0] - model(quiet)[0]).abs().sum(-1) > 1e-6  # (T, B)
     return ["".join("#" if mark else "." for mark in marks) for marks in heard.T]
+
 
 # %%
 right, wrong = who_hears(models[0]), who_hears(swapped)
@@ -601,8 +628,10 @@ root_series = ((root - center) / scale).view(-1, 1, 1)
 root_padded, _ = batchseq(windows_of(root_series[: len(known)]))
 root_pair = get_inout_seq(root_padded)
 
+
 def squared(standardized):
     return (standardized.flatten() * scale + center).clamp(min=0).square()
+
 
 # %% tags=["solution"]
 root_ar9 = rmse(squared(autoregression(root_series, 9)), test)
@@ -633,10 +662,12 @@ class BothWays(Forecaster):
         self.rnn = nn.LSTM(1, H, bidirectional=True)
         self.head = nn.Linear(2 * H, 1)
 
+
 def honest_error(model):
     with torch.no_grad():  # for the year t: the years before t, and the last output
         last = [model(series[:t])[0][-1] for t in range(first, len(years))]
     return (in_sunspots(torch.stack(last)) - number[first:]).square().mean().sqrt()
+
 
 # %% tags=["solution"]
 for seed in SEEDS[:3]:

@@ -53,10 +53,14 @@ print(f"an {labels[-1]}; guess after each row:", *belief.argmax(dim=1).tolist())
 fig, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(6.4, 3.8))
 fig.suptitle("Eight rows go in, one answer comes out", weight="bold", x=0.01, ha="left")
 left.imshow(rows[:, -1], cmap="Greys", aspect="auto")
-left.set(xlabel="pixel", ylabel="row, one a step", yticks=range(8), yticklabels=range(1, 9), xticks=range(8))
+left.set(xlabel="pixel", xticks=range(8))
+left.set(ylabel="row, one a step", yticks=range(8), yticklabels=range(1, 9))
 right.imshow(belief, cmap="Blues", vmin=0, vmax=1, aspect="auto")
 right.set(xlabel="class (dark: probable)", xticks=range(10))
-right.add_patch(plt.Rectangle((-0.5, 6.5), 10, 1, fill=False, edgecolor="C1", linewidth=2.5, clip_on=False))
+frame = plt.Rectangle(
+    (-0.5, 6.5), 10, 1, fill=False, edgecolor="C1", linewidth=2.5, clip_on=False
+)
+right.add_patch(frame)
 right.text(-0.3, 6.2, "only this row\nhas a loss", color="C1")
 for ax in (left, right):
     ax.grid(visible=False)
@@ -100,17 +104,22 @@ plt.show()
 T, B, F, H = 5, 2, 2, 16
 inputs, lengths = batchseq([torch.rand(5, F), torch.rand(3, F)])
 outputs, _ = RecurrentSequential(nn.LSTM(F, H), nn.Linear(H, 1))(inputs)
+answers = outputs[lengths - 1, torch.arange(B)]
+targets = torch.rand(B, 1)
+assert lengths.tolist() == [5, 3]
+assert not inputs[3:, 1].any(), "zeros after the end of row 1"
+
+# %%
 table = [
     ("inputs", inputs, (T, B, F), "(T, B, F), padded"),
     ("lengths", lengths, (B,), "(B,), int64, on the CPU"),
     ("outputs", outputs, (T, B, 1), "(T, B, O), one a step"),
-    ("answers", outputs[lengths - 1, torch.arange(B)], (B, 1), "(B, O), last valid step"),
-    ("targets", torch.rand(B, 1), (B, 1), "(B, O), one a sequence"),
+    ("answers", answers, (B, 1), "(B, O), last valid step"),
+    ("targets", targets, (B, 1), "(B, O), one a sequence"),
 ]
 for name, tensor, shape, meaning in table:
     assert tensor.shape == shape, name
     print(f"{name:8} {tuple(tensor.shape)!s:10} {meaning}")
-assert lengths.tolist() == [5, 3] and not inputs[3:, 1].any(), "zeros after the end of row 1"
 
 # %% [markdown]
 # **Time is dim 0, the batch is dim 1**, which is [the rule](../docs/shapes.md) on every page here.
@@ -126,7 +135,9 @@ assert lengths.tolist() == [5, 3] and not inputs[3:, 1].any(), "zeros after the 
 
 # %% alt="The first ten images of the data set, the digits 0 to 9, each 8 by 8 pixels in gray." tags=["hide-input"]
 fig, axes = plt.subplots(2, 5, figsize=(6.4, 3))
-fig.suptitle("Ten sequences of eight rows: time runs downward", weight="bold", x=0.01, ha="left")
+fig.suptitle(
+    "Ten sequences of eight rows: time runs downward", weight="bold", x=0.01, ha="left"
+)
 for i, ax in enumerate(axes.flat):
     ax.imshow(rows[:, i], cmap="Greys")
     ax.set_title(int(labels[i]), loc="center", pad=2)
@@ -141,17 +152,25 @@ plt.show()
 
 # %%
 def split(name, seed):
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    return (shuffled if name == "shuffled" else torch.arange(len(labels))).split([1257, 540])
+    order = torch.arange(len(labels))
+    if name == "shuffled":
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(labels), generator=generator)
+    return order.split([1257, 540])
 
 
 def accuracies(classifier, name):
-    parts = [split(name, seed) for seed in SEEDS]
-    return [classifier.fit(pixels[a] / 16, labels[a]).score(pixels[b] / 16, labels[b]) for a, b in parts]
+    scores = []
+    for seed in SEEDS:
+        train, test = split(name, seed)
+        classifier.fit(pixels[train] / 16, labels[train])
+        scores.append(classifier.score(pixels[test] / 16, labels[test]))
+    return scores
 
 
-linear, splits = LogisticRegression(max_iter=1000), ("shuffled", "file order")
-logistic = {name: accuracies(linear, name) for name in splits}
+# %%
+linear = LogisticRegression(max_iter=1000)
+logistic = {name: accuracies(linear, name) for name in ("shuffled", "file order")}
 print("accuracy of logistic regression")
 for name, scores in logistic.items():
     print(f"  {name:10}", " ".join(f"{score:.3f}" for score in scores))
@@ -169,8 +188,10 @@ for name, scores in logistic.items():
 
 # %%
 def adding_problem(count, seed, shortest=10, longest=40):
-    """Pairs of a sequence (T_i, 2), numbers and marks, and the sum of its marked numbers, (1,)."""
-    generator, pairs = torch.Generator().manual_seed(seed), []
+    """Pairs of a sequence (T_i, 2), numbers and marks,
+    and the sum of its marked numbers, (1,)."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = []
     for _ in range(count):
         length = int(torch.randint(shortest, longest + 1, (), generator=generator))
         sequence = torch.rand(length, 2, generator=generator)
@@ -180,17 +201,23 @@ def adding_problem(count, seed, shortest=10, longest=40):
     return pairs
 
 
-train_pairs, test_pairs = adding_problem(6400, seed=100), adding_problem(2000, seed=200)
+# %%
+train_pairs = adding_problem(6400, seed=100)
+test_pairs = adding_problem(2000, seed=200)
 
 # %% alt="One sequence of the adding problem: a gray stem for the number at each step. Two stems are blue and carry their numbers. The title gives their sum, the target." tags=["hide-input"]
 sequence, target = train_pairs[0]
-numbers, marked, at = sequence[:, 0], sequence[:, 1].bool(), torch.arange(1, len(sequence) + 1)
+numbers = sequence[:, 0]
+marked = sequence[:, 1].bool()
+at = torch.arange(1, len(sequence) + 1)
 fig, ax = plt.subplots(figsize=(6.4, 3))
 for part, color in ((~marked, "#B8B8B8"), (marked, "C0")):
     ax.vlines(at[part], 0, numbers[part], color=color)
     ax.scatter(at[part], numbers[part], color=color, zorder=3)
 for step, number in zip(at[marked].tolist(), numbers[marked].tolist(), strict=True):
-    ax.text(step, number + 0.05, f"{number:.2f}", ha="center", color="C0", weight="bold")
+    ax.text(
+        step, number + 0.05, f"{number:.2f}", ha="center", color="C0", weight="bold"
+    )
 ax.set(xlabel="step", ylabel="number", ylim=(0, 1.15), yticks=(0, 0.5, 1))
 ax.set_title(f"The target is the sum of the two marked numbers: {target.item():.2f}")
 plt.show()
@@ -203,10 +230,12 @@ plt.show()
 # %%
 sums = torch.rand(10_000_000, 2, generator=torch.Generator().manual_seed(0)).sum(dim=1)
 errors = (sums - 1).square()
-ours, standard_error = errors.mean().item(), errors.std().item() / len(errors) ** 0.5
+ours = errors.mean().item()
+standard_error = errors.std().item() / len(errors) ** 0.5
 print(f"always saying 1: MSE {ours:.5f}, give or take {standard_error:.5f}")
 for name, figure in (("computed, 1/6", 1 / 6), ("published, 0.1767", 0.1767)):
-    print(f"{name:17} is {abs(figure - ours) / standard_error:5.1f} standard errors off")
+    off = abs(figure - ours) / standard_error
+    print(f"{name:17} is {off:5.1f} standard errors off")
 assert abs(ours - 1 / 6) < 5 * standard_error, "always saying 1 has an MSE of 1/6"
 assert abs(ours - 0.1767) > 20 * standard_error, "and not one of 0.1767"
 
@@ -229,14 +258,16 @@ from torch.nn.utils.rnn import pad_sequence
 def collate(pairs):
     sequences, targets = zip(*pairs, strict=True)
     lengths = torch.tensor([len(sequence) for sequence in sequences])
-    return pad_sequence(sequences), torch.stack(targets), lengths  # (T, B, F), (B, O), (B,)
+    # (T, B, F), (B, O), (B,)
+    return pad_sequence(sequences), torch.stack(targets), lengths
 
 
 # %%
 class Reader(nn.Module):
     def __init__(self, features, hidden, outputs):
         super().__init__()
-        self.rnn, self.head = nn.LSTM(features, hidden), nn.Linear(hidden, outputs)
+        self.rnn = nn.LSTM(features, hidden)
+        self.head = nn.Linear(hidden, outputs)
 
     def forward(self, inputs):
         return self.head(self.rnn(inputs)[0])  # (T, B, F) -> (T, B, H) -> (T, B, O)
@@ -252,7 +283,8 @@ def last_valid(outputs, lengths):
 
 
 def train_plain(model, loader):
-    optimizer, losses = torch.optim.Adam(model.parameters(), lr=0.02), []
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    losses = []
     for inputs, targets, lengths in loader:
         optimizer.zero_grad()
         loss = nn.functional.mse_loss(last_valid(model(inputs), lengths), targets)
@@ -266,8 +298,10 @@ def train_plain(model, loader):
 # %%
 torch.manual_seed(SEEDS[0])
 plain = Reader(2, 32, 1)
-plain_losses = train_plain(plain, DataLoader(train_pairs, 64, shuffle=True, collate_fn=collate))
-print(f"one epoch, {len(plain_losses)} steps: mean loss {sum(plain_losses) / len(plain_losses):.4f}")
+loader = DataLoader(train_pairs, 64, shuffle=True, collate_fn=collate)
+plain_losses = train_plain(plain, loader)
+mean_loss = sum(plain_losses) / len(plain_losses)
+print(f"one epoch, {len(plain_losses)} steps: mean loss {mean_loss:.4f}")
 
 # %% [markdown]
 # ## With rnnkit
@@ -286,7 +320,8 @@ class Losses(list):
 
 
 def fit(model, loss, loader, epochs):
-    losses, optimizer = Losses(), torch.optim.Adam(model.parameters(), lr=0.02)
+    losses = Losses()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     Learner(model, loss, optimizer, [ClipGradients(1.0), losses]).fit(epochs, loader)
     return losses
 
@@ -317,12 +352,15 @@ torch.testing.assert_close(list(model.parameters()), list(plain.parameters()))
 # without any padding:
 
 # %%
-batch, weights = test_pairs[:16], list(model.parameters())
+batch = test_pairs[:16]
+weights = list(model.parameters())
 padded = loss.on(model, *collate_one(batch))
-alone = torch.stack([loss.on(model, x.unsqueeze(1), y.unsqueeze(0)) for x, y in batch]).mean()
+one_by_one = [loss.on(model, x.unsqueeze(1), y.unsqueeze(0)) for x, y in batch]
+alone = torch.stack(one_by_one).mean()
 print(f"as a batch {padded.item():.6f}, one by one {alone.item():.6f}")
 torch.testing.assert_close(padded, alone)
-of_batch, of_each = torch.autograd.grad(padded, weights), torch.autograd.grad(alone, weights)
+of_batch = torch.autograd.grad(padded, weights)
+of_each = torch.autograd.grad(alone, weights)
 torch.testing.assert_close(of_batch, of_each)
 
 # %% [markdown]
@@ -343,7 +381,8 @@ def answer(model, pairs):
 
 
 def report(name, outputs, targets):
-    mse, near = nn.functional.mse_loss(outputs, targets).item(), (outputs - targets).abs() < 0.08
+    mse = nn.functional.mse_loss(outputs, targets).item()
+    near = (outputs - targets).abs() < 0.08
     print(f"{name:16} {mse:.4f}  {near.float().mean():10.1%}")
     return mse
 
@@ -352,12 +391,17 @@ def report(name, outputs, targets):
 targets = answer(model, test_pairs)[1]
 print("                    MSE  error<0.08")
 constant = report("always saying 1", torch.ones_like(targets), targets)
-errors = [report(f"LSTM, seed {seed}", *answer(runs[i][0], test_pairs)) for i, seed in enumerate(SEEDS)]
+errors = []
+for seed, (model, _) in zip(SEEDS, runs, strict=True):
+    errors.append(report(f"LSTM, seed {seed}", *answer(model, test_pairs)))
 # Worst of 13 seeds tried: 0.016 of the constant's error.
-assert max(errors) < 0.1 * constant, "the LSTM adds: less than a tenth of the constant's error"
+assert max(errors) < 0.1 * constant, (
+    "the LSTM adds: less than a tenth of the constant's error"
+)
 
 # %%
-smooth = [torch.tensor(losses).unfold(0, 25, 1).mean(dim=1) for _, losses in runs]  # over 25 steps
+# over 25 steps
+smooth = [torch.tensor(losses).unfold(0, 25, 1).mean(dim=1) for _, losses in runs]
 halved = [25 + int((curve < 1 / 12).nonzero()[0]) for curve in smooth]
 print("steps to half the plateau:", halved)
 
@@ -368,7 +412,8 @@ for curve in smooth:
 ax.axhline(1 / 6, color="C4", linestyle="--", linewidth=1.2)
 ax.text(600, 1 / 6 + 0.004, "always saying 1: 1/6", ha="right", color="C4")
 ax.text(600, 0.03, "three seeds", ha="right")
-ax.set(xlabel="training step (64 sequences each)", ylabel="MSE, mean of 25 steps", ylim=(0, 0.2))
+ax.set(xlabel="training step (64 sequences each)")
+ax.set(ylabel="MSE, mean of 25 steps", ylim=(0, 0.2))
 ax.set_title("The loss waits at 1/6, then the network adds")
 plt.show()
 
@@ -395,7 +440,9 @@ print("steps", *(f"{length:6}" for length in reach))
 print("best ", *(f"{error:.4f}" for error in by_length.amin(dim=1).tolist()))
 print("worst", *(f"{error:.4f}" for error in by_length.amax(dim=1).tolist()))
 # Least of 13 seeds tried: 3.5 times the error at 40 steps.
-assert (by_length[-1] > 2 * by_length[1]).all(), "at 200 steps every seed is far worse than at 40"
+assert (by_length[-1] > 2 * by_length[1]).all(), (
+    "at 200 steps every seed is far worse than at 40"
+)
 
 # %% alt="Test error against the length of the sequences for three seeds. From 10 to 40 steps, the trained lengths, shaded, it is about a thousandth. Beyond, it climbs for all three seeds, many times over. The axis is logarithmic; a dashed line marks the constant, one sixth." tags=["hide-input"]
 fig, ax = plt.subplots()
@@ -404,7 +451,8 @@ ax.axvspan(10, 40, color="#E4E4E4", zorder=0)
 ax.text(44, 0.00036, "trained on 10 to 40 steps")
 ax.axhline(1 / 6, color="C4", linestyle="--", linewidth=1.2)
 ax.text(10, 0.19, "always saying 1: 1/6", color="C4")
-ax.set(xlabel="steps of the test sequences", ylabel="MSE", yscale="log", ylim=(3e-4, 0.5))
+ax.set(xlabel="steps of the test sequences")
+ax.set(ylabel="MSE", yscale="log", ylim=(3e-4, 0.5))
 ax.set_title("Beyond the lengths of training the sum drifts")
 plt.show()
 
@@ -427,25 +475,44 @@ def train_digits(name, seed, loss=classify, collate=pad_collate):
     torch.manual_seed(seed)
     model = RecurrentSequential(nn.LSTM(8, 64), nn.Linear(64, 10))
     pairs = [(rows[:, i], labels[i]) for i in train]
-    fit(model, loss, DataLoader(pairs, 128, shuffle=True, collate_fn=collate), epochs=15)
+    loader = DataLoader(pairs, 128, shuffle=True, collate_fn=collate)
+    fit(model, loss, loader, epochs=15)
     with torch.no_grad():
         right = model(rows[:, test])[0].argmax(dim=2) == labels[test]  # (T, 540)
-    return right.float().mean(dim=1)  # (T,): accuracy after each row; [-1] is the answer
+    # (T,): accuracy after each row; [-1] is the answer
+    return right.float().mean(dim=1)
 
-
-after_rows = {name: torch.stack([train_digits(name, seed) for seed in SEEDS]) for name in logistic}
 
 # %%
-for name, lstm in ((name, scores[:, -1]) for name, scores in after_rows.items()):
-    linear, svm = torch.tensor(logistic[name]), torch.tensor(accuracies(SVC(), name))
+after_rows = {}
+for name in logistic:
+    by_seed = [train_digits(name, seed) for seed in SEEDS]
+    after_rows[name] = torch.stack(by_seed)
+
+
+# %%
+def summary(title, scores):
+    span = f"({scores.min():.3f} to {scores.max():.3f})"
+    print(f"  {title:19} {scores.mean():.3f} {span}")
+
+
+# %%
+for name, by_row in after_rows.items():
+    lstm = by_row[:, -1]
+    linear = torch.tensor(logistic[name])
+    svm = torch.tensor(accuracies(SVC(), name))
     print(name)
-    for title, scores in (("logistic regression", linear), ("LSTM", lstm), ("SVM", svm)):
-        print(f"  {title:19} {scores.mean():.3f} ({scores.min():.3f} to {scores.max():.3f})")
+    summary("logistic regression", linear)
+    summary("LSTM", lstm)
+    summary("SVM", svm)
+    ahead = (lstm - linear).mean()
     chance = (lstm.mean() * (1 - lstm.mean()) / 540).sqrt()
-    print(f"  LSTM minus logistic: {100 * (lstm - linear).mean():+.1f} points")
+    print(f"  LSTM minus logistic: {100 * ahead:+.1f} points")
     print(f"  one standard error, 540 images: {100 * chance:.1f}")
-    assert abs((lstm - linear).mean()) < 0.04, "the LSTM neither wins nor loses by much"
+    assert abs(ahead) < 0.04, "the LSTM neither wins nor loses by much"
     assert svm.mean() > linear.mean() + 0.01, "a method blind to order does better"
+
+# %%
 harder = after_rows["shuffled"][:, -1].mean() - after_rows["file order"][:, -1].mean()
 assert harder > 0.01, "for the LSTM too, the end of the file is harder"
 
@@ -469,16 +536,25 @@ assert harder > 0.01, "for the LSTM too, the end of the file is harder"
 
 # %%
 inputs, targets, lengths = collate_one(test_pairs)
-joined = collate_one(test_pairs + adding_problem(1, seed=300, shortest=200, longest=200)).inputs
+long_row = adding_problem(1, seed=300, shortest=200, longest=200)
+joined = collate_one(test_pairs + long_row).inputs
+
+# %%
 print("MSE     last valid  outputs[-1]  long row")
 for seed, (model, _) in zip(SEEDS, runs, strict=True):
     with torch.no_grad():
-        outputs, beside = model(inputs)[0], model(joined)[0][:, :-1]
-    right, at_end, far = loss(outputs, targets, lengths), loss(outputs, targets), loss(beside, targets)
+        outputs = model(inputs)[0]
+        beside = model(joined)[0][:, :-1]
+    right = loss(outputs, targets, lengths)
+    at_end = loss(outputs, targets)
+    far = loss(beside, targets)
     print(f"seed {seed}  {right:10.4f}  {at_end:11.4f}  {far:8.4f}")
-    assert at_end == nn.functional.mse_loss(outputs[-1], targets), "without lengths the loss reads outputs[-1]"
+    by_hand = nn.functional.mse_loss(outputs[-1], targets)
+    assert at_end == by_hand, "without lengths the loss reads outputs[-1]"
     # Least of 13 seeds tried: 26 times.
-    assert far > 5 * right, "one long row in the batch spoils the answers for all the others"
+    assert far > 5 * right, (
+        "one long row in the batch spoils the answers for all the others"
+    )
 
 # %% [markdown]
 # No error, and numbers that look like results. With a little padding some networks hold their answer and you get away
@@ -523,10 +599,16 @@ classify.on(nn.LSTM(8, 10, batch_first=True), images, labels[:8])
 model = runs[0][0]
 outputs, targets = answer(model, test_pairs)
 flat = targets.squeeze(1)
-print(tuple(outputs.shape), "minus", tuple(flat.shape), "is", tuple((outputs - flat).shape))
-for name, guess in (("LSTM, seed 0", outputs), ("always saying 1", torch.ones_like(outputs))):
-    print(f"{name:16} MSE {(guess - targets).square().mean():.4f}, broadcast {(guess - flat).square().mean():.4f}")
-assert (outputs - flat).square().mean() > 1.5 * (1 - flat).square().mean(), "the wrong loss prefers the constant"
+table = outputs - flat
+print(tuple(outputs.shape), "minus", tuple(flat.shape), "is", tuple(table.shape))
+guesses = {"LSTM, seed 0": outputs, "always saying 1": torch.ones_like(outputs)}
+for name, guess in guesses.items():
+    mse = (guess - targets).square().mean()
+    wrong = (guess - flat).square().mean()
+    print(f"{name:16} MSE {mse:.4f}, broadcast {wrong:.4f}")
+assert table.square().mean() > 1.5 * (1 - flat).square().mean(), (
+    "the wrong loss prefers the constant"
+)
 
 # %% [markdown]
 # The wrong loss ranks the constant above the network that adds. It is the variance of the targets plus the mean squared
@@ -559,8 +641,9 @@ loss.on(model, inputs, targets.expand(len(inputs), -1, -1), lengths)
 # %% tags=["solution"]
 from torch.nn.utils.rnn import pack_padded_sequence
 
+packed = pack_padded_sequence(inputs, lengths, enforce_sorted=False)
 with torch.no_grad():
-    _, (lstm_state,) = model(pack_padded_sequence(inputs, lengths, enforce_sorted=False))
+    _, (lstm_state,) = model(packed)
     from_state = model[1](lstm_state[0][-1])  # h is (layers, B, H)
 torch.testing.assert_close(from_state, outputs)
 print(f"packed and padded give the same {len(outputs)} answers")
@@ -578,12 +661,17 @@ def every_row(pairs):
 
 
 every = seq2seq_loss(nn.CrossEntropyLoss())
-asked = torch.stack([train_digits("shuffled", seed, every, every_row) for seed in SEEDS])
+by_seed = [train_digits("shuffled", seed, every, every_row) for seed in SEEDS]
+asked = torch.stack(by_seed)
+
+# %% tags=["solution"]
+at_end = after_rows["shuffled"]
 print("% after row", *(f"{row:2}" for row in range(1, 9)))
-for name, scores in (("loss at end", after_rows["shuffled"]), ("loss at all", asked)):
-    print(f"{name}", *(f"{100 * score:2.0f}" for score in scores.mean(dim=0)))
-assert (asked[:, 3] > 0.5).all() and (after_rows["shuffled"][:, 3] < 0.3).all(), "after four rows it knows a lot"
-assert (asked[:, -1] < after_rows["shuffled"][:, -1]).all(), "and after eight a little less"
+for name, scores in (("loss at end", at_end), ("loss at all", asked)):
+    print(name, *(f"{100 * score:2.0f}" for score in scores.mean(dim=0)))
+assert (asked[:, 3] > 0.5).all(), "after four rows it knows a lot"
+assert (at_end[:, 3] < 0.3).all(), "unasked, it knows little"
+assert (asked[:, -1] < at_end[:, -1]).all(), "and after eight a little less"
 
 # %% [markdown]
 # ## Where next

@@ -24,9 +24,11 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
-from rnnkit import BPTTTrainingPhase, ClipGradients, Learner, RecurrentSequential, Scheduler
-from rnnkit import SoftmaxSampler, StreamLoader, sample_best, sample_model, seq2seq_loss
+from rnnkit import BPTTTrainingPhase, ClipGradients, Learner, RecurrentSequential
+from rnnkit import Scheduler, SoftmaxSampler, StreamLoader
+from rnnkit import sample_best, sample_model, seq2seq_loss
 
+# %%
 torch.set_num_threads(1)  # small arrays: more threads would wait for each other
 plt.style.use("rnnkit.style")
 
@@ -42,6 +44,7 @@ DEPTHS = 10  # a line break and its indent of 0 to 9 times four spaces: one char
 ALPHABET = "".join(map(chr, [*range(DEPTHS), *range(32, 127)]))
 V = len(ALPHABET)  # 105 characters
 
+
 # %%
 def read(names):
     """Files of the standard library as one text, in characters of ALPHABET."""
@@ -49,34 +52,46 @@ def read(names):
     text = "".join(file.read_text(encoding="utf-8") for file in files).expandtabs()
     return "".join(c if c in ALPHABET else "?" for c in fold(text))
 
+
 # %%
 def fold(text):
     """Each line break with the spaces after it becomes one character, its depth."""
     return re.sub("\n( {4}){0,9}", lambda found: chr(len(found[0]) // 4), text)
 
+
 def unfold(text):
     return re.sub("[\0-\x09]", lambda found: "\n" + "    " * ord(found[0]), text)
+
 
 def encode(text):
     return torch.tensor([ALPHABET.index(c) for c in fold(text)])
 
+
 def decode(tokens):
     return unfold("".join(ALPHABET[i] for i in tokens))
+
 
 # %%
 texts = {part: read(names) for part, names in FILES.items()}
 train, valid, test = (encode(text) for text in texts.values())  # each (N,)
 loss = seq2seq_loss(nn.CrossEntropyLoss())
 
+
 @torch.no_grad()
 def bits(model, stream):
-    """Bits per character: what the true next one costs. Read as 32 rows side by side."""
+    """Bits per character: what the true next one costs.
+
+    Read as 32 rows side by side.
+    """
     ((inputs, targets),) = StreamLoader(stream, batch_size=32, window=len(stream))
     return loss.on(model, inputs, targets).item() / math.log(2)
 
+
 # %%
 class Watch:
-    """A callback: after every 100 steps, the bits of training since then, and of validation."""
+    """A callback: after every 100 steps, the bits of training since then,
+    and of validation.
+    """
 
     def __init__(self):
         self.rows, self.recent = [], []
@@ -88,21 +103,28 @@ class Watch:
             self.rows.append((seen, bits(learner.model, valid)))
             self.recent = []
 
+
 # %%
 BATCH, WINDOW, H = 16, 64, 128
+
 
 def make_network(seed, H):
     torch.manual_seed(seed)
     return RecurrentSequential(nn.Embedding(V, 32), nn.LSTM(32, H), nn.Linear(H, V))
 
+
+# %%
 def fit(model, stream, epochs, watch):
     loader = StreamLoader(stream, BATCH, WINDOW)  # 16 rows, 64 characters at a time
     optimizer = torch.optim.Adam(model.parameters(), lr=0.012)
-    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, epochs * len(loader))
+    steps = epochs * len(loader)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
     callbacks = [ClipGradients(1.0), Scheduler(falling, per="step"), watch]
-    phase = BPTTTrainingPhase(stateful=True)  # a window goes on where the last one ended
+    # stateful: a window goes on where the last one ended
+    phase = BPTTTrainingPhase(stateful=True)
     Learner(model, loss, optimizer, callbacks).fit(epochs, loader, training=phase)
     return model.eval()
+
 
 # %%
 watch = Watch()
@@ -114,9 +136,11 @@ primer = encode(START).unsqueeze(1)  # (T0, B): one row
 sampler = SoftmaxSampler(temperature=0.8, generator=torch.Generator().manual_seed(0))
 sample = sample_model(model, len(primer) + 500, primer, sampler)
 
+
 def show(sample, lines=12, row=0):
     text = decode(sample.tokens[:, row])
     print("\n".join(line[:72] for line in text.split("\n")[:lines]))
+
 
 show(sample)
 
@@ -126,8 +150,9 @@ show(sample)
 
 # %%
 of_model = bits(model, test)
-print(f"{of_model:.2f} bits per character, {math.log2(V):.2f} if all were equally likely")
-assert of_model < 0.45 * math.log2(V), "the network has learned"
+alike = math.log2(V)
+print(f"{of_model:.2f} bits per character, {alike:.2f} if all were equally likely")
+assert of_model < 0.45 * alike, "the network has learned"
 
 # %% [markdown]
 # Whether that is good is answered [below](#against-the-baselines), by a file compressor among others.
@@ -186,7 +211,8 @@ for name, tensor, shape, axes in [
 assert torch.equal(inputs[1:], targets[:-1]), "a target is the next input"
 assert torch.equal(sample.tokens[:T0], inputs[:T0, :B]), "first the primer"
 best = sample.outputs.argmax(2)
-assert torch.equal(sample.tokens[T0:], best[T0 - 1 : -1]), "then each from the output before it"
+before = best[T0 - 1 : -1]
+assert torch.equal(sample.tokens[T0:], before), "then each from the output before it"
 assert torch.equal(sample.next[0], best[-1]), "and next from the last output"
 
 # %% [markdown]
@@ -199,9 +225,10 @@ assert torch.equal(sample.next[0], best[-1]), "and next from the last output"
 # %%
 print(f"Python {sys.version_info.major}.{sys.version_info.minor}")
 for part, names in FILES.items():
-    text, files = texts[part], len(names.split())
-    lines = unfold(text).count("\n")
-    print(f"{part:11}{files} files, {len(text) / 1000:4.0f} thousand characters, {lines} lines")
+    files = len(names.split())
+    size = len(texts[part]) / 1000
+    lines = unfold(texts[part]).count("\n")
+    print(f"{part:11}{files} files, {size:4.0f} thousand characters, {lines} lines")
 
 a_look = unfold(texts["test"][texts["test"].index("def dedent") :])
 print("\n" + "\n".join(a_look.split("\n")[:7]))
@@ -209,9 +236,12 @@ print("\n" + "\n".join(a_look.split("\n")[:7]))
 # %% [markdown]
 # The split is by file. Nothing of a test file is trained on, unless the same line stands in two files. Count that:
 
+
 # %%
 def long_lines(text):
-    return [line.strip() for line in unfold(text).split("\n") if len(line.strip()) >= 30]
+    lines = [line.strip() for line in unfold(text).split("\n")]
+    return [line for line in lines if len(line) >= 30]
+
 
 known = set(long_lines(texts["training"]))
 lines = long_lines(texts["test"])
@@ -225,21 +255,31 @@ assert len(seen) < 0.02 * len(lines), "the test text is new"
 # rule of [Witten and Bell (1991)](https://doi.org/10.1109/18.87000): the more different characters have followed a
 # context, the less its own counts weigh.
 
+
+# %%
+def numbers(text, k):
+    """Each context of k characters and the next: one number in base V."""
+    place = V ** torch.arange(k, -1, -1)
+    return (text.unfold(0, k + 1, 1) * place).sum(1)
+
+
 # %%
 def counting_bits(n, train, test):
     """Bits per character of a model that counts what follows the last n characters."""
     p = torch.full((len(test) - n,), 1 / V)
-    for k in range(n + 1):  # a context of k characters and the next: one number in base V
-        place = V ** torch.arange(k, -1, -1)
-        pairs, count = (train.unfold(0, k + 1, 1) * place).sum(1).unique(return_counts=True)
-        contexts, of_pair, kinds = (pairs // V).unique(return_inverse=True, return_counts=True)
+    for k in range(n + 1):
+        pairs, count = numbers(train, k).unique(return_counts=True)
+        contexts, of_pair, kinds = (pairs // V).unique(
+            return_inverse=True, return_counts=True
+        )
         total = torch.zeros(len(contexts)).index_add(0, of_pair, count.float())
-        asked = (test[n - k :].unfold(0, k + 1, 1) * place).sum(1)
+        asked = numbers(test[n - k :], k)
         i = torch.searchsorted(pairs, asked).clamp(max=len(pairs) - 1)
         j = torch.searchsorted(contexts, asked // V).clamp(max=len(contexts) - 1)
         mixed = (count[i] * (pairs[i] == asked) + kinds[j] * p) / (total[j] + kinds[j])
         p = torch.where(contexts[j] == asked // V, mixed, p)
     return -p.log2().mean().item()
+
 
 # %%
 of_counts = {n: counting_bits(n, train, test) for n in (0, 1, 2, 3, 4, 6)}
@@ -256,12 +296,18 @@ assert of_counts[6] > best_count, "but six characters are too many for this much
 # %%
 import lzma
 
+
 def packed(text):
     return 8 * len(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
 
+
 alone = packed(texts["test"]) / len(test)
-prefixed = (packed(texts["training"] + texts["test"]) - packed(texts["training"])) / len(test)
-print(f"lzma: test text alone {alone:.2f}, after the training text {prefixed:.2f} bits per character")
+added = packed(texts["training"] + texts["test"]) - packed(texts["training"])
+prefixed = added / len(test)
+print(
+    f"lzma: test text alone {alone:.2f}, "
+    f"after the training text {prefixed:.2f} bits per character"
+)
 assert prefixed < alone, "the training text helps the compressor too"
 
 # %% [markdown]
@@ -269,6 +315,7 @@ assert prefixed < alone, "the training text helps the compressor too"
 #
 # First without rnnkit. The text is cut into 16 rows that are read side by side, and the state goes from window to
 # window. It is [detached](../docs/glossary.md#detach) there: the number goes on, the gradient does not.
+
 
 # %%
 class CharacterModel(nn.Module):
@@ -281,6 +328,7 @@ class CharacterModel(nn.Module):
         hidden, state = self.rnn(self.embedding(inputs), state)
         return self.head(hidden), state
 
+
 # %%
 def plain_training(model, stream, windows):
     n = (len(stream) - 1) // BATCH  # characters a row
@@ -289,13 +337,15 @@ def plain_training(model, stream, windows):
     for start in range(0, windows * WINDOW, WINDOW):
         inputs, targets = (text[start + i :][:WINDOW] for i in (0, 1))
         outputs, state = model(inputs, state)
-        batch_loss = nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+        logits = outputs.flatten(0, 1)
+        batch_loss = nn.functional.cross_entropy(logits, targets.flatten())
         optimizer.zero_grad()
         batch_loss.backward()
         optimizer.step()
         state = tuple(part.detach() for part in state)
         losses.append(batch_loss.item())
     return losses
+
 
 # %% [markdown]
 # And the loop that generates. It draws from `softmax(logits / temperature)`:
@@ -312,6 +362,7 @@ def plain_generation(model, length, primer, temperature, generator):
         tokens.append(drawn)
         outputs, state = model(drawn, state)  # one step, from the last state
     return torch.cat(tokens)
+
 
 # %% [markdown]
 # ## With rnnkit
@@ -330,7 +381,10 @@ phase = BPTTTrainingPhase(stateful=True)
 batches = islice(StreamLoader(train, BATCH, WINDOW), 20)
 losses = [phase(small, loss, batch, optimizer).loss.item() for batch in batches]
 difference = (torch.tensor(losses) - torch.tensor(by_hand)).abs().max()
-print(f"20 windows: loss {losses[0]:.3f} -> {losses[-1]:.3f}, largest difference {difference:g}")
+print(
+    f"20 windows: loss {losses[0]:.3f} -> {losses[-1]:.3f}, "
+    f"largest difference {difference:g}"
+)
 assert difference < 1e-4, "both give the same losses, window by window"
 
 # %% [markdown]
@@ -339,12 +393,15 @@ assert difference < 1e-4, "both give the same losses, window by window"
 
 # %%
 plain = CharacterModel()
-plain.load_state_dict(dict(zip(plain.state_dict(), model.state_dict().values(), strict=True)))
+weights = zip(plain.state_dict(), model.state_dict().values(), strict=True)
+plain.load_state_dict(dict(weights))
 for seed, temperature in (0, 0.5), (1, 1.0), (2, 1.5):
     first, second = (torch.Generator().manual_seed(seed) for _ in range(2))
     tokens = plain_generation(plain, 200, primer, temperature, first)
-    sample = sample_model(model, 200, primer, SoftmaxSampler(temperature, generator=second))
-    print(f"temperature {temperature}: {(tokens == sample.tokens).sum()} of 200 characters are equal")
+    sampler = SoftmaxSampler(temperature, generator=second)
+    sample = sample_model(model, 200, primer, sampler)
+    equal = (tokens == sample.tokens).sum()
+    print(f"temperature {temperature}: {equal} of 200 characters are equal")
     assert torch.equal(tokens, sample.tokens), "the same text"
 
 # %% [markdown]
@@ -353,9 +410,11 @@ for seed, temperature in (0, 0.5), (1, 1.0), (2, 1.5):
 # A sample holds `next` and the state after its last token. With both, 50 characters and then 50 more are the 100 that
 # one call gives. The generator goes on where it stopped, too.
 
+
 # %%
 def drawing(seed, **options):
     return SoftmaxSampler(generator=torch.Generator().manual_seed(seed), **options)
+
 
 for seed in range(3):
     at_once = sample_model(model, 100, primer, drawing(seed))
@@ -398,10 +457,12 @@ fig, ax = plt.subplots()
 ax.plot(windows, curve[:, 0], color="C4", marker="o")
 ax.plot(windows, curve[:, 1], color="C0", marker="o")
 ax.axhline(bigram_valid, color="C1", linewidth=1.2)
-ax.text(windows[-1], bigram_valid + 0.04, "bigram model, validation", color="C1", ha="right", va="bottom")
+label = ax.text(windows[-1], bigram_valid + 0.04, "bigram model, validation")
+label.set(color="C1", ha="right", va="bottom")
 ax.text(900, 3.2, "validation", color="C0", ha="center")
 ax.text(900, 2.5, "training", color="C4", ha="center")
-ax.set(xlabel="windows of 16 x 64 characters", ylabel="bits per character", ylim=(1.8, 4.6))
+ax.set(xlabel="windows of 16 x 64 characters", ylabel="bits per character")
+ax.set_ylim(1.8, 4.6)
 ax.set_title("The bigram model is soon passed")
 plt.show()
 
@@ -420,8 +481,9 @@ assert curve[-1, 1] < curve[one_pass, 1] < bigram_valid, "validation falls to th
 # ### Against the baselines
 
 # %%
-table = {"all characters alike": math.log2(V), "bigram": bigram, "best count": best_count}
-table |= {"LSTM": of_model, "lzma, test text": alone, "lzma, after training text": prefixed}
+table = {"all characters alike": alike, "bigram": bigram, "best count": best_count}
+table |= {"LSTM": of_model, "lzma, test text": alone}
+table |= {"lzma, after training text": prefixed}
 for name, value in table.items():
     print(f"{name:30}{value:.2f}")
 assert of_model < 0.75 * bigram, "the network beats the bigram model by far"
@@ -442,8 +504,9 @@ half = train[: len(train) // 2]
 small_ones = [fit(make_network(seed, 64), half, 1, Watch()) for seed in SEEDS]
 of_bigram = counting_bits(1, half, test)
 for seed, network in zip(SEEDS, small_ones, strict=True):
-    print(f"seed {seed}: {bits(network, test):.2f}, bigram model on the same half {of_bigram:.2f}")
-    assert bits(network, test) < 0.95 * of_bigram, "each of them beats the bigram model"
+    value = bits(network, test)
+    print(f"seed {seed}: {value:.2f}, bigram model on the same half {of_bigram:.2f}")
+    assert value < 0.95 * of_bigram, "each of them beats the bigram model"
 
 # %% [markdown]
 # ### What the state is worth
@@ -455,7 +518,8 @@ from rnnkit import BPTTValidationPhase
 
 places = torch.linspace(0, len(test) - 102, 1000).long()
 pieces = torch.stack([test[i : i + 101] for i in places], dim=1)  # (101, 1000)
-by_step = BPTTValidationPhase(by_step=True)(model, loss, pieces).loss_by_step / math.log(2)
+phase = BPTTValidationPhase(by_step=True)
+by_step = phase(model, loss, pieces).loss_by_step / math.log(2)
 for t in 0, 1, 2, 4, 9, 29, 99:
     print(f"read {t + 1:3}: {by_step[t]:.2f} bits")
 assert by_step[0] > bigram, "one character read: worse than the bigram model"
@@ -493,11 +557,13 @@ fig, ax = plt.subplots()
 ax.bar(range(24), p[:24], color="C0", width=0.7)
 for row, name in enumerate(("top_p 0.9", "min_p 0.1", "top_k 5")):
     kept = (SoftmaxSampler(**SAMPLERS[name]).probabilities(after_def) > 0).sum().item()
-    end, y = min(kept, 17) - 0.5, p[0] * (1.1 + 0.15 * row)
+    end = min(kept, 17) - 0.5
+    y = p[0] * (1.1 + 0.15 * row)
     ax.plot([-0.5, end], [y, y], color="C1", linewidth=3)
     ax.text(end + 0.2, y, f"{name} keeps {kept}", color="C1", va="center")
 ax.set_xticks(range(24), [ALPHABET[i] if i >= DEPTHS else "\\n" for i in order[:24]])
-ax.set(xlabel="next character, the likeliest first", ylabel="probability", xlim=(-0.8, 23.8))
+ax.set(xlabel="next character, the likeliest first", ylabel="probability")
+ax.set_xlim(-0.8, 23.8)
 ax.set_title("After def, much is possible")
 ax.grid(visible=False, axis="x")
 plt.show()
@@ -505,9 +571,12 @@ plt.show()
 # %%
 print("characters kept after       def   self")
 for name, options in SAMPLERS.items():
-    p_def, p_self = (SoftmaxSampler(**options).probabilities(y) for y in (after_def, after_self))
+    sampler = SoftmaxSampler(**options)
+    p_def = sampler.probabilities(after_def)
+    p_self = sampler.probabilities(after_self)
     print(f"{name:24}{(p_def > 0).sum():7}{(p_self > 0).sum():7}")
-kept = [(SoftmaxSampler(top_p=0.9).probabilities(y) > 0).sum() for y in (after_def, after_self)]
+sampler = SoftmaxSampler(top_p=0.9)
+kept = [(sampler.probabilities(y) > 0).sum() for y in (after_def, after_self)]
 assert kept[0] > 2 * kept[1], "top_p keeps more where more is possible"
 
 # %% [markdown]
@@ -521,7 +590,9 @@ torch.testing.assert_close(half_temperature, p**2 / (p**2).sum())  # softmax(2 y
 ranked = p[0].sort(descending=True).values
 for top_p in 0.01, 0.5, 0.9:
     kept = (SoftmaxSampler(top_p=top_p).probabilities(after_def) > 0).sum().item()
-    assert ranked[:kept].sum() >= top_p > ranked[: kept - 1].sum(), "the fewest that reach p"
+    enough = ranked[:kept].sum()
+    one_fewer = ranked[: kept - 1].sum()
+    assert enough >= top_p > one_fewer, "the fewest that reach p"
 assert (SoftmaxSampler(top_k=5).probabilities(after_def) > 0).sum() == 5
 cut = SoftmaxSampler(min_p=0.1).probabilities(after_def)
 assert torch.equal(cut > 0, p >= 0.1 * p.max()), "a tenth of the highest and more"
@@ -531,10 +602,12 @@ assert torch.equal(cut > 0, p >= 0.1 * p.max()), "a tenth of the highest and mor
 #
 # The same start, and the next lines by each sampler:
 
+
 # %%
 def next_lines(sampler, count=2):
     text = decode(sample_model(model, len(primer) + 200, primer, sampler).tokens[:, 0])
     return "\n".join(line[:70] for line in text.split("\n")[1 : 1 + count])
+
 
 for name, options in SAMPLERS.items():
     print(f"{name}:\n{next_lines(drawing(0, **options))}")
@@ -553,8 +626,10 @@ places = torch.linspace(0, len(test) - T0 - STEPS, 40).long()
 truth = torch.stack([test[i : i + T0 + STEPS] for i in places], dim=1)  # (800, 40)
 primers = truth[:T0]
 
+
 def write(sampler):
     return sample_model(model, T0 + STEPS, primers, sampler).tokens
+
 
 written = {"the real text": truth, "the best": write(sample_best)}
 written |= {name: write(drawing(1, **options)) for name, options in SAMPLERS.items()}
@@ -564,11 +639,13 @@ written |= {name: write(drawing(1, **options)) for name, options in SAMPLERS.ite
 # characters that have not come before in that text. **Words**: the share of words that stand in the training text.
 # **Loops**: texts whose last 200 characters repeat one piece of at most 100 over and over.
 
+
 # %%
 @torch.no_grad()
 def surprise(tokens):
     """Bits per character of what follows the primer, as the network sees it."""
     return loss(model(tokens[:-1])[0][T0 - 1 :], tokens[T0:]).item() / math.log(2)
+
 
 def is_new(row):
     """For each piece of eight characters: has it not come before?"""
@@ -576,10 +653,13 @@ def is_new(row):
     first = {piece: i for i, piece in reversed(list(enumerate(pieces)))}
     return [first[piece] == i for i, piece in enumerate(pieces)]
 
+
+# %%
 def period(row, most=100):
     """The length of the piece that the last 200 characters repeat, or 0."""
     tail = row[-200:]
     return next((n for n in range(1, most + 1) if torch.equal(tail[n:], tail[:-n])), 0)
+
 
 # %%
 vocabulary = set(re.findall("[A-Za-z_]{4,}", texts["training"]))
@@ -590,19 +670,22 @@ for name, tokens in written.items():
     new = sum(sum(is_new(row)) for row in rows) / (len(rows) * (STEPS - 7))
     words = re.findall("[A-Za-z_]{4,}", "\n".join(decode(row) for row in rows))
     known_words = sum(word in vocabulary for word in words) / len(words)
-    report[name] = surprise(tokens), new, known_words, sum(period(row) > 0 for row in rows)
+    looping = sum(period(row) > 0 for row in rows)
+    report[name] = (surprise(tokens), new, known_words, looping)
     print("{:16}{:6.2f}{:6.0%}{:6.0%}{:6}".format(name, *report[name]))
 
 # %%
 columns = zip(*report.values(), strict=True)
-surprises, news, real, loops = (dict(zip(report, column, strict=True)) for column in columns)
+measures = [dict(zip(report, column, strict=True)) for column in columns]
+surprises, news, real, loops = measures
 assert loops["the best"] > 20, "most greedy texts end in a loop"
 assert loops["temperature 1"] == loops["the real text"] == 0, "with chance, none"
 assert real["temperature 1"] < real["the real text"] < real["temperature 0.5"], "words"
 assert news["the best"] < 0.5 < news["temperature 1"], "greedy text repeats itself"
 ordered = [surprises[f"temperature {t}"] for t in (0.5, 1, 1.5)]
 assert 1.4 * ordered[0] < ordered[1] < ordered[2] / 1.4, "temperature sets the surprise"
-off = {name: abs(surprises[name] - surprises["the real text"]) for name in list(written)[1:]}
+of_real = surprises["the real text"]
+off = {name: abs(surprises[name] - of_real) for name in list(written)[1:]}
 assert min(off, key=off.get) == "temperature 1", "the closest to real text"
 
 # %% [markdown]
@@ -621,32 +704,47 @@ assert min(off, key=off.get) == "temperature 1", "the closest to real text"
 # %%
 from collections import Counter
 
+
 def loop_of(row):
-    """The repeated piece, turned so that it starts at the same place whatever the phase."""
+    """The repeated piece, turned so that it starts at the same place
+    whatever the phase.
+    """
     piece = decode(row[len(row) - period(row) :])
     return min(piece[i:] + piece[:i] for i in range(len(piece)))
 
+
+# %%
 found = Counter(loop_of(row) for row in written["the best"].unbind(1) if period(row))
 print(f"{found.total()} of 40 texts loop, in {len(found)} different loops")
 for piece, count in found.most_common(3):
     print(f"{count:2} texts, period {len(encode(piece))}: {piece[:60]!r}")
 assert len(found) < found.total() / 2, "different primers, the same loop"
 
+
+# %%
+def share_new(tokens):
+    """The share of new pieces, mean of the texts, smoothed over 50 places."""
+    rows = tokens[T0:].unbind(1)
+    new = torch.tensor([is_new(row) for row in rows]).float().mean(0)
+    return new.unfold(0, 50, 1).mean(1)
+
+
 # %% alt="Line chart: the share of new pieces of eight characters against the number of characters written, mean of 40 texts. Real text and temperature 1 stay high, temperature 0.5 falls, the best character falls to near zero." tags=["hide-input"]
 fig, ax = plt.subplots()
-colors = {"temperature 1": "C0", "the real text": "C4", "temperature 0.5": "C3", "the best": "C1"}
-ends = {}
+colors = {"temperature 1": "C0", "the real text": "C4"}
+colors |= {"temperature 0.5": "C3", "the best": "C1"}
+end = {}
 for name, color in colors.items():
-    new = torch.tensor([is_new(row) for row in written[name][T0:].unbind(1)]).float().mean(0)
-    smooth = new.unfold(0, 50, 1).mean(1)
-    ends[name] = smooth[-100:].mean().item()
+    smooth = share_new(written[name])
+    end[name] = smooth[-100:].mean().item()
     ax.plot(range(50, 50 + len(smooth)), smooth, color=color)
     ax.text(705, smooth[-1], name, color=color, va="center")
-ax.set(xlabel="characters written", ylabel="share of new pieces", xlim=(0, 930), ylim=(-0.05, 1.05))
+ax.set(xlabel="characters written", ylabel="share of new pieces")
+ax.set(xlim=(0, 930), ylim=(-0.05, 1.05))
 ax.set_xticks(range(0, 701, 100))
 ax.set_title("Greedy text runs out of anything new")
 plt.show()
-assert ends["the best"] < 0.25 < 0.6 < ends["temperature 1"], "the message of the figure"
+assert end["the best"] < 0.25 < 0.6 < end["temperature 1"], "the message of the figure"
 
 # %% [markdown]
 # Is that one unlucky network? The three small ones, the same 40 primers:
@@ -672,13 +770,19 @@ from rnnkit import beam_search
 some = primers[:, ::2]
 greedy = sample_model(model, T0 + 60, some, sample_best)
 beam = beam_search(model, T0 + 60, some, width=8)
+
+
+# %%
 def bits_drawn(sample):
     return -sample.log_probs[T0 - 1 : -1].mean().item() / math.log(2)
 
-print(f"greedy {bits_drawn(greedy):.2f}, beam {bits_drawn(beam):.2f} bits per character")
+
+of_greedy = bits_drawn(greedy)
+of_beam = bits_drawn(beam)
+print(f"greedy {of_greedy:.2f}, beam {of_beam:.2f} bits per character")
 print(repr(decode(beam.tokens[T0:, 3])))
-assert bits_drawn(beam) < 0.9 * bits_drawn(greedy), "a likelier text"
-assert bits_drawn(beam) < 0.5 * surprises["the real text"], "real text is not that likely"
+assert of_beam < 0.9 * of_greedy, "a likelier text"
+assert of_beam < 0.5 * of_real, "real text is not that likely"
 
 # %% [markdown]
 # It finds likelier text, and real text is far from likely. The likeliest text is the wrong goal here. Where there is one
@@ -697,10 +801,13 @@ assert bits_drawn(beam) < 0.5 * surprises["the real text"], "real text is not th
 def forgetful(inputs, state=None):
     return model(inputs)  # a new state each time
 
+
 tokens = sample_model(forgetful, T0 + STEPS, primers, drawing(1)).tokens
 print(decode(tokens[T0 : T0 + 150, 5]))
-print(f"\nbits: {surprise(tokens):.2f}, with the state {surprises['temperature 1']:.2f}")
-assert surprise(tokens) > 1.2 * surprises["temperature 1.5"], "gibberish"
+lost = surprise(tokens)
+carried = surprises["temperature 1"]
+print(f"\nbits: {lost:.2f}, with the state {carried:.2f}")
+assert lost > 1.2 * surprises["temperature 1.5"], "gibberish"
 
 # %% [markdown]
 # The temperature is right, the weights are right, and the text is worse than at temperature 1.5.
@@ -708,6 +815,7 @@ assert surprise(tokens) > 1.2 * surprises["temperature 1.5"], "gibberish"
 # > [!TIP]
 # > Keep the test that finds it beside every model: one call on `T` steps must equal `T` calls of one step with the state
 # > carried on.
+
 
 # %%
 @torch.no_grad()
@@ -718,9 +826,11 @@ def step_by_step(model, inputs):
         outputs.append(output)
     return torch.cat(outputs)
 
+
 with torch.no_grad():
     at_once = model(primers)[0]
-right, wrong = ((step_by_step(f, primers) - at_once).abs().max() for f in (model, forgetful))
+right = (step_by_step(model, primers) - at_once).abs().max()
+wrong = (step_by_step(forgetful, primers) - at_once).abs().max()
 print(f"largest difference: model {right:.0e}, forgetful {wrong:.0e}")
 assert right < 1e-3 and wrong > 1, "the test finds it"
 
@@ -735,10 +845,11 @@ sample = sample_model(model, T0 + STEPS, primers, drawing(1))
 again = drawing(2)
 redrawn = torch.stack([again(outputs) for outputs in sample.outputs[T0 - 1 : -1]])
 equal = (redrawn == sample.tokens[T0:]).float().mean()
+of_text = surprise(sample.tokens)
 another = surprise(torch.cat([primers, redrawn]))
 print(f"{equal:.0%} of the characters are those of the text")
-print(f"bits: the text {surprise(sample.tokens):.2f}, drawn again {another:.2f}")
-assert equal < 0.8 and another > 1.5 * surprise(sample.tokens), "not a text of this model"
+print(f"bits: the text {of_text:.2f}, drawn again {another:.2f}")
+assert equal < 0.8 and another > 1.5 * of_text, "not a text of this model"
 
 # %% [markdown]
 # The text is `sample.tokens`, and `log_probs` is what the network gave each of its characters:
@@ -746,7 +857,7 @@ assert equal < 0.8 and another > 1.5 * surprise(sample.tokens), "not a text of t
 # %%
 of_sample = -sample.log_probs[T0 - 1 : -1].mean() / math.log(2)
 print(f"bits, from log_probs: {of_sample:.2f}")
-assert abs(of_sample - surprise(sample.tokens)) < 1e-3, "log_probs[t] belongs to tokens[t + 1]"
+assert abs(of_sample - of_text) < 1e-3, "log_probs[t] belongs to tokens[t + 1]"
 
 # %% [markdown]
 # ### Temperature on probabilities
@@ -758,12 +869,16 @@ assert abs(of_sample - surprise(sample.tokens)) < 1e-3, "log_probs[t] belongs to
 # %%
 cold = drawing(1, temperature=0.5)
 
+
 def of_probabilities(outputs):
     return cold(outputs.softmax(1))  # softmax, divide, softmax
 
+
 wrong = surprise(write(of_probabilities))
-print(f"bits: on outputs {surprises['temperature 0.5']:.2f}, on probabilities {wrong:.2f}")
-assert wrong > surprises["temperature 1.5"], "colder was wanted, and it is hotter than 1.5"
+right = surprises["temperature 0.5"]
+print(f"bits: on outputs {right:.2f}, on probabilities {wrong:.2f}")
+hot = surprises["temperature 1.5"]
+assert wrong > hot, "colder was wanted, and it is hotter than 1.5"
 
 # %% [markdown]
 # A sampler takes what the model gives: end the model with `nn.Linear`, with no softmax after it.
@@ -778,8 +893,10 @@ assert wrong > surprises["temperature 1.5"], "colder was wanted, and it is hotte
 def always_new(outputs):
     return drawing(0)(outputs)
 
+
 def twice(make_sampler):
     return [sample_model(model, 200, primer, make_sampler()).tokens for _ in range(2)]
+
 
 without, seeded = twice(SoftmaxSampler), twice(lambda: drawing(0))
 assert not torch.equal(*without), "without a generator: another text each time"
@@ -810,6 +927,7 @@ def mostly_best(chance, seed=0):
 
     return sampler
 
+
 # %% tags=["solution"]
 for chance in 0, 0.01, 0.1:
     tokens = write(mostly_best(chance))
@@ -824,20 +942,26 @@ assert looping < 0.5 * loops["the best"], "a little chance breaks most loops"
 # **2. Stop at the end of a line.** `stop` takes a function of the tokens `(B,)` that were drawn. Let texts end at their
 # first line break, which is a character below `DEPTHS`. How long is the rest of the line, and how long is it really?
 
+
 # %% tags=["solution"]
 def ends_line(tokens):
     return tokens < DEPTHS
 
+
 places = torch.linspace(0, len(test) - T0 - STEPS, 500).long()
 many = torch.stack([test[i : i + T0 + STEPS] for i in places], dim=1)  # (800, 500)
 sample = sample_model(model, T0 + STEPS, many[:T0], drawing(0), stop=ends_line)
+
+# %% tags=["solution"]
 rest = sample.lengths - T0  # with the line break
 real_rest = ends_line(many[T0:]).int().argmax(0) + 1
 print(f"{len(sample.tokens) - T0} steps were needed for the longest line")
-print(f"rest of the line, median: {rest.median()} characters, real {real_rest.median()}")
+middle = rest.median()
+real_middle = real_rest.median()
+print(f"rest of the line, median: {middle} characters, real {real_middle}")
 last = sample.tokens[sample.lengths - 1, range(500)]
 assert ends_line(last).all(), "each ends a line"
-assert 0.6 < rest.median() / real_rest.median() < 1.6, "about as long as real ones"
+assert 0.6 < middle / real_middle < 1.6, "about as long as real ones"
 
 # %% [markdown]
 # ## Where next

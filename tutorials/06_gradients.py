@@ -54,13 +54,15 @@ torch.set_num_threads(1)
 SEEDS = range(5)  # every claim about random weights is made over these
 plt.style.use("rnnkit.style")
 
+
 # %%
 class Recurrence(nn.Module):
     """The cell and the numbers of Flux.jl#2185, called like nn.RNN."""
 
     def __init__(self):
         super().__init__()
-        for name, value in {"Wi": [[5.0]], "Wh": [[4.0]], "b": [0.0], "h0": [[[7.0]]]}.items():
+        values = {"Wi": [[5.0]], "Wh": [[4.0]], "b": [0.0], "h0": [[[7.0]]]}
+        for name, value in values.items():
             self.register_parameter(name, nn.Parameter(torch.tensor(value)))
 
     def forward(self, inputs, state=None):
@@ -76,13 +78,14 @@ def last_output(outputs, targets):
     return outputs[-1].sum()
 
 
-small, small_inputs = Recurrence(), torch.tensor([2.0, 3.0]).view(2, 1, 1)
+small = Recurrence()
+small_inputs = torch.tensor([2.0, 3.0]).view(2, 1, 1)
 small_shares = gradient_by_step(small, last_output, small_inputs, None)
 PRINTED = {"Wi": 3.0, "Wh": 38.0, "b": 1.0}  # by Flux, as reported in Flux.jl#2185
 for name, printed in PRINTED.items():
     first, second = small_shares[name].flatten().tolist()
-    print(f"{name:2}: {first:2g} from step 1 + {second:2g} from step 2 = {first + second:2g};", end=" ")
-    print(f"Flux printed {printed:g}")
+    print(f"{name:2}: {first:2g} from step 1 + {second:2g} from step 2", end=" ")
+    print(f"= {first + second:2g}; Flux printed {printed:g}")
     assert printed == second, "what Flux printed is the share of the last step alone"
 
 # %% tags=["hide-input"] alt="Three stacked bars, one for each of Wi, Wh and b. Each shows the share of step 1 and the share of step 2 as a part of the right gradient. For Wi they are 8 and 3, for Wh 28 and 38, for b 4 and 1. A label says that Flux printed the share of step 2 alone."
@@ -136,7 +139,8 @@ ax.grid(visible=False)
 T, B, FEATURES, H = 3, 1, 2, 5
 torch.manual_seed(0)
 model = RecurrentSequential(nn.RNN(FEATURES, H), nn.Linear(H, 1)).double()
-inputs, targets = torch.randn(T, B, FEATURES).double(), torch.randn(B, 1).double()
+inputs = torch.randn(T, B, FEATURES).double()
+targets = torch.randn(B, 1).double()
 loss = seq2one_loss(nn.MSELoss())
 outputs, state = model(inputs)
 shares = gradient_by_step(model, loss, inputs, targets)
@@ -145,7 +149,8 @@ table |= {"outputs (T, B, 1)": outputs, "state (layers, B, H)": state[0]}
 for name, tensor in (table | shares).items():
     print(f"{name:21} {tuple(tensor.shape)}")
 assert all(shares[name].shape == (T, *w.shape) for name, w in model.named_parameters())
-assert [*map(len, table.values())] == [T, B, T, 1], "time first, except for targets and state"
+lengths = [len(tensor) for tensor in table.values()]
+assert lengths == [T, B, T, 1], "time first, except for targets and state"
 
 # %% [markdown]
 # The last six rows are the shares, by the name of the parameter. The network is in float64, so that finite differences
@@ -176,6 +181,7 @@ for start in range(3000, 8000, 1000):
 # There is no split: nothing on this page is trained. The skeptic's baseline is a **referee**. Move one weight by
 # $\pm\varepsilon$, run the network twice, and take the slope. That needs no chain rule, so it cannot make the same
 # mistake.
+
 
 # %%
 def finite_difference(run, weight, epsilon=1e-6):
@@ -218,7 +224,8 @@ print(f"h2 = {Wi:g}*{x2:g} + {Wh:g}*{h1:g} + {b:g} = {h2:g}, the loss")
 g2 = 1.0
 g1 = g2 * Wh
 g0 = g1 * Wh
-print(f"arrives at h2: {g2:g}, at h1: {g2:g}*{Wh:g} = {g1:g}, at h0: {g1:g}*{Wh:g} = {g0:g}")
+print(f"arrives at h2: {g2:g}, at h1: {g2:g}*{Wh:g} = {g1:g},", end=" ")
+print(f"at h0: {g1:g}*{Wh:g} = {g0:g}")
 
 # %% [markdown]
 # Each use of a weight multiplies what arrives with what the weight multiplied in the forward pass:
@@ -237,7 +244,8 @@ by_hand["h0"] = (g0, 0.0)
 for name, (first, second) in by_hand.items():
     print(f"{name:2}: {first:2g} + {second:2g} = {first + second:g}")
 by_hand_sum = {name: sum(pair) for name, pair in by_hand.items()}
-assert by_hand_sum == {"Wi": 11, "Wh": 66, "b": 5, "h0": 16}, "the values of Flux's tests"
+in_tests = {"Wi": 11, "Wh": 66, "b": 5, "h0": 16}
+assert by_hand_sum == in_tests, "the values of Flux's tests"
 
 # %% [markdown]
 # The formulas in Flux's tests give the same four values. ($h_0$ is used once, before step 1.)
@@ -248,12 +256,14 @@ assert by_hand_sum == {"Wi": 11, "Wh": 66, "b": 5, "h0": 16}, "the values of Flu
 
 # %%
 last_output(small(small_inputs)[0], None).backward()
-double, double_inputs = Recurrence().double(), small_inputs.double()
+double = Recurrence().double()
+double_inputs = small_inputs.double()
 for name, weight in double.named_parameters():
     auto = small.get_parameter(name).grad.item()
     slope = finite_difference(lambda: double(double_inputs)[0][-1], weight).item()
     by_pencil = by_hand_sum[name]
-    print(f"{name:2}: by hand {by_pencil:2g}, autograd {auto:2g}, finite differences {slope:.6f}")
+    print(f"{name:2}: by hand {by_pencil:2g}, autograd {auto:2g},", end=" ")
+    print(f"finite differences {slope:.6f}")
     assert auto == by_pencil, "autograd adds up the shares"
     assert abs(slope - auto) < 1e-5, "the referee agrees"
 
@@ -263,18 +273,22 @@ for name, weight in double.named_parameters():
 # To see the shares without a pencil, do literally what the formula says: run each step with a copy of the weights, and
 # read each copy's gradient. This is the whole method.
 
+
 # %%
 def shares_by_copies(rnn, head, inputs, targets):
-    """The share of a step: the gradient of the copy of the weights that only it uses."""
-    copies, h = [], inputs.new_zeros(inputs.shape[1], rnn.hidden_size)
+    """The share of a step: the gradient of the copy of the weights only it uses."""
+    copies = []
+    h = inputs.new_zeros(inputs.shape[1], rnn.hidden_size)
     for x in inputs:
         copy = [weight.detach().clone().requires_grad_() for weight in rnn.parameters()]
         W_ih, W_hh, b_ih, b_hh = copy
         h = torch.tanh(x @ W_ih.T + b_ih + h @ W_hh.T + b_hh)
         copies.append(copy)
     F.mse_loss(head(h), targets).backward()
-    stacked = [torch.stack([weight.grad for weight in uses]) for uses in zip(*copies, strict=True)]
-    return dict(zip(dict(rnn.named_parameters()), stacked, strict=True))
+    shares = {}
+    for i, (name, _) in enumerate(rnn.named_parameters()):
+        shares[name] = torch.stack([copy[i].grad for copy in copies])
+    return shares
 
 
 # %%
@@ -300,9 +314,10 @@ for name, weight in rnn.named_parameters():
 # numbers.
 
 # %%
+close = partial(torch.allclose, atol=1e-12)
 shares = gradient_by_step(model, loss, inputs, targets)
 for name, share in by_copies.items():
-    assert torch.allclose(share, shares[f"0.{name}"], atol=1e-12), "the same, step by step"
+    assert close(share, shares[f"0.{name}"]), "the same, step by step"
 norms = shares["0.weight_hh_l0"].flatten(1).norm(dim=1)
 print("size of the share of weight_hh, by step:", [f"{norm:.4f}" for norm in norms])
 assert norms[0] == 0, "the first state is zero"
@@ -316,7 +331,9 @@ torch.manual_seed(0)
 deep = RecurrentSequential(nn.LSTM(FEATURES, H, num_layers=2), nn.Linear(H, 1)).double()
 deep_shares = gradient_by_step(deep, loss, inputs, targets)
 loss(deep(inputs)[0], targets).backward()
-apart = [(deep_shares[name].sum(0) - w.grad).abs().max() for name, w in deep.named_parameters()]
+apart = []
+for name, weight in deep.named_parameters():
+    apart.append((deep_shares[name].sum(0) - weight.grad).abs().max())
 print(f"{len(apart)} parameters, largest difference from autograd {max(apart):.0e}")
 assert max(apart) < 1e-12, "the shares of an LSTM add up to autograd's gradient"
 
@@ -329,6 +346,7 @@ assert max(apart) < 1e-12, "the shares of an LSTM add up to autograd's gradient"
 #
 # [Detaching](../docs/glossary.md#detach) a state keeps its number and cuts its history. Cut before the last `k2`
 # steps, and the shares of the earlier steps are gone.
+
 
 # %%
 def gradient_after_detaching(k2):
@@ -344,7 +362,7 @@ for k2 in (1, 2, 3):
     kept = gradient_after_detaching(k2)
     for name, share in shares.items():
         left = share[T - k2 :].sum(0)
-        assert torch.allclose(kept[name], left, atol=1e-12), "exactly the last k2 shares are left"
+        assert close(kept[name], left), "exactly the last k2 shares are left"
     whole = shares["0.weight_ih_l0"].sum(0)
     missing = (whole - kept["0.weight_ih_l0"]).norm() / whole.norm()
     print(f"k2 = {k2}: of weight_ih's gradient {missing:.0%} is missing")
@@ -362,7 +380,7 @@ for k2 in (1, 2, 3):
     for name, weight in twin.named_parameters():
         moved = model.get_parameter(name) - weight
         left = shares[name][T - k2 :].sum(0)
-        assert torch.allclose(moved, left, atol=1e-12), "window=k2 keeps the last k2 shares"
+        assert close(moved, left), "window=k2 keeps the last k2 shares"
 print("window=1, 2, 3 moved every weight by its last 1, 2, 3 shares")
 
 # %% [markdown]
@@ -373,10 +391,13 @@ print("window=1, 2, 3 moved every weight by its last 1, 2, 3 shares")
 # what the step before should get. That is right if the steps are visited from last to first, and only then. Here is
 # the box in a few lines of Python. It is our model of what we read in Zygote's source, not Zygote itself.
 
+
 # %%
 def through_one_box(x, h, Wh, arriving, order):
-    """Gradients if the state's derivative goes through one box, steps visited in `order`."""
-    box, total, seen = 0.0, [0.0, 0.0, 0.0], []
+    """Gradients with one box for the state's derivative, steps visited in `order`."""
+    box = 0.0
+    total = [0.0, 0.0, 0.0]
+    seen = []
     for t in order:
         g = arriving[t] + box  # what this step's loss sends, and what the box holds
         total = [total[0] + g * x[t], total[1] + g * h[t], total[2] + g]
@@ -401,7 +422,8 @@ assert wrong == list(PRINTED.values()), "from first to last, it gives what Flux 
 # whose state was an overwritten global variable, printed 2.8025.
 
 # %%
-numbers = dict(x=(0.3, 2.5), h=(0.0, 0.0), Wh=0.001, arriving=(1.0, 1.0))  # Wi needs no h
+# Wi needs no h.
+numbers = dict(x=(0.3, 2.5), h=(0.0, 0.0), Wh=0.001, arriving=(1.0, 1.0))
 right = through_one_box(**numbers, order=(1, 0))[0][0]
 wrong = through_one_box(**numbers, order=(0, 1))[0][0]
 print(f"last step first: {right:.4f}, first step first: {wrong:.4f}")
@@ -423,7 +445,10 @@ assert round(wrong, 4) == 2.8025, "the wrong order explains this thread as well"
 numbers = dict(x=(x1, x2), h=(h0, h1), Wh=Wh, arriving=(0.0, 1.0))
 _, _, seen = through_one_box(**numbers, order=(1, 0))
 snapshots = [sum(column) for column in zip(*seen, strict=True)]
-counted = [sum(t * d for t, d in enumerate(by_hand[name], start=1)) for name in PRINTED]
+counted = []
+for name in PRINTED:
+    first, second = by_hand[name]
+    counted.append(1 * first + 2 * second)
 print("derived, snapshots added up:", dict(zip(PRINTED, snapshots, strict=True)))
 assert snapshots == counted, "adding running totals counts step t t times"
 
@@ -466,19 +491,20 @@ fresh = {make.__name__: over_seeds(make) for make in (nn.RNN, nn.GRU, nn.LSTM)}
 for name, flows in fresh.items():
     low, middle, high = flows[:, 10].min(), flows[:, 10].median(), flows[:, 10].max()
     factor = flows[:, 20].median() ** (1 / 20)
-    print(f"{name:4}: at lag 10 {middle:.2%} of lag 0 ({low:.2%} to {high:.2%});", end=" ")
-    print(f"a factor of {factor:.2f} a step")
+    print(f"{name:4}: at lag 10 {middle:.2%} of lag 0", end=" ")
+    print(f"({low:.2%} to {high:.2%}); a factor of {factor:.2f} a step")
     assert high < 0.05, "ten steps back, under 5% is left, on every seed"
+
 
 # %% tags=["hide-input"] alt="Size of the share by lag, on a logarithmic axis from 1 down to a billionth, for an RNN, a GRU and an LSTM as PyTorch initializes them. Lines are the median of five seeds, bands the spread. All three fall in nearly straight lines. The GRU and the LSTM lie on each other and pass one ten-thousandth near lag 20. The RNN falls faster, in a wide band."
 def draw(ax, flows, label, color, at, above=True):
     low, middle, high = flows.min(0).values, flows.median(0).values, flows.max(0).values
     ax.fill_between(range(len(middle)), low, high, color=color, alpha=0.2, linewidth=0)
-    ax.plot(middle, color=color)
+    ax.semilogy(middle, color=color)
     offset, side = ((4, 8), "left") if above else ((-4, -14), "right")
     style = dict(textcoords="offset points", color=color, weight="bold", ha=side)
     ax.annotate(label, (at, middle[at]), offset, **style)
-    ax.set(yscale="log", ylabel="share, part of lag 0", xlabel="lag (steps back from the loss)")
+    ax.set(ylabel="share, part of lag 0", xlabel="lag (steps back from the loss)")
 
 
 figure, ax = plt.subplots()
@@ -512,11 +538,13 @@ print(f"mean forget gate, LSTM:               {min(gate):.2f} to {max(gate):.2f}
 
 # %%
 assert all(0.45 < mean < 0.55 for mean in gate), "a fresh forget gate keeps half"
-assert max(radius) < 0.9, "a fresh weight_hh shrinks what it multiplies, over many steps"
+largest = max(radius)
+assert largest < 0.9, "a fresh weight_hh shrinks what it multiplies, over many steps"
 
 # %% [markdown]
 # An LSTM **can** keep a gradient, if the bias of its forget gate is raised. And an RNN can blow one up, if its weight
 # is large.
+
 
 # %%
 def forget_bias(value):
@@ -544,13 +572,15 @@ for name, flows in changed.items():
     low, middle, high = flows[:, 30].min(), flows[:, 30].median(), flows[:, 30].max()
     print(f"{name:19}: lag 30 has {middle:.3g} of lag 0 ({low:.3g} to {high:.3g})")
 # Bounds: the worst of 20 seeds, with a factor of two to spare.
-assert kept[:, 30].min() > 0.05, "with an open gate, 30 steps back still count, on every seed"
-assert grown[:, 30].min() > 10, "with a large weight the gradient explodes, on every seed"
+least_kept, least_grown = kept[:, 30].min(), grown[:, 30].min()
+assert least_kept > 0.05, "with an open gate, 30 steps back still count, on every seed"
+assert least_grown > 10, "with a large weight the gradient explodes, on every seed"
 
 # %% tags=["hide-input"] alt="The same axes over 58 lags. The RNN whose weight_hh is an orthogonal matrix times two rises in a straight line to above one thousand. The LSTM with forget bias 3 stays between one and one twentieth. The LSTM as it comes falls below one billionth before lag 50."
 figure, ax = plt.subplots()
-for (name, flows), color, at in zip(changed.items(), ("C1", "C0", "C2"), (30, 22, 22), strict=True):
-    draw(ax, flows, name, color, at)
+draw(ax, kept, "LSTM, forget bias 3", "C1", 30)
+draw(ax, grown, "RNN, weight doubled", "C0", 22)
+draw(ax, fresh["LSTM"], "LSTM as it comes", "C2", 22)
 ax.set(ylim=(1e-9, 1e5), xlim=(0, 58))
 ax.set_title("The start decides: kept, exploding, vanishing")
 ax.texts[1].set(ha="right")
@@ -566,6 +596,7 @@ plt.show()
 #
 # You have seen every part of it. Written as a `torch.autograd.Function`, BPTT is two loops: forward it stores the
 # states, backward it walks them from last to first.
+
 
 # %%
 def bptt_forward(ctx, inputs, h, W_ih, W_hh, bias):
@@ -600,17 +631,19 @@ class BPTT(torch.autograd.Function):
 # notice: with `carry=0`, nothing comes back from the later steps, as with a state detached at every step, and
 # `gradcheck` says no.
 
+
 # %%
 class Forgetful(torch.autograd.Function):
     forward = staticmethod(bptt_forward)
-    backward = staticmethod(lambda ctx, arriving: bptt_backward(ctx, arriving, carry=0.0))
+    backward = staticmethod(partial(bptt_backward, carry=0.0))
 
 
 torch.manual_seed(0)
 shapes = [(4, 2, 3), (2, 5), (5, 3), (5, 5), (5,)]  # T = 4, B = 2, F = 3, H = 5
 arguments = [torch.randn(shape).double().requires_grad_() for shape in shapes]
-passes = torch.autograd.gradcheck(BPTT.apply, arguments, raise_exception=False)
-forgetful_passes = torch.autograd.gradcheck(Forgetful.apply, arguments, raise_exception=False)
+gradcheck = partial(torch.autograd.gradcheck, raise_exception=False)
+passes = gradcheck(BPTT.apply, arguments)
+forgetful_passes = gradcheck(Forgetful.apply, arguments)
 print(f"gradcheck passes BPTT: {passes}, without the carry: {forgetful_passes}")
 assert passes, "all derivatives agree with finite differences"
 assert not forgetful_passes, "gradcheck notices a backward that forgets"
@@ -619,6 +652,7 @@ assert not forgetful_passes, "gradcheck notices a backward that forgets"
 # Is it fast? We compare one forward and one backward pass of three programs with the same weights: the fused `nn.RNN`,
 # our function, and a loop over `nn.RNNCell`. The three take turns, we count processor time, and we look at the ratio
 # within each round: a busy moment of the machine then hits all three.
+
 
 # %%
 def programs(hidden, time_steps=50, batch=16, features=16):
@@ -648,14 +682,18 @@ def seconds(program):
 # %%
 for hidden in (32, 256):
     three = programs(hidden)
-    for want, *others in zip(*(program() for program in three), strict=True):
+    gradients = [program() for program in three]
+    for want, *others in zip(*gradients, strict=True):
         for other in others:
-            assert torch.allclose(want, other, atol=1e-6), "three programs, one gradient"
-    rounds = [[seconds(program) for program in three] for _ in range(24)]
+            assert close(want, other, atol=1e-6), "three programs, one gradient"
+    rounds = []
+    for _ in range(24):
+        rounds.append([seconds(program) for program in three])
     for i, name in enumerate(("our BPTT", "RNNCell loop"), start=1):
         ratios = [times[i] / times[0] for times in rounds]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        print(f"H = {hidden:3}: {name:12} {middle:.2f} of nn.RNN's time ({low:.2f} to {high:.2f})")
+        print(f"H = {hidden:3}: {name:12} {middle:.2f} of nn.RNN's time", end=" ")
+        print(f"({low:.2f} to {high:.2f})")
 
 # %% [markdown]
 # In brackets is the middle half of 24 rounds. What is robust is that the gradients agree, and only that is asserted.
@@ -668,6 +706,7 @@ for hidden in (32, 256):
 #
 # The design that failed in Flux can be written in PyTorch too. A module keeps its state in a tensor, and copies each
 # new state into it.
+
 
 # %%
 class Overwriting(Recurrence):
@@ -688,6 +727,7 @@ except RuntimeError as error:
 # %% [markdown]
 # PyTorch counts the versions of each tensor and refuses. The error goes away if you write through `.data`, which is
 # not counted. So does the gradient:
+
 
 # %%
 class Silent(Recurrence):
@@ -720,10 +760,12 @@ assert found["Wh"] == h2, "and it sees the wrong state"
 # somebody checked such code on paper: $h_t = w\,h_{t-1}$ with $w = 0.2$ and $h_0 = 0.9$. After three steps the
 # gradient is $3 w^2 h_0 = 0.108$. The program gave 0.288.
 
+
 # %%
 def hand_made(clear):
-    """At each of three steps, the gradient of the newest state, through all stored ones."""
-    w, stored = torch.tensor(0.2, requires_grad=True), [(None, torch.tensor(0.9))]
+    """At each of three steps, the newest state's gradient, through all stored ones."""
+    w = torch.tensor(0.2, requires_grad=True)
+    stored = [(None, torch.tensor(0.9))]
     for _ in range(3):
         before = stored[-1][1].detach().requires_grad_()
         stored.append((before, w * before))
@@ -753,7 +795,8 @@ assert abs(cleared - paper) < 1e-6, "clearing them gives the number on paper"
 # `Wh` was 28. Which number of the small case makes the difference? Change it so that the first share vanishes.
 
 # %% tags=["solution"]
-# The first share is what arrives at h1, times the state before, h0 = 7. With h0 = 0 it is zero.
+# The first share is what arrives at h1, times the state before, h0 = 7.
+# With h0 = 0 it is zero.
 from_zero = Recurrence()
 from_zero.h0.data.zero_()
 found = gradient_by_step(from_zero, last_output, small_inputs, None)
@@ -771,13 +814,16 @@ for bias in (0.0, 1.0, 2.0, 3.0):
     flows = over_seeds(nn.LSTM, forget_bias(bias))
     reach[bias] = (flows > 0.01).sum(1)  # lags above 1%; there are 59
     predicted = math.log(0.01) / math.log(1 / (1 + math.exp(-bias)))
-    print(f"bias {bias:g}: {reach[bias].tolist()} lags above 1%, predicted {predicted:.0f}")
-assert reach[0.0].max() < 20, "a half-open gate reaches less than 20 steps back, on every seed"
+    print(f"bias {bias:g}: {reach[bias].tolist()} lags above 1%,", end=" ")
+    print(f"predicted {predicted:.0f}")
+furthest = reach[0.0].max()
+assert furthest < 20, "a half-open gate reaches less than 20 steps back, on every seed"
 assert reach[3.0].min() > 45, "an open one reaches further than 45, on every seed"
 
 # %% [markdown] tags=["solution"]
 # The prediction has the right order, and the share reaches further than it says (with bias 3, further than the 59 lags
 # there are). The gate is one of two paths. Close the other one, through `h`, and the prediction fits.
+
 
 # %% tags=["solution"]
 def gate_alone(lstm):
@@ -787,7 +833,8 @@ def gate_alone(lstm):
 
 alone = (over_seeds(nn.LSTM, gate_alone) > 0.01).sum(1)
 predicted = math.log(0.01) / math.log(1 / (1 + math.exp(-1.0)))
-print(f"bias 1, weight_hh zero: {alone.tolist()} lags above 1%, predicted {predicted:.1f}")
+print(f"bias 1, weight_hh zero: {alone.tolist()} lags above 1%,", end=" ")
+print(f"predicted {predicted:.1f}")
 assert (alone - predicted).abs().max() < 2, "the forget gate alone explains this reach"
 
 # %% [markdown]
