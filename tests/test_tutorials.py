@@ -12,13 +12,9 @@ from road.run import environment
 from road.source import notebook_of
 
 ROOT = Path(__file__).resolve().parent.parent
-FIRST_FORM = ("02", "03", "04", "06", "08")  # the pages of twelve parts
-SOURCES = [
-    path for path in sorted((ROOT / "tutorials").glob("[0-9]*.py")) if path.name[:2] in FIRST_FORM
-]
-
-# The first form: the pages that have not been rewritten in the second.
-FIRST_FORM = [path for path in SOURCES if path.stem[:2] in {"02", "03", "04", "06", "08"}]
+TUTORIALS = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
+TWELVE_PARTS = ("02", "03", "04", "06", "08")
+FIRST_FORM = [path for path in TUTORIALS if path.name.startswith(TWELVE_PARTS)]
 
 PARTS = [  # the footer, the twelfth, is made by the build; the third has three headings
     "What comes out",
@@ -45,16 +41,24 @@ def cells(source, kind, tag=None):
     ]
 
 
+@pytest.mark.parametrize("source", TUTORIALS, ids=lambda path: path.stem)
+class TestCode:
+    def test_a_cell_is_one_thought(self, source):
+        long = [cell.source for cell in cells(source, "code") if len(cell.source.splitlines()) > 15]
+        assert not long, f"{len(long)} cells of more than 15 lines, the first:\n{long[0]}"
+
+    def test_a_line_fits_the_page(self, source):
+        lines = "\n".join(cell.source for cell in cells(source, "code")).splitlines()
+        wide = [line for line in lines if len(line) > 88]
+        assert not wide, f"{len(wide)} lines of code over 88 columns, the first:\n{wide[0]}"
+
+
 @pytest.mark.parametrize("source", FIRST_FORM, ids=lambda path: path.stem)
 class TestForm:
     def test_the_parts_stand_in_order(self, source):
         text = "\n".join(cell.source for cell in cells(source, "markdown"))
         assert re.findall(r"^## (.+?)\s*$", text, re.MULTILINE) == PARTS
         assert len(re.findall(r"^# (.+)$", text, re.MULTILINE)) == 1, "one title"
-
-    def test_a_cell_is_one_thought(self, source):
-        long = [cell.source for cell in cells(source, "code") if len(cell.source.splitlines()) > 15]
-        assert not long, f"{len(long)} cells of more than 15 lines, the first:\n{long[0]}"
 
     def test_it_asserts_what_it_claims_and_its_exercises_are_executed(self, source):
         code = "\n".join(cell.source for cell in cells(source, "code"))
