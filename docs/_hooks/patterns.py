@@ -83,7 +83,7 @@ def text(
 ) -> str:
     """Words; `h_1` sets what follows the underscore as an index."""
     base, _, index = escape(words).partition("_")
-    low = f'<tspan dy="3" font-size="{size - 3}">{index}</tspan>' if index else ""
+    low = f'<tspan dy="3" font-size="{size - 1.8:g}">{index}</tspan>' if index else ""
     place = f'x="{x:g}" y="{y}" fill="{color}" text-anchor="{anchor}" font-size="{size}"'
     return f"<text {place}>{base}{low}</text>"
 
