@@ -1014,3 +1014,31 @@ def test_a_plain_loop_is_checked_like_a_learner():
     refused("BPTTTrainingPhase: got no optimizer; wanted one over the model's parameters. Likely fix: phase(model, "
             "loss, batch, optimizer); BPTTValidationPhase needs none.",
             lambda: rk.BPTTTrainingPhase()(net(), SEQ, x))  # fmt: skip
+
+
+def test_an_optimizer_that_empties_gradients_in_its_own_way_is_asked_to():
+    class Counting(torch.optim.SGD):
+        emptied = 0
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            self.emptied += 1
+            super().zero_grad(set_to_none)
+
+    model = nn.GRU(1, 1)
+    optimizer = Counting(model.parameters(), 0.1)
+    rk.BPTTTrainingPhase(window=5)(
+        model, rk.seq2seq_loss(nn.MSELoss()), torch.ones(11, 2, 1), optimizer
+    )
+    assert optimizer.emptied == 2  # once a window
+
+
+def test_a_gradient_of_before_does_not_count():
+    model = nn.GRU(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    phase = rk.BPTTTrainingPhase()
+    for _ in range(2):
+        phase(model, rk.seq2seq_loss(nn.MSELoss()), torch.ones(11, 2, 1), optimizer)
+    twice = [parameter.grad.clone() for parameter in model.parameters()]
+    outputs, _ = model(torch.ones(10, 2, 1))
+    once = torch.autograd.grad((outputs - 1).square().mean(), list(model.parameters()))
+    torch.testing.assert_close(twice, list(once))

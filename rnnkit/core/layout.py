@@ -90,8 +90,7 @@ def extent(sequence: Any) -> tuple[int, int]:
     """`T` and `B` of a sequence, or of a dict of sequences."""
     if not isinstance(sequence, Tensor):
         sequence = parts_of(sequence)[0]
-    time, batch = sequence.shape[:2]
-    return time, batch
+    return sequence.size(0), sequence.size(1)
 
 
 def device_of(sequence: Any) -> torch.device:

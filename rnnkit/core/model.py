@@ -242,10 +242,9 @@ def run_model(
 
 
 def _check_outputs(outputs: Any, inputs: Any) -> None:
-    tensors = isinstance(outputs, Tensor) and isinstance(inputs, Tensor)
-    if tensors and outputs.shape[:2] == inputs.shape[:2]:
-        return  # the usual case
     wanted = extent(inputs)
+    if isinstance(outputs, Tensor) and outputs.ndim > 1 and extent(outputs) == wanted:
+        return  # the usual case
     for part in parts_of(outputs):
         if not isinstance(part, Tensor) or tuple(part.shape[:2]) != wanted:
             raise Refusal(

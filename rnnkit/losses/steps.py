@@ -275,7 +275,7 @@ class ScoredSteps(Scored):
     def _total_of(self, i: int, outputs: Tensor, targets: Tensor) -> Total:
         """One head's total; outputs `(N, *O)`, targets `(N, *Y)`."""
         head = self.loss.heads[i]
-        if not len(outputs):
+        if not outputs.size(0):
             return nothing(outputs)
         if self.weights is None and self.row_weights is None:
             total = head.whole(outputs, targets)

@@ -354,7 +354,7 @@ class BPTTTrainingPhase(Phase):
             if self.accumulate > 1:
                 self._held.add(total, loop.optimizer)
             else:
-                loop.optimizer.zero_grad(set_to_none=True)
+                _empty_gradients(loop.optimizer)
                 loss.backward()
                 _make_update(loop)
         loop.emit("WindowEnd")
@@ -389,6 +389,16 @@ def _nothing(outputs: Any, targets: Any) -> Any:
     raise NotImplementedError
 
 
+def _empty_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.zero_grad()`, without the record for a profiler that PyTorch's own opens."""
+    own = getattr(optimizer.zero_grad, "__func__", None)
+    if own is not torch.optim.Optimizer.zero_grad:
+        optimizer.zero_grad(set_to_none=True)  # another one may do more
+        return
+    for parameter in _parameters_of(optimizer):
+        parameter.grad = None
+
+
 def _make_update(loop: Loop) -> None:
     """The optimizer's step on a gradient that is whole."""
     loop.emit("BackwardEnd")
@@ -419,16 +429,16 @@ class _Held:
             self.weights = [torch.zeros_like(weight) for weight in weights]
             self.scales = [1.0] if total.scales is None else total.scales.tolist()
         for h, head in enumerate(heads):
-            optimizer.zero_grad(set_to_none=True)
+            _empty_gradients(optimizer)
             head.backward(retain_graph=h + 1 < len(heads))
             self.weights[h] = self.weights[h] + weights[h]
             for i, parameter in enumerate(_parameters_of(optimizer)):
                 self.sums[h][i] = _plus(self.sums[h][i], parameter.grad)
-        optimizer.zero_grad(set_to_none=True)
+        _empty_gradients(optimizer)
 
     def give(self, optimizer: torch.optim.Optimizer) -> None:
         """Make `.grad` the gradient of all batches joined."""
-        optimizer.zero_grad(set_to_none=True)
+        _empty_gradients(optimizer)
         parts = zip(self.sums or [], self.weights or [], self.scales or [], strict=True)
         for sums, weight, scale in parts:
             if not bool(weight):
