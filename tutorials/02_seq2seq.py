@@ -53,6 +53,8 @@ plt.style.use("rnnkit.style")
 # Three centuries of sunspots, one number a year, come with `statsmodels` and are in the
 # public domain. The network learns from the years until 1920 and is tested on the 88 years
 # after them. The mean and the deviation that scale the series come from the first part alone.
+# The numbers are Version 1; [Version 2](https://www.sidc.be/silso/newdataset), in use since
+# July 2015, has another scale, and errors in it do not compare with these.
 
 # %%
 from statsmodels.datasets import sunspots
@@ -160,8 +162,8 @@ class Forecaster(nn.Module):
 
 # %% [markdown]
 # The loss is the mean squared error over all steps of all windows. One update for all of
-# them is an epoch. [How many](#evidence-how-the-settings-were-chosen) was chosen on years
-# before 1921.
+# them is an epoch. Size, rate, windows and the number of epochs were
+# [set by hand](#evidence-how-the-settings-were-chosen).
 
 # %%
 EPOCHS = 100
@@ -243,13 +245,11 @@ ax.set_title("An LSTM and a line of nine weights forecast alike")
 plt.show()
 
 # %% [markdown]
-# Both follow cycles they have never seen, and both miss the highest peak. **The two cannot be
-# told apart.** Some trainings are a little better than the line and some may be worse; how far
-# off both are differs so much from year to year that
+# Both follow cycles they have never seen, and both fall short of the highest peak. **The two
+# cannot be told apart.** Their errors differ so much from year to year that
 # [88 years cannot decide](#evidence-how-large-a-difference-could-be-seen). For this series,
 # take the line. The pattern earns its place where what comes next is no weighted sum of the
-# last few steps. So fit the line first, always: without it, the figure above looks like a
-# success.
+# last few steps. So fit the line first, always: without it, this figure looks like a success.
 
 # %% tags=["check"]
 assert years[0] == 1700 and years[-1] == 2008 and past == 221
@@ -297,8 +297,9 @@ for i in (0, 1, 2, 5, 10):
     print("{}: {:.0f} ({:.0f} to {:.0f})".format(2009 + i, ahead[i], *interval))
 
 # %% [markdown]
-# The first year is the one this page trains for. Further ahead the interval widens to the
-# height of a cycle; [Closed-loop validation](08_closed_loop.py) is about that. To forecast in
+# The first year is what the network was trained for. Further ahead the interval widens;
+# [Closed-loop validation](08_closed_loop.py) is about that. You can look up what came:
+# Version 1 was [kept until May 2015](https://www.sidc.be/silso/newdataset). To forecast in
 # another process, keep the weights and the scaling together:
 
 # %%
@@ -468,21 +469,35 @@ for seed in (0, 1, 2):
 # and train the LSTM on it, square the forecasts, and compare. Who gains?
 
 # %% tags=["solution"]
+def squared(roots):  # back to sunspots; a forecast below zero counts as zero
+    return roots.clamp(min=0).square()
+
 root = spots.sqrt()
-center, width_of = root[:past].mean(), root[:past].std()
-scaled_root = ((root - center) / width_of).view(-1, 1, 1)
-root_windows = windows_of(scaled_root[:past], T + 1, every=5)
-root_ar9 = rmse(autoregression(9, root).clamp(min=0).square())
-root_lstm = []
+root_mean, root_std = root[:past].mean(), root[:past].std()
+root_series = ((root - root_mean) / root_std).view(-1, 1, 1)
+root_windows = windows_of(root_series[:past], T + 1, every=5)
+root_errors = []
 for seed in (0, 1, 2, 3, 4):
+    model = train(root_windows, seed)
     with torch.no_grad():
-        answer, _ = train(root_windows, seed)(scaled_root[:-1])
-    root_lstm.append(rmse((answer.flatten() * width_of + center).clamp(min=0).square()))
+        answer, _ = model(root_series[:-1])
+    root_errors.append(rmse(squared(answer.flatten() * root_std + root_mean)))
+
+# %% tags=["solution"]
+root_ar9 = rmse(squared(autoregression(9, root)))
 print(f"AR(9) {rmse(ar9):.1f} -> {root_ar9:.1f}")
-print(f"LSTM, mean of five {sum(lstm_errors) / 5:.1f} -> {sum(root_lstm) / 5:.1f}")
+print("LSTM ", *(f"{a:.1f} -> {b:.1f}," for a, b in zip(lstm_errors, root_errors)))
+held_out = rmse(autoregression(9, until=1885), 1886, 1920)
+root_held_out = rmse(squared(autoregression(9, root, until=1885)), 1886, 1920)
+print(f"AR(9) fitted until 1885, on 1886-1920: {held_out:.1f} -> {root_held_out:.1f}")
+assert root_ar9 < rmse(ar9) and root_ar9 < sum(lstm_errors) / 5
+assert abs(root_held_out / held_out - 1) < 0.05, "no gain there"
 
 # %% [markdown] tags=["solution"]
-# TO BE WRITTEN
+# On the test years the line gains, and with roots it is ahead of the LSTM without them. Do not
+# trust this too soon: the idea came from a look at the test years, and on 1886 to 1920 the line
+# gains nothing. Besides, the square of a forecast root aims too low on average, since the mean
+# of squares is larger than the square of the mean.
 
 # %% [markdown]
 # ## Where next
@@ -495,3 +510,272 @@ print(f"LSTM, mean of five {sum(lstm_errors) / 5:.1f} -> {sum(root_lstm) / 5:.1f
 # - The papers: predicting the next step to find structure,
 #   [Elman 1990](https://doi.org/10.1207/s15516709cog1402_1); teacher forcing,
 #   [Williams and Zipser 1989](https://doi.org/10.1162/neco.1989.1.2.270).
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: how large a difference could be seen
+#
+# Squared errors year by year, AR(9) minus the mean of the five trainings. The years are
+# correlated, so the standard error is taken over blocks of about one cycle as well.
+
+# %% tags=["evidence"]
+squares = torch.stack([(forecasts_of(model) - actual).square() for model in models])
+gains = (ar9 - actual).square() - squares.mean(0)  # above 0: the LSTM is ahead
+print("             AR(9)  gain  standard error")
+for first, last in (1921, 2008), (1921, 1955), (1956, 2008):
+    part = gains[(target_years >= first) & (target_years <= last)]
+    error = part.std() / len(part) ** 0.5
+    print(f"{first}-{last}  {rmse(ar9, first, last) ** 2:7.0f} {part.mean():5.0f} {error:5.0f}")
+    assert part.mean().abs() < 2 * error, "it could be chance"
+blocks = gains[tested].view(8, 11).mean(1)  # 8 blocks of 11 years
+error = gains[tested].std() / 88**0.5
+print(f"over blocks: standard error {blocks.std() / 8**0.5:.0f}")
+visible = (rmse(ar9) ** 2 - 2 * error) ** 0.5
+print(f"an LSTM would have stood out with an error below {visible:.1f}, not {rmse(ar9):.1f}")
+assert visible < 0.9 * rmse(ar9), "88 years show large differences only"
+
+# %% [markdown] tags=["evidence"]
+# So the verdict is "cannot be told apart", and not "equally good". On 1921 to 1955 all five
+# trainings are ahead; no epoch was chosen by those years, so that is not what puts them ahead.
+# After 1955 nothing is left of it.
+
+# %% tags=["evidence"]
+print("              1921-1955  1956-2008")
+for seed, model in enumerate(models):
+    parts = rmse(forecasts_of(model), 1921, 1955), rmse(forecasts_of(model), 1956, 2008)
+    print("LSTM, seed {} {:9.1f} {:10.1f}".format(seed, *parts))
+    assert parts[0] < rmse(ar9, 1921, 1955), "ahead until 1955"
+print(f"AR(9)        {rmse(ar9, 1921, 1955):9.1f} {rmse(ar9, 1956, 2008):10.1f}")
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: the order of the line
+#
+# The sign of the difference hangs on the order. AR(9) has the lowest error on the test years.
+# Whoever chooses by 1921 to 1955 takes AR(15), which is worse after 1955. Fitted until 1885
+# and judged on the 35 years to 1920, AR(9) and AR(10) are the best.
+
+# %% tags=["evidence"]
+orders = range(1, 25)
+on_test = [rmse(autoregression(k)) for k in orders]
+on_valid = [rmse(autoregression(k), 1921, 1955) for k in orders]
+before = [rmse(autoregression(k, until=1885), 1886, 1920) for k in orders]
+print("order  1886-1920  1921-1955  1956-2008  1921-2008")
+for k in (1, 2, 8, 9, 10, 15, 24):
+    after = rmse(autoregression(k), 1956, 2008)
+    line = before[k - 1], on_valid[k - 1], after, on_test[k - 1]
+    print("{:5} {:10.1f} {:10.1f} {:10.1f} {:10.1f}".format(k, *line))
+assert on_test.index(min(on_test)) + 1 == 9
+assert on_valid.index(min(on_valid)) + 1 == 15
+assert sorted(orders, key=lambda k: before[k - 1])[:2] == [10, 9]
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: published figures beside ours
+#
+# [Weigend, Rumelhart and Huberman
+# (1990)](https://papers.neurips.cc/paper_files/paper/1990/hash/bc6dc48b743dc5d013b1abaebd2faed2-Abstract.html)
+# made 1700 to 1920 the training years and 1921 to 1955 and 1956 to 1979 two tests. The measure
+# is the squared error over the variance of the series, 1535. The rival of that time is the
+# threshold autoregression of [Tong and Lim
+# (1980)](https://doi.org/10.1111/j.2517-6161.1980.tb01126.x), two lines: 3 lags where the
+# number three years ago was at most 36.6, and 11 lags where it was larger. We fit it again.
+
+# %% tags=["evidence"]
+lags = spots[:-1].unfold(0, 11, 1)  # (298, 11): the year before is the last column
+constant = torch.ones(len(lags), 1)
+low_years = lags[:, -3] <= 36.6
+tar = torch.full_like(actual, torch.nan)
+for regime, k in (low_years, 3), (~low_years, 11):
+    known = torch.cat([lags[:, -k:], constant], dim=1)
+    fit = regime & (years[11:] <= 1920)
+    solution = torch.linalg.lstsq(known[fit], spots[11:][fit].unsqueeze(1)).solution
+    tar[10:] = torch.where(regime, (known @ solution).flatten(), tar[10:])
+print(f"TAR, 1921 to 2008: error {rmse(tar):.1f}")
+
+# %% tags=["evidence"]
+def arv(forecasts, first, last):
+    return rmse(forecasts, first, last) ** 2 / 1535
+
+print("                            1921-55  1956-79")
+ours = {"AR(12)": autoregression(12), "AR(9)": ar9, "threshold AR, fitted here": tar}
+for seed, model in enumerate(models):
+    ours[f"LSTM, seed {seed}"] = forecasts_of(model)
+for name, values in ours.items():
+    print(f"{name:26} {arv(values, 1921, 1955):8.3f} {arv(values, 1956, 1979):8.2f}")
+print("published: threshold AR       0.097     0.28")
+print("published: weight elimination 0.086     0.35")
+print("published: soft weights       0.072")
+assert abs(arv(tar, 1921, 1955) / 0.097 - 1) < 0.1
+assert abs(arv(tar, 1956, 1979) / 0.28 - 1) < 0.1
+
+# %% [markdown] tags=["evidence"]
+# The published figures are second-hand: we know them as later papers quote them and have not
+# read them in the originals. Weight elimination is Weigend's network, a sum of nonlinear
+# functions of the last 12 years; soft weights is the same with soft weight sharing, [Nowlan and
+# Hinton 1992](https://doi.org/10.1162/neco.1992.4.4.473). Their training differs in all else.
+# That our fit of the threshold model lands on its published figures says that data and measure
+# are the same. It is ahead of AR(9) in both parts, and an LSTM is not ahead of it.
+
+# %% tags=["evidence"]
+assert rmse(tar, 1921, 1955) < rmse(ar9, 1921, 1955)
+assert rmse(tar, 1956, 2008) < rmse(ar9, 1956, 2008)
+assert rmse(tar) < 1.1 * min(lstm_errors), "no training is far ahead of it"
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: how the settings were chosen
+#
+# Trained until 1885, judged on 1886 to 1920. The band is the range of three seeds.
+
+# %% tags=["evidence"]
+held = int((years <= 1885).sum())
+held_series = ((spots - spots[:held].mean()) / spots[:held].std()).view(-1, 1, 1)
+held_windows = windows_of(held_series[:held], T + 1, every=5)
+judged = slice(held - 1, past - 1)  # the outputs that are for 1886 to 1920
+
+# %% tags=["evidence"]
+def two_losses(seed, size=16, epochs=150):
+    """The training and the held-out loss of each epoch, (epochs, 2)."""
+    torch.manual_seed(seed)
+    model = RecurrentSequential(nn.LSTM(1, size), nn.Linear(size, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    history = []
+    for _ in range(epochs):
+        with torch.no_grad():
+            outputs, _ = model(held_series[: past - 1])
+            held_out = step_loss(outputs[held - 1 :], held_series[held:past])
+        loss = step_loss.on(model, held_windows[:-1], held_windows[1:])
+        history.append((loss.item(), held_out.item()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return torch.tensor(history)
+
+curves = torch.stack([two_losses(seed) for seed in (0, 1, 2)]).cpu()  # (3, 150, 2)
+
+# %% alt="Learning curves, mean and range of three seeds. The training loss falls all the way. The held-out loss falls steeply, rises a little, and from there on stays level within a band as wide as its ups and downs." caption="Loss by epoch, trained until 1885. Mean and range of three seeds; the first epochs lie above the frame." tags=["evidence", "hide-input"]
+fig, ax = plt.subplots()
+for part, color, style in (0, "C4", "-"), (1, "C1", "--"):
+    low_loss, high_loss = curves[..., part].amin(0), curves[..., part].amax(0)
+    ax.fill_between(range(150), low_loss, high_loss, color=color, alpha=0.2, linewidth=0)
+    ax.plot(curves[..., part].mean(0), style, color=color)
+ax.text(148, 0.06, "training", color="C4", ha="right", va="center")
+ax.text(148, 0.28, "held out, dashed", color="C1", ha="right", va="center")
+ax.set(xlabel="epoch", ylabel="mean squared error", xlim=(0, 150), ylim=(0, 0.5))
+ax.set_title("Held out, the loss is lowest early")
+plt.show()
+
+# %% tags=["evidence"]
+def means_of(size, epochs):
+    """Mean errors of three seeds: on 1886-1920, and of a second training on the test years."""
+    before_1921, after_1920 = 0.0, 0.0
+    for seed in (0, 1, 2):
+        model = train(held_windows, seed, size, epochs)
+        with torch.no_grad():
+            outputs, _ = model(held_series[:-1])
+        held_forecasts = outputs.flatten() * spots[:held].std() + spots[:held].mean()
+        before_1921 += rmse(held_forecasts, 1886, 1920) / 3
+        after_1920 += rmse(forecasts_of(train(windows, seed, size, epochs))) / 3
+    return before_1921, after_1920
+
+print("size epochs  1886-1920  1921-2008")
+tried = {}
+for size, epochs in (8, 50), (16, 35), (16, 100), (32, 150):
+    tried[size, epochs] = means_of(size, epochs)
+    print("{:4} {:6} {:10.1f} {:10.1f}".format(size, epochs, *tried[size, epochs]))
+for small in (8, 50), (16, 35):
+    assert tried[small][0] < tried[16, 100][0], "ahead on the held-out years"
+    assert tried[small][1] > 1.1 * tried[16, 100][1], "behind on the test years"
+
+# %% [markdown] tags=["evidence"]
+# The held-out years would stop early or take a smaller network, and either is worse on the
+# test years, whose cycles are higher. Larger and longer is worse too. The page has the
+# settings of its first version, set by hand when the errors of 1921 to 1955 were in view, and
+# its test years have been looked at since. That favors the network, and it is not told apart
+# from the line all the same. The choice of the settings moves its error further than the
+# choice between the two.
+#
+# ## Evidence: does it only repeat last year?
+#
+# A forecast that lags one year behind looks good in a chart. So compare changes: does it know
+# whether the number will go up or down, and how far?
+
+# %% tags=["evidence"]
+def knows_change(forecasts):
+    """The correlation of the changes that are forecast with those that came."""
+    both_changes = torch.stack([forecasts - persistence, actual - persistence])
+    return torch.corrcoef(both_changes[:, tested])[0, 1].item()
+
+of_models = [knows_change(forecasts_of(model)) for model in models]
+of_ar1 = knows_change(autoregression(1))
+print("LSTM ", *(f"{correlation:.2f}" for correlation in of_models))
+print(f"AR(9) {knows_change(ar9):.2f}, AR(2) {knows_change(ar2):.2f}, AR(1) {of_ar1:.2f}")
+assert min(of_models) > 0.7 > 0.5 > of_ar1
+
+# %% [markdown] tags=["evidence"]
+# The worst years are the highest cycles, higher than most that it has read about:
+
+# %% tags=["evidence"]
+mean_miss = torch.stack([forecasts_of(model) for model in models]).mean(0) - actual
+worst = mean_miss.abs().where(tested, 0).topk(4).indices
+for i in worst:
+    print(f"{target_years[i]}: observed {actual[i]:.0f}, missed by {mean_miss[i]:+.0f}")
+assert (mean_miss[worst] < 0).all(), "the worst forecasts are all too low"
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: how many years it must read
+
+# %% tags=["evidence"]
+ks = [*range(1, 13), 16, 20, 24]
+rows = [[error_after(model, k) for k in ks] for model in models]
+rows = torch.tensor(rows, device="cpu")  # (5, 15)
+assert rows[:, 0].min() > 0.9 * rmse(persistence), "one year is persistence"
+assert rows[:, ks.index(12)].mean() < 1.05 * rows[:, -1].mean(), "twelve are enough"
+
+# %% alt="Line chart of the test error against the number of years read before each forecast. It starts level with persistence at one year, falls steeply, and is level with AR(9) from about eight years on." caption="Error on 1921 to 2008. Mean and range of five trainings." tags=["evidence", "hide-input"]
+fig, ax = plt.subplots()
+ax.fill_between(ks, rows.amin(0), rows.amax(0), color="C0", alpha=0.2, linewidth=0)
+ax.plot(ks, rows.mean(0), "o-", color="C0", markersize=4)
+for name, level in ("AR(9)", rmse(ar9)), ("persistence", rmse(persistence)):
+    ax.axhline(level, color="C1", linewidth=1.2, linestyle="--")
+    ax.text(24, level + 0.4, name, color="C1", ha="right", va="bottom")
+ax.text(4.5, 21.5, "LSTM", color="C0")
+ax.set(xlabel="years read before the forecast", ylabel="error (sunspots)")
+ax.set(ylim=(14, 34), xticks=range(0, 25, 4))
+ax.set_title("From a cold start it needs most of a cycle")
+plt.show()
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: rows of different length, and what rnnkit refuses
+#
+# Windows are equally long. Where rows are not, [batchseq][rnnkit.batchseq] pads them, and
+# `get_inout_seq` shifts each row by itself. The loss is the mean over the steps that exist:
+
+# %% tags=["evidence"]
+from rnnkit import batchseq, get_inout_seq
+
+short, long = series[:20, 0], series[:60, 0]  # 20 years and 60 years
+ragged = get_inout_seq(batchseq([short, long]))  # inputs, targets, lengths 19 and 59
+together = step_loss.on(network, *ragged).item()
+alone = []
+for one in short, long:
+    alone.append(step_loss.on(network, *get_inout_seq(one.unsqueeze(1))).item())
+weighted = (19 * alone[0] + 59 * alone[1]) / (19 + 59)
+print(f"as a batch {together:.4f}, one by one {weighted:.4f}, unweighted {sum(alone) / 2:.4f}")
+assert abs(together - weighted) < 1e-4, "the padding never counts"
+assert abs(sum(alone) / 2 - weighted) > 1e-3, "and a short row counts less"
+
+# %% [markdown] tags=["evidence"]
+# `loss.on(model, inputs, targets)` runs the model from its first state and gives the loss. Two
+# mistakes end in an error message: targets that are one step short, as `zip` without
+# `strict=True` would let pass, and `batch_first=True`, which this site's data is not.
+
+# %% tags=["evidence"]
+refused = 0
+for mistake in (
+    lambda: step_loss(outputs[:-1], series[:past]),
+    lambda: RecurrentSequential(nn.LSTM(1, 16, batch_first=True), nn.Linear(16, 1)),
+):
+    try:
+        mistake()
+    except ValueError as refusal:
+        refused += 1
+        print(refusal)
+assert refused == 2
