@@ -52,8 +52,7 @@ plt.style.use("rnnkit.style")
 # Three centuries of sunspots, one number a year, come with `statsmodels` and are in the
 # public domain. The network learns from the years until 1920 and is tested on the 88 years
 # after them. The mean and the deviation that scale the series come from the first part alone.
-# The numbers are Version 1; [Version 2](https://www.sidc.be/silso/newdataset), in use since
-# July 2015, has another scale, and errors in it do not compare with these.
+# (The numbers are [Version 1](#evidence-published-figures-beside-ours), as all were until 2015.)
 
 # %%
 from statsmodels.datasets import sunspots
@@ -89,10 +88,9 @@ print("targets", (targets[:6, 0, 0] * std + mean).round().tolist())
 
 # %%
 hidden, (h, c) = nn.LSTM(input_size=1, hidden_size=16)(inputs)
-print("inputs ", tuple(inputs.shape), "steps, windows, features: (T, B, F)")
-print("targets", tuple(targets.shape), "one for each step of each window")
-print("hidden ", tuple(hidden.shape), "what the LSTM gives at each step")
-print("h, c   ", tuple(h.shape), "its state: layers, windows, numbers")
+print("inputs and targets", tuple(inputs.shape), "steps, windows, features: (T, B, F)")
+print("hidden            ", tuple(hidden.shape), "what the LSTM gives at each step")
+print("h and c, its state", tuple(h.shape), "layers, windows, numbers")
 
 # %% [markdown]
 # **Time is dim 0, the batch is dim 1**, as `nn.LSTM` has it unless told otherwise;
@@ -100,15 +98,14 @@ print("h, c   ", tuple(h.shape), "its state: layers, windows, numbers")
 #
 # ## The baselines
 #
-# All forecasts are for the same years and made one year before. The error is the root mean
-# squared error, in sunspots.
+# The error is the root mean squared error, in sunspots, of forecasts made the year before.
 
 # %%
 actual = spots[1:]  # what is to be forecast, for the years 1701 to 2008
 target_years = years[1:]
 
 def rmse(forecasts, first=1921, last=2008):
-    """The error of forecasts for 1701 to 2008, over the years from first to last."""
+    """Of forecasts for 1701 to 2008, over the years from first to last."""
     asked = (target_years >= first) & (target_years <= last)
     return (forecasts - actual)[asked].square().mean().sqrt().item()
 
@@ -135,8 +132,8 @@ print(f"AR(2)       {rmse(ar2):.1f}")
 print(f"AR(9)       {rmse(ar9):.1f}")
 
 # %% [markdown]
-# AR(9) is the best of the orders 1 to 24 [on the test years](#evidence-the-order-of-the-line).
-# Choosing it with that knowledge favors the line. A network that beats it is good.
+# AR(9) is the best of the orders 1 to 24 [on the test years](#evidence-the-order-of-the-line):
+# chosen so, the line has an advantage.
 #
 # ## Plain PyTorch
 #
@@ -176,7 +173,9 @@ def train_plain(inputs, targets, seed=0, kind=Forecaster):
 
 # %% [markdown]
 # To forecast, the trained network reads the whole series as one row. When it answers 1920
-# with a forecast of 1921, its state has seen all years from 1700 to 1920 and nothing later.
+# with a forecast of 1921, its state has seen the years from 1700 to 1920 and nothing later.
+# Such years before the first forecast are its [warm-up](../docs/glossary.md#warm-up); it needs
+# [most of a cycle](#evidence-how-many-years-it-must-read).
 
 # %%
 @torch.no_grad()
@@ -216,7 +215,7 @@ assert apart < 0.5, "both give the same forecasts"
 # %% [markdown]
 # ## The network against the line
 #
-# One training could be luck, so here are five. They differ in the first weights only.
+# One training could be luck, so here are five, which differ in their first weights.
 
 # %%
 models = [network] + [train(windows, seed) for seed in (1, 2, 3, 4)]
@@ -263,8 +262,8 @@ paths = forecast(final, 11, all_years)  # (11, 1, 1, 1): years, rows, paths, fea
 ahead = paths.flatten() * all_std + all_mean
 
 # %% [markdown]
-# How sure is that? Let the network that was trained until 1920 make such forecasts from each
-# year of the test: eight of ten of its errors lay between `low` and `high`.
+# How sure is that? Let the network that was trained until 1920 make such forecasts from the
+# years of the test: eight of ten of its errors lay between `low` and `high`.
 
 # %%
 begun = windows_of(series[past - T :], T + 11, every=1)  # T years to read, 11 to come
@@ -277,8 +276,7 @@ for i in (0, 1, 2, 5, 10):
 
 # %% [markdown]
 # The first year is what the network was trained for. Further ahead the interval widens;
-# [Closed-loop validation](08_closed_loop.py) is about that. You can look up what came:
-# Version 1 was [kept until May 2015](https://www.sidc.be/silso/newdataset).
+# [Closed-loop validation](08_closed_loop.py) is about that.
 
 # %% [markdown]
 # ## What goes wrong
@@ -312,29 +310,10 @@ print("forecasts of 2005 to 2008", forecasts_of(constant)[-4:].round().tolist())
 # Compared with all targets at once, the best answer is their mean, whatever the year. A loss
 # written by hand raises nothing, and `nn.MSELoss` only warns. The cure is to compare shapes
 # first; rnnkit's losses do, and [refuse](#evidence-rows-of-different-length-and-what-rnnkit-refuses).
-
-# %% [markdown]
-# ### The network reads too few years
 #
-# Show the trained network only the last few years before each forecast, as a short
-# "look-back" window does. Then its state starts from zeros each time.
-
-# %%
-@torch.no_grad()
-def error_after(model, k):
-    """The test error of forecasts for which only the last k years are read."""
-    tails = windows_of(series[past - k : -1], k, every=1)  # (k, 88, 1)
-    outputs, _ = model(tails)
-    answers = outputs[-1, :, 0] * std + mean  # of the last step alone
-    return (answers - spots[past:]).square().mean().sqrt().item()
-
-for k in (1, 2, 4, 8, 24):
-    print(f"years read {k:2}: test error {error_after(network, k):.1f}")
-
-# %% [markdown]
-# With one year it is no better than persistence. The cure is to let the state run through the
-# years before, its [warm-up](../docs/glossary.md#warm-up), as `forecasts_of` does. (A fourth
-# mistake, time and batch exchanged, is [in tutorial 01](01_recurrent.py#time-and-batch-exchanged).)
+# A third mistake, time and batch exchanged, is
+# [in tutorial 01](01_recurrent.py#time-and-batch-exchanged), and a fourth, a forecast that
+# starts without warm-up, is [below](#evidence-how-many-years-it-must-read).
 
 # %% tags=["check"]
 assert years[0] == 1700 and years[-1] == 2008 and past == 221
@@ -363,8 +342,8 @@ assert (by_hand - ahead).abs().max() < 0.5, "plain PyTorch forecasts the same"
 
 # %% tags=["check"]
 assert begun.shape == (71, 78, 1), "forecasts begun after 1920 to after 1997"
-inside = (misses[0] > low[0]) & (misses[0] < high[0])
-assert 0.75 < inside.float().mean() < 0.85, "eight of ten"
+inside = (misses > low.unsqueeze(1)) & (misses < high.unsqueeze(1))
+assert 0.7 < inside.float().mean() < 0.9, "eight of ten"
 width = high - low
 assert width[5:].min() > 1.5 * width[0], "further ahead the interval is wider"
 
@@ -374,7 +353,7 @@ import warnings
 for seed in (0, 1, 2):
     copycat, copycat_loss = train_plain(inputs, inputs, seed)
     assert copycat_loss < 0.1 * plain_loss, "a tiny loss"
-    assert rmse(forecasts_of(copycat)) > 0.9 * rmse(persistence), "and persistence"
+    assert rmse(forecasts_of(copycat)) > 0.85 * rmse(persistence), "and persistence"
     constant, _ = train_plain(row, flat, seed)
     assert forecasts_of(constant)[1:].std() < 0.2 * actual[1:].std(), "one constant"
 with warnings.catch_warnings(record=True) as caught:
@@ -393,8 +372,7 @@ assert len(caught) == 1, "nn.MSELoss warns and goes on"
 # ## Try it
 #
 # **1. Both directions.** Make the LSTM bidirectional, `nn.LSTM(1, 16, bidirectional=True)`,
-# with a head for 32 numbers. Guess first: what happens to the loss, and is the forecast as
-# good as `rmse` says?
+# with a head for 32 numbers. Guess first: what happens to the loss, and to the forecast?
 
 # %% tags=["solution"]
 class BothWays(Forecaster):
@@ -468,14 +446,14 @@ for seed in range(5):
 held_out = rmse(autoregression(9, until=1885), 1886, 1920)
 root_held_out = rmse(squared(autoregression(9, root, until=1885)), 1886, 1920)
 print(f"AR(9) fitted until 1885, on 1886-1920: {held_out:.1f} -> {root_held_out:.1f}")
-assert root_ar9 < rmse(ar9) and root_ar9 < sum(lstm_errors) / 5
+assert root_ar9 < rmse(ar9), "the line gains"
 assert abs(root_held_out / held_out - 1) < 0.05, "no gain there"
 
 # %% [markdown] tags=["solution"]
-# On the test years the line gains, and with roots it is ahead of the LSTM without them. Do not
-# trust this too soon: the idea came from a look at the test years, and on 1886 to 1920 the line
-# gains nothing. Besides, the square of a forecast root aims too low on average, since the mean
-# of squares is larger than the square of the mean.
+# On the test years the line gains, and most trainings of the LSTM do. Do not trust this too
+# soon: the idea came from a look at the test years, and on 1886 to 1920 the line gains nothing.
+# Besides, the square of a forecast root aims too low on average, since the mean of squares is
+# larger than the square of the mean.
 
 # %% [markdown]
 # ## Where next
@@ -483,9 +461,9 @@ assert abs(root_held_out / held_out - 1) < 0.05, "no gain there"
 # - One target for a whole sequence: [03 Sequence to one](03_seq2one.py).
 # - Going on alone: [04 Generate from a primer](04_generate.py).
 # - A sequence too long for one pass: [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase].
-# - The papers: predicting the next step to find structure,
-#   [Elman 1990](https://doi.org/10.1207/s15516709cog1402_1); teacher forcing,
-#   [Williams and Zipser 1989](https://doi.org/10.1162/neco.1989.1.2.270).
+# - The papers: [Elman 1990](https://doi.org/10.1207/s15516709cog1402_1) predicts the next step
+#   to find structure; [Williams and Zipser 1989](https://doi.org/10.1162/neco.1989.1.2.270)
+#   name teacher forcing.
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: how large a difference could be seen
@@ -555,6 +533,10 @@ assert sorted(orders, key=lambda k: before[k - 1])[:2] == [10, 9]
 # threshold autoregression of [Tong and Lim
 # (1980)](https://doi.org/10.1111/j.2517-6161.1980.tb01126.x), two lines: 3 lags where the
 # number three years ago was at most 36.6, and 11 lags where it was larger. We fit it again.
+#
+# All this is Version 1 of the sunspot number. In July 2015 it was replaced by
+# [Version 2](https://www.sidc.be/silso/newdataset), which has another scale and other
+# corrections: errors in papers since then do not compare with these.
 
 # %% tags=["evidence"]
 lags = spots[:-1].unfold(0, 11, 1)  # (298, 11): the year before is the last column
@@ -591,12 +573,10 @@ assert abs(arv(tar, 1956, 1979) / 0.28 - 1) < 0.1
 # functions of the last 12 years; soft weights is the same with soft weight sharing, [Nowlan and
 # Hinton 1992](https://doi.org/10.1162/neco.1992.4.4.473). Their training differs in all else.
 # That our fit of the threshold model lands on its published figures says that data and measure
-# are the same. It is ahead of AR(9) in both parts, and an LSTM is not ahead of it.
+# are the same. The LSTM is level with this model too.
 
 # %% tags=["evidence"]
-assert rmse(tar, 1921, 1955) < rmse(ar9, 1921, 1955)
-assert rmse(tar, 1956, 2008) < rmse(ar9, 1956, 2008)
-assert rmse(tar) < 1.1 * min(lstm_errors), "no training is far ahead of it"
+assert 0.8 < rmse(tar) / (sum(lstm_errors) / 5) < 1.2, "level with the threshold model"
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: how the settings were chosen
@@ -665,17 +645,18 @@ for size, epochs in (8, 50), (16, 35), (16, 100), (32, 150):
     tried[size, epochs] = means_of(size, epochs)
     print("{:4} {:6} {:10.1f} {:10.1f}".format(size, epochs, *tried[size, epochs]))
 for small in (8, 50), (16, 35):
-    assert tried[small][0] < tried[16, 100][0], "ahead on the held-out years"
+    assert tried[small][0] < 1.05 * tried[16, 100][0], "no worse, held out"
     assert tried[small][1] > 1.1 * tried[16, 100][1], "behind on the test years"
 
 # %% [markdown] tags=["evidence"]
-# The held-out years would stop early or take a smaller network, and either is worse on the
-# test years, whose cycles are higher. Larger and longer is worse too. The page has the
-# settings of its first version, set by hand when the errors of 1921 to 1955 were in view, and
-# its test years have been looked at since. That favors the network, and it is not told apart
-# from the line all the same. The choice of the settings moves its error further than the
-# choice between the two.
-#
+# The held-out years do not speak against stopping early or a smaller network, and either is
+# worse on the test years, whose cycles are higher. Larger and longer is worse too. The page
+# has the settings of its first version, set by hand when the errors of 1921 to 1955 were in
+# view, and its test years have been looked at since. That favors the network, and it is not
+# told apart from the line all the same. The choice of the settings moves its error further
+# than the choice between the two.
+
+# %% [markdown] tags=["evidence"]
 # ## Evidence: does it only repeat last year?
 #
 # A forecast that lags one year behind looks good in a chart. So compare changes: does it know
@@ -707,6 +688,21 @@ assert (mean_miss[worst] < 0).all(), "the worst forecasts are all too low"
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: how many years it must read
+#
+# A short "look-back" window shows a network only the last few years before each forecast, and
+# its state starts from zeros each time. What does that cost?
+
+# %% tags=["evidence"]
+@torch.no_grad()
+def error_after(model, k):
+    """The test error of forecasts for which only the last k years are read."""
+    tails = windows_of(series[past - k : -1], k, every=1)  # (k, 88, 1)
+    outputs, _ = model(tails)
+    answers = outputs[-1, :, 0] * std + mean  # of the last step alone
+    return (answers - spots[past:]).square().mean().sqrt().item()
+
+for k in (1, 2, 4, 8, 24):
+    print(f"years read {k:2}: test error {error_after(network, k):.1f}")
 
 # %% tags=["evidence"]
 ks = [*range(1, 13), 16, 20, 24]
