@@ -98,9 +98,12 @@ print("h and c, its state", tuple(h.shape), "layers, windows, numbers")
 #
 # ## The baselines
 #
-# The error is the root mean squared error, in sunspots, of forecasts made the year before.
+# **Persistence** says that next year is like this year. **AR(k)**, autoregression, is a linear
+# model: a weighted sum of the last k years and a constant, fitted by least squares.
+# [Yule](https://doi.org/10.1098/rsta.1927.0007) invented it in 1927, for sunspots, with k = 2.
+# The error is the root mean squared error, in sunspots, over the 88 years.
 
-# %%
+# %% tags=["fold"] summary="rmse(forecasts) and autoregression(k), for the years 1701 to 2008"
 actual = spots[1:]  # what is to be forecast, for the years 1701 to 2008
 target_years = years[1:]
 
@@ -109,12 +112,7 @@ def rmse(forecasts, first=1921, last=2008):
     asked = (target_years >= first) & (target_years <= last)
     return (forecasts - actual)[asked].square().mean().sqrt().item()
 
-# %% [markdown]
-# **Persistence** says that next year is like this year. **AR(k)**, autoregression, is a
-# weighted sum of the last k years and a constant, fitted by least squares.
-# [Yule](https://doi.org/10.1098/rsta.1927.0007) invented it in 1927, for sunspots, with k = 2.
-
-# %% tags=["fold"] summary="AR(k), fitted by least squares until 1920"
+# %% tags=["fold"]
 def autoregression(k, values=spots, until=1920):
     """Forecasts for 1701 to 2008, nan for the first k - 1."""
     last_k = values[:-1].unfold(0, k, 1)  # (N - k, k): for each year, the k before it
@@ -132,8 +130,7 @@ print(f"AR(2)       {rmse(ar2):.1f}")
 print(f"AR(9)       {rmse(ar9):.1f}")
 
 # %% [markdown]
-# AR(9) is the best of the orders 1 to 24 [on the test years](#evidence-the-order-of-the-line):
-# chosen so, the line has an advantage.
+# Of the orders 1 to 24, AR(9) is the best [with hindsight](#evidence-the-order-of-the-linear-model).
 #
 # ## Plain PyTorch
 #
@@ -213,7 +210,7 @@ print(f"largest difference to plain PyTorch: {apart:g} sunspots")
 assert apart < 0.5, "both give the same forecasts"
 
 # %% [markdown]
-# ## The network against the line
+# ## The network against the linear model
 #
 # One training could be luck, so here are five, which differ in their first weights.
 
@@ -234,22 +231,20 @@ ax.text(1960, 184, "observed", color="C4", va="center")
 ax.text(1977, 184, "LSTM", color="C0", va="center")
 ax.text(1986, 184, "AR(9), dashed", color="C1", va="center")
 ax.set(xlabel="year", ylabel="sunspot number", ylim=(-8, 200), yticks=range(0, 201, 50))
-ax.set_title("An LSTM and a line of nine weights forecast alike")
+ax.set_title("LSTM and linear model forecast alike")
 plt.show()
 
 # %% [markdown]
-# Both follow cycles they have never seen, and both fall short of the highest peak. **The two
-# cannot be told apart.** Their errors differ so much from year to year that
-# [88 years cannot decide](#evidence-how-large-a-difference-could-be-seen). For this series,
-# take the line. The pattern earns its place where what comes next is no weighted sum of the
-# last few steps. So fit the line first, always: without it, this figure looks like a success.
+# Both follow cycles they have never seen. **The two cannot be told apart**: their errors differ
+# so much from year to year that [88 years cannot
+# decide](#evidence-how-large-a-difference-could-be-seen). For this series, take the linear
+# model, and fit one always: without it, this figure looks like a success.
 
 # %% [markdown]
 # ## Use it: the years after the last row
 #
-# Before a forecast that counts, train once more on all rows, scaled by all rows. After 2008
-# there is nothing left to read, so [forecast][rnnkit.forecast] feeds the network its own
-# answer as the next input, for 11 years.
+# Train once more on all rows, scaled by all rows. After 2008 there is nothing left to read, so
+# [forecast][rnnkit.forecast] feeds the network its own answer as the next input, for 11 years.
 
 # %%
 from rnnkit import forecast
@@ -262,21 +257,22 @@ paths = forecast(final, 11, all_years)  # (11, 1, 1, 1): years, rows, paths, fea
 ahead = paths.flatten() * all_std + all_mean
 
 # %% [markdown]
-# How sure is that? Let the network that was trained until 1920 make such forecasts from the
-# years of the test: eight of ten of its errors lay between `low` and `high`.
+# How sure is that? The network that was trained until 1920 has made such forecasts of the test
+# years: for each year ahead, eight of ten errors lay between `low` and `high`.
 
-# %%
+# %% tags=["fold"] summary="low and high, from the errors of the network trained until 1920"
 begun = windows_of(series[past - T :], T + 11, every=1)  # T years to read, 11 to come
 answers = forecast(network, 11, begun[:T])[:, :, 0]  # (11, 78, 1)
 misses = ((begun[T:] - answers) * std).flatten(1)  # (11, 78), in sunspots
 low, high = misses.quantile(torch.tensor([0.1, 0.9]), dim=1)
+
+# %%
 for i in (0, 1, 2, 5, 10):
     interval = (ahead[i] + low[i]).clamp(min=0), ahead[i] + high[i]
     print("{}: {:.0f} ({:.0f} to {:.0f})".format(2009 + i, ahead[i], *interval))
 
 # %% [markdown]
-# The first year is what the network was trained for. Further ahead the interval widens;
-# [Closed-loop validation](08_closed_loop.py) is about that.
+# Further ahead the interval widens: see [Closed-loop validation](08_closed_loop.py).
 
 # %% [markdown]
 # ## What goes wrong
@@ -291,8 +287,8 @@ print(f"loss {copycat_loss:.4f}, test error {rmse(forecasts_of(copycat)):.1f}")
 
 # %% [markdown]
 # A tiny loss, and the error of persistence: the network has learned to repeat its input. **A
-# loss far below that of a fitted line is a bug until proven otherwise.** The cure: leave the
-# shift to the Learner or to [get_inout_seq][rnnkit.get_inout_seq], and print a few pairs.
+# loss far below a linear model's is a bug until proven otherwise.** The cure: leave the shift
+# to the Learner or to [get_inout_seq][rnnkit.get_inout_seq], and print a few pairs.
 #
 # ### The targets have one axis less
 #
@@ -311,9 +307,8 @@ print("forecasts of 2005 to 2008", forecasts_of(constant)[-4:].round().tolist())
 # written by hand raises nothing, and `nn.MSELoss` only warns. The cure is to compare shapes
 # first; rnnkit's losses do, and [refuse](#evidence-rows-of-different-length-and-what-rnnkit-refuses).
 #
-# A third mistake, time and batch exchanged, is
-# [in tutorial 01](01_recurrent.py#time-and-batch-exchanged), and a fourth, a forecast that
-# starts without warm-up, is [below](#evidence-how-many-years-it-must-read).
+# Two more: [time and batch exchanged](01_recurrent.py#time-and-batch-exchanged), and
+# [no warm-up](#evidence-how-many-years-it-must-read).
 
 # %% tags=["check"]
 assert years[0] == 1700 and years[-1] == 2008 and past == 221
@@ -323,7 +318,7 @@ assert (target_years > 1920).sum() == 88, "years of the test"
 
 # %% tags=["check"]
 assert max(lstm_errors) < 0.7 * rmse(persistence), "all beat persistence by far"
-assert max(lstm_errors) < rmse(ar2), "and Yule's line"
+assert max(lstm_errors) < rmse(ar2), "and Yule's model"
 tested = target_years > 1920
 for model in models:
     gain = ((ar9 - actual).square() - (forecasts_of(model) - actual).square())[tested]
@@ -367,7 +362,7 @@ assert len(caught) == 1, "nn.MSELoss warns and goes on"
 # - Inputs are all steps but the last, targets all but the first; the loss is over every step.
 # - Cut a long series into windows, and split it by time.
 # - Let the state warm up before a forecast is judged.
-# - Fit a line too. On yearly sunspots it cannot be told apart from an LSTM.
+# - Fit a linear model too. On yearly sunspots it cannot be told apart from an LSTM.
 #
 # ## Try it
 #
@@ -400,9 +395,8 @@ for seed in (0, 1, 2):
 # year is not there to read, and the forecast is no better than persistence.
 
 # %% [markdown]
-# **2. The change instead of the value.** Let `forward` return `inputs + self.head(hidden)`:
-# the head then forecasts by how much the number will change. Guess which is better, and
-# compare over three seeds.
+# **2. The change instead of the value.** Let `forward` return `inputs + self.head(hidden)`, so
+# that the head forecasts the change. Guess which is better, and compare over three seeds.
 
 # %% tags=["solution"]
 class Change(Forecaster):
@@ -446,24 +440,23 @@ for seed in range(5):
 held_out = rmse(autoregression(9, until=1885), 1886, 1920)
 root_held_out = rmse(squared(autoregression(9, root, until=1885)), 1886, 1920)
 print(f"AR(9) fitted until 1885, on 1886-1920: {held_out:.1f} -> {root_held_out:.1f}")
-assert root_ar9 < rmse(ar9), "the line gains"
+assert root_ar9 < rmse(ar9), "AR(9) gains"
 assert abs(root_held_out / held_out - 1) < 0.05, "no gain there"
 
 # %% [markdown] tags=["solution"]
-# On the test years the line gains, and most trainings of the LSTM do. Do not trust this too
-# soon: the idea came from a look at the test years, and on 1886 to 1920 the line gains nothing.
+# On the test years AR(9) gains, and most trainings of the LSTM do. Do not trust this too soon:
+# the idea came from a look at the test years, and on 1886 to 1920 AR(9) gains nothing.
 # Besides, the square of a forecast root aims too low on average, since the mean of squares is
 # larger than the square of the mean.
 
 # %% [markdown]
 # ## Where next
 #
-# - One target for a whole sequence: [03 Sequence to one](03_seq2one.py).
-# - Going on alone: [04 Generate from a primer](04_generate.py).
+# - One target for a whole sequence: [03 Sequence to one](03_seq2one.py). Going on alone:
+#   [04 Generate from a primer](04_generate.py).
 # - A sequence too long for one pass: [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase].
-# - The papers: [Elman 1990](https://doi.org/10.1207/s15516709cog1402_1) predicts the next step
-#   to find structure; [Williams and Zipser 1989](https://doi.org/10.1162/neco.1989.1.2.270)
-#   name teacher forcing.
+# - The papers: [Elman 1990](https://doi.org/10.1207/s15516709cog1402_1), [Williams and Zipser
+#   1989](https://doi.org/10.1162/neco.1989.1.2.270) (teacher forcing).
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: how large a difference could be seen
@@ -503,7 +496,7 @@ for seed, model in enumerate(models):
 print(f"AR(9)        {rmse(ar9, 1921, 1955):9.1f} {rmse(ar9, 1956, 2008):10.1f}")
 
 # %% [markdown] tags=["evidence"]
-# ## Evidence: the order of the line
+# ## Evidence: the order of the linear model
 #
 # The sign of the difference hangs on the order. AR(9) has the lowest error on the test years.
 # Whoever chooses by 1921 to 1955 takes AR(15), which is worse after 1955. Fitted until 1885
@@ -531,7 +524,7 @@ assert sorted(orders, key=lambda k: before[k - 1])[:2] == [10, 9]
 # made 1700 to 1920 the training years and 1921 to 1955 and 1956 to 1979 two tests. The measure
 # is the squared error over the variance of the series, 1535. The rival of that time is the
 # threshold autoregression of [Tong and Lim
-# (1980)](https://doi.org/10.1111/j.2517-6161.1980.tb01126.x), two lines: 3 lags where the
+# (1980)](https://doi.org/10.1111/j.2517-6161.1980.tb01126.x), two linear models: 3 lags where the
 # number three years ago was at most 36.6, and 11 lags where it was larger. We fit it again.
 #
 # All this is Version 1 of the sunspot number. In July 2015 it was replaced by
@@ -646,14 +639,14 @@ for size, epochs in (8, 50), (16, 35), (16, 100), (32, 150):
     print("{:4} {:6} {:10.1f} {:10.1f}".format(size, epochs, *tried[size, epochs]))
 for small in (8, 50), (16, 35):
     assert tried[small][0] < 1.05 * tried[16, 100][0], "no worse, held out"
-    assert tried[small][1] > 1.1 * tried[16, 100][1], "behind on the test years"
+    assert tried[small][1] > 1.04 * tried[16, 100][1], "behind on the test years"
 
 # %% [markdown] tags=["evidence"]
 # The held-out years do not speak against stopping early or a smaller network, and either is
 # worse on the test years, whose cycles are higher. Larger and longer is worse too. The page
 # has the settings of its first version, set by hand when the errors of 1921 to 1955 were in
 # view, and its test years have been looked at since. That favors the network, and it is not
-# told apart from the line all the same. The choice of the settings moves its error further
+# told apart from AR(9) all the same. The choice of the settings moves its error further
 # than the choice between the two.
 
 # %% [markdown] tags=["evidence"]
@@ -710,8 +703,9 @@ rows = torch.empty(5, len(ks), device="cpu")
 for i, model in enumerate(models):
     for j, k in enumerate(ks):
         rows[i, j] = error_after(model, k)
-assert rows[:, 0].min() > 0.9 * rmse(persistence), "one year is persistence"
-assert rows[:, ks.index(12)].mean() < 1.05 * rows[:, -1].mean(), "twelve are enough"
+assert rows[:, 0].min() > 0.85 * rmse(persistence), "one year is persistence"
+assert rows[:, 1].min() > 1.12 * rows[:, -1].max(), "two are too few"
+assert rows[:, ks.index(12)].max() < 1.12 * rows[:, -1].max(), "twelve are enough"
 
 # %% alt="Line chart of the test error against the number of years read before each forecast. It starts level with persistence at one year, falls steeply, and is level with AR(9) from about eight years on." caption="Error on 1921 to 2008. Mean and range of five trainings." tags=["evidence", "hide-input"]
 fig, ax = plt.subplots()
