@@ -51,8 +51,8 @@ plt.style.use("rnnkit.style")
 #
 # Three centuries of sunspots, one number a year, come with `statsmodels` (public domain;
 # [Version 1](#evidence-published-figures-beside-ours), as all were until 2015). The network
-# learns from the years until 1920, which also give the mean and the deviation for scaling, and
-# is tested on the 88 years after them.
+# learns from the years until 1920, which also give the mean and the deviation for scaling;
+# the 88 years after them are the test.
 
 # %%
 from statsmodels.datasets import sunspots
@@ -304,9 +304,9 @@ print("forecasts of 2005 to 2008", forecasts_of(constant)[-4:].round().tolist())
 # %% [markdown]
 # Compared with all targets at once, the best answer is their mean, whatever the year. A loss
 # written by hand raises nothing, and `nn.MSELoss` only warns. The cure is to compare shapes
-# first; rnnkit's losses do, and [refuse](#evidence-rows-of-different-length-and-what-rnnkit-refuses).
-# Two more mistakes: [time and batch exchanged](01_recurrent.py#time-and-batch-exchanged), and
-# [no warm-up](#evidence-how-many-years-it-must-read).
+# first; rnnkit's losses [do](#evidence-rows-of-different-length-and-what-rnnkit-refuses). (Also:
+# [time and batch exchanged](01_recurrent.py#time-and-batch-exchanged),
+# [no warm-up](#evidence-how-many-years-it-must-read).)
 
 # %% tags=["check"]
 assert years[0] == 1700 and years[-1] == 2008 and past == 221
@@ -452,10 +452,10 @@ assert abs(root_held_out / held_out - 1) < 0.05, "no gain there"
 # ## Where next
 #
 # - One target for a whole sequence: [03 Sequence to one](03_seq2one.py).
-# - Going on alone: [04 Generate from a primer](04_generate.py). A sequence too long for one
-#   pass: [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase].
-# - [Elman 1990](https://doi.org/10.1207/s15516709cog1402_1); on teacher forcing, [Williams and
-#   Zipser 1989](https://doi.org/10.1162/neco.1989.1.2.270).
+# - Going on alone: [04 Generate from a primer](04_generate.py).
+# - A sequence too long for one pass: [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase].
+# - [Elman 1990](https://doi.org/10.1207/s15516709cog1402_1), [Williams and Zipser
+#   1989](https://doi.org/10.1162/neco.1989.1.2.270).
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: how large a difference could be seen
