@@ -5,6 +5,7 @@ Needs `chromium`, `node` and `npm`. Where one is missing the tests are skipped, 
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from test_site import SITE, TUTORIALS, base
+from test_tutorials import FIRST_FORM
 
 pytestmark = pytest.mark.site
 
@@ -33,6 +35,7 @@ PAGES = {
 }
 TUTORIAL_NAMES = {name.split("/")[1]: name.removesuffix("index.html") for name in TUTORIALS}
 PAGES |= TUTORIAL_NAMES
+EXPONENT = re.compile(r"[\u2212-]?\d+")
 VIEWS = [(scheme, width) for width in (1280, 390) for scheme in ("light", "dark")]
 
 
@@ -117,6 +120,24 @@ def test_a_page_is_accessible(seen: dict[str, Any], name: str, scheme: str, widt
     assert view["recolored"], "coloring changed the text of the code"
     assert view["copied"] == 0, "a copy button on an output"
     assert view["covered"] == 0, "a copy button on the code"
+
+
+@pytest.mark.parametrize("name", [name for name in TUTORIAL_NAMES if name not in FIRST_FORM])
+def test_a_lesson_is_read_in_one_sitting(seen: dict[str, Any], name: str) -> None:
+    """Down to its evidence, with its folds closed; 1280 by 900."""
+    measured = next(v for v in seen["views"] if v["name"] == name)["measured"]
+    assert measured["hero"] and measured["hero"] <= 900, "the result is on the first screen"
+    assert measured["screens"] <= 9
+    assert measured["lines"] <= 150, "lines of code that are not folded"
+    assert measured["words"] <= 2000
+
+
+@pytest.mark.parametrize("name", TUTORIAL_NAMES)
+def test_the_letters_of_a_figure_are_read_on_a_phone(seen: dict[str, Any], name: str) -> None:
+    """11 px; an exponent is smaller."""
+    small = next(v for v in seen["views"] if v["name"] == name)["measured"]["small"]
+    letters = [one for one in small if not (EXPONENT.fullmatch(one["said"]) and one["px"] > 7.5)]
+    assert letters == []
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -70,9 +70,59 @@ async function enlarge(page) {
   return { violations, wide, back };
 }
 
+// What a reader of a tutorial has before the evidence, folds closed, at 1280 by 900; and the letters of its figures
+// on a phone, in px. Nothing where a page is no tutorial.
+function length() {
+  const article = document.querySelector("article");
+  if (!article.querySelector("p.strip")) return null;
+  const evidence = [...article.querySelectorAll("h2")].find((heading) => heading.textContent.startsWith("Evidence"));
+  const before = (node) => !evidence || node.compareDocumentPosition(evidence) & Node.DOCUMENT_POSITION_FOLLOWING;
+  const shown = (selector) => [...article.querySelectorAll(selector)].filter(
+    (node) => before(node) && !node.closest("details:not([open]) > :not(summary)"));
+  const end = evidence ? evidence.getBoundingClientRect().top : article.getBoundingClientRect().bottom;
+  const words = shown("p, li").filter((node) => !node.querySelector("p, li")).map((node) => node.textContent);
+  const hero = article.querySelector("p.strip ~ figure");
+  const code = shown(".input.highlight code").map((node) => node.textContent.trimEnd().split("\n").length);
+  return {
+    screens: (end + scrollY) / 900,
+    lines: code.reduce((sum, lines) => sum + lines, 0),
+    words: words.join(" ").split(/\s+/).length,
+    hero: hero && shown("p.strip ~ figure")[0] === hero ? hero.querySelector("img").getBoundingClientRect().bottom + scrollY : null,
+  };
+}
+
+async function letters() {
+  const small = [];
+  for (const picture of document.querySelectorAll("article img[src$='.svg']")) {
+    const wide = picture.getBoundingClientRect().width || 358;  // in a closed fold it has no width
+    const stage = document.createElement("div");
+    stage.style = `position: absolute; left: 0; top: 0; width: ${wide}px`;
+    stage.innerHTML = await (await fetch(picture.src)).text();
+    document.body.append(stage);
+    const drawing = stage.querySelector("svg");
+    drawing.style = `width: ${wide}px; height: auto; display: block`;
+    for (const text of drawing.querySelectorAll("text, tspan")) {
+      const said = [...text.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE).map((node) => node.data).join("").trim();
+      const matrix = text.getScreenCTM();
+      const px = parseFloat(getComputedStyle(text).fontSize) * Math.hypot(matrix.c, matrix.d);
+      if (said && px < 11) small.push({ figure: picture.getAttribute("src").split("/").pop(), said, px });
+    }
+    stage.remove();
+  }
+  return small;
+}
+
+async function measure(page) {
+  const measured = await page.evaluate(length);
+  if (!measured) return null;
+  await page.setViewportSize({ width: 390, height: 844 });
+  return { ...measured, small: await page.evaluate(letters) };
+}
+
 const views = [];
 for (const { name: title, url, views: wanted } of pages) {
   const { context, page, requests, problems } = await open(url);
+  const measured = await measure(page);
   for (const { scheme, width, screenshot, full } of wanted) {
     await page.emulateMedia({ colorScheme: scheme, reducedMotion: "reduce" });
     await page.setViewportSize({ width, height: 900 });
@@ -85,7 +135,7 @@ for (const { name: title, url, views: wanted } of pages) {
     views.push({ name: title, width, wanted: scheme, requests, problems, ...found, violations: await check(page) });
   }
   const enlarged = await enlarge(page);
-  views.filter((view) => view.name === title).forEach((view) => (view.enlarged = enlarged));
+  views.filter((view) => view.name === title).forEach((view) => Object.assign(view, { enlarged, measured }));
   await context.close();
 }
 
