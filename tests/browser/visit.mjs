@@ -1,9 +1,10 @@
 // Visits pages in Chromium and prints, as JSON, what each asked for, what went wrong, and what axe-core found.
-// stdin: {executable, axe, pages: [{name, url, views: [{scheme, width, screenshot?}]}], tour: url of the home page}
+// stdin: {executable, axe, pages: [{name, url, views: [{scheme, width, screenshot?}]}], tour: url of the home page,
+// queries: what is typed into the search}
 import { readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
 
-const { executable, axe, pages, tour } = JSON.parse(readFileSync(0, "utf8"));
+const { executable, axe, pages, tour, queries } = JSON.parse(readFileSync(0, "utf8"));
 const browser = await chromium.launch({
   executablePath: executable,
   args: [
@@ -24,7 +25,10 @@ async function open(url) {
 }
 
 async function facts() {
-  const code = (root) => [...root.querySelectorAll(".input.highlight code")];
+  const light = (color) => color.match(/[\d.]+/g).slice(0, 3).map((part) => part / 255).reduce(
+    (sum, part, i) => sum + [0.2126, 0.7152, 0.0722][i] * (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4), 0);
+  const contrast = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
+  const code = (root) => [...root.querySelectorAll(":is(.input, .language-python:not(.doc-signature)).highlight code")];
   const served = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
   // Whether a block's copy button lies on its code.
   const covered = (pre) => {
@@ -35,6 +39,14 @@ async function facts() {
     return [...text.getClientRects()].some(
       (r) => r.width && r.left < b.right && r.right > b.left && r.top < b.bottom && r.bottom > b.top);
   };
+  // The words of code in tables that end on another line than they begin on, without a joint: "target/s".
+  const broken = [...document.querySelectorAll("table:not([class]) code")].filter((node) => {
+    if (!node.checkVisibility() || node.closest("p.claims + *")) return false;
+    const text = [], range = document.createRange(), walker = document.createTreeWalker(node, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) [...walker.currentNode.data].forEach((letter, i) => text.push([letter, walker.currentNode, i]));
+    const top = ([, part, i]) => (range.setStart(part, i), range.setEnd(part, i + 1), range.getBoundingClientRect().top);
+    return text.some((one, i) => i && /\w/.test(one[0]) && /\w/.test(text[i - 1][0]) && top(one) > top(text[i - 1]) + 4);
+  });
   const left = [...document.querySelectorAll(".arithmatex")].filter((node) => !node.querySelector(".katex-html"));
   return {
     scheme: document.body.getAttribute("data-md-color-scheme"),
@@ -43,6 +55,14 @@ async function facts() {
     recolored: code(document).map((n) => n.textContent).join() === code(served).map((n) => n.textContent).join(),
     math: left.length + document.querySelectorAll(".katex-error").length,
     copied: document.querySelectorAll(".output .md-code__button").length,
+    broken: broken.map((node) => node.textContent),
+    faint: [...document.querySelectorAll(".md-code__button")].filter((node) => {
+      const paper = getComputedStyle(node.closest(".md-code__nav")).backgroundColor;
+      return node.checkVisibility() && contrast(getComputedStyle(node, "::after").backgroundColor, paper) < 3;
+    }).length,
+    indent: Math.max(0, ...[...document.querySelectorAll("article dl:not([class]) > dd")].map(
+      (node) => node.offsetLeft - node.parentElement.offsetLeft + parseFloat(getComputedStyle(node).paddingLeft))),
+    narrow: Math.min(9999, ...[...document.querySelectorAll(".rk-cards td")].map((node) => node.clientWidth)),
     covered: [...document.querySelectorAll(".input.highlight pre")].filter(covered).length,
     unreachable: [...document.querySelectorAll("pre > code, .md-typeset__scrollwrap, div.arithmatex")].filter(
       (node) => node.scrollWidth > node.clientWidth && node.tabIndex !== 0).length,
@@ -119,6 +139,24 @@ async function measure(page) {
   return { ...measured, small: await page.evaluate(letters) };
 }
 
+// The first three pages that the search offers for what is typed, once they stay.
+async function search(page, query) {
+  if (!(await page.evaluate(() => document.querySelector("#__search").checked))) await page.keyboard.press("/");
+  await page.fill("[data-md-component=search-query]", "");
+  await page.fill("[data-md-component=search-query]", query);
+  await page.keyboard.press("End");  // it listens to keys
+  const offered = () => page.evaluate(() => [...document.querySelectorAll(".md-search-result__item")].slice(0, 3).map(
+    (item) => item.querySelector("a").pathname));
+  let before = null, now = [], quiet = 0;
+  for (let i = 0; i < 40 && quiet < 4; i++) {
+    await page.waitForTimeout(150);
+    before = now;
+    now = await offered();
+    quiet = String(before) === String(now) ? quiet + 1 : 0;
+  }
+  return now;
+}
+
 const views = [];
 for (const { name: title, url, views: wanted } of pages) {
   const { context, page, requests, problems } = await open(url);
@@ -160,6 +198,19 @@ if (tour) {
   steps.switched = (await page.evaluate(() => document.body.getAttribute("data-md-color-scheme"))) !== before;
   await page.goto(tour);
   steps.kept = (await page.evaluate(() => document.body.getAttribute("data-md-color-scheme"))) !== before;
+  // Printed from a dark screen: what is dark on what is white.
+  await page.emulateMedia({ media: "print", colorScheme: "dark" });
+  steps.printed = await page.evaluate(() => {
+    const color = (selector, name) => getComputedStyle(document.querySelector(selector))[name];
+    return {
+      scheme: document.body.getAttribute("data-md-color-scheme"),
+      paper: color("body", "backgroundColor"), ink: color("article p", "color"),
+      code: color("article pre > code", "backgroundColor"), link: color("article p a:not(.md-button)", "color"),
+    };
+  });
+  await page.emulateMedia({ media: "screen", colorScheme: "light" });
+  steps.searches = {};
+  for (const query of queries) steps.searches[query] = await search(page, query);
   Object.assign(steps, { requests, problems });
   await context.close();
 }
