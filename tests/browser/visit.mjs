@@ -101,13 +101,15 @@ function length() {
     (node) => before(node) && !node.closest("details:not([open]) > :not(summary)"));
   const end = evidence ? evidence.getBoundingClientRect().top : article.getBoundingClientRect().bottom;
   const words = shown("p, li").filter((node) => !node.querySelector("p, li")).map((node) => node.textContent);
-  const hero = article.querySelector("p.strip ~ figure");
+  // What stands under the title before any code: a figure, or a text that was printed.
+  const [first] = shown("p.strip ~ :is(figure, .highlight)");
+  const hero = first && !first.matches(".input") && (first.querySelector("img") || first);
   const code = shown(".input.highlight code").map((node) => node.textContent.trimEnd().split("\n").length);
   return {
     screens: (end + scrollY) / 900,
     lines: code.reduce((sum, lines) => sum + lines, 0),
     words: words.join(" ").split(/\s+/).length,
-    hero: hero && shown("p.strip ~ figure")[0] === hero ? hero.querySelector("img").getBoundingClientRect().bottom + scrollY : null,
+    hero: hero ? hero.getBoundingClientRect().bottom + scrollY : null,
   };
 }
 
