@@ -5,6 +5,7 @@ Needs `chromium`, `node` and `npm`. Where one is missing the tests are skipped, 
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from test_site import SITE, TUTORIALS, base
+from test_tutorials import FIRST_FORM
 
 pytestmark = pytest.mark.site
 
@@ -29,10 +31,41 @@ PAGES = {
     "API": "api/generation/",
     "decisions": "decisions/",
     "claims": "claims/",
+    "glossary": "glossary/",
+    "shapes": "shapes/",
+    "state": "state/",
     "404": "no/such/page",
 }
 TUTORIAL_NAMES = {name.split("/")[1]: name.removesuffix("index.html") for name in TUTORIALS}
+LESSONS = [name for name in TUTORIAL_NAMES if name not in FIRST_FORM]
 PAGES |= TUTORIAL_NAMES
+EXPONENT = re.compile(r"[\u2212-]?\d+")
+# What is typed, and the pages of which one is among the first three that are offered.
+SEARCHES = {
+    "Trying to backward through the graph a second time": ["errors"],
+    "Expected hidden[0] size": ["errors"],
+    "batch_first": ["shapes", "errors"],
+    "teacher forcing": ["glossary"],
+    "stateful": ["state", "api/training"],
+    "truncated backpropagation": ["glossary", "state", "tutorials/05_"],
+    "pack_padded_sequence": ["errors", "tutorials/01_recurrent"],
+    "vanishing gradient": ["tutorials/06_gradients", "glossary"],
+    "lstm predicts constant": ["errors"],
+    "lengths must be on the CPU": ["errors"],
+    "RNN weights are not part of single contiguous chunk of memory": ["errors"],
+    "temperature": ["tutorials/04_generate"],
+    "multi-step forecast": ["tutorials/08_closed_loop", "tutorials/00_forecast"],
+    "hidden state detach": ["state", "errors"],
+    "val loss much lower than test": ["tutorials/08_closed_loop", "errors"],
+    # What the same walk found nothing for.
+    "nan loss": ["errors"],
+    "predict future values": ["tutorials/00_forecast"],
+    "time series": ["tutorials/00_forecast"],
+    "overfitting": ["errors", "tutorials/", "glossary"],
+    "LSTM": ["tutorials/01_recurrent"],
+    "'lengths' argument should be a 1D CPU int64 tensor, but got 1D cuda:0": ["errors"],
+    "Input and hidden tensors are not at the same device": ["errors"],
+}
 VIEWS = [(scheme, width) for width in (1280, 390) for scheme in ("light", "dark")]
 
 
@@ -92,6 +125,7 @@ def seen(host: str) -> dict[str, Any]:
             for name, path in PAGES.items()
         ],
         "tour": f"{host}{base()}/",
+        "queries": list(SEARCHES),
     }
     run = subprocess.run(
         ["node", str(HERE / "visit.mjs")], input=json.dumps(job), capture_output=True, text=True
@@ -117,6 +151,29 @@ def test_a_page_is_accessible(seen: dict[str, Any], name: str, scheme: str, widt
     assert view["recolored"], "coloring changed the text of the code"
     assert view["copied"] == 0, "a copy button on an output"
     assert view["covered"] == 0, "a copy button on the code"
+    assert view["faint"] == 0, "a copy button that is not seen"
+    assert view["broken"] == [], "a word of code in a table, broken inside"
+    if width == 390:
+        assert view["indent"] < 1, "a definition that loses a part of a narrow line"
+        assert view["narrow"] > 300, "the table of patterns is cards"
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_a_lesson_is_read_in_one_sitting(seen: dict[str, Any], name: str) -> None:
+    """Down to its evidence, with its folds closed; 1280 by 900."""
+    measured = next(v for v in seen["views"] if v["name"] == name)["measured"]
+    assert measured["hero"] and measured["hero"] <= 900, "the result is on the first screen"
+    assert measured["screens"] <= 9
+    assert measured["lines"] <= 150, "lines of code that are not folded"
+    assert measured["words"] <= 2000
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_the_letters_of_a_figure_are_read_on_a_phone(seen: dict[str, Any], name: str) -> None:
+    """11 px; an exponent is smaller."""
+    small = next(v for v in seen["views"] if v["name"] == name)["measured"]["small"]
+    letters = [one for one in small if not (EXPONENT.fullmatch(one["said"]) and one["px"] > 7.5)]
+    assert letters == []
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -149,3 +206,19 @@ def test_search_navigation_and_colors_work(seen: dict[str, Any], host: str) -> N
     )
     assert [url for url in steps["requests"] if not url.startswith((host, "data:", "blob:"))] == []
     assert steps["problems"] == []
+
+
+def test_a_dark_page_is_printed_on_white(seen: dict[str, Any]) -> None:
+    printed = seen["steps"]["printed"]
+    assert printed["scheme"] == "slate", "the screen is dark"
+    light = {
+        name: min(map(int, re.findall(r"\d+", printed[name])[:3])) for name in ("paper", "code")
+    }
+    dark = {name: max(map(int, re.findall(r"\d+", printed[name])[:3])) for name in ("ink", "link")}
+    assert min(light.values()) > 240 and dark["ink"] < 80 and dark["link"] < 170, printed
+
+
+@pytest.mark.parametrize("query", SEARCHES)
+def test_the_search_offers_the_right_page(seen: dict[str, Any], query: str) -> None:
+    offered = [path.removeprefix(f"{base()}/") for path in seen["steps"]["searches"][query]]
+    assert any(path.startswith(tuple(SEARCHES[query])) for path in offered), offered

@@ -7,9 +7,9 @@
 #   data: a handful of numbers, and monthly CO2 at Mauna Loa from statsmodels (public domain)
 #   minutes: 15
 #   prerequisites: PyTorch tensors and a training loop; nothing about recurrent networks
-#   learn: [what a state is and what it is for, how nn.RNN and nn.LSTM and nn.GRU compute
-#     theirs, which axis is time and which is the batch, how to batch sequences of different
-#     lengths, how to cut a time series into windows and split them without a leak]
+#   learn: [what a state is for, how nn.RNN and nn.LSTM and nn.GRU compute theirs,
+#     which axis is time, to batch sequences of different lengths, to cut a series into
+#     windows and split them without a leak]
 # ---
 
 # %% [markdown]
@@ -40,7 +40,7 @@ plt.style.use("rnnkit.style")
 #
 # ![Unrolled over five steps: each input x goes up into a state h, each state goes on to the right into the next and up into an output y.](../docs/assets/patterns/01.svg)
 #
-# The same weights are used at every step, so one network reads sequences of any length. The
+# The same weights serve at every step, so one network reads sequences of any length. The
 # work of one step is done by the [cell](../docs/glossary.md#cell).
 
 # %% [markdown]
@@ -62,8 +62,8 @@ def cell(x, h):  # x (rows, 1), h (rows, 3)
     return torch.tanh(x @ W.T + b + h @ U.T + d)  # (rows, 3)
 
 # %% [markdown]
-# Now five steps. Two sequences are read side by side, as the rows of a batch. Row 0 reads a
-# single 1 at the first step and then zeros; row 1 reads nothing but zeros.
+# Now five steps, of two sequences side by side, the rows of a batch. Row 0 reads a single 1
+# and then zeros; row 1 reads nothing but zeros.
 
 # %%
 inputs = torch.zeros(5, 2, 1)  # 5 steps, 2 rows, 1 feature
@@ -75,7 +75,7 @@ for x in inputs:
     states.append(h)
 states = torch.stack(states).detach()  # (5, 2, 3)
 
-# %%
+# %% tags=["hide-input"]
 gap = (states[:, 0] - states[:, 1]).norm(dim=-1)  # (5,)
 print("  row 0                row 1                distance")
 for t in range(5):
@@ -97,8 +97,7 @@ assert (gap > 0.003).all(), "the state still tells which row had the 1"
 # ## What the state is for
 #
 # Give a network random numbers, one a step, and ask at each step for the number read *k*
-# steps ago. For k = 0 that needs no memory. For k = 1 it does: the answer is nowhere in the
-# input. We ask for k = 0 to 11 at once.
+# steps ago, for k = 0 to 11 at once. From k = 1 on, the answer is nowhere in the input.
 
 # %%
 DELAYS = range(12)
@@ -113,6 +112,7 @@ def recall_batch(rows=32):
 # %% [markdown]
 # Two networks compete: one with `nn.RNN` and a state of 8 numbers, one with a layer of the
 # same width that sees each number by itself. Both answer with a linear layer, the read-out.
+# The share recalled is 1 where answers are right, 0 where they are no better than the mean.
 
 # %%
 class Network(nn.Module):
@@ -125,11 +125,12 @@ class Network(nn.Module):
         hidden, state = self.reader(inputs, state)  # (T, B, width)
         return self.head(hidden), state  # (T, B, answers)
 
+# %% tags=["fold"] summary="The layer without a state, the training of both, and their answers"
 class WithoutState(nn.Linear):
     def forward(self, inputs, state=None):  # called like nn.RNN, but without a state
         return super().forward(inputs).tanh(), None
 
-# %% tags=["fold"] summary="The training loop, as for any network; and how an answer is scored"
+# %% tags=["fold"]
 def train(model, batch, updates, rate):
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     for _ in range(updates):
@@ -152,10 +153,7 @@ def recalled(reader, seed, width=8):  # the share of the variance, for each dela
     left = errors[11:].square().mean(dim=(0, 1))  # from the 12th step on all k exist
     return (1 - left / targets[11:].square().mean(dim=(0, 1))).cpu()
 
-# %% [markdown]
-# The share recalled is 1 where answers are right and 0 where they are no better than the mean:
-
-# %%
+# %% tags=["fold"]
 with_state = torch.stack([recalled(nn.RNN, seed) for seed in SEEDS])  # (3, 12)
 without = torch.stack([recalled(WithoutState, seed) for seed in SEEDS])
 for k in (0, 1, 7, 8):
@@ -174,13 +172,12 @@ ax.set_title("A state of 8 recalls the last 8 numbers")
 plt.show()
 
 # %% [markdown]
-# Without a state the network answers k = 0 and nothing else, however long it is trained. With
-# one it recalls the number just read and the seven before it: eight numbers in a state of
-# eight. That is the use of a state, and its limit: a summary of fixed size.
-# ([Why eight](#how-much-a-state-holds).)
+# Without a state the network answers k = 0 and nothing else. With one it recalls eight
+# numbers in a state of eight, the last that it read. That is the use of a state, and its
+# limit: a summary of fixed size. ([Why eight](#how-much-a-state-holds).)
 
 # %% tags=["check"]
-assert without[:, 0].min() > 0.95, "the number just read needs no memory"
+assert without[:, 0].min() > 0.9, "the number just read needs no memory"
 assert without[:, 1:].max() < 0.1, "without a state there is no number before it"
 assert with_state[:, :8].min() > 0.7, "a state of 8 recalls eight numbers"
 assert with_state[:, 8:].max() < 0.3, "and no ninth"
@@ -202,8 +199,8 @@ assert with_state[:, 8:].max() < 0.3, "and no ninth"
 #
 # $\sigma(a) = 1 / (1 + e^{-a})$ makes a gate of a sum, and $\odot$ multiplies number by number.
 # The forget gate $f$ says how much of $c$ is kept, the input gate $i$ how much of the new value
-# $g$ is added, the output gate $o$ how much of it is shown. PyTorch stacks the four in the order
-# **i, f, g, o**: `W` is `(4 * H, F)`.
+# $g$ is added, the output gate $o$ how much is shown. PyTorch stacks them as **i, f, g, o**:
+# `W` is `(4 * H, F)`.
 
 # %%
 def lstm_cell(x, h, c, W, U, b, d):
@@ -212,6 +209,7 @@ def lstm_cell(x, h, c, W, U, b, d):
     h = o.sigmoid() * c.tanh()
     return h, c
 
+# %% tags=["check"]
 lstm = nn.LSTM(1, 3)
 h = c = torch.zeros(2, 3)
 for x in inputs:
@@ -235,7 +233,7 @@ torch.testing.assert_close(c, last_c[0])
 # The update gate $z$ blends the old state with a new value $n$; the reset gate $r$ says how
 # much the new value hears of the old state.
 
-# %%
+# %% tags=["fold"] summary="The GRU's cell as code"
 def gru_cell(x, h, W, U, b, d):
     r_x, z_x, n_x = (x @ W.T + b).chunk(3, dim=-1)  # (rows, H) each
     r_h, z_h, n_h = (h @ U.T + d).chunk(3, dim=-1)
@@ -244,7 +242,6 @@ def gru_cell(x, h, W, U, b, d):
     n = (n_x + r * n_h).tanh()  # PyTorch resets after the product with U
     return (1 - z) * n + z * h
 
-# %% tags=["check"]
 gru = nn.GRU(1, 3)
 h = torch.zeros(2, 3)
 for x in inputs:
@@ -255,8 +252,7 @@ torch.testing.assert_close(h, gru(inputs)[1][0])
 # The GRU's [first paper](https://arxiv.org/abs/1406.1078) applies the reset gate *before* the
 # product, $U_n (r_t \odot h_{t-1})$: another network. When you carry weights from one library
 # to another, check this and the order of the gates, as [the evidence](#evidence) does.
-
-# %% [markdown]
+#
 # ## Sequences, batches, axes
 #
 # A sequence in PyTorch has **time first, the batch second, features last**: `(T, B, F)`. A row
@@ -272,13 +268,12 @@ for name, tensor in {"sequence": sequence, "outputs": outputs, "h, c": h}.items(
 # %% [markdown]
 # With `batch_first=True` inputs and outputs are `(B, T, F)`; the state stays as it was. This
 # site keeps time first; [Shapes and layouts](../docs/shapes.md) leads there from others.
-
-# %% [markdown]
+#
 # ### Sequences of different lengths
 #
 # A tensor has no ragged edge. So short rows are **padded** with zeros at the end, and their
-# **lengths** are kept beside them, as integers on the CPU. The network reads the zeros like
-# any number: its last state has read padding. **Packing** leaves them out.
+# **lengths** kept beside them, as integers on the CPU. The network reads zeros like any
+# number, so its last state has read padding. **Packing** leaves them out.
 
 # %%
 rows = [torch.randn(5, 1), torch.randn(3, 1), torch.randn(1, 1)]
@@ -306,10 +301,11 @@ torch.testing.assert_close(own_last, alone)
 # ## The data: CO2, month by month
 #
 # Weekly measurements at Mauna Loa, Hawaii, 1958 to 2001, by Keeling and Whorf, come with
-# `statsmodels`, which says that they are in the public domain. The level rises out of any
-# range a network has seen, so ours will read the **change** from month to month.
+# `statsmodels` and are in the public domain. The level rises out of any range a network has
+# seen, so ours reads the **change** from month to month. What is before 1990 is the training
+# part, and gives the mean and the scale.
 
-# %%
+# %% tags=["fold"] summary="Reading the months, their change, and scaling it"
 from statsmodels.datasets import co2
 
 print(co2.COPYRIGHT)
@@ -326,9 +322,9 @@ series = ((change - mean) / scale).to(device)
 # ### Overlapping windows, and the split by time
 #
 # One long series becomes a batch by cutting it into windows. Ours hold `T + 1` = 25 months
-# and start every month, so neighbors share 24 of them. The first 24 months are inputs; the
-# target of each step is the month after it. The split is by **time**: no window for training
-# holds a month after 1989, and every forecast that is tested is for a later one.
+# and start every month, so neighbors share 24 of them. The target of each month is the next.
+# The split is by **time**: no window for training holds a month after 1989, and every forecast
+# that is tested is for a later one.
 
 # %%
 T = 24
@@ -339,10 +335,6 @@ def windows_of(series):  # (N,) -> (T + 1, N - T, 1): time, batch, feature
 training = windows_of(series[:past])
 later = windows_of(series[past - T :])  # their last month is after 1989
 print("training", tuple(training.shape), " later", tuple(later.shape))
-
-# %% tags=["check"]
-assert torch.equal(later[-1, :, 0], series[past:]), "one forecast for each later month"
-assert torch.equal(training[-1, -1, 0], series[past - 1]), "and none is trained on"
 
 # %% tags=["fold"] summary="Training on windows, and the error on their last month"
 def train_on(windows, seed, updates=120):
@@ -358,11 +350,10 @@ def error(model, windows):  # of the last month, which no input of its window sh
 # %% [markdown]
 # ## With rnnkit
 #
-# An LSTM learns to give the next change at every step of the training windows.
-# [RecurrentSequential][rnnkit.RecurrentSequential] is `Network` from above,
-# [seq2seq_loss][rnnkit.seq2seq_loss] compares outputs with targets at every step, and
-# [Learner][rnnkit.Learner] is the loop; given one tensor, it takes each step's target from
-# the step after it. [batchseq][rnnkit.batchseq] pads ragged rows and keeps their lengths.
+# An LSTM learns the next change. [RecurrentSequential][rnnkit.RecurrentSequential] is
+# `Network` from above, [seq2seq_loss][rnnkit.seq2seq_loss] compares outputs with targets at
+# every step, and [Learner][rnnkit.Learner] is the loop; given one tensor, it takes each step's
+# target from the next step. [batchseq][rnnkit.batchseq] pads rows and keeps their lengths.
 
 # %%
 from rnnkit import Learner, RecurrentSequential, batchseq, seq2seq_loss
@@ -381,8 +372,8 @@ assert torch.equal(batchseq(rows).sequences, padded), "and pad the same"
 #
 # ### Time and batch exchanged
 #
-# The data has time first, the layer is built with `batch_first=True`, and training runs. To
-# see what is wrong, change one number of one row and look which rows notice:
+# The data has time first, the layer has `batch_first=True`, and training runs. To see what is
+# wrong, change one number of one row and look which rows notice:
 
 # %%
 stations = torch.randn(6, 4, 1)  # 6 months of 4 stations, time first
@@ -397,27 +388,15 @@ for batch_first in (False, True):
 
 # %% [markdown]
 # The network reads from station to station, and no month remembers the month before. Keep one
-# layout everywhere, and `x.transpose(0, 1)` where data comes in with the batch first.
+# layout everywhere, and `x.transpose(0, 1)` where data comes in with the batch first;
+# [`reshape` gives the right shape and the wrong numbers](#to-reshape-is-not-to-transpose).
 #
-# ### Reshaped, where it should be transposed
-#
-# `reshape` gives the right shape too. It keeps the numbers in the order of memory and so cuts
-# the rows into pieces:
-
-# %%
-rows_first = torch.tensor([[11, 12, 13, 14], [21, 22, 23, 24], [31, 32, 33, 34]])
-right = rows_first.transpose(0, 1)  # (3, 4) -> (4, 3)
-wrong = rows_first.reshape(4, 3)
-print("row 0, transposed:", right[:, 0].tolist())
-print("row 0, reshaped:  ", wrong[:, 0].tolist())
-
-# %% [markdown]
 # ### Overlapping windows, split at random
 #
 # Shuffle the months, and nothing is left to predict: no honest error is far below 1, the
 # standard deviation. Then hold out a fifth of the training windows at random:
 
-# %%
+# %% tags=["hide-input"]
 def split_at_random(windows):  # a fifth is held out
     order = torch.randperm(windows.shape[1])
     return windows[:, order[70:]], windows[:, order[:70]]
@@ -433,16 +412,17 @@ for seed in SEEDS:
     print(f"held out at random {claimed[-1]:.2f}, later months {honest[-1]:.2f}")
 
 # %% tags=["check"]
+assert torch.equal(later[-1, :, 0], series[past:]), "one forecast for each later month"
+assert torch.equal(training[-1, -1, 0], series[past - 1]), "and none is trained on"
 assert moved[False].tolist() == [True, False, False, False], "a row is by itself"
 assert moved[True].all(), "the wrong axis mixes the rows"
-assert right[:, 0].tolist() == rows_first[0].tolist() != wrong[:, 0].tolist()
 assert max(claimed) < 0.7, "noise seems to be predictable"
 assert min(honest) > 1.1, "it is not"
 
 # %% [markdown]
-# The held-out windows are no strangers: each of their months is a target in windows that
-# start a little earlier or later, and the network knows them by heart. Split by time. On the
-# months in their order [the leak is smaller and still there](#what-a-forecast-of-co2-is-worth).
+# The months of a held-out window are targets in its neighbors too, and the network knows them
+# by heart. Split by time. On the months in their order [the leak is smaller and still
+# there](#what-a-forecast-of-co2-is-worth).
 #
 # ## In short
 #
@@ -521,13 +501,17 @@ assert abs(january - usual_january) < 1, "nothing unusual is forecast"
 # - Why an LSTM learns over longer spans: [06 Where the gradient comes from](06_gradients.py).
 # - When to keep a state and when to cut it: [State](../docs/state.md). A cell of your own as
 #   a model: [Unroll][rnnkit.Unroll].
-# - The papers: [Elman 1990](https://doi.org/10.1207/s15516709cog1402_1),
-#   [Hochreiter and Schmidhuber 1997](https://doi.org/10.1162/neco.1997.9.8.1735), its forget
-#   gate, [Gers and others 2000](https://doi.org/10.1162/089976600300015015), and the GRU,
-#   [Cho and others 2014](https://arxiv.org/abs/1406.1078).
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence
+
+# %% [markdown] tags=["evidence"]
+# ### The papers
+#
+# [Elman 1990](https://doi.org/10.1207/s15516709cog1402_1), [Hochreiter and Schmidhuber
+# 1997](https://doi.org/10.1162/neco.1997.9.8.1735), the forget gate: [Gers and others
+# 2000](https://doi.org/10.1162/089976600300015015), and the GRU: [Cho and others
+# 2014](https://arxiv.org/abs/1406.1078).
 
 # %% [markdown] tags=["evidence"]
 # ### One order of the gates of 24 is PyTorch's
@@ -588,6 +572,20 @@ for after, reset_first, z_keeps in product([True, False], repeat=3):
 assert agree == [(True, True, True)], "the one on this page and no other"
 
 # %% [markdown] tags=["evidence"]
+# ### To reshape is not to transpose
+#
+# `reshape` gives the right shape too. It keeps the numbers in the order of memory and so cuts
+# the rows into pieces:
+
+# %% tags=["evidence"]
+rows_first = torch.tensor([[11, 12, 13, 14], [21, 22, 23, 24], [31, 32, 33, 34]])
+right = rows_first.transpose(0, 1)  # (3, 4) -> (4, 3)
+wrong = rows_first.reshape(4, 3)
+print("row 0, transposed:", right[:, 0].tolist())
+print("row 0, reshaped:  ", wrong[:, 0].tolist())
+assert right[:, 0].tolist() == rows_first[0].tolist() != wrong[:, 0].tolist()
+
+# %% [markdown] tags=["evidence"]
 # ### How much a state holds
 #
 # The shares recalled, added up over all delays. The numbers asked for are independent of each
@@ -600,7 +598,7 @@ four = torch.stack([recalled(nn.RNN, seed, width=4) for seed in SEEDS])
 for width, shares in (4, four), (8, with_state):
     total = shares.sum(1)
     print(f"H = {width}: in sum", *[f"{share:.2f}" for share in total])
-    assert total.max() < width + 0.5, "never more than H, but for noise in the test"
+    assert total.max() < width + 1, "no more than H, but for noise in the test"
     assert total.min() > 0.85 * width, "and nearly all of it"
 
 # %% [markdown] tags=["evidence"]

@@ -11,7 +11,8 @@
     });
   }
 
-  // A tutorial's code arrives as plain text, which makes its page a fifth lighter, and gets the classes of Pygments here.
+  // Python arrives as plain text, which makes a page a fifth lighter, and gets the classes of Pygments here. The
+  // signatures of the API do not: there are links in them.
   // In turn: comment, string, constant, keyword, number, the name that def or class defines.
   var PYTHON = new RegExp([
     "(#.*)", "([rbfu]{0,2}(?:\"\"\"[^]*?\"\"\"|\"(?:\\\\.|[^\"\\\\\\n])*\"|'(?:\\\\.|[^'\\\\\\n])*'))", "\\b(None|True|False)\\b",
@@ -20,8 +21,10 @@
   ].join("|"), "g");
   var CLASSES = ["c1", "s2", "kc", "k", "mi", "nf"];
 
+  var PLAIN = ":is(.input, .language-python:not(.doc-signature)).highlight code:not([data-colored])";
+
   function color(root) {
-    root.querySelectorAll(".input.highlight code:not([data-colored])").forEach(function (node) {
+    root.querySelectorAll(PLAIN).forEach(function (node) {
       var text = node.textContent, at = 0, colored = document.createDocumentFragment();
       node.setAttribute("data-colored", "");
       for (var match of text.matchAll(PYTHON)) {

@@ -56,6 +56,7 @@ def warnings(notebook: Notebook, name: str) -> list[str]:
 def claims_page(notebooks: Mapping[str, Notebook]) -> str:
     """The Markdown of docs/claims.md, which only the build has."""
     parts = [
+        "---\nsearch: {exclude: true}\n---",  # assertions have any word
         "# What this site claims",
         "Each tutorial asserts what it says, and no page is built unless every assertion holds. "
         "These are all of them, with what the last run measured. The margin is the distance to "

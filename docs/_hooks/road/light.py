@@ -1,7 +1,8 @@
 """A built page without what nobody reads. It was more than half of a tutorial's page.
 
-The code of a tutorial is plain text, and docs/assets/site.js colors it; other code is without the
-tags that change no color. Outside code, a run of white space over several lines is one line break.
+Python code is plain text, and docs/assets/site.js colors it; other code is without the tags that
+change no color. Outside code, a run of white space over several lines is one line break. The source
+code of the API, the code of figures and the checks are not searched: they have any word.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ INPUT = re.compile(
     r'(<div (?:id="[\w-]+" )?class=")language-python (input highlight"><pre>)(.*?)(</pre>)',
     re.DOTALL,
 )
+BLOCK = re.compile(r'(<div class="language-python highlight">)(<pre>.*?</pre>)', re.DOTALL)
+SOURCE = re.compile(r'<details class="mkdocstrings-source">.*?</details>', re.DOTALL)
+UNSEARCHED = re.compile(r'<details class="(?:mkdocstrings-source|code|check)"')
 SPAN = re.compile(r"</?span[^>]*>")
 VERBATIM = re.compile(r"(<(pre|script|style|textarea)\b.*?</\2>)", re.DOTALL)
 BLANK = re.compile(r"\s*\n\s*")
@@ -25,7 +29,14 @@ def light_code(html: str) -> str:
         head, rest, code, end = match.groups()
         return head + rest + SPAN.sub("", code) + end
 
-    return PLAIN.sub(r"\1", INPUT.sub(plain, html))
+    def block(match: re.Match[str]) -> str:
+        return match[1] + SPAN.sub("", match[2])
+
+    def source(match: re.Match[str]) -> str:
+        return SPAN.sub("", match[0])
+
+    html = SOURCE.sub(source, BLOCK.sub(block, INPUT.sub(plain, html)))
+    return UNSEARCHED.sub(r"\g<0> data-search-exclude", PLAIN.sub(r"\1", html))
 
 
 def light_page(html: str) -> str:
