@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Sequence to sequence: predict the next value at every step
+# # Sequence to sequence (seq2seq): predict the next value at every step
 #
 # After this page you can train an LSTM that answers each step of a sequence with a forecast
 # of the next one, and tell whether the forecast is worth having.
