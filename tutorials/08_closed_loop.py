@@ -75,41 +75,44 @@ def mackey_glass(steps, tau=17, delta=0.1, washout=1000):
         x.append(x[-1] + delta * (0.2 * before / (1 + before**10) - 0.1 * x[-1]))
     return torch.tensor(x[delay + 1 :: every][washout:])
 
+# %% [markdown]
+# ## The shapes
+#
+# The first 3000 values train, the next 3000 validate, the others test, in 50 runs. Each is
+# standardized by the training part, so that the variance is 1: that is the mean squared error
+# of a forecast that always says the mean.
+
 # %%
 series = mackey_glass(60_200)
-mean, std = series[:3000].mean(), series[:3000].std()  # of the training part alone
+mean, std = series[:3000].mean(), series[:3000].std()
 values = ((series - mean) / std).unsqueeze(1)  # (steps, 1)
 
 def windows(start, stop, length, every):
     starts = range(start, stop - length + 1, every)
     return torch.stack([values[i : i + length] for i in starts], dim=1)
 
-N = 83  # self-fed steps: horizons up to 84
+N = 83  # self-fed steps, after 300 driven ones: horizons up to 84
 train = values[:3000]
-valid = windows(3000, 6000, 301 + N, every=50)  # 300 driven steps, then N
-far_test = windows(6000, 60_200, 301 + 500, every=1084)  # for horizons up to 501
-test = far_test[: 301 + N]
-
-# %% [markdown]
-# Standardized, the series has the variance 1. So 1 is the mean squared error of a forecast
-# that always says the mean.
-#
-# ## The shapes
-
-# %%
-for name, tensor in {"train": train, "valid": valid, "test": test}.items():
-    print(f"{name:6}", tuple(tensor.shape))
-print("       steps, windows side by side, features: (T, B, F), without B in train")
+valid = windows(3000, 6000, 301 + N, every=50)
+test = windows(6000, 60_200, 301 + N, every=1084)
+print("train", tuple(train.shape), "(steps, features)")
+print("valid", tuple(valid.shape), "test", tuple(test.shape), "(T + 1, B, features)")
 
 # %% [markdown]
 # ## The baselines
 #
-# The strongest warning needs no network. **AR(9)** predicts the next value as a weighted sum
-# of the last nine and a constant. These are ten numbers, found by least squares. To send it
-# through the same loop as a network, call it the same way: outputs and a state come back. Its
-# state is the eight values that it must remember.
+# - **AR(9)** predicts the next value as a weighted sum of the last nine and a constant: ten
+#   numbers, found by least squares.
+# - **Nearest** looks up the four stretches of training that are most like the last 19 values,
+#   and answers with the mean of what followed. Nothing is trained.
+# - **Cubic** is a weighted sum of 84 products of up to three values, among those 0, 1, 2, 16,
+#   17 and 18 steps ago. Regressions of this kind are known as NVAR or next generation reservoir
+#   computing ([Gauthier et al. 2021](https://doi.org/10.1038/s41467-021-25801-2)).
+#
+# To go through the same loop, each is called like a network: outputs and a state come back.
+# Their state is the values that they must remember.
 
-# %%
+# %% tags=["fold"] summary="The baselines, called like a network"
 class OfLags:
     """Predicts by a function of the last `reach` values (T, B, reach), oldest first."""
 
@@ -125,7 +128,7 @@ class OfLags:
         outputs = self.function(lags).unsqueeze(2)  # (T, B, 1)
         return outputs, seen[len(inputs) :]
 
-# %%
+# %% tags=["fold"]
 def regression(part, features, reach, penalty=1e-9):
     """The weighted sum of features of the lags that fits a series (steps, 1) best."""
     past = part[:, 0].double()
@@ -138,17 +141,7 @@ def regression(part, features, reach, penalty=1e-9):
 def linear(lags):
     return torch.cat([lags, torch.ones_like(lags[..., :1])], dim=-1)  # and a constant
 
-ar9 = regression(train, linear, reach=9)
-
-# %% [markdown]
-# Two more know what kind of rule to look for. **Nearest** finds the four stretches of 19
-# values in the training part that are most like the last 19, and answers with the mean of
-# what followed. It has no training at all. **Cubic** is a weighted sum again, of 84 products
-# of up to three values among the lags 0, 1, 2, 16, 17 and 18. Such a regression is also known
-# as NVAR or next generation reservoir computing
-# ([Gauthier et al. 2021](https://doi.org/10.1038/s41467-021-25801-2)).
-
-# %% tags=["fold"] summary="Nearest and cubic"
+# %% tags=["fold"]
 def nearest(lags):
     library = train[:, 0].unfold(0, 20, 1)  # (examples, 20): 19 values and the next
     distance = torch.cdist(lags.flatten(0, 1), library[:, :-1])
@@ -160,8 +153,10 @@ def cubic(lags):
     i, j, k = torch.combinations(torch.arange(7), 3, with_replacement=True).T
     return chosen[..., i] * chosen[..., j] * chosen[..., k]  # (..., 84)
 
-others = {
-    "nearest": OfLags(nearest, 19),
+# %%
+models = {
+    "AR(9)": regression(train, linear, reach=9),
+    "nearest": OfLags(nearest, reach=19),
     "cubic": regression(train, cubic, reach=19, penalty=1e-6),
 }
 
@@ -183,7 +178,7 @@ def validate_plain(model, window, n):
         parts.append(outputs)
     return (torch.cat(parts) - targets).square().mean(dim=(1, 2))
 
-by_step = validate_plain(ar9, test, N)
+by_step = validate_plain(models["AR(9)"], test, N)
 open_loss, closed_loss = by_step[100:-N].mean(), by_step[-N:].mean()
 print(f"AR(9): open loss {open_loss:.1e}, closed loss {closed_loss:.2f}")
 
@@ -192,34 +187,18 @@ print(f"AR(9): open loss {open_loss:.1e}, closed loss {closed_loss:.2f}")
 # there. One step ahead, AR(9) is all but perfect. Fed by its own outputs, about half of the
 # variance is error.
 #
-# The network is an LSTM, a recurrent network with a memory, and a linear layer. `forward` is
-# called as AR(9) is:
-
-# %%
-class Forecaster(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rnn = nn.LSTM(1, 32)
-        self.head = nn.Linear(32, 1)
-
-    def forward(self, inputs, state=None):  # state=None: start from zeros
-        hidden, state = self.rnn(inputs, state)  # (T, B, 1) -> (T, B, 32)
-        return self.head(hidden), state  # (T, B, 1)
-
-# %% [markdown]
 # ## With rnnkit
 #
-# [BPTTValidationPhase][rnnkit.BPTTValidationPhase]`(N)` is the loop above, for one batch. Its
-# result has `loss_by_step`, and the mean over either part:
+# [BPTTValidationPhase][rnnkit.BPTTValidationPhase]`(N)` is that loop, for one batch. Its result
+# has `loss_by_step` and, as means over either part, `open_loss` and `closed_loss`:
 
 # %%
 from rnnkit import BPTTValidationPhase, seq2seq_loss
 
 loss = seq2seq_loss(nn.MSELoss())  # the loss at each step
 phase = BPTTValidationPhase(N)
-step = phase(ar9, loss, test)
+step = phase(models["AR(9)"], loss, test)
 torch.testing.assert_close(step.loss_by_step, by_step, rtol=1e-2, atol=1e-7)
-print(f"AR(9): closed loss {step.closed_loss:.2f}")
 
 # %% tags=["fold"] summary="A callback that writes down the closed loss after each epoch, for later"
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -244,48 +223,39 @@ class Watch:
             self.average.append(float(step.closed_loss))
 
 # %% [markdown]
-# The same phase validates after each epoch of a training. The training part is cut into 8
-# rows that are read side by side in windows of 50 steps; `stateful=True` carries the state
-# from one window to the next. An epoch reads it ten times. The learning rate is constant for
-# 14 epochs and then falls to 0. **[KeepBest][rnnkit.KeepBest] brings back the weights of the
-# epoch with the lowest closed loss.**
+# The network is an LSTM and a linear layer. The phase validates it after each epoch. The
+# training part is cut into 8 rows, read side by side in windows of 50 steps, and
+# `stateful=True` carries the state from window to window. An epoch reads it ten times. The
+# learning rate is constant for 14 epochs and then falls to 0. **[KeepBest][rnnkit.KeepBest]
+# brings back the weights of the epoch with the lowest closed loss.**
 
 # %%
 from rnnkit import BPTTTrainingPhase, ClipGradients, KeepBest, Learner
-from rnnkit import Scheduler, StreamLoader
+from rnnkit import RecurrentSequential, Scheduler, StreamLoader
 
-EPOCHS, HOLD = 24, 14
 ten_passes = list(StreamLoader(train, batch_size=8, window=50)) * 10
+training = BPTTTrainingPhase(stateful=True)
 
-def rate_at(epoch):  # a factor
-    return min(1, (EPOCHS - epoch) / (EPOCHS - HOLD))
+def falling(epoch):  # what the rate is multiplied by
+    return min(1, (24 - epoch) / 10)
 
-def train_network(seed, *callbacks):
+def train_network(seed, *more):
     torch.manual_seed(seed)
-    model = Forecaster()
+    model = RecurrentSequential(nn.LSTM(1, 32), nn.Linear(32, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
-    rate = Scheduler(torch.optim.lr_scheduler.LambdaLR(optimizer, rate_at))
-    callbacks = [ClipGradients(1.0), rate, KeepBest("closed_loss"), *callbacks]
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, falling)
+    callbacks = [ClipGradients(1.0), Scheduler(rate), KeepBest("closed_loss"), *more]
     learner = Learner(model, loss, optimizer, callbacks)
-    learner.fit(EPOCHS, ten_passes, [valid], BPTTTrainingPhase(stateful=True), phase)
+    learner.fit(24, ten_passes, [valid], training, phase)
     return model
 
 # %%
 watches = [Watch() for seed in SEEDS]
-networks = [train_network(seed, watch) for seed, watch in zip(SEEDS, watches)]
+for seed, watch in zip(SEEDS, watches):
+    models[f"LSTM, seed {seed}"] = train_network(seed, watch)
 
-# %% [markdown]
-# ## The lesson
-#
-# All of them in the same loop, on the test runs:
-
-# %%
-models = {"AR(9)": ar9, **others}
-for seed, network in zip(SEEDS, networks):
-    models[f"LSTM, seed {seed}"] = network
-
-opened, closed = {}, {}
 print("              open loss   closed loss")
+opened, closed = {}, {}
 for name, model in models.items():
     step = phase(model, loss, test)
     opened[name] = step.loss_by_step[100:-N].mean().item()
@@ -294,14 +264,13 @@ for name, model in models.items():
 
 # %% [markdown]
 # **The open loss puts AR(9) ahead of every LSTM, by far. The closed loss puts it behind every
-# LSTM, by far.** And the nearest neighbors, which have the worst open loss of all, are in the
-# loop far ahead of AR(9) too.
+# LSTM, by far.** And the nearest neighbors, with the worst open loss of all, are in the loop
+# far ahead of AR(9) too.
 #
-# Over one step of a smooth curve, a linear rule is nearly exact. But the rule behind the
-# curve is not linear, and the loop asks for that rule, time and again. More lags
-# [do not save](#evidence-more-lags-do-not-save-the-linear-model) the linear model. The cubic,
-# which can nearly say the rule, wins both columns: if you know that much of your data, you do
-# not need the LSTM.
+# Over one step of a smooth curve a linear rule is nearly exact. The loop asks for the rule
+# behind the curve, which is not linear, and
+# [more lags](#evidence-more-lags-do-not-save-the-linear-model) do not help. The cubic can
+# nearly say the rule and wins both columns: who knows that much needs no LSTM.
 #
 # ## The error by horizon
 #
@@ -309,6 +278,7 @@ for name, model in models.items():
 
 # %%
 far = BPTTValidationPhase(500)
+far_test = windows(6000, 60_200, 801, every=1084)
 
 def by_horizon(model, part=far_test):
     """The mean squared error at the horizons 1 to 501."""
@@ -323,9 +293,10 @@ print(f"as good as saying the mean: the LSTM at the horizon {lost}")
 fig, ax = plt.subplots()
 horizons = range(1, 502)
 ax.axhline(1, color="#666666", linestyle="--", linewidth=1.2)
-ax.fill_between(horizons, lstm.amin(0), lstm.amax(0), color="C0", alpha=0.2, linewidth=0)
+ax.fill_between(horizons, lstm.amin(0), lstm.amax(0), color="C0", alpha=0.2, lw=0)
 ax.plot(horizons, lstm.mean(0), color="C0")
-for name, color, dash in ("AR(9)", "C1", "-"), ("nearest", "C3", "-."), ("cubic", "C2", ":"):
+looks = {"AR(9)": ("C1", "-"), "nearest": ("C3", "-."), "cubic": ("C2", ":")}
+for name, (color, dash) in looks.items():
     ax.plot(horizons, curves[name], dash, color=color)
 ax.plot(lost, 1, "o", color="C0")
 ax.text(1.1, 1.5, "saying the mean", color="#666666")
@@ -335,6 +306,7 @@ ax.text(25, 2e-3, "LSTM", color="C0")
 ax.text(40, 1e-6, "cubic", color="C2")
 ax.set(xscale="log", yscale="log", ylim=(1e-9, 20), xlim=(1, 501))
 ax.set_xticks([1, 3, 10, 30, 84, 500], ["1", "3", "10", "30", "84", "500"])
+ax.set_yticks([1e-8, 1e-6, 1e-4, 1e-2, 1], ["1e-8", "1e-6", "1e-4", "0.01", "1"])
 ax.minorticks_off()
 ax.set(xlabel="steps ahead", ylabel="mean squared error")
 ax.set_title("The best next step, the worst forecast")
@@ -355,8 +327,9 @@ plt.show()
 # %%
 from rnnkit import forecast
 
-scores = [phase(network, loss, valid).closed_loss.item() for network in networks]
-chosen = networks[scores.index(min(scores))]
+ours = [f"LSTM, seed {seed}" for seed in SEEDS]
+scores = {name: phase(models[name], loss, valid).closed_loss.item() for name in ours}
+chosen = models[min(scores, key=scores.get)]
 far_valid = windows(3000, 6000, 801, every=50)
 trusted = int((by_horizon(chosen, far_valid) > 0.25).nonzero()[0])
 
@@ -371,12 +344,12 @@ low, high = errors.quantile(torch.tensor([0.1, 0.9]), dim=1)
 came = mackey_glass(len(series) + 300)[-300:]  # the truth, for the figure alone
 
 # %% alt="Line chart: the last 100 values of the series, then the forecast. Up to a vertical mark it has a band and lies close to what came; after the mark it is dashed, without a band, and leaves it." caption="The end of the series and 300 steps that are not in it, with a band for 8 of 10 errors as far as the forecast is to be trusted." tags=["hide-input"]
-fig, ax = plt.subplots()
+fig, ax = plt.subplots(figsize=(5.2, 2.6))
 ax.plot(range(-99, 1), series[-100:].cpu(), color="C4")
 ax.plot(range(1, 301), came.cpu(), color="C4", linestyle=":", linewidth=1.5)
 guess = ahead.cpu()
 ax.plot(range(1, trusted + 1), guess[:trusted], color="C0")
-ax.plot(range(trusted, 301), guess[trusted - 1 :], color="C0", linestyle="--", linewidth=1)
+ax.plot(range(trusted, 301), guess[trusted - 1 :], "--", color="C0", linewidth=1)
 band = [(guess[:trusted] + edge.cpu()[:trusted]) for edge in (low, high)]
 ax.fill_between(range(1, trusted + 1), *band, color="C0", alpha=0.2, linewidth=0)
 ax.axvline(trusted, color="#666666", linewidth=0.8)
@@ -394,10 +367,9 @@ plt.show()
 # [exercise 2](#try-it) compares the two.
 
 # %% tags=["check"]
-ours = [f"LSTM, seed {seed}" for seed in SEEDS]
 assert min(opened[name] for name in ours) > 5 * opened["AR(9)"], "AR(9) opens ahead"
 assert max(closed[name] for name in ours) < 0.2 * closed["AR(9)"], "and ends behind"
-assert opened["nearest"] > 10 * max(opened[name] for name in ours), "worst one step ahead"
+assert opened["nearest"] > 10 * max(opened[name] for name in ours), "it opens worst"
 assert closed["nearest"] < 0.1 * closed["AR(9)"], "and far ahead of AR(9) in the loop"
 assert opened["cubic"] < 0.2 * opened["AR(9)"], "the cubic wins the first column"
 assert closed["cubic"] < 0.1 * min(closed[name] for name in ours), "and the second"
@@ -411,8 +383,8 @@ assert 0.3 < closed["AR(9)"] < 1, "about half of the variance is error"
 assert lost > 100, "the mean of the LSTMs is lost after more than a wave or two"
 
 # %% tags=["check"]
-for network in networks:
-    step = far(network, loss, far_test)
+for name in ours:
+    step = far(models[name], loss, far_test)
     truth, guessed = step.targets[-201:, :, 0], step.outputs[-201:, :, 0]
     centered = [rows - rows.mean() for rows in (truth, guessed)]
     product = (centered[0] * centered[1]).mean()
@@ -422,7 +394,9 @@ for network in networks:
 
 # %% tags=["check"]
 assert 50 < trusted < 400
-assert by_horizon(chosen)[trusted - 1] < 0.5, "the horizon holds on the test, by a factor 2"
+assert by_horizon(chosen)[trusted - 1] < 0.5, "on the test it holds, by a factor 2"
+for name, watch in zip(ours, watches):
+    assert scores[name] < 1.01 * min(watch.weights), "the best epoch was brought back"
 
 # %% [markdown]
 # ## What goes wrong
@@ -433,26 +407,30 @@ assert by_horizon(chosen)[trusted - 1] < 0.5, "the horizon holds on the test, by
 # five epochs? Because while the learning rate is high, it jumps:
 
 # %%
-from rnnkit import EarlyStopping
+from rnnkit import EarlyStopping, History
 
-print("      epochs   closed loss on test, finished")
+costs = []
+print("seed   epochs   closed loss   after all 24")
 for seed in SEEDS:
-    short = Watch()
-    stopped = train_network(seed, short, EarlyStopping(5, monitor="closed_loss"))
+    history = History()
+    stopped = train_network(seed, history, EarlyStopping(5, monitor="closed_loss"))
     early = phase(stopped, loss, test).closed_loss
-    print(f"{seed:4} {len(short.weights):8} {early:13.3f} {closed[ours[seed]]:9.3f}")
-    assert early > 2 * closed[ours[seed]], "stopping early costs more than a factor 2"
+    finished = closed[ours[seed]]
+    costs.append(early / finished)
+    epochs = history.rows[-1]["epoch"]
+    print(f"{seed:4} {epochs:8} {early:13.3f} {finished:15.3f}")
 
 # %% alt="The closed loss of validation over 24 epochs for three seeds, logarithmic. That of the weights themselves jumps up and down near 1 until the learning rate falls after epoch 14, and then drops by a factor of ten or more. That of the averaged weights is ten times lower from the start and falls steadily." caption="Closed loss of validation, three seeds. Averaged: the running average of the weights, over about the last 50 updates." tags=["hide-input"]
-fig, ax = plt.subplots()
+fig, ax = plt.subplots(figsize=(5.2, 2.6))
 for watch in watches:
-    ax.plot(range(1, EPOCHS + 1), watch.weights, color="C1", linewidth=1.3)
-    ax.plot(range(1, EPOCHS + 1), watch.average, "--", color="C0", linewidth=1.8)
-ax.axvline(HOLD, color="#666666", linewidth=1)
-ax.text(HOLD + 0.4, 3.6, "the rate falls", color="#666666", va="top")
+    ax.plot(range(1, 25), watch.weights, color="C1", linewidth=1.3)
+    ax.plot(range(1, 25), watch.average, "--", color="C0", linewidth=1.8)
+ax.axvline(14, color="#666666", linewidth=1)
+ax.text(14.4, 3.6, "the rate falls", color="#666666", va="top")
 ax.text(8, 3.6, "the weights", color="C1", ha="center", va="top")
 ax.text(8, 0.02, "averaged", color="C0", ha="center", va="top")
 ax.set(xlabel="epoch", ylabel="closed loss", yscale="log", ylim=(0.008, 4))
+ax.set_yticks([0.01, 0.1, 1], ["0.01", "0.1", "1"])
 ax.set_title("The closed loss jumps, averaged weights are calm")
 plt.show()
 
@@ -480,6 +458,8 @@ def oscillator(inputs, state=None):
 
 sine = torch.sin(0.1 * torch.arange(300, dtype=torch.float64)).view(-1, 1, 1)
 
+# %% tags=["fold"] summary="The plain loop again, with three mistakes to choose from"
+@torch.no_grad()
 def wrong_loop(model, window, n, again=False, forget=False, scale=1.0):
     outputs, state = model(window[: len(window) - 1 - n])
     fed = window[len(window) - 2 - n].unsqueeze(0) if again else outputs[-1:]
@@ -500,31 +480,17 @@ mistakes = {
 print("largest error on the sine, closed loss of the LSTM")
 for mistake, options in mistakes.items():
     worst = wrong_loop(oscillator, sine, 200, **options)[1:].max()
-    with torch.no_grad():
-        wrong = wrong_loop(chosen, test, N, **options)[-N:].mean()
+    wrong = wrong_loop(chosen, test, N, **options)[-N:].mean()
     print(f"{worst:8.0e} {wrong:10.4f}   {mistake}")
 
 # %% [markdown]
 # The first step of the sine is left out: the oscillator has not seen a value before. Keep
 # this test beside every loop you write.
-#
-# ### One number for both parts
-#
-# The loss over all steps mixes driven and self-fed ones. The longer the driven part, the
-# better the same loop looks:
-
-# %%
-for driven in 100, 300, 717:
-    step = phase(chosen, loss, far_test[: driven + N + 1])
-    print(f"{driven} driven: loss {step.loss:.3f}, closed loss {step.closed_loss:.3f}")
-
-# %% [markdown]
-# Read `closed_loss`.
 
 # %% tags=["check"]
 exact = phase(oscillator, loss, sine)
 assert exact.loss_by_step[1:].max() < 1e-20, "rnnkit's loop passes the sine"
-assert validate_plain(oscillator, sine, N)[1:].max() < 1e-20, "and so does the plain one"
+assert validate_plain(oscillator, sine, N)[1:].max() < 1e-20, "the plain one too"
 for mistake, options in mistakes.items():
     worst = wrong_loop(oscillator, sine, 200, **options)[1:].max()
     if options:
@@ -535,15 +501,14 @@ for mistake, options in mistakes.items():
 # %% tags=["check"]
 for mistake, options in mistakes.items():
     if options:
-        with torch.no_grad():
-            wrong = wrong_loop(chosen, test, N, **options)[-N:].mean()
+        wrong = wrong_loop(chosen, test, N, **options)[-N:].mean()
         assert wrong > 5 * phase(chosen, loss, test).closed_loss, mistake
-assert step.loss < 0.3 * step.closed_loss, "the loss over both parts hides the loop"
 
 # %% tags=["check"]
+assert min(costs) > 2, "stopping costs each seed more than a factor 2"
 for watch in watches:
-    jumping = torch.tensor(watch.weights[7:HOLD]).log().mean()
-    calm = torch.tensor(watch.average[7:HOLD]).log().mean()
+    jumping = torch.tensor(watch.weights[7:14]).log().mean()
+    calm = torch.tensor(watch.average[7:14]).log().mean()
     assert jumping - calm > math.log(1.5), "averaged weights are better on the way"
     assert 0.5 < watch.average[-1] / watch.weights[-1] < 2, "and no better at the end"
     assert watch.weights[-1] < 0.8 * min(watch.weights[:8]), "the schedule pays"
@@ -570,11 +535,13 @@ for penalty in 1e-10, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3:
     inside = (step.outputs[-N:].abs() < 5).all(0).sum().item()
     open_loss = step.loss_by_step[100:-N].mean().item()
     knob[penalty] = open_loss, step.closed_loss.item(), 50 - inside
-    print("{:.0e}: open {:.1e}, closed {:.1e}, {:2} escape".format(penalty, *knob[penalty]))
+    row = "open {:.1e}, closed {:.1e}, {} escape".format(*knob[penalty])
+    print(f"{penalty:.0e}: {row}")
 
 # %% tags=["solution"]
 opens = [row[0] for row in knob.values()]
-assert opens == sorted(opens) and opens[-1] < opened["AR(9)"], "the open loss only rises"
+assert opens == sorted(opens), "the open loss only rises"
+assert opens[-1] < 0.8 * opened["AR(9)"], "and stays below that of AR(9)"
 assert knob[1e-10][1] > 5 * knob[1e-5][1], "while it rises, the loop gets better"
 assert min(knob[1e-4][2], knob[1e-3][2]) > 3, "until forecasts run away"
 
@@ -634,8 +601,8 @@ def show(name, rows):
 truth = values[6000:60_000].view(-1, 2000).T  # (2000, 27)
 show("series", truth)
 slow = []
-for seed, network in zip(SEEDS, networks):
-    sampled = sample_model(network, 2301, far_test[:301])
+for seed, name in zip(SEEDS, ours):
+    sampled = sample_model(models[name], 2301, far_test[:301])
     alone = sampled.tokens[301:, :, 0]  # after the primer
     show(f"seed {seed}", alone)
     slow.append(period(alone) / period(truth) - 1)
@@ -661,8 +628,9 @@ assert max(slow) < 0.12 and 0.005 < sum(slow) / len(slow), "and runs a little sl
 # %% [markdown] tags=["evidence"]
 # ## Evidence: how fast an error grows
 #
-# 64 pairs of series follow the same rule. The two of a pair begin a billionth apart. The slope of the
-# logarithm of their distance is the largest Lyapunov exponent, and one over it the Lyapunov time:
+# 64 pairs of series follow the same rule. The two of a pair begin a billionth apart. The slope
+# of the logarithm of their distance is the largest Lyapunov exponent, and one over it the
+# Lyapunov time:
 
 # %% tags=["evidence"]
 start = torch.linspace(0.4, 1.2, 64, dtype=torch.float64)
@@ -675,7 +643,7 @@ for tenth in range(33_000):
 distance = torch.stack([pair[64:] - pair[:64] for pair in x[171::10]]).abs()
 distance = distance.clamp(min=1e-15).log().mean(1)  # one a unit of time
 lyapunov = 1800 / (distance[2200] - distance[400]).item()
-print(f"a factor e in {lyapunov:.0f} steps; 84 steps are {84 / lyapunov:.1f} Lyapunov times")
+print(f"a factor e in {lyapunov:.0f} steps; 84 steps are {84 / lyapunov:.1f} of them")
 assert 130 < lyapunov < 200, "about 160 steps"
 
 # %% [markdown] tags=["evidence"]
@@ -692,7 +660,7 @@ for reach in 5, 9, 20, 100:
     step = phase(regression(train, linear, reach), loss, test)
     open_loss = step.loss_by_step[100:-N].mean()
     print(f"AR({reach}): open loss {open_loss:.1e}, closed loss {step.closed_loss:.2f}")
-    assert step.closed_loss > 2 * max(closed[name] for name in ours), "each LSTM is ahead"
+    assert step.closed_loss > 2 * max(closed[name] for name in ours)
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: which epoch to keep
@@ -704,8 +672,19 @@ for reach in 5, 9, 20, 100:
 for seed, watch in zip(SEEDS, watches):
     best = min(watch.weights)
     epoch = watch.weights.index(best) + 1
-    print(f"seed {seed}: epoch {epoch} of {EPOCHS}, {best:.3f}; the last {watch.weights[-1]:.3f}")
-    assert epoch > HOLD, "an epoch of the falling rate"
+    print(f"seed {seed}: epoch {epoch}, {best:.3f}; the last {watch.weights[-1]:.3f}")
+    assert epoch > 14, "an epoch of the falling rate"
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: one loss over both parts hides the loop
+#
+# The longer the driven part, the better the same loop looks:
+
+# %% tags=["evidence"]
+for driven in 100, 300, 717:
+    step = phase(chosen, loss, far_test[: driven + N + 1])
+    print(f"{driven} driven: loss {step.loss:.3f}, closed loss {step.closed_loss:.3f}")
+assert step.loss < 0.3 * step.closed_loss
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: published figures
@@ -769,7 +748,7 @@ def by_year(model):
 # %% tags=["evidence"]
 def train_sun(seed):
     torch.manual_seed(seed)
-    model = Forecaster()
+    model = RecurrentSequential(nn.LSTM(1, 32), nn.Linear(32, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     Learner(model, loss, optimizer).fit(100, [examples])
     return by_year(model)
@@ -797,11 +776,12 @@ for name in "AR(9)", "11 years ago":
     for first, last in (1, 2), (3, 11), (12, 22):
         leads[name, first] = lead(name, first, last)
         difference, error = leads[name, first]
-        print(f"LSTM ahead of {name:12}, {first:2} to {last:2}: {difference:5.2f} ± {error:.2f}")
+        ahead_by = f"{difference:5.2f} ± {error:.2f}"
+        print(f"LSTM ahead of {name:12}, {first:2} to {last:2} years: {ahead_by}")
 
 # %% tags=["evidence"]
 cycle = rivals["11 years ago"]
-assert (sun[:, :2].mean((1, 2)) < 0.75 * cycle[:2].mean()).all(), "each seed, 1 to 2 years"
+assert sun[:, :2].mean((1, 2)).max() < 0.75 * cycle[:2].mean(), "1 to 2 years"
 for name in "AR(9)", "11 years ago":
     difference, error = leads[name, 3]
     assert abs(difference) < 2 * error, "3 to 11 years: cannot be told apart"
