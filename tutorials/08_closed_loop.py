@@ -7,21 +7,20 @@
 #   data: the Mackey-Glass series, computed here; sunspots from statsmodels (public domain)
 #   minutes: 10
 #   prerequisites: PyTorch tensors and a training loop; what a recurrent network is
-#   learn: [how to validate a model on its own outputs, why the usual validation loss can
-#     rank models the wrong way round, how far ahead a forecast can be trusted, why not to
-#     stop a training by the closed loss and what to do instead]
+#   learn: [to validate a model on its own outputs, why a low loss can mislead, how far
+#     ahead to trust a forecast, why not to stop by the closed loss]
 # ---
 
 # %% [markdown]
-# # Closed-loop validation: a low loss and bad forecasts
+# # Closed-loop validation
 #
-# After this page you can validate a recurrent network as it will be used, fed by its own
-# forecasts, and say how far ahead to trust it.
+# A low validation loss and bad forecasts: after this page you can validate a recurrent network
+# as it will be used, fed by its own outputs, and say how far ahead to trust it.
 
 # %% tags=["skip-execution"]
 # %pip install "rnnkit[plot]" statsmodels
 
-# %% tags=["fold"] summary="Set-up, the series, and a callback for the evidence"
+# %% tags=["fold"] summary="Set-up: the series, windows of it, a learning rate, a callback for the evidence"
 import math
 
 import matplotlib.pyplot as plt
@@ -46,6 +45,14 @@ def mackey_glass(steps, tau=17, delta=0.1, washout=1000):
         before = x[-1 - delay]
         x.append(x[-1] + delta * (0.2 * before / (1 + before**10) - 0.1 * x[-1]))
     return torch.tensor(x[delay + 1 :: every][washout:])
+
+# %% tags=["fold"]
+def windows(start, stop, length, every):
+    starts = range(start, stop - length + 1, every)
+    return torch.stack([values[i : i + length] for i in starts], dim=1)
+
+def falling(epoch):  # what the rate is multiplied by
+    return min(1, (24 - epoch) / 10)
 
 # %% tags=["fold"]
 class Watch:
@@ -90,8 +97,8 @@ class Watch:
 # $$
 #
 # The series is **chaotic**: its waves never repeat, and a small error grows exponentially, by
-# a factor *e* in about [160 steps](#evidence-how-fast-an-error-grows). That time is called its
-# **Lyapunov time**. There is no noise: who finds the rule can forecast far.
+# a factor *e* in one **Lyapunov time**, about
+# [160 steps](#evidence-how-fast-an-error-grows). There is no noise.
 #
 # ## The shapes
 #
@@ -104,10 +111,6 @@ series = mackey_glass(60_200)
 mean, std = series[:3000].mean(), series[:3000].std()
 values = ((series - mean) / std).unsqueeze(1)  # (steps, 1)
 
-def windows(start, stop, length, every):
-    starts = range(start, stop - length + 1, every)
-    return torch.stack([values[i : i + length] for i in starts], dim=1)
-
 N = 83  # self-fed steps, after 300 driven ones: horizons up to 84
 train = values[:3000]
 valid = windows(3000, 6000, 301 + N, every=50)
@@ -118,16 +121,14 @@ print("valid", tuple(valid.shape), "test", tuple(test.shape), "(T + 1, B, featur
 # %% [markdown]
 # ## The baselines
 #
-# - **AR(9)** predicts the next value as a weighted sum of the last nine and a constant: ten
-#   numbers, found by least squares.
-# - **Nearest** looks up the four stretches of training that are most like the last 19 values,
-#   and answers with the mean of what followed. Nothing is trained.
-# - **Cubic** is a weighted sum of 84 products of up to three values, among those 0, 1, 2, 16,
-#   17 and 18 steps ago. Regressions of this kind are known as NVAR or next generation reservoir
-#   computing ([Gauthier et al. 2021](https://doi.org/10.1038/s41467-021-25801-2)).
+# - **AR(9)** is a weighted sum of the last nine values and a constant, by least squares.
+# - **Nearest** finds the four stretches of training most like the last 19 values, and answers
+#   with the mean of what followed.
+# - **Cubic** is a weighted sum of 84 products of up to three of the values 0, 1, 2, 16, 17 and
+#   18 steps ago. Such a regression is also called NVAR ([Gauthier et al.
+#   2021](https://doi.org/10.1038/s41467-021-25801-2)).
 #
 # To go through the same loop, each is called like a network: outputs and a state come back.
-# Their state is the values that they must remember.
 
 # %% tags=["fold"] summary="The baselines, called like a network"
 class OfLags:
@@ -230,9 +231,6 @@ from rnnkit import RecurrentSequential, Scheduler, StreamLoader
 ten_passes = list(StreamLoader(train, batch_size=8, window=50)) * 10  # an epoch
 training = BPTTTrainingPhase(stateful=True)
 
-def falling(epoch):  # what the rate is multiplied by
-    return min(1, (24 - epoch) / 10)
-
 def train_network(seed, *more):
     torch.manual_seed(seed)
     model = RecurrentSequential(nn.LSTM(1, 32), nn.Linear(32, 1))
@@ -247,7 +245,6 @@ def train_network(seed, *more):
 watches = [Watch() for seed in SEEDS]
 for seed, watch in zip(SEEDS, watches):
     models[f"LSTM, seed {seed}"] = train_network(seed, watch)
-
 print("              open loss   closed loss")
 opened, closed = {}, {}
 for name, model in models.items():
@@ -282,7 +279,7 @@ curves = {name: by_horizon(model) for name, model in models.items()}
 lstm = torch.stack([curves[f"LSTM, seed {seed}"] for seed in SEEDS])  # (3, 501)
 
 # %% alt="Line chart of the error over the horizon, both logarithmic. AR(9) starts lowest but one and rises to the top within 84 steps. The LSTM starts above it, crosses it within a few steps and reaches the line of the mean after more than 200. The nearest neighbors start highest and hardly rise. The cubic is lowest everywhere." caption="Error by how far ahead, on 50 test runs. LSTM: mean and range of three seeds." tags=["hero", "hide-input"]
-fig, ax = plt.subplots(figsize=(5.2, 2.8))
+fig, ax = plt.subplots(figsize=(5.2, 2.5))
 lost = int((lstm.mean(0) > 1).nonzero()[0]) + 1  # as wrong as the mean
 horizons = range(1, 502)
 ax.axhline(1, color="#666666", linestyle="--", linewidth=1.2)
@@ -306,16 +303,15 @@ ax.set_title("The best next step, the worst forecast")
 plt.show()
 
 # %% [markdown]
-# The dot marks where the LSTM is as wrong as a flat line at the mean. That is not where it
-# has lost every trace. The error of a wave of the right height is $2(1 - \rho)$, where $\rho$
-# is its correlation with the truth: **at 1 the correlation is still a half, and all is lost
-# at 2**, twice the variance.
+# At the dot the LSTM is as wrong as a flat line at the mean. It has not lost every trace there:
+# a wave of the right height has the error $2(1 - \rho)$, with $\rho$ its correlation with the
+# truth. **At 1 the correlation is still a half; all is lost at 2**, twice the variance.
 #
 # ## Use it: forecast, and say where to stop
 #
-# Choose the network with the best closed loss of validation. On the validation part, find the
-# horizon at which its error reaches a bound of your choice. Here that is a quarter of the
-# variance: the typical error is then half a standard deviation.
+# Choose the network with the best closed loss of validation. Find, still on validation, the
+# horizon at which its error reaches a bound of your choice: here a quarter of the variance, so
+# that half a standard deviation is a typical error.
 
 # %%
 from rnnkit import forecast
@@ -323,7 +319,7 @@ from rnnkit import forecast
 ours = [f"LSTM, seed {seed}" for seed in SEEDS]
 scores = {name: phase(models[name], loss, valid).closed_loss.item() for name in ours}
 chosen = models[min(scores, key=scores.get)]
-far_valid = windows(3000, 6000, 801, every=50)
+far_valid = windows(3000, 6000, 801, every=50)  # 300 driven steps, then 500
 trusted = int((by_horizon(chosen, far_valid) > 0.25).nonzero()[0])
 
 ahead = forecast(chosen, 300, values[-500:].unsqueeze(1))  # (300, 1, 1, 1)
@@ -336,8 +332,8 @@ errors = (found.targets - found.outputs)[-501:, :, 0] * std  # (501, B)
 low, high = errors.quantile(torch.tensor([0.1, 0.9]), dim=1)
 came = mackey_glass(len(series) + 300)[-300:]  # the truth, for the figure alone
 
-# %% alt="Line chart: the last 100 values of the series, then the forecast. Up to a vertical mark it has a band and lies on what came; after the mark it is dashed and without a band." caption="300 steps that are not in the series. The band held 8 of 10 errors in validation." tags=["hide-input"]
-fig, ax = plt.subplots(figsize=(5.2, 2.6))
+# %% alt="Line chart: the last 100 values of the series, then the forecast. Up to a vertical mark it has a band and lies on what came; after the mark it is dashed and without a band." caption="300 steps that are not in the series. The band held 8 of 10 errors in validation; one forecast proves little." tags=["hide-input"]
+fig, ax = plt.subplots(figsize=(5.2, 2.3))
 ax.plot(range(-99, 1), series[-100:].cpu(), color="C4")
 ax.plot(range(1, 301), came.cpu(), color="C4", linestyle=":", linewidth=1.5)
 guess = ahead.cpu()
@@ -355,9 +351,6 @@ ax.set_title("A forecast, and where to stop trusting it")
 plt.show()
 
 # %% [markdown]
-# One forecast proves little: this one may stay close for longer. Half a standard deviation at
-# the mark is what to expect.
-#
 # ## What goes wrong
 #
 # ### Stopping by the closed loss
@@ -490,9 +483,8 @@ assert min(costs) > 2, "stopping costs each seed more than a factor 2"
 #
 # - Validate the model as it will be used: `BPTTValidationPhase(nfeedback)`, `closed_loss`.
 # - The open loss can rank models the wrong way round. So can a loss over both parts.
-# - Look at the error by horizon, beside simple rivals in the same loop, and say up to which
-#   horizon a forecast is good.
-# - Choose a checkpoint by the closed loss, after a finished schedule; do not stop by it.
+# - Look at the error by horizon, beside rivals in the same loop; say where trust ends.
+# - Choose a checkpoint by the closed loss; finish the schedule, do not stop by it.
 #
 # ## Try it
 #
@@ -646,6 +638,7 @@ ax.text(14.4, 3.6, "the rate falls", color="#666666", va="top")
 ax.text(8, 3.6, "the weights", color="C1", ha="center", va="top")
 ax.text(8, 0.02, "averaged", color="C0", ha="center", va="top")
 ax.set(xlabel="epoch", ylabel="closed loss", yscale="log", ylim=(0.008, 4))
+ax.set_xticks([1, 7, 14, 24])
 ax.set_yticks([0.01, 0.1, 1], ["0.01", "0.1", "1"])
 ax.set_title("The closed loss jumps, averaged weights are calm")
 plt.show()
