@@ -55,14 +55,11 @@ def falling(epoch):  # what the rate is multiplied by
     return min(1, (24 - epoch) / 10)
 
 # %% tags=["fold"]
-class Watch:
-    """The closed loss of the weights, and of their running average, by epoch."""
-
+class Watch:  # the closed loss of the weights and of their running average, by epoch
     def on_fit_begin(self, learner):
         average = get_ema_multi_avg_fn(0.98)  # over about the last 50 updates
         self.averaged = AveragedModel(learner.model, multi_avg_fn=average)
-        self.weights = []
-        self.average = []
+        self.weights, self.average = [], []
 
     def on_step_end(self, learner):
         if learner.phase_name == "training":
@@ -178,6 +175,18 @@ models = {
     "cubic": regression(train, cubic, reach=19, penalty=1e-6),
 }
 
+# %% tags=["fold"]
+horizons = range(1, 502)
+looks = {  # color, dash and place of the label in the figure
+    "AR(9)": ("C1", "-", (3.6, 0.1)),
+    "nearest": ("C3", "-.", (1.1, 3e-3)),
+    "LSTM": ("C0", "-", (45, 8e-4)),
+    "cubic": ("C2", ":", (40, 1e-6)),
+}
+exponents = {"1e-8": 1e-8, "1e-6": 1e-6, "1e-4": 1e-4, "0.01": 0.01, "1": 1}
+axis_names = {"xlabel": "steps ahead", "ylabel": "mean squared error"}
+steps_shown = {str(h): h for h in (1, 3, 10, 30, 84, 500)}
+
 # %% [markdown]
 # ## Plain PyTorch
 #
@@ -277,28 +286,23 @@ def by_horizon(model, part=far_test):
 
 curves = {name: by_horizon(model) for name, model in models.items()}
 lstm = torch.stack([curves[f"LSTM, seed {seed}"] for seed in SEEDS])  # (3, 501)
+lost = int((lstm.mean(0) > 1).nonzero()[0]) + 1  # the horizon of the dot, below
 
 # %% alt="Line chart of the error over the horizon, both logarithmic. AR(9) starts lowest but one and rises to the top within 84 steps. The LSTM starts above it, crosses it within a few steps and reaches the line of the mean after more than 200. The nearest neighbors start highest and hardly rise. The cubic is lowest everywhere." caption="Error by how far ahead, on 50 test runs. LSTM: mean and range of three seeds." tags=["hero", "hide-input"]
 fig, ax = plt.subplots(figsize=(5.2, 2.5))
-lost = int((lstm.mean(0) > 1).nonzero()[0]) + 1  # as wrong as the mean
-horizons = range(1, 502)
 ax.axhline(1, color="#666666", linestyle="--", linewidth=1.2)
 ax.fill_between(horizons, lstm.amin(0), lstm.amax(0), color="C0", alpha=0.2, lw=0)
 ax.plot(horizons, lstm.mean(0), color="C0")
-looks = {"AR(9)": ("C1", "-"), "nearest": ("C3", "-."), "cubic": ("C2", ":")}
-for name, (color, dash) in looks.items():
-    ax.plot(horizons, curves[name], dash, color=color)
-ax.plot(lost, 1, "o", color="C0")
+for name, (color, dash, place) in looks.items():
+    ax.text(*place, name, color=color)
+    if name in curves:
+        ax.plot(horizons, curves[name], dash, color=color)
 ax.text(1.1, 1.5, "saying the mean", color="#666666")
-ax.text(7, 0.1, "AR(9)", color="C1", ha="right")
-ax.text(1.1, 3e-3, "nearest", color="C3")
-ax.text(45, 8e-4, "LSTM", color="C0")
-ax.text(40, 1e-6, "cubic", color="C2")
-ax.set(xscale="log", yscale="log", ylim=(1e-9, 20), xlim=(1, 501))
-ax.set_xticks([1, 3, 10, 30, 84, 500], ["1", "3", "10", "30", "84", "500"])
-ax.set_yticks([1e-8, 1e-6, 1e-4, 1e-2, 1], ["1e-8", "1e-6", "1e-4", "0.01", "1"])
+ax.plot(lost, 1, "o", color="C0")
+ax.set(xscale="log", yscale="log", ylim=(1e-9, 20), xlim=(1, 501), **axis_names)
+ax.set_xticks(list(steps_shown.values()), list(steps_shown))
+ax.set_yticks(list(exponents.values()), list(exponents))
 ax.minorticks_off()
-ax.set(xlabel="steps ahead", ylabel="mean squared error")
 ax.set_title("The best next step, the worst forecast")
 plt.show()
 
@@ -331,12 +335,12 @@ found = far(chosen, loss, far_valid)
 errors = (found.targets - found.outputs)[-501:, :, 0] * std  # (501, B)
 low, high = errors.quantile(torch.tensor([0.1, 0.9]), dim=1)
 came = mackey_glass(len(series) + 300)[-300:]  # the truth, for the figure alone
+guess = ahead.cpu()
 
 # %% alt="Line chart: the last 100 values of the series, then the forecast. Up to a vertical mark it has a band and lies on what came; after the mark it is dashed and without a band." caption="300 steps that are not in the series. The band held 8 of 10 errors in validation; one forecast proves little." tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(5.2, 2.3))
 ax.plot(range(-99, 1), series[-100:].cpu(), color="C4")
 ax.plot(range(1, 301), came.cpu(), color="C4", linestyle=":", linewidth=1.5)
-guess = ahead.cpu()
 ax.plot(range(1, trusted + 1), guess[:trusted], color="C0")
 ax.plot(range(trusted, 301), guess[trusted - 1 :], "--", color="C0", linewidth=1)
 band = [(guess[:trusted] + edge.cpu()[:trusted]) for edge in (low, high)]
@@ -571,7 +575,7 @@ for seed, name in zip(SEEDS, ours):
     show(f"seed {seed}", alone)
     slow.append(period(alone) / period(truth) - 1)
     assert abs(alone.mean()) < 0.2 and 0.8 < alone.std() < 1.25, "it keeps its range"
-assert max(slow) < 0.12 and 0.005 < sum(slow) / len(slow), "and runs a little slow"
+assert max(slow) < 0.12 and sum(slow) / len(slow) > 0.005, "and runs a little slow"
 
 # %% [markdown] tags=["solution"]
 # It is lost, not wrong: waves of the right height and nearly the right length, in the wrong
@@ -746,6 +750,8 @@ rivals = {
     "11 years ago": by_year(OfLags(lambda lags: lags[..., 0], 11)),
     "mean": by_year(OfLags(lambda lags: 0 * lags[..., 0], 1)),
 }
+
+# %% tags=["evidence"]
 print("years ahead      1    2    5   11   22")
 for name, errors in {"LSTM": sun.mean(0), **rivals}.items():
     row = errors.mean(1)[[0, 1, 4, 10, 21]].tolist()
