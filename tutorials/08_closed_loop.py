@@ -185,6 +185,7 @@ looks = {  # color, dash and place of the label in the figure
 }
 exponents = {"1e-8": 1e-8, "1e-6": 1e-6, "1e-4": 1e-4, "0.01": 0.01, "1": 1}
 axis_names = {"xlabel": "steps ahead", "ylabel": "mean squared error"}
+axis_names["title"] = "The best next step, the worst forecast"
 steps_shown = {str(h): h for h in (1, 3, 10, 30, 84, 500)}
 
 # %% [markdown]
@@ -303,7 +304,6 @@ ax.set(xscale="log", yscale="log", ylim=(1e-9, 20), xlim=(1, 501), **axis_names)
 ax.set_xticks(list(steps_shown.values()), list(steps_shown))
 ax.set_yticks(list(exponents.values()), list(exponents))
 ax.minorticks_off()
-ax.set_title("The best next step, the worst forecast")
 plt.show()
 
 # %% [markdown]
