@@ -1,798 +1,797 @@
+# ---
+# rnnkit:
+#   description: >-
+#     Why a recurrent network with a low validation loss gives bad forecasts, and how to
+#     validate it in PyTorch on its own outputs: the closed loop, the error by horizon.
+#   needs: one CPU core for about forty seconds; matplotlib and statsmodels beside torch
+#   data: the Mackey-Glass series, computed here; sunspots from statsmodels (public domain)
+#   minutes: 10
+#   prerequisites: PyTorch tensors and a training loop; what a recurrent network is
+#   learn: [to validate a model on its own outputs, why a low loss can mislead, how far
+#     ahead to trust a forecast, why not to stop by the closed loss]
+# ---
+
 # %% [markdown]
 # # Closed-loop validation
 #
-# After this page you can measure how far ahead a recurrent network can be trusted: its error at every horizon, from one
-# validation step, beside the loss that it was trained on.
+# A low validation loss and bad forecasts: after this page you can validate a recurrent network
+# as it will be used, fed by its own outputs, and say how far ahead to trust it.
 
 # %% tags=["skip-execution"]
 # %pip install "rnnkit[plot]" statsmodels
 
-# %% [markdown]
-# ## What comes out
-#
-# A chaotic series goes in. The network learns to foretell the next value and becomes very good at it. Then it is left
-# alone with its own forecasts. This is all of it; the rest of the page explains each line, and doubts the result.
-
-# %%
-import copy
+# %% tags=["fold"] summary="Set-up: the series, windows of it, a learning rate, a callback for the evidence"
 import math
-from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
-from statsmodels.datasets import sunspots
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rnnkit import BPTTTrainingPhase, BPTTValidationPhase, ClipGradients
-from rnnkit import Learner, RecurrentSequential, Scheduler, StreamLoader
-from rnnkit import plot_horizon, sample_model, seq2seq_loss
-
-# %%
-SEEDS = (0, 1, 2)  # every claim about training is made over all three
-torch.set_num_threads(1)  # the arrays are small: more threads only wait for each other
+device = "cuda" if torch.cuda.is_available() else "cpu"
+torch.set_default_device(device)  # each new tensor is made there
+torch.set_num_threads(1)  # small arrays: more threads would wait for each other
 plt.style.use("rnnkit.style")
 
+SEEDS = (0, 1, 2)  # each claim about training is made over all three
 
-# %%
+# %% tags=["fold"]
 def mackey_glass(steps, tau=17, delta=0.1, washout=1000):
-    """Mackey-Glass by Euler steps of `delta`.
-
-    One value per unit of time, after `washout` units.
-    """
+    """One value per unit of time, by Euler steps of `delta`, after `washout` units."""
     delay = round(tau / delta)
     every = round(1 / delta)
     x = [1.2] * (delay + 1)  # the past before the start
     for _ in range((washout + steps) * every):
-        past = x[-1 - delay]
-        x.append(x[-1] + delta * (0.2 * past / (1 + past**10) - 0.1 * x[-1]))
+        before = x[-1 - delay]
+        x.append(x[-1] + delta * (0.2 * before / (1 + before**10) - 0.1 * x[-1]))
     return torch.tensor(x[delay + 1 :: every][washout:])
 
+# %% tags=["fold"]
+def windows(start, stop, length, every):
+    starts = range(start, stop - length + 1, every)
+    return torch.stack([values[i : i + length] for i in starts], dim=1)
 
-# %%
-series = mackey_glass(6000 + 50 * 1084)
-known = series[:3000]  # what training may see
-values = ((series - known.mean()) / known.std()).view(-1, 1)  # standardized, (steps, F)
+def falling(epoch):  # what the rate is multiplied by
+    return min(1, (24 - epoch) / 10)
 
-# %%
-N = 83  # steps that the network feeds itself: forecasts up to 84 steps ahead
-H = 32
-EPOCHS = 36
-HOLD = 24  # constant learning rate for HOLD epochs, then falling to 0
-train = values[:3000]
-valid = torch.stack([values[i : i + 384] for i in range(3000, 5617, 50)], dim=1)
-test = values[6000:].view(50, 1084, 1).transpose(0, 1)  # 50 runs, one after the other
-one_pass = list(StreamLoader(train, batch_size=8, window=50))
-passes = one_pass * 10  # an epoch reads it ten times
-loss = seq2seq_loss(nn.MSELoss())
+# %% tags=["fold"]
+class Watch:  # the closed loss of the weights and of their running average, by epoch
+    def on_fit_begin(self, learner):
+        average = get_ema_multi_avg_fn(0.98)  # over about the last 50 updates
+        self.averaged = AveragedModel(learner.model, multi_avg_fn=average)
+        self.weights, self.average = [], []
 
-
-# %%
-class Keep:
-    """A callback: the weights and the loss by step, after each epoch of validation."""
-
-    def __init__(self):
-        self.weights = []
-        self.by_step = []
+    def on_step_end(self, learner):
+        if learner.phase_name == "training":
+            self.averaged.update_parameters(learner.model)
 
     def on_epoch_end(self, learner):
-        if learner.phase.name == "validation":
-            self.weights.append(copy.deepcopy(learner.model.state_dict()))
-            self.by_step.append(learner.averages["loss_by_step"])
-
-
-# %%
-def falling(epoch):
-    return min(1, (EPOCHS - epoch) / (EPOCHS - HOLD))
-
-
-def train_network(seed):
-    torch.manual_seed(seed)
-    model = RecurrentSequential(nn.LSTM(1, H), nn.Linear(H, 1))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
-    rate = Scheduler(torch.optim.lr_scheduler.LambdaLR(optimizer, falling))
-    keep = Keep()
-    learner = Learner(model, loss, optimizer, [ClipGradients(1.0), rate, keep])
-    training = BPTTTrainingPhase(stateful=True)
-    learner.fit(EPOCHS, passes, [valid], training, BPTTValidationPhase(N))
-    return model, keep
-
-
-# %%
-results = [train_network(seed) for seed in SEEDS]
-models = [model for model, keep in results]
-kept = [keep for model, keep in results]
-
-# %%
-steps = [BPTTValidationPhase(N)(model, loss, test) for model in models]
-print("      open loop     closed loop")
-print("seed  1 step ahead  2 to 84 steps ahead")
-for seed, step in zip(SEEDS, steps, strict=True):
-    print(f"{seed:4} {step.open_loss:13.6f} {step.closed_loss:14.4f}")
-    # Smallest factor of nine seeds here: 36. The bound leaves room for another torch.
-    assert step.closed_loss > 10 * step.open_loss, (
-        "the open loop hides the closed-loop error"
-    )
-
-# %%
-free = BPTTValidationPhase(nfeedback=400)(models[0], loss, test)
-time = torch.arange(len(free.outputs)) - (len(free.outputs) - 400) + 2  # horizon
-shown = time > -80
-
-# %% alt="Line chart around the step where the loop closes. Before it, the forecasts one step ahead lie on the true series. After it, the network follows the series for a few waves, then drifts away from it." tags=["hide-input"]
-fig, ax = plt.subplots()
-ax.plot(time[shown], free.targets[shown, 0, 0], color="C4", linewidth=3.5, alpha=0.35)
-ax.plot(time[shown], free.outputs[shown, 0, 0], color="C0", linewidth=1.3)
-ax.axvline(1.5, color="#444444", linewidth=1)
-ax.text(-2, 2.6, "driven", ha="right", va="top", color="#444444")
-ax.text(5, 2.6, "fed by itself", va="top", color="#444444")
-ax.text(250, 2.6, "the series", ha="right", va="top", color="#777777")
-ax.text(401, 2.6, "the network", ha="right", va="top", color="C0")
-ax.set(xlabel="steps ahead of the last true value", ylabel="value (standardized)")
-ax.set(ylim=(-2.6, 2.7))
-ax.set_title("Told the truth it is exact, left alone it drifts")
-plt.show()
+        if learner.phase_name == "validation":
+            self.weights.append(float(learner.averages["closed_loss"]))
+            step = phase(self.averaged.module, loss, valid)
+            self.average.append(float(step.closed_loss))
 
 # %% [markdown]
-# Validation usually reports the first column. A forecast over 84 steps deserves the second. The gap between them is an
-# old question: metrics that do not survive from validation to prediction
-# ([pytorch-forecasting issue 1086](https://github.com/sktime/pytorch-forecasting/issues/1086)), a model that is still
-# teacher-forced when it is evaluated ([seq2seq issue 8](https://github.com/keon/seq2seq/issues/8)).
-
-# %% [markdown]
-# ## You will learn
-#
-# - how to validate a network in the loop it will be used in, first in plain PyTorch, then with rnnkit, with the same
-#   numbers;
-# - how to read the error by horizon against baselines, and how far ahead it can be trusted;
-# - when the open-loop loss chooses the wrong model, and when it does not.
-#
-# ## You need
-#
-# The install line above and two CPU cores: the page runs in about a minute, and the footer has the measured seconds.
-# You should know [teacher forcing](../docs/glossary.md#teacher-forcing) from [tutorial 02](02_seq2seq.py). The training
-# above carries its [state](../docs/glossary.md#stateful) from window to window:
-# [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase] with `stateful=True`.
-#
 # ## The pattern
+#
+# A network that predicts the next value is usually validated on measured inputs. To forecast
+# further, it must read its own outputs, errors and all. So validate it that way:
 #
 # ![Unrolled graph: the first T minus n steps are fed by the data and have the open loss; the last n steps are fed by the output of the step before and have the closed loss.](../docs/assets/patterns/08.svg)
 #
-# Driven steps read the data. Self-fed steps read the output of the step before. The first part has the **open loss**,
-# the second the **closed loss**. An output that follows `k` self-fed steps is `k + 1` steps ahead of the last true
-# value: that number is its [horizon](../docs/glossary.md#horizon).
-
-# %% [markdown]
-# ## The shapes
-
-# %%
-T, B = len(valid) - 1, valid.shape[1]
-batch = passes[0]
-step = BPTTValidationPhase(N)(models[0], loss, valid)
-
-# %%
-shifted = "(T + 1, B, F): inputs and targets are shifted by one"
-table = [
-    ("batch.inputs", batch.inputs, (50, 8, 1), "training: a window of 8 parallel rows"),
-    ("valid", valid, (T + 1, B, 1), shifted),
-    ("step.inputs", step.inputs, (T, B, 1), "the last N of them are never read"),
-    ("step.outputs", step.outputs, (T, B, 1), "T - N driven, N self-fed"),
-    ("step.loss_by_step", step.loss_by_step, (T,), "the mean over rows, for each step"),
-    ("step.open_loss", step.open_loss, (), "the mean over the driven steps"),
-    ("step.closed_loss", step.closed_loss, (), "the mean over the self-fed steps"),
-]
-for name, tensor, shape, meaning in table:
-    assert tensor.shape == shape, name
-    print(f"{name:17} {tuple(tensor.shape)!s:12} {meaning}")
-
-# %%
-both = torch.stack([step.loss_by_step[:-N].mean(), step.loss_by_step[-N:].mean()])
-torch.testing.assert_close(both, torch.stack([step.open_loss, step.closed_loss]))
-assert T - N == 300, "300 steps to find the state, then the loop closes"
-
-# %% [markdown]
+# **Driven** steps read the data, and the mean of their losses is the **open loss**. The last
+# `n` steps are **self-fed**: each reads the output before it. Their mean is the **closed
+# loss**. How many steps an output is ahead of the last measured value is its **horizon**:
+# `k` self-fed steps lead to the horizon `k + 1`.
+#
 # ## The data
 #
-# [Mackey and Glass (1977)](https://doi.org/10.1126/science.267326) described the concentration of cells in the blood by
-# its rate of change, which depends on the concentration some time ago:
+# [Mackey and Glass (1977)](https://doi.org/10.1126/science.267326) described how many cells
+# are in the blood. The rate of change depends on the number now and 17 units of time ago:
 #
 # $$
 # \frac{dx}{dt} = \frac{0.2\, x(t - 17)}{1 + x(t - 17)^{10}} - 0.1\, x(t)
 # $$
 #
-# With the delay 17 it is mildly chaotic: it returns to similar waves and never repeats. We integrate it as
-# [Jaeger (2001)](https://www.ai.rug.nl/minds/uploads/EchoStatesTechRep.pdf) did, section 6.1: Euler steps of 0.1, of
-# which every tenth is kept. The constant past of 1.2 and the 1000 values thrown away are our choice. The series above
-# keeps only every tenth step, so take steps of a whole unit to see that a step obeys the equation:
+# The series is **chaotic**: its waves never repeat, and a small error grows exponentially, by
+# a factor *e* in one **Lyapunov time**, about
+# [160 steps](#evidence-how-fast-an-error-grows). There is no noise.
+#
+# ## The shapes
+#
+# The first 3000 values train, the next 3000 validate, the others test, in 50 runs. Each is
+# standardized by the training part, so that the variance is 1: that is the mean squared error
+# of a forecast that always says the mean.
 
 # %%
-coarse = mackey_glass(1000, delta=1.0, washout=100)  # every Euler step is kept
-now, past, after = coarse[17:-1], coarse[:-18], coarse[18:]
-rate = 0.2 * past / (1 + past**10) - 0.1 * now
-torch.testing.assert_close(after, now + rate)
+series = mackey_glass(60_200)
+mean, std = series[:3000].mean(), series[:3000].std()
+values = ((series - mean) / std).unsqueeze(1)  # (steps, 1)
 
-# %%
-spots = sunspots.load_pandas().data
-first = spots["YEAR"].min()
-last = spots["YEAR"].max()
-print(f"Mackey-Glass: {len(series)} values, made here")
-print(f"sunspots: {first:.0f} to {last:.0f}. {sunspots.COPYRIGHT}")
-
-# %% alt="Two line charts. Above, 500 values of Mackey-Glass: smooth waves of changing height, about ten of them. Below, the yearly sunspot number from 1700 to 2008: cycles of about eleven years and of very different height." tags=["hide-input"]
-fig, (above, below) = plt.subplots(2, 1, figsize=(6.4, 4.2))
-above.plot(series[:500], color="C0", linewidth=1.4)
-above.set(xlabel="time", ylabel="x")
-above.set_title("A series made by a rule, and one that was observed")
-below.plot(spots["YEAR"], spots["SUNACTIVITY"], color="C1", linewidth=1.4)
-below.set(xlabel="year", ylabel="sunspot number")
-plt.show()
+N = 83  # self-fed steps, after 300 driven ones: horizons up to 84
+train = values[:3000]
+valid = windows(3000, 6000, 301 + N, every=50)
+test = windows(6000, 60_200, 301 + N, every=1084)
+print("train", tuple(train.shape), "(steps, features)")
+print("valid", tuple(valid.shape), "test", tuple(test.shape), "(T + 1, B, features)")
 
 # %% [markdown]
-# The series is split in time: 3000 values to train, 3000 to choose by, and then 50 runs of 1084 to test. The sunspots,
-# which `statsmodels` ships, come [later](#sunspots-the-same-question-another-answer).
+# ## The baselines
 #
-# A skeptic asks for two baselines at every horizon: **persistence**, the last true value for ever, and the **mean** of
-# the training data. Both can be written as models, so that they go through the very same loop as the network:
+# - **AR(9)** is a weighted sum of the last nine values and a constant, by least squares.
+# - **Nearest** finds the four stretches of training most like the last 19 values, and answers
+#   with the mean of what followed.
+# - **Cubic** is a weighted sum of 84 products of up to three of the values 0, 1, 2, 16, 17 and
+#   18 steps ago. Such a regression is also called NVAR ([Gauthier et al.
+#   2021](https://doi.org/10.1038/s41467-021-25801-2)).
+#
+# To go through the same loop, each is called like a network: outputs and a state come back.
 
+# %% tags=["fold"] summary="The baselines, called like a network"
+class OfLags:
+    """Predicts by a function of the last `reach` values (T, B, reach), oldest first."""
 
-# %%
-def repeat(period):
-    """The model that forecasts the value one period ago; `period=1` is persistence."""
+    def __init__(self, function, reach):
+        self.function = function
+        self.reach = reach
 
-    def model(inputs, state=None):
+    def __call__(self, inputs, state=None):
         if state is None:
-            state = inputs.new_zeros(period - 1, *inputs.shape[1:])
-        seen = torch.cat([state, inputs])
-        return seen[: len(inputs)], seen[len(inputs) :]
+            state = inputs.new_zeros(self.reach - 1, *inputs.shape[1:])
+        seen = torch.cat([state, inputs])  # (reach - 1 + T, B, 1)
+        lags = seen.unfold(0, self.reach, 1)[:, :, 0]  # (T, B, reach)
+        outputs = self.function(lags).unsqueeze(2)  # (T, B, 1)
+        return outputs, seen[len(inputs) :]
 
-    return model
+# %% tags=["fold"]
+def regression(part, features, reach, penalty=1e-9):
+    """The weighted sum of features of the lags that fits a series (steps, 1) best."""
+    past = part[:, 0].double()
+    x = features(past[:-1].unfold(0, reach, 1))  # (examples, features)
+    y = past[reach:]
+    small = penalty * torch.eye(x.shape[1], dtype=x.dtype)  # keeps the weights small
+    weights = torch.linalg.solve(x.T @ x + small, x.T @ y)
+    return OfLags(lambda lags: (features(lags.double()) @ weights).to(lags), reach)
 
+def linear(lags):
+    return torch.cat([lags, torch.ones_like(lags[..., :1])], dim=-1)  # and a constant
 
-def mean(inputs, state=None):
-    return torch.zeros_like(inputs), ()  # standardized values have the mean 0
+# %% tags=["fold"]
+def nearest(lags):
+    library = train[:, 0].unfold(0, 20, 1)  # (examples, 20): 19 values and the next
+    distance = torch.cdist(lags.flatten(0, 1), library[:, :-1])
+    found = distance.topk(4, largest=False).indices  # (T * B, 4)
+    return library[found, -1].mean(1).view(lags.shape[:2])
 
+def cubic(lags):
+    chosen = linear(lags[..., [-1, -2, -3, -17, -18, -19]])  # six values and 1
+    i, j, k = torch.combinations(torch.arange(7), 3, with_replacement=True).T
+    return chosen[..., i] * chosen[..., j] * chosen[..., k]  # (..., 84)
+
+# %% tags=["fold"]
+models = {
+    "AR(9)": regression(train, linear, reach=9),
+    "nearest": OfLags(nearest, reach=19),
+    "cubic": regression(train, cubic, reach=19, penalty=1e-6),
+}
+
+# %% tags=["fold"]
+horizons = range(1, 502)
+looks = {  # color, dash and place of the label in the figure
+    "AR(9)": ("C1", "-", (3.6, 0.1)),
+    "nearest": ("C3", "-.", (1.1, 3e-3)),
+    "LSTM": ("C0", "-", (45, 8e-4)),
+    "cubic": ("C2", ":", (40, 1e-6)),
+}
+exponents = {"1e-8": 1e-8, "1e-6": 1e-6, "1e-4": 1e-4, "0.01": 0.01, "1": 1}
+axis_names = {"xlabel": "steps ahead", "ylabel": "mean squared error"}
+axis_names["title"] = "The best next step, the worst forecast"
+steps_shown = {str(h): h for h in (1, 3, 10, 30, 84, 500)}
 
 # %% [markdown]
 # ## Plain PyTorch
 #
-# The whole pattern: one call for the driven part, then one call a step, each fed with the output before it and with
-# the state it left.
-
-
-# %%
-class Forecaster(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rnn = nn.LSTM(1, H)
-        self.head = nn.Linear(H, 1)
-
-    def forward(self, inputs, state=None):
-        hidden, state = self.rnn(inputs, state)  # (T, B, 1) -> (T, B, H)
-        return self.head(hidden), state  # (T, B, H) -> (T, B, 1)
-
+# One call for the driven steps. Then a call for each self-fed step, which gets the output
+# before it and the state that the model was left in.
 
 # %%
 @torch.no_grad()
-def validate_closed(model, window, n):
-    """The loss of each step (T,): T - n driven steps, then n self-fed ones."""
-    inputs, targets = window[:-1], window[1:]  # (T, B, F)
-    outputs, state = model(inputs[: len(inputs) - n])  # the driven part, in one call
+def validate_plain(model, window, n):
+    """The loss of each step (T,): T - n driven, then n self-fed."""
+    inputs, targets = window[:-1], window[1:]  # (T, B, 1)
+    outputs, state = model(inputs[: len(inputs) - n])  # the driven steps
     parts = [outputs]
     for _ in range(n):
-        # (1, B, F): its own output, its own state
-        outputs, state = model(outputs[-1:], state)
+        outputs, state = model(outputs[-1:], state)  # its own output, its own state
         parts.append(outputs)
     return (torch.cat(parts) - targets).square().mean(dim=(1, 2))
 
-
-# %%
-plain = Forecaster()
-plain.rnn.load_state_dict(models[0][0].state_dict())
-plain.head.load_state_dict(models[0][1].state_dict())
-by_step = validate_closed(plain, test, N)
-print(f"open {by_step[:-N].mean():.6f}, closed {by_step[-N:].mean():.4f}")
+by_step = validate_plain(models["AR(9)"], test, N)
+open_loss, closed_loss = by_step[100:-N].mean(), by_step[-N:].mean()
+print(f"AR(9): open loss {open_loss:.1e}, closed loss {closed_loss:.2f}")
 
 # %% [markdown]
-# ### Who checks the loop?
+# The first 100 steps are left out of the open loss, since the state is still being found
+# there. One step ahead, AR(9) is all but perfect. Fed by its own outputs, about half of the
+# variance is error.
 #
-# A loop that is wrong by one step still gives numbers. So test it on a model that knows the rule. A sine obeys
-# $x_{t+1} = 2 \cos(\omega)\, x_t - x_{t-1}$: a model that computes this, with the value before as its state, makes no
-# error at any horizon. If the loop is right.
-
-
-# %%
-def oscillator(inputs, state=None):
-    before = torch.zeros_like(inputs[:1]) if state is None else state
-    return 2 * math.cos(0.1) * inputs - torch.cat([before, inputs[:-1]]), inputs[-1:]
-
-
-sine = torch.sin(0.1 * torch.arange(300, dtype=torch.float64)).view(-1, 1, 1)
-perfect = validate_closed(oscillator, sine, 200)
-print(f"first step {perfect[0]:.4f}, worst of all others {perfect[1:].max():.0e}")
-assert perfect[1:].max() < 1e-20, (
-    "a model that knows the rule makes no error, at any horizon"
-)
-
-# %% [markdown]
-# The first step is wrong because the state starts at zero: the model has not seen a value before. Keep this test beside
-# every loop you write.
-
-# %% [markdown]
 # ## With rnnkit
 #
-# [BPTTValidationPhase][rnnkit.BPTTValidationPhase] is that loop, with a dial. It needs no Learner:
+# [BPTTValidationPhase][rnnkit.BPTTValidationPhase]`(N)` is that loop, for one batch. Its result
+# has `loss_by_step` and, as means over either part, `open_loss` and `closed_loss`:
 
 # %%
-phase = BPTTValidationPhase(nfeedback=N)
-close = partial(torch.testing.assert_close, rtol=1e-2, atol=1e-7)
-for model in models:
-    close(phase(model, loss, test).loss_by_step, validate_closed(model, test, N))
-close(steps[0].loss_by_step, by_step)
-difference = (steps[0].loss_by_step - by_step).abs().max()
-print(f"largest difference {difference:.0e}, of a loss of {by_step.max():.3f}")
+from rnnkit import BPTTValidationPhase, seq2seq_loss
 
-checked = BPTTValidationPhase(nfeedback=200)(oscillator, loss, sine)
-assert checked.loss_by_step[1:].max() < 1e-20, "rnnkit's loop passes the same test"
+loss = seq2seq_loss(nn.MSELoss())  # the loss at each step
+phase = BPTTValidationPhase(N)
+step = phase(models["AR(9)"], loss, test)
+torch.testing.assert_close(step.loss_by_step, by_step, rtol=1e-2, atol=1e-7)
 
 # %% [markdown]
-# The two differ by rounding alone. The tolerance above is relative, one percent, because a chaotic loop makes rounding
-# grow like any other error.
-#
-# Now turn the dial. The targets are the same at every setting; what changes is where the loop closes. The numbers are
-# means over the three networks.
+# The network is an LSTM and a linear layer. Training reads 8 rows side by side, in windows of
+# 50 steps; `stateful=True` carries the state from window to window. After each epoch the phase
+# validates. The learning rate is constant for 14 epochs and then falls to 0.
+# **[KeepBest][rnnkit.KeepBest] brings back the epoch with the lowest closed loss.**
 
 # %%
-dial = (0, 1, 10, 30, 83, 200, 500)
-turned = {}  # loss by step: (seeds, T)
-print("nfeedback   open   closed   last step")
-for n in dial:
-    dialing = BPTTValidationPhase(nfeedback=n, by_step=True)
-    dialed = [dialing(model, loss, test) for model in models]
-    turned[n] = torch.stack([step.loss_by_step for step in dialed])
-    open_loss = sum(step.open_loss for step in dialed) / len(dialed)
-    closed = "-"
-    if n > 0:
-        closed_loss = sum(step.closed_loss for step in dialed) / len(dialed)
-        closed = f"{closed_loss:.5f}"
-    print(f"{n:9} {open_loss:8.5f} {closed:>8} {turned[n][:, -1].mean():8.5f}")
+from rnnkit import BPTTTrainingPhase, ClipGradients, KeepBest, Learner
+from rnnkit import RecurrentSequential, Scheduler, StreamLoader
 
-# %%
-losses = [turned[n][:, -n:].mean() for n in dial[1:]]
-assert losses == sorted(losses), "the longer the loop, the larger its loss"
+ten_passes = list(StreamLoader(train, batch_size=8, window=50)) * 10  # an epoch
+training = BPTTTrainingPhase(stateful=True)
 
-# %% [markdown]
-# The open loss hardly moves, and it is not even a clean measure of one step ahead: it counts the first steps too, in
-# which the state is still being found ([warm-up](../docs/glossary.md#warm-up)). `loss_by_step` tells them apart:
-
-# %%
-one_step = turned[0].mean(0)
-warm_up, others = one_step[:50], one_step[50:]
-print(f"first 50 steps {warm_up.mean():.6f}, the others {others.mean():.6f}")
-assert warm_up.sum() > 2 * others.sum(), "most of this open loss is warm-up"
-
-# %% [markdown]
-# ## Train, look, doubt
-#
-# ### The learning curve
-#
-# The training at the top validated after every epoch, and the `Keep` callback held on to the loss of each step. The
-# open loss below leaves 100 steps of warm-up out, so that nothing speaks against it but the loop.
-
-# %%
-curves = [torch.stack(keep.by_step) for keep in kept]
-history = torch.stack(curves)  # (seeds, epochs, T)
-open_loop = history[..., 100:-N].mean(-1)  # (seeds, epochs)
-closed_loop = history[..., -N:].mean(-1)  # (seeds, epochs)
-
-# %% alt="Learning curves of three seeds on a logarithmic axis, over 36 epochs. The open-loop loss falls steadily. The closed-loop loss is some thousand times larger and jumps up and down until the learning rate falls, after epoch 24; then it becomes calm and falls too." tags=["hide-input"]
-fig, ax = plt.subplots()
-for curve in open_loop:
-    ax.plot(range(1, EPOCHS + 1), curve, color="C0", linewidth=1.3)
-for curve in closed_loop:
-    ax.plot(range(1, EPOCHS + 1), curve, color="C1", linewidth=1.3)
-ax.axvline(HOLD, color="#444444", linewidth=1)
-ax.text(HOLD + 0.5, 8, "learning rate falls", va="top", color="#444444")
-ax.text(HOLD - 1, open_loop[:, HOLD - 8].max() * 2, "open loop", ha="right", color="C0")
-ax.text(HOLD - 1, 4, "closed loop", ha="right", color="C1")
-ax.set(xlabel="epoch", ylabel="validation loss", yscale="log", ylim=(1e-6, 10))
-ax.set_title("The open loop improves, the closed loop jumps")
-plt.show()
-
-# %% [markdown]
-# ### The error by horizon
-#
-# This is the figure to look at before you trust a forecast. It is `loss_by_step` on the test runs: the last driven
-# steps, then the closed loop, with the range over the seeds and the baselines in the same loop.
-
-# %%
-n = 500
-by_seed = turned[n]
-long = BPTTValidationPhase(nfeedback=n)
-baselines = {
-    "persistence": long(repeat(1), loss, test).loss_by_step,
-    "mean": long(mean, loss, test).loss_by_step,
-}
-
-# %%
-growth = by_seed[:, -n + 82] / by_seed[:, 200:-n].mean(1)
-print(f"from 1 to 84 steps ahead, the loss grows {growth.min():.0f} times, or more")
-worst = by_seed[:, -n : -n + 83].mean(1).max()  # horizons 2 to 84
-print(f"2 to 84 steps ahead: worst seed {worst:.3f}")
-for name, curve in baselines.items():
-    print(f"2 to 84 steps ahead: {name} {curve[-n : -n + 83].mean():.2f}")
-    assert worst < 0.2 * curve[-n : -n + 83].mean(), "every seed beats the baseline"
-
-# %% alt="The loss at each horizon on a logarithmic axis, mean and range of three seeds. One step ahead it is far below a ten-thousandth. Where the loop closes it rises steeply, then steadily, and reaches the line of the mean at some hundreds of steps ahead. Persistence lies above the mean at most horizons." tags=["hide-input"]
-driven = 60  # steps that are shown before the loop closes
-fig, ax = plt.subplots()
-ax.set(yscale="log", ylim=(1e-6, 9))
-cut = {name: curve[-n - driven :] for name, curve in baselines.items()}
-plot_horizon({"LSTM": by_seed[:, -n - driven :]}, ax, nfeedback=n, baselines=cut)
-horizons = (1, 84, 200, 300, 400, 500)
-ax.set_xticks([driven - 2 + h for h in horizons], [str(h) for h in horizons])
-ax.set(xlabel="steps ahead of the last true value", ylabel="mean squared error")
-ax.set_title("How far ahead the network can be trusted")
-plt.show()
-
-# %% [markdown]
-# A value of 1 is the variance of the series. A forecast at the line of the mean has lost every trace of where the
-# series is; beyond it, a confident wave in the wrong place is worse than a flat line.
-#
-# ### Which epoch would you keep?
-#
-# Every epoch left its weights behind. Let the test runs judge the closed loop of each of them. Then choose one epoch by
-# the open loss of validation and one by the closed loss, for a training that stops after 12, 24 or all 36 epochs.
-
-
-# %%
-def judge(weights):
-    """The closed loss of an epoch's weights on the test, after 200 driven steps."""
-    scratch.load_state_dict(weights)
-    return BPTTValidationPhase(N)(scratch, loss, test[-N - 201 :]).closed_loss
-
-
-def choose(losses, budget):
-    """For each seed: of the first `budget` epochs the best by `losses`, as judged."""
-    best = losses[:, :budget].argmin(1, keepdim=True)
-    return judged.gather(1, best).squeeze(1)
-
-
-# %%
-scratch = copy.deepcopy(models[0])
-judged = torch.zeros(len(SEEDS), EPOCHS)
-for row, keep in enumerate(kept):
-    judged[row] = torch.tensor([judge(weights) for weights in keep.weights])
-
-# %%
-print("            by open loss   by closed loss")
-print("epochs seed epoch   test    epoch   test")
-for budget in (12, HOLD, EPOCHS):
-    for row, seed in enumerate(SEEDS):
-        by_open = open_loop[row, :budget].argmin().item()
-        by_closed = closed_loop[row, :budget].argmin().item()
-        epochs = (by_open, by_closed)
-        both = [f"{epoch + 1:5}  {judged[row, epoch]:.4f}" for epoch in epochs]
-        print(f"{budget:6} {seed:4} " + "   ".join(both))
-
-# %%
-budgets = range(8, EPOCHS + 1)
-factor = torch.stack([choose(open_loop, b) / choose(closed_loop, b) for b in budgets])
-noisy = factor[: HOLD - 7]  # stopped after 8 to HOLD epochs
-calm = factor[-1]  # not stopped
-
-# %%
-early = noisy.log().mean().exp()  # geometric mean
-late = calm.log().mean().exp()
-noisy_range = f"from {noisy.min():.1f} to {noisy.max():.1f}"
-print(f"stopped after 8 to {HOLD}: {early:.1f}, {noisy_range}")
-print(f"after all {EPOCHS}: {late:.1f}, from {calm.min():.1f} to {calm.max():.1f}")
-# Seeds 0 to 2 give 4.8 and 1.0 here, 3 to 5 give 1.3 and 1.0,
-# 6 to 8 give 1.4 and 1.0. Equal choices give 1.
-assert early > 1.05, "stopped early, choosing by the closed loss pays on average"
-assert 0.5 < late < 2, "at the end, it hardly matters"
-
-# %% [markdown]
-# The numbers are factors: how much larger the closed loss on the test runs becomes by choosing with the open loss, as
-# a geometric mean over seeds and budgets, and the smallest and largest. While the learning rate is constant, the
-# closed loss is the better guide on average, though not every time: it is noisy, and a lucky epoch on validation need
-# not be one on the test. At the end of a calm training both choose about the same, and the cheap one will do. The
-# open loss alone cannot tell you which case you are in: among these checkpoints there are pairs with the same open
-# loss and very different loops.
-
-# %%
-x = open_loop.flatten().log()
-y = closed_loop.flatten().log()
-# pairs: open losses within 20 percent
-alike = (x.unsqueeze(1) - x).abs() < math.log(1.2)
-apart = (y.unsqueeze(1) - y).abs().where(alike, 0.0).max().exp()
-print(f"open losses within 20 percent, closed losses a factor {apart:.0f} apart")
-assert apart > 4, "the open loss does not fix the closed loss"
-
-# %% alt="Scatter plot on logarithmic axes: each dot is one epoch of one seed, the open-loop loss to the right, the closed-loop loss upward. Dots from the constant learning rate form a wide cloud, in which one open loss goes with closed losses a factor of ten or more apart. Dots from the falling rate lie on narrow tracks down to the left." tags=["hide-input"]
-fig, ax = plt.subplots()
-dots = {"s": 18, "color": "C1", "marker": "o", "linewidth": 0}
-triangles = {"s": 22, "color": "C0", "marker": "^", "linewidth": 0}
-ax.scatter(open_loop[:, :HOLD], closed_loop[:, :HOLD], **dots)
-ax.scatter(open_loop[:, HOLD:], closed_loop[:, HOLD:], **triangles)
-corner = {"transform": ax.transAxes, "ha": "right"}
-ax.text(0.98, 0.10, "● constant learning rate", color="C1", **corner)
-ax.text(0.98, 0.02, "▲ falling", color="C0", **corner)
-ax.set(xscale="log", yscale="log")
-ax.set(xlabel="open-loop validation loss", ylabel="closed-loop validation loss")
-ax.set_title("One open loss, many closed loops")
-plt.show()
-
-# %% [markdown]
-# ### Against published figures
-#
-# For this series there is a common measure of the closed loop, the NRMSE at 84 steps, in Jaeger's report, equation 25:
-# feed the model 1000 true values, let it run alone to the 84th value after them, repeat on 50 runs taken one after the
-# other, and divide the root mean squared error of that 84th value by the standard deviation of the series.
-
-
-# %%
-def nrmse(squared_error):
-    return (squared_error.sqrt() / test.std()).item()
-
-
-nrmse84 = [nrmse(step.loss_by_step[-1]) for step in steps]
-nrmse1 = [nrmse(step.loss_by_step[500:-N].mean()) for step in steps]
-assert len(test) == 1000 + 84 and steps[0].targets.shape[1] == 50, "the published way"
-print("NRMSE at 84 steps: " + ", ".join(f"{value:.2f}" for value in nrmse84))
-print("NRMSE at  1 step:  " + ", ".join(f"{value:.4f}" for value in nrmse1))
-assert max(nrmse84) < 0.6, "every seed still follows the series after 84 steps"
-assert min(nrmse1) > 0.00028, (
-    "Jaeger's error 84 steps ahead is below ours one step ahead"
-)
-
-# %% [markdown]
-# | Model | Training values | NRMSE at 84 steps | Source |
-# |---|---|---|---|
-# | LSTM, 32 units, gradient descent | 3000 | the three numbers above | this page |
-# | Local models on a self-organizing map | 10,000 or 50,000 | 0.0088 | Vesanto 1997, as reported in Jaeger 2001 |
-# | Echo state network, 400 units | 3000 | 0.00028 | Jaeger 2001, section 6.4 |
-# | Echo state network, 400 units | 21,000 | 0.00012 | Jaeger 2001, section 6.4 |
-# | Echo state network, 1000 units | 3000 | 0.00006 | Jaeger and Haas 2004, as quoted in later work |
-#
-# **Ours is not close.** The error of the echo state networks 84 steps ahead is smaller than ours one step ahead. The
-# setting differs. Jaeger trains the output weights alone, by linear regression, on the series squashed by
-# `tanh(y - 1)`, and for the delay 17 he averages 20 runs, not 50. We descend a gradient for a few seconds.
-# [Jaeger and Haas (2004)](https://doi.org/10.1126/science.1091277) put their gain over earlier methods at a factor of
-# 2400. [Gers, Eck and Schmidhuber (2001)](https://doi.org/10.1007/3-540-44668-0_93) had concluded that LSTM has no
-# advantage on this series over methods that read a fixed window.
-#
-# > [!WARNING]
-# > The 84th step ahead needs 83 self-fed steps, because the first forecast is fed by the last true value. With
-# > `nfeedback=84` you would compare the 85th with the published 84th.
-
-# %% [markdown]
-# ### Sunspots: the same question, another answer
-#
-# Mackey-Glass obeys a rule without noise. The sunspot number does not. We train on 1700 to 1920, as in
-# [tutorial 02](02_seq2seq.py), and close the loop for 22 years, once from every year that the data allows after 1920.
-
-# %%
-number = torch.tensor(spots["SUNACTIVITY"].to_numpy()).float()
-past = number[:221]  # 1700 to 1920
-spots_z = ((number - past.mean()) / past.std()).view(-1, 1)
-windows = torch.stack([spots_z[i : i + 61] for i in range(0, 161, 5)], dim=1)
-# 120 years driven, then 1921 is the first forecast
-starts = range(101, len(number) - 141)
-years = torch.stack([spots_z[i : i + 142] for i in starts], dim=1)
-
-
-# %%
-def sun_loss(model):
-    """The loss at the horizons 1 to 22."""
-    phase = BPTTValidationPhase(nfeedback=21)
-    return phase(model, loss, years).loss_by_step[-22:]
-
-
-def train_sun(seed):
+def train_network(seed, *more):
     torch.manual_seed(seed)
-    model = RecurrentSequential(nn.LSTM(1, 16), nn.Linear(16, 1))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    Learner(model, loss, optimizer).fit(100, [windows])
-    return sun_loss(model)
-
-
-# %%
-sun = torch.stack([train_sun(seed) for seed in SEEDS])  # (seeds, 22)
-rivals = {
-    "persistence": sun_loss(repeat(1)),
-    "11 years ago": sun_loss(repeat(11)),
-    "mean": sun_loss(mean),
-}
-print("years ahead      1    2    3    5   11   22")
-for name, curve in {"LSTM": sun.mean(0), **rivals}.items():
-    print(f"{name:13}" + "".join(f"{curve[h - 1]:5.2f}" for h in (1, 2, 3, 5, 11, 22)))
+    model = RecurrentSequential(nn.LSTM(1, 32), nn.Linear(32, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, falling)
+    callbacks = [ClipGradients(1.0), Scheduler(rate), KeepBest("closed_loss"), *more]
+    learner = Learner(model, loss, optimizer, callbacks)
+    learner.fit(24, ten_passes, [valid], training, phase)
+    return model
 
 # %%
-cycle = rivals["11 years ago"]
-assert sun[:, :2].mean(1).max() < 0.8 * cycle[:2].mean(), (
-    "1 and 2 years ahead every seed beats it"
-)
-assert sun[:, 4:11].mean() > 0.85 * cycle[4:11].mean(), (
-    "5 to 11 years ahead they do not"
-)
+watches = [Watch() for seed in SEEDS]
+for seed, watch in zip(SEEDS, watches):
+    models[f"LSTM, seed {seed}"] = train_network(seed, watch)
+print("              open loss   closed loss")
+opened, closed = {}, {}
+for name, model in models.items():
+    step = phase(model, loss, test)
+    opened[name] = step.loss_by_step[100:-N].mean().item()
+    closed[name] = step.closed_loss.item()
+    print(f"{name:13} {opened[name]:10.1e} {closed[name]:12.5f}")
 
-# %% alt="The loss at horizons of 1 to 22 years on the sunspots, mean and range of three seeds. Within about four years it rises to the level of the forecast that repeats the number of eleven years ago. Persistence swings up and down with the cycle, and the mean lies above the LSTM everywhere." tags=["hide-input"]
-fig, ax = plt.subplots()
-plot_horizon({"LSTM": sun}, ax, baselines=rivals)
-ax.set_xticks([h - 1 for h in (1, 5, 11, 16, 22)], ["1", "5", "11", "16", "22"])
-ax.set(xlabel="years ahead", ylabel="mean squared error", ylim=(0, 8))
-ax.set_title("A few years ahead, repeating the last cycle is as good")
+# %% [markdown]
+# **The open loss puts AR(9) ahead of every LSTM, by far. The closed loss puts it behind every
+# LSTM, by far.** And the nearest neighbors, with the worst open loss of all, are in the loop
+# far ahead of AR(9) too.
+#
+# Over one step of a smooth curve a linear rule is nearly exact. The loop asks for the rule
+# behind the curve, which is not linear, and
+# [more lags](#evidence-more-lags-do-not-save-the-linear-model) do not help. The cubic can
+# nearly say the rule and wins both columns: who knows that much needs no LSTM.
+#
+# ## The error by horizon
+#
+# The closed loss is a mean over horizons. Look at each by itself, and further ahead:
+
+# %%
+far = BPTTValidationPhase(500)
+far_test = windows(6000, 60_200, 801, every=1084)
+
+def by_horizon(model, part=far_test):
+    """The mean squared error at the horizons 1 to 501."""
+    return far(model, loss, part).loss_by_step[-501:].cpu()
+
+curves = {name: by_horizon(model) for name, model in models.items()}
+lstm = torch.stack([curves[f"LSTM, seed {seed}"] for seed in SEEDS])  # (3, 501)
+lost = int((lstm.mean(0) > 1).nonzero()[0]) + 1  # the horizon of the dot, below
+
+# %% alt="Line chart of the error over the horizon, both logarithmic. AR(9) starts lowest but one and rises to the top within 84 steps. The LSTM starts above it, crosses it within a few steps and reaches the line of the mean after more than 200. The nearest neighbors start highest and hardly rise. The cubic is lowest everywhere." caption="Error by how far ahead, on 50 test runs. LSTM: mean and range of three seeds." tags=["hero", "hide-input"]
+fig, ax = plt.subplots(figsize=(5.2, 2.5))
+ax.axhline(1, color="#666666", linestyle="--", linewidth=1.2)
+ax.fill_between(horizons, lstm.amin(0), lstm.amax(0), color="C0", alpha=0.2, lw=0)
+ax.plot(horizons, lstm.mean(0), color="C0")
+for name, (color, dash, place) in looks.items():
+    ax.text(*place, name, color=color)
+    if name in curves:
+        ax.plot(horizons, curves[name], dash, color=color)
+ax.text(1.1, 1.5, "saying the mean", color="#666666")
+ax.plot(lost, 1, "o", color="C0")
+ax.set(xscale="log", yscale="log", ylim=(1e-9, 20), xlim=(1, 501), **axis_names)
+ax.set_xticks(list(steps_shown.values()), list(steps_shown))
+ax.set_yticks(list(exponents.values()), list(exponents))
+ax.minorticks_off()
 plt.show()
 
 # %% [markdown]
-# One and two years ahead the LSTM is clearly better. Five to eleven years ahead, repeating the number of eleven years
-# ago does about as well or better, and needs no training. (Beyond eleven years that number is not known yet, and the
-# loop repeats its own: the number of 22 years ago.) The open loss of [tutorial 02](02_seq2seq.py) could not have told
-# you. Eleven is chosen with hindsight, by what is known of the sunspots. That favors the baseline, and is meant to.
+# At the dot the LSTM is as wrong as a flat line at the mean. It has not lost every trace there:
+# a wave of the right height has the error $2(1 - \rho)$, with $\rho$ its correlation with the
+# truth. **At 1 the correlation is still a half; all is lost at 2**, twice the variance.
+#
+# ## Use it: forecast, and say where to stop
+#
+# Choose the network with the best closed loss of validation. Find, still on validation, the
+# horizon at which its error reaches a bound of your choice: here a quarter of the variance, so
+# that half a standard deviation is a typical error.
+
+# %%
+from rnnkit import forecast
+
+ours = [f"LSTM, seed {seed}" for seed in SEEDS]
+scores = {name: phase(models[name], loss, valid).closed_loss.item() for name in ours}
+chosen = models[min(scores, key=scores.get)]
+far_valid = windows(3000, 6000, 801, every=50)  # 300 driven steps, then 500
+trusted = int((by_horizon(chosen, far_valid) > 0.25).nonzero()[0])
+
+ahead = forecast(chosen, 300, values[-500:].unsqueeze(1))  # (300, 1, 1, 1)
+ahead = ahead.flatten() * std + mean  # as the series was
+print(f"trust {trusted} of them; the last of these is {ahead[trusted - 1]:.2f}")
+
+# %% tags=["fold"] summary="The band: where 8 of 10 errors of validation lay"
+found = far(chosen, loss, far_valid)
+errors = (found.targets - found.outputs)[-501:, :, 0] * std  # (501, B)
+low, high = errors.quantile(torch.tensor([0.1, 0.9]), dim=1)
+came = mackey_glass(len(series) + 300)[-300:]  # the truth, for the figure alone
+guess = ahead.cpu()
+
+# %% alt="Line chart: the last 100 values of the series, then the forecast. Up to a vertical mark it has a band and lies on what came; after the mark it is dashed and without a band." caption="300 steps that are not in the series. The band held 8 of 10 errors in validation; one forecast proves little." tags=["hide-input"]
+fig, ax = plt.subplots(figsize=(5.2, 2.3))
+ax.plot(range(-99, 1), series[-100:].cpu(), color="C4")
+ax.plot(range(1, 301), came.cpu(), color="C4", linestyle=":", linewidth=1.5)
+ax.plot(range(1, trusted + 1), guess[:trusted], color="C0")
+ax.plot(range(trusted, 301), guess[trusted - 1 :], "--", color="C0", linewidth=1)
+band = [(guess[:trusted] + edge.cpu()[:trusted]) for edge in (low, high)]
+ax.fill_between(range(1, trusted + 1), *band, color="C0", alpha=0.2, linewidth=0)
+ax.axvline(trusted, color="#666666", linewidth=0.8)
+ax.text(-98, 1.5, "series", color="C4")
+ax.text(3, 1.5, "forecast", color="C0")
+ax.text(trusted + 4, 1.5, "do not use", color="#666666")
+ax.text(trusted + 4, 0.2, "dotted: what came", color="C4")
+ax.set(xlabel="steps after the last value", ylabel="x", ylim=(0.1, 1.65))
+ax.set_title("A forecast, and where to stop trusting it")
+plt.show()
 
 # %% [markdown]
 # ## What goes wrong
 #
-# ### Nothing is driven
+# ### Stopping by the closed loss
 #
-# `nfeedback` is the whole sequence: there is no first input. The code of
-# [FluxTraining.jl issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144), from which `nfeedback` comes, asked
-# an empty list for its last element here.
-
-# %% tags=["raises-exception"]
-BPTTValidationPhase(nfeedback=83)(models[0], loss, test[:84])
-
-# %% [markdown]
-# The window has 84 values, so 83 inputs. Take a longer window, long enough for the state to warm up, or a smaller
-# `nfeedback`.
-#
-# ### One number for both
-#
-# The loss over all steps is a mean of the driven and the self-fed ones. The longer the driven part, the better it
-# looks, with the same closed loop at its end:
+# If the closed loss is what counts, why not stop the training when it has not improved for
+# five epochs? Because it [jumps](#evidence-the-closed-loss-of-each-epoch) while the learning
+# rate is high:
 
 # %%
-for driven in (100, 300, 1000):
-    step = phase(models[0], loss, test[-driven - N - 1 :])
-    both_parts = f"loss {step.loss:.5f}, closed loss {step.closed_loss:.5f}"
-    print(f"{driven:4} driven: {both_parts}")
-assert step.loss < 0.15 * step.closed_loss, (
-    "the loss over both parts hides the closed loop"
-)
+from rnnkit import EarlyStopping, History
+
+costs = []
+print("seed   epochs   closed loss   after all 24")
+for seed in SEEDS:
+    history = History()
+    stopped = train_network(seed, history, EarlyStopping(5, monitor="closed_loss"))
+    early = phase(stopped, loss, test).closed_loss
+    epochs = history.rows[-1]["epoch"]
+    print(f"{seed:4} {epochs:8} {early:13.3f} {closed[ours[seed]]:15.3f}")
+    costs.append(early / closed[ours[seed]])
 
 # %% [markdown]
-# Read `closed_loss`, and let [EarlyStopping][rnnkit.EarlyStopping] monitor it: `EarlyStopping(5, "closed_loss")`.
+# The runs that were stopped even had their best epoch brought back. (`EarlyStopping` alone
+# does not do that; `KeepBest` does.) The cures:
 #
-# ### The loop is off by one, or forgets
+# - **Finish the schedule.** Let the learning rate fall to 0, and do not stop before.
+# - **Choose a checkpoint by the closed loss**, with `KeepBest`, but do not stop by it.
+# - **Average the weights** if you cannot wait: PyTorch's
+#   [AveragedModel](https://docs.pytorch.org/docs/stable/optim.html#weight-averaging-swa-and-ema)
+#   is calm from the start. At the end of the schedule it adds nothing.
 #
-# Two loops by hand that run without complaint. One feeds the last true value a second time before it feeds outputs, so
-# that everything comes a step late. The other does not pass the state on.
-
+# ### A loop that is off by one
+#
+# A wrong loop raises no error. It gives a bad closed loss, and you blame the network. So test
+# the loop on a model that knows the rule. A sine obeys
+# $x_{t+1} = 2 \cos(\omega)\, x_t - x_{t-1}$, so this model must make no error at any horizon:
 
 # %%
+def oscillator(inputs, state=None):
+    before = torch.zeros_like(inputs[:1]) if state is None else state
+    past = torch.cat([before, inputs[:-1]])
+    return 2 * math.cos(0.1) * inputs - past, inputs[-1:]
+
+sine = torch.sin(0.1 * torch.arange(300, dtype=torch.float64)).view(-1, 1, 1)
+
+# %% tags=["fold"] summary="The plain loop again, with three mistakes to choose from"
 @torch.no_grad()
-def wrong_loop(model, window, n, twice=False, forget=False):
-    driven = window[: len(window) - 1 - n]
-    outputs, state = model(driven)
-    fed = driven[-1:] if twice else outputs[-1:]
+def wrong_loop(model, window, n, again=False, forget=False, scale=1.0):
+    outputs, state = model(window[: len(window) - 1 - n])
+    fed = window[len(window) - 2 - n].unsqueeze(0) if again else outputs[-1:]
     parts = [outputs]
     for _ in range(n):
-        outputs, state = model(fed, None if forget else state)
-        fed = outputs
+        outputs, state = model(fed * scale, None if forget else state)
+        fed = outputs[-1:]
         parts.append(outputs)
     return (torch.cat(parts) - window[1:]).square().mean(dim=(1, 2))
 
+# %% tags=["fold"]
+mistakes = {
+    "no mistake": {},
+    "the last true value is fed twice": {"again": True},
+    "the state is not passed on": {"forget": True},
+    "the output is fed in other units": {"scale": std.item()},
+}
 
 # %%
-right = torch.stack([step.closed_loss for step in steps])
-mistakes = {"right": {}, "off by one": {"twice": True}, "forgets": {"forget": True}}
-print("            closed loss   sine")
-for name, mistake in mistakes.items():
-    by_step = [wrong_loop(model, test, N, **mistake) for model in models]
-    closed = torch.stack(by_step)[:, -N:].mean(1)
-    error = wrong_loop(oscillator, sine, 10, **mistake)[1:].max()
-    print(f"{name:10} {closed.mean():12.4f} {error:6.0e}")
-    assert (error < 1e-20) == (not mistake), (
-        "the sine finds the wrong loops, and only them"
-    )
-    assert not mistake or (closed > 10 * right).all()
+print("largest error on the sine, closed loss of the LSTM")
+for mistake, options in mistakes.items():
+    worst = wrong_loop(oscillator, sine, 200, **options)[1:].max()
+    wrong = wrong_loop(chosen, test, N, **options)[-N:].mean()
+    print(f"{worst:8.0e} {wrong:10.4f}   {mistake}")
 
 # %% [markdown]
-# Both wrong loops give a closed loss more than ten times the right one, near to that of the mean or beyond it. Nothing
-# fails, so you would blame the network. The sine finds the fault where it is.
-#
-# ### What is fed back is not what was read
-#
-# The network reads standardized values. Turn its output back into the unit of the data before feeding it, and it reads
-# something else. Nothing fails. With rnnkit what comes back is what the [sampler](../docs/glossary.md#sampler) makes of
-# the output, so make the mistake there:
+# The first step of the sine is left out: the oscillator has not seen a value before. Keep
+# this test beside every loop you write.
 
+# %% tags=["check"]
+assert min(opened[name] for name in ours) > 5 * opened["AR(9)"], "AR(9) opens ahead"
+assert max(closed[name] for name in ours) < 0.2 * closed["AR(9)"], "and ends behind"
+assert opened["nearest"] > 10 * max(opened[name] for name in ours), "it opens worst"
+assert closed["nearest"] < 0.1 * closed["AR(9)"], "and far ahead of AR(9) in the loop"
+assert opened["cubic"] < 0.2 * opened["AR(9)"], "the cubic wins the first column"
+assert closed["cubic"] < 0.1 * min(closed[name] for name in ours), "and the second"
 
-# %%
-def in_raw_units(outputs):
-    return outputs * known.std() + known.mean()
+# %% tags=["check"]
+for name in "AR(9)", *ours:
+    checked = phase(models[name], loss, test).loss_by_step
+    by_hand = validate_plain(models[name], test, N)
+    torch.testing.assert_close(checked, by_hand, rtol=2e-2, atol=1e-7)
+assert 0.3 < closed["AR(9)"] < 1, "about half of the variance is error"
+assert lost > 100, "the mean of the LSTMs is lost after more than a wave or two"
 
+# %% tags=["check"]
+for name in ours:
+    step = far(models[name], loss, far_test)
+    truth, guessed = step.targets[-201:, :, 0], step.outputs[-201:, :, 0]
+    centered = [rows - rows.mean() for rows in (truth, guessed)]
+    product = (centered[0] * centered[1]).mean()
+    rho = product / (truth.std() * guessed.std())
+    error = (truth - guessed).square().mean()
+    assert abs(error - 2 * (1 - rho)) < 0.2, "the error is 2 (1 - correlation)"
 
-for model, right in zip(models, steps, strict=True):
-    wrong = BPTTValidationPhase(N, sampler=in_raw_units)(model, loss, test)
-    print(f"right {right.closed_loss:.4f}, raw values fed back {wrong.closed_loss:.4f}")
-    assert wrong.closed_loss > 10 * right.closed_loss, (
-        "the loop is fed with another series"
-    )
+# %% tags=["check"]
+assert 50 < trusted < 400
+assert by_horizon(chosen)[trusted - 1] < 0.5, "on the test it holds, by a factor 2"
+for name, watch in zip(ours, watches):
+    assert scores[name] < 1.2 * min(watch.weights), "the best epoch was brought back"
 
+# %% tags=["check"]
+exact = phase(oscillator, loss, sine)
+assert exact.loss_by_step[1:].max() < 1e-20, "rnnkit's loop passes the sine"
+assert validate_plain(oscillator, sine, N)[1:].max() < 1e-20, "the plain one too"
+for mistake, options in mistakes.items():
+    worst = wrong_loop(oscillator, sine, 200, **options)[1:].max()
+    if options:
+        assert worst > 1e-4, f"the sine finds it: {mistake}"
+    else:
+        assert worst < 1e-20, "and nothing where nothing is wrong"
+
+# %% tags=["check"]
+for mistake, options in mistakes.items():
+    if options:
+        wrong = wrong_loop(chosen, test, N, **options)[-N:].mean()
+        assert wrong > 5 * phase(chosen, loss, test).closed_loss, mistake
+
+# %% tags=["check"]
+assert min(costs) > 2, "stopping costs each seed more than a factor 2"
 # %% [markdown]
-# The cure: convert once, after the loop, on everything that came out of it.
+# ## In short
+#
+# - Validate the model as it will be used: `BPTTValidationPhase(nfeedback)`, `closed_loss`.
+# - The open loss can rank models the wrong way round. So can a loss over both parts.
+# - Look at the error by horizon, beside rivals in the same loop; say where trust ends.
+# - Choose a checkpoint by the closed loss; finish the schedule, do not stop by it.
 #
 # ## Try it
 #
-# **1. A linear rival.** Fit AR(9) to the sunspots of 1700 to 1920, a linear function of the last nine years, and write it
-# as a model with a state. Does the LSTM beat it in the closed loop?
+# **1. One knob.** Raise the penalty of the cubic from `1e-6` to `1e-3`, or lower it to
+# `1e-10`. The open loss stays below that of AR(9) throughout. Guess what the loop does, then
+# count the runs (of 50) whose forecast leaves the range of the series, say 5 deviations.
 
 # %% tags=["solution"]
-P = 9
-trained = spots_z[:221].flatten()
-lagged = trained[:-1].unfold(0, P, 1)  # nine years
-lagged = nn.functional.pad(lagged, (0, 1), value=1.0)  # and a constant
-fit = torch.linalg.lstsq(lagged, trained[P:].unsqueeze(1)).solution.flatten()
-
-
-def autoregression(inputs, state=None):
-    if state is None:
-        state = inputs.new_zeros(P - 1, *inputs.shape[1:])
-    seen = torch.cat([state, inputs])  # (P - 1 + T, B, 1)
-    return seen.unfold(0, P, 1) @ fit[:P] + fit[P], seen[len(inputs) :]
-
+knob = {}
+for penalty in 1e-10, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3:
+    step = phase(regression(train, cubic, 19, penalty), loss, test)
+    inside = (step.outputs[-N:].abs() < 5).all(0).sum().item()
+    open_loss = step.loss_by_step[100:-N].mean().item()
+    knob[penalty] = open_loss, step.closed_loss.item(), 50 - inside
+    row = "open {:.1e}, closed {:.1e}, {} escape".format(*knob[penalty])
+    print(f"{penalty:.0e}: {row}")
 
 # %% tags=["solution"]
-linear = sun_loss(autoregression)
-for name, part in ("1 to 5", slice(0, 5)), ("6 to 22", slice(5, 22)):
-    ours = sun[:, part].mean()
-    print(f"{name:>7} years: AR(9) {linear[part].mean():.2f}, LSTM {ours:.2f}")
-assert 0.6 < sun.mean() / linear.mean() < 1.6, "neither is far ahead of the other"
+opens = [row[0] for row in knob.values()]
+assert opens == sorted(opens), "the open loss only rises"
+assert opens[-1] < 0.8 * opened["AR(9)"], "and stays below that of AR(9)"
+assert knob[1e-10][1] > 5 * knob[1e-5][1], "while it rises, the loop gets better"
+assert min(knob[1e-4][2], knob[1e-3][2]) > 3, "until forecasts run away"
+
+# %% [markdown] tags=["solution"]
+# The larger the penalty, the larger the open loss. In the loop it is the other way round, up
+# to a point where forecasts run away to infinity. Nothing in the open loss announces it.
+#
+# A cubic knows no bounds: once outside of the range it was fitted on, it leaves for good.
 
 # %% [markdown]
-# Nine weights and a constant are level with it. Anything called like `nn.LSTM` can be validated in the same loop, so
-# there is no excuse for leaving the linear rival out.
-#
-# **2. Lost, or wrong?** Some hundreds of steps ahead, the forecast of Mackey-Glass is no better than the mean. Has the
-# network learned nothing there? Let it run alone for 2000 steps with [sample_model][rnnkit.sample_model], and compare
-# the mean, the standard deviation and the main period with those of the series.
-
+# **2. Direct instead of a loop.** A **direct** forecast answers with the value 84 steps ahead at
+# once, and is never fed its own. Fit AR(9) and the cubic that way. Guess for each whether it
+# beats its own loop at the horizon 84.
 
 # %% tags=["solution"]
-def period(rows):
-    """The strongest period of (T, B), in steps."""
-    power = torch.fft.rfft(rows - rows.mean(0), dim=0).abs().square().mean(1)
-    return len(rows) / power.argmax().item()
+def direct(features, reach, penalty, ahead=84):
+    """The squared error of a regression straight to `ahead` steps ahead."""
+    past = train[:, 0].double()
+    x = features(past[:-ahead].unfold(0, reach, 1))
+    small = penalty * torch.eye(x.shape[1], dtype=x.dtype)
+    weights = torch.linalg.solve(x.T @ x + small, x.T @ past[reach + ahead - 1 :])
+    seen = test[: len(test) - ahead, :, 0].T[:, -reach:].double()  # (B, reach)
+    return (features(seen) @ weights - test[-1, :, 0]).square().mean().item()
 
+# %% tags=["solution"]
+straight = {"AR(9)": direct(linear, 9, 1e-9), "cubic": direct(cubic, 19, 1e-6)}
+for name, error in straight.items():
+    print(f"{name}: direct {error:.4f}, in the loop {curves[name][83]:.4f}")
+assert straight["AR(9)"] < 0.8 * curves["AR(9)"][83], "direct saves the linear model"
+assert straight["cubic"] > 10 * curves["cubic"][83], "and ruins the cubic"
+
+# %% [markdown] tags=["solution"]
+# A model whose errors grow in the loop is better off without it. A model that has the rule is
+# better off in the loop: applied 84 times the rule is exact, while the step from here to 84
+# steps ahead is far too crooked for a cubic.
+
+# %% [markdown]
+# **3. Lost, or wrong?** Beyond some hundreds of steps the LSTM is no better than the mean.
+# Has it learned nothing there? Let it run alone for 2000 steps and compare the mean, the
+# deviation and the main period with those of the series.
+
+# %% tags=["solution"]
+from rnnkit import sample_model
+
+def period(rows):
+    """The strongest period of (T, B): a parabola through the peak of the spectrum."""
+    power = torch.fft.rfft(rows - rows.mean(0), dim=0).abs().square().mean(1)
+    peak = int(power.argmax())
+    left, top, right = power[peak - 1 : peak + 2].log().tolist()
+    return len(rows) / (peak + 0.5 * (left - right) / (left - 2 * top + right))
 
 def show(name, rows):
     middle = f"mean {rows.mean():5.2f}, deviation {rows.std():.2f}"
     print(f"{name}  {middle}, period {period(rows):.1f}")
 
-
 # %% tags=["solution"]
 truth = values[6000:60_000].view(-1, 2000).T  # (2000, 27)
 show("series", truth)
-for seed, model in zip(SEEDS, models, strict=True):
-    sampled = sample_model(model, 3000, test[:1000])
-    alone = sampled.tokens[1000:, :, 0]  # after the primer
+slow = []
+for seed, name in zip(SEEDS, ours):
+    sampled = sample_model(models[name], 2301, far_test[:301])
+    alone = sampled.tokens[301:, :, 0]  # after the primer
     show(f"seed {seed}", alone)
-    assert abs(alone.mean()) < 0.2 and 0.85 < alone.std() < 1.15, (
-        "it stays in the range of the series"
-    )
-    assert abs(period(alone) / period(truth) - 1) < 0.1, "and keeps its rhythm"
+    slow.append(period(alone) / period(truth) - 1)
+    assert abs(alone.mean()) < 0.2 and 0.8 < alone.std() < 1.25, "it keeps its range"
+assert max(slow) < 0.12 and sum(slow) / len(slow) > 0.005, "and runs a little slow"
+
+# %% [markdown] tags=["solution"]
+# It is lost, not wrong: waves of the right height and nearly the right length, in the wrong
+# place. They are a few percent too long, which after ten waves is a good part of a wave. A
+# mean squared error cannot tell that from noise. Decide what you want from a long run, a
+# place or a climate, and measure that.
 
 # %% [markdown]
-# It is lost, not wrong: it no longer knows where the series is, but goes on with waves of the right height and length.
-# A mean squared error cannot see that. Decide what you want from a long run, a place or a climate, and measure that.
-#
 # ## Where next
 #
-# - Train in the loop that you validate: [Feedback][rnnkit.Feedback] in the training phase.
-# - The same loop as a generator: [04 Generate from a primer](04_generate.py).
-# - A state carried from window to window: [StreamLoader][rnnkit.StreamLoader].
-# - The API: [BPTTValidationPhase][rnnkit.BPTTValidationPhase], [Feedback][rnnkit.Feedback],
-#   [rollout][rnnkit.rollout], [plot_horizon][rnnkit.plot_horizon], [Learner][rnnkit.Learner].
-# - The papers: [Mackey and Glass 1977](https://doi.org/10.1126/science.267326);
-#   [Jaeger and Haas 2004](https://doi.org/10.1126/science.1091277); Jaeger 2001, *The "echo state" approach to analysing
-#   and training recurrent neural networks*, [GMD Report 148](https://www.ai.rug.nl/minds/uploads/EchoStatesTechRep.pdf).
+# - A forecast with several inputs and in units: [Forecast a time series](00_forecast.py).
+# - The same loop as a generator: [Generate from a primer](04_generate.py).
+# - Train on the model's own outputs: [Feedback][rnnkit.Feedback].
+# - Others who met it: issues [1086](https://github.com/sktime/pytorch-forecasting/issues/1086)
+#   of pytorch-forecasting and [8](https://github.com/keon/seq2seq/issues/8) of seq2seq.
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: how fast an error grows
+#
+# 64 pairs of series follow the same rule. The two of a pair begin a billionth apart. The slope
+# of the logarithm of their distance is the largest Lyapunov exponent, and one over it the
+# Lyapunov time:
+
+# %% tags=["evidence"]
+start = torch.linspace(0.4, 1.2, 64, dtype=torch.float64)
+x = [start] * 171
+for tenth in range(33_000):
+    if tenth == 10_000:  # on the attractor: now make the pairs
+        x = [torch.cat([old, old + 1e-9]) for old in x[-171:]]
+    before = x[-171]
+    x.append(x[-1] + 0.1 * (0.2 * before / (1 + before**10) - 0.1 * x[-1]))
+distance = torch.stack([pair[64:] - pair[:64] for pair in x[171::10]]).abs()
+distance = distance.clamp(min=1e-15).log().mean(1)  # one a unit of time
+lyapunov = 1800 / (distance[2200] - distance[400]).item()
+print(f"a factor e in {lyapunov:.0f} steps; 84 steps are {84 / lyapunov:.1f} of them")
+assert 130 < lyapunov < 200, "about 160 steps"
+
+# %% [markdown] tags=["evidence"]
+# [NeuroBench](https://huggingface.co/datasets/NeuroBench/mackey_glass) states 197 for its own
+# series with the delay 17, integrated by another method. So the forecasts of this page are
+# short, in the units of the system: 84 steps are half a Lyapunov time, and what the LSTM loses
+# there is mostly its own error and not chaos, as the cubic shows.
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: more lags do not save the linear model
+
+# %% tags=["evidence"]
+for reach in 5, 9, 20, 100:
+    step = phase(regression(train, linear, reach), loss, test)
+    open_loss = step.loss_by_step[100:-N].mean()
+    print(f"AR({reach}): open loss {open_loss:.1e}, closed loss {step.closed_loss:.2f}")
+    assert step.closed_loss > 2 * max(closed[name] for name in ours)
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: the closed loss of each epoch
+
+# %% alt="The closed loss of validation over 24 epochs for three seeds, logarithmic. That of the weights themselves jumps up and down near 1 until the learning rate falls after epoch 14, and then drops by a factor of ten or more. That of the averaged weights is ten times lower from the start and falls steadily." caption="Closed loss of validation, three seeds. Averaged: the running average of the weights, over about the last 50 updates." tags=["evidence"]
+fig, ax = plt.subplots(figsize=(5.2, 2.6))
+for watch in watches:
+    ax.plot(range(1, 25), watch.weights, color="C1", linewidth=1.3)
+    ax.plot(range(1, 25), watch.average, "--", color="C0", linewidth=1.8)
+ax.axvline(14, color="#666666", linewidth=1)
+ax.text(14.4, 3.6, "the rate falls", color="#666666", va="top")
+ax.text(8, 3.6, "the weights", color="C1", ha="center", va="top")
+ax.text(8, 0.02, "averaged", color="C0", ha="center", va="top")
+ax.set(xlabel="epoch", ylabel="closed loss", yscale="log", ylim=(0.008, 4))
+ax.set_xticks([1, 7, 14, 24])
+ax.set_yticks([0.01, 0.1, 1], ["0.01", "0.1", "1"])
+ax.set_title("The closed loss jumps, averaged weights are calm")
+plt.show()
+
+# %% tags=["evidence"]
+for watch in watches:
+    jumping = torch.tensor(watch.weights[7:14]).log().mean()
+    calm = torch.tensor(watch.average[7:14]).log().mean()
+    assert jumping - calm > math.log(1.5), "averaged weights are better on the way"
+    assert 0.5 < watch.average[-1] / watch.weights[-1] < 2, "and no better at the end"
+    assert watch.weights[-1] < 0.8 * min(watch.weights[:8]), "the schedule pays"
+
+# %% [markdown] tags=["evidence"]
+# On the way, averaged weights are better in each seed. At the end they are no better. `KeepBest`
+# chose epochs of the falling rate, which differ little from the last:
+
+# %% tags=["evidence"]
+for seed, watch in zip(SEEDS, watches):
+    best = min(watch.weights)
+    epoch = watch.weights.index(best) + 1
+    print(f"seed {seed}: epoch {epoch}, {best:.3f}; the last {watch.weights[-1]:.3f}")
+    assert epoch > 14, "an epoch of the falling rate"
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: one loss over both parts hides the loop
+#
+# The longer the driven part, the better the same loop looks:
+
+# %% tags=["evidence"]
+for driven in 100, 300, 717:
+    step = phase(chosen, loss, far_test[: driven + N + 1])
+    print(f"{driven} driven: loss {step.loss:.3f}, closed loss {step.closed_loss:.3f}")
+assert step.loss < 0.3 * step.closed_loss
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: published figures
+#
+# The common measure on this series is the NRMSE at 84 steps (Jaeger 2001, equation 25): read
+# 1000 values, run alone to the 84th after them, on 50 runs; divide the root mean squared error
+# of that value by the standard deviation of the series.
+
+# %% tags=["evidence"]
+runs = windows(6000, 60_200, 1084, every=1084)  # 1000 driven, 83 self-fed
+
+def nrmse(model):
+    error = phase(model, loss, runs).loss_by_step[-1]
+    return (error.sqrt() / runs.std()).item()
+
+published_way = {name: nrmse(models[name]) for name in ("AR(9)", "cubic", *ours)}
+for name, value in published_way.items():
+    print(f"{name:13} {value:.4f}")
+assert max(published_way[name] for name in ours) < 0.6 < published_way["AR(9)"]
+assert published_way["cubic"] < 0.05
+
+# %% [markdown] tags=["evidence"]
+# | Model | Training values | NRMSE at 84 steps | Source |
+# |---|---|---|---|
+# | Local models on a self-organizing map | 10,000 or 50,000 | 0.0088 | Vesanto 1997, as reported in Jaeger 2001 |
+# | Echo state network, 400 units | 3000 | 0.00028 | [Jaeger 2001](https://www.ai.rug.nl/minds/uploads/EchoStatesTechRep.pdf), section 6.4 |
+# | Echo state network, 400 units | 21,000 | 0.00012 | Jaeger 2001, section 6.4 |
+#
+# The LSTMs are not close, and the cubic does not reach the echo state networks either. The
+# setting differs: Jaeger fits the output weights alone, by linear regression, to the series
+# squashed by `tanh(y - 1)`, and averages 20 runs for this delay. [Jaeger and Haas
+# (2004)](https://doi.org/10.1126/science.1091277) put their gain over earlier methods at a
+# factor of 2400. [Gers, Eck and Schmidhuber (2001)](https://doi.org/10.1007/3-540-44668-0_93)
+# found that LSTM has no advantage on this series over methods that read a fixed window. The
+# table above says the same.
+#
+# The 84th step needs `nfeedback=83`, since the first forecast still reads a measured value.
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: the sunspots, where the answer is another
+#
+# The yearly sunspot number is measured and noisy. Three LSTMs train on 1700 to 1920. The loop
+# is closed for 22 years from every year after that. The rivals are AR(9), the mean, and the
+# number of eleven years ago, a period chosen with hindsight.
+
+# %% tags=["evidence"]
+from statsmodels.datasets import sunspots
+
+number = torch.tensor(sunspots.load_pandas().data["SUNACTIVITY"].to_numpy()).float()
+old = number[:221]  # 1700 to 1920
+spots = ((number - old.mean()) / old.std()).view(-1, 1)
+examples = torch.stack([spots[i : i + 61] for i in range(0, 161, 5)], dim=1)
+starts = range(101, len(spots) - 141)  # 120 driven years; the first forecast is 1921
+years = torch.stack([spots[i : i + 142] for i in starts], dim=1)
+
+def by_year(model):
+    """The squared error of horizons 1 to 22, from each start (22, starts)."""
+    step = BPTTValidationPhase(21)(model, loss, years)
+    return (step.outputs - step.targets)[-22:, :, 0].square()
+
+# %% tags=["evidence"]
+def train_sun(seed):
+    torch.manual_seed(seed)
+    model = RecurrentSequential(nn.LSTM(1, 32), nn.Linear(32, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    Learner(model, loss, optimizer).fit(100, [examples])
+    return by_year(model)
+
+sun = torch.stack([train_sun(seed) for seed in SEEDS])  # (3, 22, starts)
+rivals = {
+    "AR(9)": by_year(regression(spots[:221], linear, 9)),
+    "11 years ago": by_year(OfLags(lambda lags: lags[..., 0], 11)),
+    "mean": by_year(OfLags(lambda lags: 0 * lags[..., 0], 1)),
+}
+
+# %% tags=["evidence"]
+print("years ahead      1    2    5   11   22")
+for name, errors in {"LSTM": sun.mean(0), **rivals}.items():
+    row = errors.mean(1)[[0, 1, 4, 10, 21]].tolist()
+    print(f"{name:13}" + "".join(f"{error:5.2f}" for error in row))
+
+# %% tags=["evidence"]
+def lead(name, first, last):
+    """By how much a rival's error is larger, and the standard error of that."""
+    by_start = (rivals[name] - sun.mean(0))[first - 1 : last].mean(0)  # (starts,)
+    blocks = by_start[:66].view(6, 11).mean(1)  # a block is a cycle of the sun
+    return blocks.mean().item(), blocks.std().item() / math.sqrt(6)
+
+leads = {}
+for name in "AR(9)", "11 years ago":
+    for first, last in (1, 2), (3, 11), (12, 22):
+        leads[name, first] = lead(name, first, last)
+        difference, error = leads[name, first]
+        ahead_by = f"{difference:5.2f} ± {error:.2f}"
+        print(f"LSTM ahead of {name:12}, {first:2} to {last:2} years: {ahead_by}")
+
+# %% tags=["evidence"]
+cycle = rivals["11 years ago"]
+assert sun[:, :2].mean((1, 2)).max() < 0.75 * cycle[:2].mean(), "1 to 2 years"
+for name in "AR(9)", "11 years ago":
+    difference, error = leads[name, 3]
+    assert abs(difference) < 2 * error, "3 to 11 years: cannot be told apart"
+    assert leads[name, 12][0] > 0.2, "12 to 22 years: the LSTM is ahead"
+assert abs(leads["AR(9)", 1][0]) < 0.2, "1 to 2 years: level with AR(9)"
+
+# %% [markdown] tags=["evidence"]
+# One and two years ahead the LSTM is level with AR(9), and both beat the number of eleven years
+# ago. At 3 to 11 years the three cannot be told apart. At 12 to 22 years the LSTM is ahead of
+# both, on this test. All starts together hold only about eight cycles of the sun: what is
+# smaller than twice the error printed above could not be seen.
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: how the settings were chosen
+#
+# By hand, and partly by earlier runs whose test losses were printed: size, rate and clipping of
+# the LSTM, the 19 and 4 of the neighbors, the lags and the penalty of the cubic (as
+# [exercise 1](#try-it) shows, the penalty matters most). So the test is not untouched. The
+# differences that the page speaks of are factors of five and more between kinds of models; it
+# claims no ranking among the three LSTMs and the nearest neighbors.

@@ -261,10 +261,13 @@ class EarlyStopping(_Watch):
     """Ends the training when a loss or a metric has not improved for some epochs; another `fit` may
     go on.
 
-    It ends it when the epoch is over, with its validation, whichever phase is watched.
+    It ends it when the epoch is over, with its validation, whichever phase is watched. The weights
+    stay those of the last epoch; [KeepBest][rnnkit.KeepBest] brings back the best. A `closed_loss`
+    jumps from epoch to epoch until the learning rate falls: choose a checkpoint by it, with
+    `KeepBest`, and do not stop by it.
 
     >>> from rnnkit import EarlyStopping
-    >>> callback = EarlyStopping(3, monitor="closed_loss")
+    >>> callback = EarlyStopping(3)
     >>> callback = EarlyStopping(3, monitor="accuracy", mode="max", min_delta=0.001)
 
     Args:
