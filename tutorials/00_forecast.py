@@ -491,8 +491,8 @@ print(f"{rmse(fed_back):.2f} °C, read from the data only {rmse(network):.2f} °
 assert 0.9 < rmse(fed_back) / rmse(network) < 1.2, "it is no better by any margin"
 
 # %% [markdown] tags=["solution"]
-# Not here. Where a model drifts away on its own outputs it can help a lot:
-# [Closed-loop validation](08_closed_loop.py) has such a model.
+# Not here. Whether it helps depends on the model and the data, so measure it:
+# [Closed-loop validation](08_closed_loop.py) shows how.
 
 # %% [markdown]
 # ## Where next
