@@ -59,7 +59,7 @@ plt.style.use("rnnkit.style")
 
 # %%
 FILES = {
-    "train": "difflib doctest http/cookiejar imaplib optparse tarfile unittest/case"
+    "train": "difflib doctest http/cookiejar optparse tarfile unittest/case"
     " xml/dom/minidom",
     "valid": "calendar pprint",
     "test": "gettext pstats shelve textwrap trace weakref",
@@ -275,7 +275,7 @@ def drawing(seed, **options):
     return SoftmaxSampler(generator=generator, **options)
 
 primer = encode("class Reader:\n    def ").unsqueeze(1)  # (22, 1): one row
-sample = sample_model(model, 500, primer, drawing(0, temperature=0.8))
+sample = sample_model(model, 500, primer, drawing(0, temperature=0.6))
 generated = decode(sample.tokens[:, 0])
 
 # %% [markdown]
@@ -334,25 +334,32 @@ def after_primer(tokens):
     return [decode(row) for row in tokens[T0:].T]  # 40 texts
 
 # %%
+from bisect import bisect
+from os.path import commonprefix
+
 known = unfold(texts["train"])
+passages = sorted(known[i : i + 100] for i in range(len(known)))
 
 def longest_copy(text):
     longest = 0
     for i in range(len(text)):
-        while i + longest < len(text) and text[i : i + longest + 1] in known:
-            longest += 1
+        piece = text[i : i + 100]
+        place = bisect(passages, piece)  # its nearest relatives stand beside it
+        for passage in passages[max(place - 1, 0) : place + 1]:
+            longest = max(longest, len(commonprefix([piece, passage])))
     return longest
 
 # %%
+def copies(tokens):
+    return torch.tensor([longest_copy(text) for text in after_primer(tokens)])
+
 free = write(drawing(1))  # temperature 1: the probabilities as they are
-copied = {}
-for name, tokens in ("generated", free), ("real", real):
-    spans = sorted(longest_copy(text) for text in after_primer(tokens)[::4])
-    copied[name] = spans[4]
-    print(f"{name:10}longest copied span: middle {spans[4]}, most {spans[-1]}")
+copied = {"generated": copies(free), "real": copies(real)}
+for name, spans in copied.items():
+    print(f"{name:10}longest copied span: {spans.median()}, at most {spans.max()}")
 
 # %% [markdown]
-# Ten texts of each: what the network writes copies about as much as what people wrote. It has
+# (The first number is the median of the 40 texts.) What the network writes copies about as much as what people wrote. It has
 # learned habits, not passages. A larger network, trained longer, may know passages by heart:
 # look at this number before you publish what it writes.
 #
@@ -412,18 +419,18 @@ def surprise(tokens, network=model):
     logits, _ = network(tokens[:-1])
     return loss(logits[T0 - 1 :], tokens[T0:]).item() / math.log(2)
 
-def is_new(row):
-    """For each piece of eight tokens: has it not come before?"""
+def is_new(text):
+    """For each piece of eight characters: has it not come before?"""
     seen, new = set(), []
-    for piece in row.unfold(0, 8, 1).tolist():
-        new.append(tuple(piece) not in seen)
-        seen.add(tuple(piece))
+    for i in range(STEPS - 7):
+        new.append(text[i : i + 8] not in seen)
+        seen.add(text[i : i + 8])
     return new
 
 # %% tags=["fold"]
 def share_new(tokens):
     """At each place after the primer, the share of texts with a new piece there."""
-    return torch.tensor([is_new(row) for row in tokens[T0:].T.cpu()]).float().mean(0)
+    return torch.tensor([is_new(text) for text in after_primer(tokens)]).float().mean(0)
 
 def loops(row):
     """Whether the last 200 tokens repeat one piece of at most 100."""
@@ -517,10 +524,11 @@ test_lines = [line for line in unfold(texts["test"]).split("\n") if len(line) >=
 trained_on = set(known.split("\n"))
 repeated = sum(line in trained_on for line in test_lines)
 assert repeated < 0.02 * len(test_lines), "the test text is new"
-assert unfold(fold(known)) == known and decode(train) == known, "nothing is lost"
+assert unfold(fold(known)) == known, "nothing is lost"
 
 # %% tags=["check"]
-assert copied["generated"] < 1.6 * copied["real"], "it copies no more than people do"
+spans = {name: values.float().median().item() for name, values in copied.items()}
+assert spans["generated"] < 1.6 * spans["real"], "it copies no more than people do"
 assert report["greedy"][2] >= 30, "nearly all greedy texts end in a loop"
 assert report["temperature 1"][2] == report["real text"][2] == 0, "with chance, none"
 assert report["min_p 0.1"][2] >= 5, "min_p loops too"
@@ -626,7 +634,7 @@ for t in 1, 2, 5, 10, 30, 100:
     print(f"{t:3} read: {by_step[t - 1] / math.log(2):.2f} bits")
 
 # %% [markdown]
-# After one character it is no better than the bigram model; after ten or so it is where it
+# After one character it is worse than the bigram model; after ten or so it is nearly where it
 # will stay. The cure is a primer of a line or two.
 
 # %% tags=["check"]
@@ -637,7 +645,7 @@ off = (step_by_step(forgetful, primers) - at_once).abs().max()
 assert off > 1, "the forgetful one does not"
 assert flat > 1.2 * report["temperature 1"][0], "colder was wanted, it is hotter"
 by_step = by_step / math.log(2)
-assert by_step[0] > 0.9 * bigram, "one character read"
+assert by_step[0] > bigram, "one character read"
 assert by_step[9:].mean() < 0.85 * by_step[0], "ten and more"
 
 # %% [markdown]
@@ -701,10 +709,12 @@ assert ENDS[last].float().mean() > 0.9, "they end where a line ends"
 little = train_network(make_network(seed=0, size=16), epochs=1)
 little_bits = bits(little, test)
 print(f"bigram {bigram:.2f}, state of 16: {little_bits:.2f}, of 128: {network_bits:.2f}")
-assert network_bits * 1.05 < little_bits < bigram
+assert little_bits > 1.2 * network_bits, "far from the large one"
+assert 0.8 < little_bits / bigram < 1.15, "near the bigram model"
 
 # %% [markdown] tags=["solution"]
-# Sixteen numbers hold more than the last character, and less than a line.
+# It is where the bigram model is: in one pass it learns little more than which character
+# follows which.
 
 # %% [markdown]
 # ## Where next
@@ -730,6 +740,169 @@ for seed, network in enumerate(networks):
     own, of_real = surprise(drawn, network), surprise(real, network)
     greedy = count_loops(write(sample_best, network))
     sharp = count_loops(write(drawing(1, min_p=0.1), network))
-    span = sorted(longest_copy(text) for text in after_primer(drawn)[::4])[4]
+    span = copies(drawn).median().item()
     runs.append((bits(network, test), own, of_real, greedy, sharp, span))
     print("{:4}{:6.2f}{:6.2f}{:6.2f}{:15}{:7}{:8}".format(seed, *runs[-1]))
+for cost, own, of_real, greedy, sharp, span in runs:
+    assert cost < 0.85 * bigram and cost > 1.1 * compressor, "between the two"
+    assert 0.8 < own / of_real < 1.1, "calibrated"
+    assert greedy >= 30 and sharp >= 5, "loops"
+    assert span < 1.6 * spans["real"], "no more copied than in real text"
+
+# %% [markdown] tags=["evidence"]
+# Can counting do better than pairs? Longer contexts are counted and mixed with shorter ones,
+# by modified Kneser-Ney smoothing, the best rule of
+# [Chen and Goodman (1999)](https://doi.org/10.1006/csla.1999.0128): a count is lowered by a
+# discount, and what is taken goes to the shorter context. A short context counts in how many
+# different places it has been seen. (Witten and Bell's older rule, which gives the shorter
+# context the more weight the more different characters have followed, is weaker.)
+
+# %% tags=["evidence"]
+from collections import Counter
+
+def tables(text, n):
+    """Counts of all pieces of 1 to n + 1 characters, the shortest first."""
+    counts = [Counter(text[i : i + n + 1] for i in range(len(text) - n))]
+    while len(counts) <= n:
+        counts.append(Counter(piece[1:] for piece in counts[-1]))
+    return counts[::-1]
+
+def discounts(table):
+    """What is taken from counts of 0, 1, 2, and 3 or more."""
+    times = Counter(table.values())
+    if min(times[c] for c in (1, 2, 3)) == 0:
+        return [0, 0.5, 0.5, 0.5]
+    y = times[1] / (times[1] + 2 * times[2])
+    return [0] + [c - (c + 1) * y * times[c + 1] / times[c] for c in (1, 2, 3)]
+
+# %% tags=["evidence"]
+def contexts(table, take):
+    """For each context: how often it was seen, and how much is taken there."""
+    seen, taken = Counter(), Counter()
+    for piece, count in table.items():
+        seen[piece[:-1]] += count
+        taken[piece[:-1]] += take[min(count, 3)]
+    return seen, taken
+
+def witten_bell(table):
+    """The same two for Witten and Bell's rule: one is added for each kind."""
+    kinds = Counter(piece[:-1] for piece in table)
+    seen, _ = contexts(table, [0, 0, 0, 0])
+    return seen + kinds, kinds
+
+# %% tags=["evidence"]
+def counted_bits(levels, new_text):
+    """Bits per character of the mixture, from no context to the longest."""
+    n = len(levels) - 1
+    price = 0.0
+    for i in range(n, len(new_text)):
+        p = 1 / V
+        for k, (table, take, (seen, taken)) in enumerate(levels):
+            context = new_text[i - k : i]
+            if context in seen:
+                count = table[context + new_text[i]]
+                p = (count - take[min(count, 3)] + taken[context] * p) / seen[context]
+        price -= math.log2(p)
+    return price / (len(new_text) - n)
+
+# %% tags=["evidence"]
+text, new_text = texts["train"], "".join(ALPHABET[i] for i in test)
+levels = []
+for table in tables(text, 5):
+    take = discounts(table)
+    levels.append((table, take, contexts(table, take)))
+kneser_ney = counted_bits(levels, new_text)
+levels = []
+for k in range(4):
+    table = Counter(text[i : i + k + 1] for i in range(len(text) - k))
+    levels.append((table, [0, 0, 0, 0], witten_bell(table)))
+older = counted_bits(levels, new_text)
+print(f"Kneser-Ney, 5 characters {kneser_ney:.2f}, Witten-Bell, 3 characters {older:.2f}")
+assert older > 1.05 * kneser_ney, "the older rule is weaker"
+assert min(run[0] for run in runs) > 0.98 * kneser_ney, "no network is ahead of it"
+
+# %% [markdown] tags=["evidence"]
+# So the simple network is no way to the fewest bits: a well-mixed count of five characters, in
+# seconds and without a gradient, is about a tenth better. More text, a larger network and
+# hours of training turn that around (Graves 2013 and all that came after); they do not fit on
+# this page.
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: the temperature that fits real text
+#
+# A model that is too sure of itself pays less for real text when its logits are divided by
+# more than 1:
+
+# %% tags=["evidence"]
+heats = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+for seed, network in enumerate(networks):
+    with torch.no_grad():
+        logits = network(real[:-1])[0]
+    at = [loss(logits / heat, real[1:]).item() / math.log(2) for heat in heats]
+    print(f"seed {seed}:", *(f"{value:.3f}" for value in at))
+    best = heats[at.index(min(at))]
+    assert 0.85 < best < 1.25, "the best temperature is near 1"
+
+# %% [markdown] tags=["evidence"]
+# The best of these temperatures is a little above 1, and the gain is below a hundredth. A
+# longer training makes a network surer of itself: then look here again.
+#
+# ## Evidence: the likeliest text
+#
+# Greedy takes the likeliest character each time; that need not give the likeliest text.
+# [beam_search][rnnkit.beam_search] keeps several unfinished texts and looks further:
+
+# %% tags=["evidence"]
+from rnnkit import beam_search
+
+def paid(found):
+    return -found.log_probs[T0 - 1 : -1].mean().item() / math.log(2)
+
+some = primers[:, ::2]
+of_greedy = paid(sample_model(model, T0 + 60, some, sample_best))
+beam = beam_search(model, T0 + 60, some, width=8)
+print(f"greedy {of_greedy:.2f}, beam {paid(beam):.2f} bits per character, real text more:")
+print(f"{surprise(real[: T0 + 60, ::2]):.2f}.", repr(decode(beam.tokens[T0:, 3])))
+assert paid(beam) < 0.95 * of_greedy, "a likelier text"
+assert paid(beam) < 0.6 * surprise(real), "real text is not that likely"
+
+# %% [markdown] tags=["evidence"]
+# It finds likelier text, and no better one. Where the input all but settles the output, as for
+# the sounds of a written word, the likeliest answer is a good one. In translation it is not:
+# exact search finds the empty translation likeliest for more than half of the sentences
+# ([Stahlberg and Byrne 2019](https://arxiv.org/abs/1908.10090)). Beam search is used there
+# with success because it does not find the likeliest.
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: the samplers, by their definitions
+
+# %% tags=["evidence"]
+def kept_by(**options):
+    return SoftmaxSampler(**options).probabilities(after_def)[0]
+
+p = after_def.softmax(1)[0]
+torch.testing.assert_close(kept_by(temperature=0.5), p**2 / (p**2).sum())
+ranked = p.sort(descending=True).values
+for top_p in 0.01, 0.5, 0.9:
+    count = int((kept_by(top_p=top_p) > 0).sum())
+    assert ranked[:count].sum() > top_p - 1e-6, "they reach p"
+    assert ranked[: count - 1].sum() < top_p + 1e-6, "one fewer do not"
+assert (kept_by(top_k=5) > 0).sum() == 5, "five are kept"
+assert (kept_by(min_p=0.1) > 0).sum() == (p >= 0.1 * p.max()).sum()
+print("temperature, top_p, top_k and min_p are what they are said to be")
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: how the settings were chosen
+#
+# The size, the windows, the rate and its fall were picked from about fifteen tries for a
+# training of ten seconds; the bits of the validation and of the test files were printed side by
+# side, so the test is not untouched. The choices favor the network.
+
+# %% tags=["evidence"]
+for name, text in ("train", train), ("valid", valid), ("test", test):
+    print(f"{name:6}{bits(model, text):.2f} bits per character")
+assert bits(model, train) < 0.92 * network_bits, "its own files cost it less"
+
+# %% [markdown] tags=["evidence"]
+# The files that it was trained on cost less than new ones: names and habits differ from file
+# to file. The validation files are harder than the test files, by luck.
