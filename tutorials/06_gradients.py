@@ -173,6 +173,7 @@ for name, by_hand in by_copies.items():
     assert share.tolist() == by_hand, "the same, step by step"
 
 # %% tags=["check"]
+exact = Cell().double()
 golden = {"Wi": 11, "Wh": 66, "b": 5, "h0": 16}
 whole = Cell()
 last_state(whole).backward()
@@ -182,7 +183,7 @@ for name, total in golden.items():
     assert whole.get_parameter(name).grad == total, "backward adds up the shares"
     share = shares[f"cells.0.{name}"]
     assert share.sum() == total, "and so do the shares of rnnkit"
-    slope = measured_slope(partial(last_state, cell.double()), cell.get_parameter(name), 1.0)
+    slope = measured_slope(partial(last_state, exact), exact.get_parameter(name), 1.0)
     assert abs(slope - total) < 1e-4, "the referee agrees"
 for name, (_, last) in by_copies.items():
     assert cut.get_parameter(name).grad == last, "detached: the last share alone"
@@ -312,7 +313,7 @@ assert flows["RNN, 2 orth."][:, 30].min() > 10, "exploding"
 # from three seeds, with the same loop. (The clipping in it comes next.)
 
 # %%
-def train(build, seed, optimizer, clip=True, updates=240, batch=batch):
+def train(build, seed, optimizer, clip=True, updates=200, batch=batch):
     torch.manual_seed(seed)
     model = RecurrentSequential(build(), nn.Linear(H, 1))
     optimizer = optimizer(model.parameters())
@@ -376,7 +377,7 @@ for name, runs in {"raw": raw, "clipped": clipped, "slower": slower}.items():
 fig, ax = plt.subplots()
 for runs, color, dash in ((raw, "C1", "--"), (clipped, "C0", "-")):
     for errors in runs.unflatten(1, (-1, 8)).mean(dim=2):  # means of 8 updates
-        ax.semilogy(range(4, 240, 8), errors, dash, color=color, linewidth=1.5)
+        ax.semilogy(range(4, 200, 8), errors, dash, color=color, linewidth=1.5)
 ax.text(120, 1e12, "not clipped", color="C1")
 ax.text(120, 30, "clipped", color="C0")
 ax.set(xlabel="update", ylabel="mean squared error")
@@ -384,15 +385,15 @@ ax.set_title("Clipping survives the steps that ruin training")
 plt.show()
 
 # %% [markdown]
-# Without clipping all three runs are lost. With clipping all three learn. The smaller rate
-# learns too, and here quite as well: clipping is no better optimizer. It lets you keep a rate
-# that a few steep places would otherwise forbid. And it does nothing for a gradient that
+# Without clipping all three runs are lost. With clipping all three learn. At the smaller rate
+# they learn too: clipping is no better optimizer. It lets you keep a rate that a few steep
+# places would otherwise forbid. And it does nothing for a gradient that
 # vanishes: the two networks that learned nothing above were clipped as well.
 
 # %% tags=["check"]
 assert not (raw[:, -30:].mean(dim=1) < 100).any(), "not clipped: lost, on every seed"
 assert clipped[:, -30:].mean(dim=1).max() < 0.3, "clipped: it learns, on every seed"
-assert slower[:, -30:].mean(dim=1).max() < 0.3, "and at a smaller rate as well"
+assert slower[:, -30:].mean(dim=1).max() < 0.7, "and at a smaller rate as well"
 
 # %% [markdown]
 # ## Use it: check a model of your own
@@ -469,9 +470,9 @@ for name, total in golden.items():
     print(f"{name:2}: backward {overwritten[name]:g}, right is {total}")
 
 # %% [markdown]
-# $W_i$ and $b$ get the last share alone, and $h_0$ is taken to count 4 times at step 2. $W_h$ gets
-# 167, the **last** state: the state that it had been multiplied with, 38, was overwritten
-# before `backward` read it. **The cure**: a new state is a new tensor, `h = cell(x, h)`.
+# $W_i$ and $b$ get the last share alone. $W_h$ gets 167, the **last** state: the state that it
+# had been multiplied with, 38, was overwritten before `backward` read it. $h_0$ gets 4, as if
+# step 2 had read $h_0$ itself. **The cure**: a new state is a new tensor, `h = cell(x, h)`.
 #
 # ### A referee in float32
 #
@@ -513,7 +514,7 @@ assert disagreement(torch.float64) < 1e-4, "float64 does not"
 # ## Try it
 #
 # **1. A GRU that remembers.** Its state is $h_t = (1 - z_t) \odot n_t + z_t \odot h_{t-1}$.
-# Change the bias of the gate $z$, rows `H` to `2 * H`, so that a GRU learns the task in 240
+# Change the bias of the gate $z$, rows `H` to `2 * H`, so that a GRU learns the task in 120
 # updates. Guess the sign first.
 
 # %% tags=["solution"]
@@ -524,7 +525,8 @@ def open_gru():
     return gru
 
 adam = partial(torch.optim.Adam, lr=0.01)
-opened = torch.stack([train(open_gru, seed, adam) for seed in SEEDS])[:, -30:].mean(dim=1)
+runs = [train(open_gru, seed, adam, updates=120) for seed in SEEDS]
+opened = torch.stack(runs)[:, -30:].mean(dim=1)
 print("bias +5:", *[f"{error:.4f}" for error in opened])
 assert opened.max() < 0.1, "with z near 1 the state is kept"
 
@@ -535,7 +537,7 @@ assert opened.max() < 0.1, "with z near 1 the state is kept"
 # %% [markdown]
 # **2. How far does a gate reach?** A forget gate with bias $\beta$ keeps about
 # $\sigma(\beta)$ of the memory at each step. At which lag should less than 1 % be left, for
-# $\beta$ = 0, 1 and 2? Measure it. Then set `weight_hh_l0` to zero and measure again: guess
+# $\beta$ = 0, 0.5 and 1? Measure it. Then set `weight_hh_l0` to zero and measure again: guess
 # what changes.
 
 # %% tags=["solution"]
@@ -544,15 +546,16 @@ def gate_alone(bias):
     nn.init.zeros_(lstm.weight_hh_l0)
     return lstm
 
-for bias in (0.0, 1.0, 2.0):
+for bias in (0.0, 0.5, 1.0):
     kept = torch.tensor(bias).sigmoid().log10().item()
     predicted = -2 / kept
     lags = []
     for build in (partial(open_lstm, bias), partial(gate_alone, bias)):
         lags.append([int((reach(build, seed) > 0.01).sum()) for seed in SEEDS])
-    print(f"bias {bias:g}: predicted {predicted:.1f}, LSTM {lags[0]}, gate alone {lags[1]}")
+    print(f"bias {bias:3}: predicted {predicted:.1f}, LSTM {lags[0]}, gate alone {lags[1]}")
     for lag in lags[1]:
-        assert abs(lag - predicted) < 5, "the gate alone reaches as far as it says"
+        assert abs(lag - predicted) < 2, "the gate alone reaches as far as it says"
+    assert min(lags[0]) > predicted + 1, "with the other path it reaches further"
 
 # %% [markdown] tags=["solution"]
 # The gate is one of two paths back; the other leads through $h$ and `weight_hh`. With that one
@@ -592,3 +595,284 @@ assert flow[30] > 0.1 * flow[0], "it looks as if nothing vanished"
 #   [Jozefowicz and others 2015](https://proceedings.mlr.press/v37/jozefowicz15.html), and one
 #   that grows with the length of the memory,
 #   [Tallec and Ollivier 2018](https://arxiv.org/abs/1804.11188).
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: detaching keeps exactly the last shares
+#
+# Two layers of LSTM, in float64. Detached before its last steps, the network has the sum of
+# their shares as its gradient, and [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase] with that
+# `window` moves each weight by it: with a rate of 1, plain descent subtracts the gradient.
+
+# %% tags=["evidence"]
+from rnnkit import BPTTTrainingPhase, detach
+
+torch.manual_seed(0)
+model = RecurrentSequential(nn.LSTM(2, 5, num_layers=2), nn.Linear(5, 1)).double()
+inputs, targets = (tensor.double() for tensor in batch())
+shares = gradient_by_step(model, loss, inputs, targets)
+
+def gradient_of_last(window):
+    model.zero_grad()
+    state = None
+    if window < T:
+        state = detach(model(inputs[:-window])[1])
+    loss(model(inputs[-window:], state)[0], targets).backward()
+    return {name: weight.grad for name, weight in model.named_parameters()}
+
+# %% tags=["evidence"]
+equal = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-10)
+for window in (1, 5, T):
+    twin = deepcopy(model)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=1.0)
+    BPTTTrainingPhase(window=window)(twin, loss, (inputs, targets), optimizer)
+    cut = gradient_of_last(window)
+    for name, share in shares.items():
+        kept = share[-window:].sum(dim=0)
+        equal(cut[name], kept)
+        equal(model.get_parameter(name) - twin.get_parameter(name), kept)
+    part = cut["0.weight_hh_l0"].norm() / shares["0.weight_hh_l0"].sum(0).norm()
+    print(f"the last {window:2} steps: {part:.1%} of the size of weight_hh_l0's gradient")
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: where the factors come from
+#
+# `nn.RNN` draws `weight_hh` from $U(-1/\sqrt H, 1/\sqrt H)$, which has the variance $1/(3H)$.
+# The largest eigenvalue of such a matrix tends to $1/\sqrt 3 = 0.577$ as $H$ grows, and over
+# many steps a vector shrinks by that factor; `tanh` takes a little more. The largest singular
+# value, what *one* step can do at most, is another number and above 1. An LSTM's memory is
+# multiplied by the forget gate, which starts at about one half.
+
+# %% tags=["evidence"]
+for size in (32, 128, 512):
+    torch.manual_seed(0)
+    weight = nn.RNN(2, size).weight_hh_l0.detach().cpu()
+    radius = torch.linalg.eigvals(weight).abs().max().item()
+    stretch = torch.linalg.matrix_norm(weight, 2).item()
+    print(f"H = {size:3}: eigenvalue {radius:.3f}, singular value {stretch:.3f}")
+    assert 0.45 < radius < 0.75, "near 0.577"
+    assert stretch > 1.0, "the singular value is another number"
+
+# %% tags=["evidence"]
+torch.manual_seed(0)
+lstm = nn.LSTM(2, H)
+inputs, _ = batch()
+h = torch.cat([torch.zeros(1, B, H), lstm(inputs)[0][:-1]])  # what each step starts from
+W_ih, W_hh, b_ih, b_hh = lstm.parameters()
+gates = (inputs @ W_ih.T + h @ W_hh.T + b_ih + b_hh).chunk(4, dim=-1)
+forget = gates[1].sigmoid().mean().item()
+print(f"mean forget gate {forget:.2f}; measured factor a step", end=" ")
+factor = (flows["LSTM"][:, 30] / flows["LSTM"][:, 10]) ** (1 / 20)
+print(*[f"{value:.2f}" for value in factor])
+assert 0.4 < forget < 0.6, "half open"
+assert factor.min() > forget, "the path through h adds to it"
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: the same on text
+#
+# The task above is made. Here the networks read 60 characters of the source of Python's
+# `textwrap` module and predict the next one; nothing is trained.
+
+# %% tags=["evidence"]
+import inspect
+import textwrap
+
+text = inspect.getsource(textwrap)
+vocabulary = sorted(set(text))
+V = len(vocabulary)
+ids = torch.tensor([vocabulary.index(character) for character in text])
+next_character = seq2one_loss(nn.CrossEntropyLoss())
+
+def reach_on_text(layer, seed):
+    torch.manual_seed(seed)
+    model = RecurrentSequential(layer(V, H), nn.Linear(H, V))
+    starts = torch.randint(len(ids) - 60, (16,)).tolist()
+    windows = torch.stack([ids[start : start + 61] for start in starts], dim=1)
+    inputs = nn.functional.one_hot(windows[:-1], V).float()
+    flow = gradient_flow(model, next_character, inputs, windows[-1])["0.bias_ih_l0"]
+    return flow / flow[0]
+
+# %% tags=["evidence"]
+for layer in (nn.RNN, nn.GRU, nn.LSTM):
+    on_text = torch.stack([reach_on_text(layer, seed) for seed in SEEDS])
+    print(f"{layer.__name__:4} lag 30:", *[f"{flow[30]:.1e}" for flow in on_text])
+    assert on_text[:, 30].max() < 1e-4, "they forget on text as well"
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: an open gate is not enough
+#
+# The adding problem (Hochreiter and Schmidhuber 1997) of the same length: the network reads 40
+# numbers, two of the first ten are marked, and it is asked for their sum. To answer the mean
+# has an error of 1/6. We train the LSTM with forget bias 5 and a GRU as it comes.
+
+# %% tags=["evidence"]
+def adding_batch():
+    numbers = torch.rand(T, B)
+    marks = torch.zeros(T, B)
+    marks.scatter_(0, torch.rand(10, B).argsort(dim=0)[:2], 1.0)
+    sums = (numbers * marks).sum(dim=0)
+    return torch.stack([numbers, marks], dim=-1), sums.unsqueeze(1)
+
+adam = partial(torch.optim.Adam, lr=0.01)
+adding = {}
+for name in ("LSTM, bias 5", "GRU"):
+    build = networks[name]
+    runs = [train(build, seed, adam, updates=300, batch=adding_batch) for seed in SEEDS]
+    adding[name] = torch.stack(runs)[:, -30:].mean(dim=1)
+    print(f"{name:12} error", *[f"{error:.4f}" for error in adding[name]])
+assert adding["LSTM, bias 5"].min() > 0.13, "the open gate learns nothing in this time"
+assert adding["GRU"].max() < 0.05, "the GRU learns, though its gradient starts small"
+
+# %% [markdown] tags=["evidence"]
+# So how far a gradient reaches before training is a warning and no verdict: it is a picture of
+# the start. Here the network must also learn *which* numbers to store, and a gradient that
+# arrives does not do that by itself. The GRU, whose gradient starts out small, gets there.
+#
+# The learning rates, the bias and the factors were picked from about twenty trials with these
+# errors in view. What learns would learn at other settings too; the exact errors are a little
+# too good.
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: a backward of your own
+#
+# Backpropagation through time, written as a `torch.autograd.Function`: forward it keeps the
+# states, backward it walks them from last to first.
+
+# %% tags=["evidence"]
+def walk_back(ctx, arriving, through_time=1.0):
+    inputs, states, W_ih, W_hh = ctx.saved_tensors
+    back = torch.zeros_like(states[0])
+    before_tanh = []
+    for t in reversed(range(1, len(states))):
+        g = (arriving[t] + back) * (1 - states[t] ** 2)
+        back = through_time * (g @ W_hh)  # to the state before
+        before_tanh.insert(0, g)
+    g = torch.stack(before_tanh)  # (T, B, H)
+    d_ih = torch.einsum("tbh,tbf->hf", g, inputs)  # sums of shares
+    d_hh = torch.einsum("tbh,tbk->hk", g, states[:-1])
+    return g @ W_ih, arriving[0] + back, d_ih, d_hh, g.sum(dim=(0, 1))
+
+# %% tags=["evidence"]
+class BPTT(torch.autograd.Function):
+    @staticmethod
+    def forward(inputs, h, W_ih, W_hh, bias):
+        states = [h]
+        for x in inputs:
+            states.append(torch.tanh(x @ W_ih.T + states[-1] @ W_hh.T + bias))
+        return torch.stack(states)  # (T + 1, B, H), the first state included
+
+    @staticmethod
+    def setup_context(ctx, arguments, states):
+        inputs, _, W_ih, W_hh, _ = arguments
+        ctx.save_for_backward(inputs, states, W_ih, W_hh)
+
+    backward = staticmethod(walk_back)
+
+# %% [markdown] tags=["evidence"]
+# `torch.autograd.gradcheck` is PyTorch's referee for functions: it moves every number of every
+# argument, and `gradgradcheck` does so for second derivatives. Beside our function they judge
+# one that carries nothing back through time, and one that saves the states as plain numbers,
+# which is what saving a tensor made inside `forward` amounts to.
+
+# %% tags=["evidence"]
+class Forgetful(BPTT):
+    backward = staticmethod(partial(walk_back, through_time=0.0))
+
+class Numbers(BPTT):
+    @staticmethod
+    def setup_context(ctx, arguments, states):
+        BPTT.setup_context(ctx, arguments, states.detach().clone())
+
+# %% tags=["evidence"]
+from torch.autograd import gradcheck, gradgradcheck
+
+torch.manual_seed(0)
+shapes = [(4, 2, 3), (2, 5), (5, 3), (5, 5), (5,)]  # T = 4, B = 2, F = 3, H = 5
+arguments = [torch.randn(shape).double().requires_grad_() for shape in shapes]
+verdicts = {}
+for function in (BPTT, Forgetful, Numbers):
+    first = gradcheck(function.apply, arguments, raise_exception=False)
+    second = gradgradcheck(function.apply, arguments, raise_exception=False)
+    verdicts[function] = (first, second)
+    print(f"{function.__name__:9} first derivatives {first}, second {second}")
+assert verdicts[BPTT] == (True, True)
+assert not verdicts[Forgetful][0], "gradcheck notices what is not carried back"
+assert verdicts[Numbers] == (True, False), "only gradgradcheck notices the other"
+
+# %% [markdown] tags=["evidence"]
+# `Numbers` is dangerous: training works, and what differentiates twice, such as a penalty on the
+# size of the gradient, is wrong without an error. Return what you save, as `BPTT` does, or mark
+# the backward with `@once_differentiable`, and PyTorch refuses:
+
+# %% tags=["evidence"]
+from torch.autograd.function import once_differentiable
+
+class Once(Numbers):
+    backward = staticmethod(once_differentiable(walk_back))
+
+def penalty_slope(function):
+    """The gradient by W_hh of the squared size of all gradients, its norm."""
+    total = function(*arguments).square().sum()
+    gradients = torch.autograd.grad(total, arguments, create_graph=True)
+    arguments[3].grad = None
+    sum(gradient.square().sum() for gradient in gradients).backward()
+    return arguments[3].grad.norm().item()
+
+# %% tags=["evidence"]
+by_loop = penalty_slope(BPTT.forward)  # plain PyTorch, no backward of ours
+ours, numbers = penalty_slope(BPTT.apply), penalty_slope(Numbers.apply)
+print(f"loop {by_loop:.1f}, BPTT {ours:.1f}, Numbers {numbers:.1f}")
+try:
+    penalty_slope(Once.apply)
+    refused = "nothing was refused"
+except RuntimeError as error:
+    refused = str(error)
+print("Once:", refused)
+assert abs(ours / by_loop - 1) < 1e-6, "our second derivatives are PyTorch's"
+assert abs(numbers / by_loop - 1) > 0.1, "these are wrong, and nothing says so"
+assert "once_differentiable" in refused, "and these are refused"
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: a gradient left on a stored state
+#
+# Truncated backpropagation by hand often stores states and calls `backward` on each in turn. In
+# a [thread of PyTorch's forum](https://discuss.pytorch.org/t/implementing-truncated-backpropagation-through-time/15500?page=2)
+# somebody checked such code on paper: $h_t = w\,h_{t-1}$ with $w = 0.2$ and $h_0 = 0.9$ has the
+# gradient $3 w^2 h_0 = 0.108$ after three steps. The program gave 0.288.
+
+# %% tags=["evidence"]
+def hand_made(clear):
+    w = torch.tensor(0.2, requires_grad=True)
+    befores, afters, last = [], [], torch.tensor(0.9)
+    for step in range(3):
+        befores.append(last.detach().requires_grad_())
+        last = w * befores[-1]
+        afters.append(last)
+        w.grad = None
+        if clear:
+            clear(befores)
+        last.backward(retain_graph=True)
+        for k in range(step, 0, -1):  # from the newest state to the oldest
+            afters[k - 1].backward(befores[k].grad, retain_graph=True)
+    return w.grad.item()
+
+# %% tags=["evidence"]
+def forget_gradients(states):
+    for state in states:
+        state.grad = None
+
+stale, cleared = hand_made(clear=None), hand_made(clear=forget_gradients)
+print(f"left on the states {stale:.3f}, cleared {cleared:.3f}")
+assert abs(stale - 0.288) < 1e-5, "what was left is counted again"
+assert abs(cleared - 0.108) < 1e-5, "cleared, it is the number on paper"
+
+# %% [markdown] tags=["evidence"]
+# `backward` **adds** to `.grad`. On weights everybody clears it; here it stays on the states too,
+# and the next round passes it on. Clear it there, or store no states: rnnkit runs the last
+# `window` steps again from one detached state.
+#
+# ## Evidence: the small case
+#
+# The numbers 11, 66, 5 and 16 are also what the formulas in
+# [Flux's tests](https://github.com/FluxML/Flux.jl/blob/v0.14.25/test/layers/recurrent.jl) give
+# for this cell. 3, 38 and 1 are what that Julia library once printed instead;
+# [the thread](../docs/thread.md#the-open-question) has the reason.
