@@ -39,26 +39,24 @@ plt.style.use("rnnkit.style")
 # %% [markdown]
 # ## The pattern
 #
-# A recurrent network uses the same weight $W$ at every time step. Each use has a part in the
-# loss $L$, and the gradient of $W$ is the sum of these parts.
+# A recurrent network uses the same weight $W$ at every time step, and each use has a part in
+# the loss $L$.
 #
 # ![One weight W, used at three time steps. The loss on the last output sends a share d1, d2, d3 of the gradient to each use. The gradient of W is their sum.](../docs/assets/patterns/06.svg)
 #
-# Imagine that each step has a copy $W_t$ of its own. Then the chain rule says
-#
-# $$ \frac{dL}{dW} = \sum_{t=1}^{T} d_t, \qquad d_t = \frac{\partial L}{\partial W_t}, $$
-#
-# and we call $d_t$ the [share](../docs/glossary.md#gradient-share) of step $t$. Computing the
-# shares from the last step back to the first is *backpropagation through time*. If the early
-# shares are tiny, the network cannot learn from what it read early: the gradient **vanishes**.
-# If they are huge, it **explodes**.
+# If each step $t$ had a copy $W_t$ of its own, the chain rule would say
+# $dL/dW = \sum_t d_t$ with $d_t = \partial L / \partial W_t$. We call $d_t$ the
+# [share](../docs/glossary.md#gradient-share) of step $t$; computing the shares from the last
+# step back to the first is *backpropagation through time*. If the early shares are tiny, the
+# network cannot learn from what it read early: the gradient **vanishes**. If they are huge, it
+# **explodes**.
 
 # %% [markdown]
 # ## Check a gradient that you do not trust
 #
 # A wrong gradient raises no error, and often the loss still falls. Here is a network small
-# enough for a pencil, with one number for each weight, and a copy of it with a mistake that is
-# common: a `.detach()` too many.
+# enough for a pencil, with one number for each weight, and the same with a common mistake: one
+# `.detach()` too many.
 
 # %%
 class Cell(nn.Module):
@@ -84,19 +82,18 @@ class Detached(Cell):
         return super().forward(x, h)
 
 def last_state(cell):
-    h = cell(2.0)  # step 1 reads 2, step 2 reads 3
-    return cell(3.0, h)  # the loss is the last state
+    return cell(3.0, cell(2.0))  # reads 2, then 3; the last state is the loss
 
 # %% [markdown]
-# A gradient is a promise: move the weight a little, and the loss moves by so much. So move it
-# up and down, run the network twice, and see. This **referee** never calls `backward`. It
-# cannot make the same mistake.
+# A gradient is a promise: move a weight a little, and the loss moves by so much. So move it up
+# and down, run the network twice, and see. This **referee** never calls `backward`, and cannot
+# make the same mistake. A weight of many numbers is moved in a random direction, so two runs
+# are enough, whatever its size.
 
 # %%
 @torch.no_grad()
-def measured_slope(compute_loss, weight, direction):
-    """How the loss changes as a weight moves in a direction, by two runs."""
-    start, epsilon = weight.clone(), 1e-6
+def measured_slope(compute_loss, weight, direction, epsilon=1e-6):
+    start = weight.clone()
     weight.copy_(start + epsilon * direction)
     above = compute_loss()
     weight.copy_(start - epsilon * direction)
@@ -105,59 +102,63 @@ def measured_slope(compute_loss, weight, direction):
     return (above - below).item() / (2 * epsilon)
 
 # %%
-for kind in (Cell, Detached):
-    cell = kind().double()  # a step of 1e-6 needs float64
-    loss = last_state(cell)
-    loss.backward()
-    print(f"{kind.__name__}, loss {loss:g}")
-    for name, weight in cell.named_parameters():
-        slope = measured_slope(lambda: last_state(cell), weight, direction=1.0)
-        claim = 0.0 if weight.grad is None else weight.grad.item()
-        print(f"  {name:2} backward {claim:2g}, measured {slope:.4f}")
+def check_gradient(model, compute_loss):
+    """For each parameter: the slope that backward claims, and the slope measured."""
+    model.zero_grad()
+    compute_loss().backward()
+    for name, weight in model.named_parameters():
+        direction = torch.rand_like(weight)
+        direction /= direction.norm()  # for a single number: 1
+        claim = 0.0 if weight.grad is None else (weight.grad * direction).sum().item()
+        yield name, claim, measured_slope(compute_loss, weight, direction)
+
+# %%
+right, wrong = Cell().double(), Detached().double()  # so small a step needs float64
+of_right = list(check_gradient(right, lambda: last_state(right)))
+of_wrong = list(check_gradient(wrong, lambda: last_state(wrong)))
+for (name, claim, slope), (_, detached, _) in zip(of_right, of_wrong, strict=True):
+    print(f"{name:2} measured {slope:.4f}, backward {claim:2g}, detached {detached:2g}")
 
 # %% [markdown]
-# Both networks have the loss 167, and the referee measures 11, 66, 5 and 16 for both. For the
-# first `backward` says the same. For the second it says 3, 38, 1 and 0: that gradient is wrong.
-# Where do the missing parts come from?
+# Both networks have the same loss, 167, and the same slopes: 11, 66, 5 and 16. The first
+# `backward` says so. The second says 3, 38, 1 and 0, and is wrong. Where is the rest?
 
 # %% [markdown]
 # ## Plain PyTorch: the share of each step
 #
-# With a pencil: $h_1 = 5 \cdot 2 + 4 \cdot 7 = 38$ and $L = h_2 = 5 \cdot 3 + 4 \cdot 38 = 167$.
-# Going back, a change of $h_2$ counts once in the loss, and a change of $h_1$ counts $W_h = 4$
-# times. Each use of a weight gives what arrives at its step, times what it was multiplied with:
+# By pencil: $h_1 = 5 \cdot 2 + 4 \cdot 7 = 38$ and $L = h_2 = 5 \cdot 3 + 4 \cdot 38 = 167$. A
+# change of $h_2$ arrives in the loss once, a change of $h_1$ arrives $W_h = 4$ times. Each use of
+# a weight gives what arrives at its step, times what it was multiplied with:
 #
 # $$
 # \begin{aligned}
-# d_1 &= 4 \cdot 2 = 8, & d_2 &= 1 \cdot 3 = 3 && \text{for } W_i \\
-# d_1 &= 4 \cdot 7 = 28, & d_2 &= 1 \cdot 38 = 38 && \text{for } W_h \\
-# d_1 &= 4, & d_2 &= 1 && \text{for } b
+# W_i&: & d_1 &= 4 \cdot 2 = 8 & d_2 &= 1 \cdot 3 = 3 \\
+# W_h&: & d_1 &= 4 \cdot 7 = 28 & d_2 &= 1 \cdot 38 = 38 \\
+# b&: & d_1 &= 4 & d_2 &= 1
 # \end{aligned}
 # $$
 #
-# PyTorch does the same if each step really has a copy of the weights:
+# PyTorch finds the same if each step really has a copy of the weights:
 
 # %%
 cell = Cell()
 copies = [deepcopy(cell), deepcopy(cell)]  # one for each step
-h = copies[0](2.0)
-loss = copies[1](3.0, h)
+loss = copies[1](3.0, copies[0](2.0))
 loss.backward()
 by_copies = {}
 for name in ("Wi", "Wh", "b"):
     d1, d2 = (copy.get_parameter(name).grad.item() for copy in copies)
     by_copies[name] = [d1, d2]
-    print(f"{name:2}: {d1:2g} from step 1 and {d2:2g} from step 2, in sum {d1 + d2:g}")
+    print(f"{name:2} {d1:2g} from step 1 and {d2:2g} from step 2, in sum {d1 + d2:g}")
 
 # %% [markdown]
-# The detached network has the last share alone: 3, 38 and 1. A detached state stops everything
-# that would flow back through it.
-
-# %% [markdown]
+# The detached network has the last share alone: a detached state stops all that would flow back
+# through it.
+#
 # ## With rnnkit
 #
-# [gradient_by_step][rnnkit.gradient_by_step] gives the shares of any recurrent model.
-# [Unroll][rnnkit.Unroll] makes a model of our cell, one that is called like `nn.RNN`:
+# [gradient_by_step][rnnkit.gradient_by_step] gives the shares of any recurrent model, with time
+# in front. [Unroll][rnnkit.Unroll] makes a model of our cell, called like `nn.RNN`:
 
 # %%
 from rnnkit import Unroll, gradient_by_step
@@ -168,33 +169,25 @@ def last_output(outputs, targets):
 two_steps = torch.tensor([2.0, 3.0]).view(2, 1, 1)  # (T, B, F)
 shares = gradient_by_step(Unroll(Cell()), last_output, two_steps, targets=None)
 for name, by_hand in by_copies.items():
-    share = shares[f"cells.0.{name}"]  # (T, *shape of the weight)
-    print(name, share.tolist())
-    assert share.tolist() == by_hand, "the same, step by step"
+    assert shares[f"cells.0.{name}"].tolist() == by_hand, "the same, step by step"
 
 # %% tags=["check"]
-exact = Cell().double()
 golden = {"Wi": 11, "Wh": 66, "b": 5, "h0": 16}
-whole = Cell()
-last_state(whole).backward()
-cut = Detached()
-last_state(cut).backward()
-for name, total in golden.items():
-    assert whole.get_parameter(name).grad == total, "backward adds up the shares"
-    share = shares[f"cells.0.{name}"]
-    assert share.sum() == total, "and so do the shares of rnnkit"
-    slope = measured_slope(partial(last_state, exact), exact.get_parameter(name), 1.0)
-    assert abs(slope - total) < 1e-4, "the referee agrees"
+for name, claim, slope in of_right:
+    assert claim == golden[name], "backward adds up the shares"
+    assert shares[f"cells.0.{name}"].sum() == golden[name], "and so does rnnkit"
+for name, _, slope in of_right + of_wrong:
+    assert abs(slope - golden[name]) < 1e-4, "the referee agrees, of both networks"
+detached = {name: claim for name, claim, _ in of_wrong}
+assert list(detached.values()) == [3, 38, 1, 0]
 for name, (_, last) in by_copies.items():
-    assert cut.get_parameter(name).grad == last, "detached: the last share alone"
-assert cut.h0.grad is None, "and nothing for what lies before it"
+    assert detached[name] == last, "detached: the last share alone"
 
 # %% [markdown]
-# ## The data: a number to remember
+# ## The data: a number to remember for 40 steps
 #
-# Now a task that cannot be learned without a long gradient. At the first of 40 steps the
-# network reads a number; at every step it reads noise beside it. At the end it is asked for
-# the number.
+# Now a task that cannot be learned without a long gradient: remember a number. It is read at
+# the first of 40 steps, with noise beside it at every step, and asked for at the end.
 
 # %%
 T, B, H = 40, 32, 32  # steps, rows, numbers in a state
@@ -219,15 +212,14 @@ print("targets", tuple(targets.shape), "(B, 1): one for the whole sequence")
 print("outputs", tuple(outputs.shape), "(T, B, 1): the last is compared with the targets")
 
 # %% [markdown]
-# The baseline is to answer 0, the mean, whatever was read. Its mean squared error is the
-# variance of the number, **1**. Every batch is new, so an error in training is as good as one
-# in a test.
+# The baseline answers 0, the mean: its mean squared error is the variance of the number, **1**.
+# Every batch is new, so an error in training is as good as one in a test.
 #
 # ## How far back does the gradient reach?
 #
-# [gradient_flow][rnnkit.gradient_flow] gives the size of each share, by **lag**: steps back
-# from the last one. We look at a bias, because its share is what arrives at a step and nothing
-# else. [seq2one_loss][rnnkit.seq2one_loss] compares the last output with the target.
+# [gradient_flow][rnnkit.gradient_flow] gives the size of each share by **lag**: steps back from
+# the last one. We look at a bias, since its share is what arrives at a step and nothing else.
+# [seq2one_loss][rnnkit.seq2one_loss] compares the last output with the target.
 
 # %%
 from rnnkit import gradient_flow, seq2one_loss
@@ -243,11 +235,11 @@ def reach(build, seed):
     return flow / flow[0]
 
 # %% [markdown]
-# Six networks are compared. Three are as PyTorch makes them. In the others one thing differs.
-# An LSTM multiplies its memory $c$ by the forget gate at every step; with a bias of 5 that gate
-# starts at $\sigma(5) = 0.993$, so nearly everything is kept. An RNN multiplies its state by
-# `weight_hh`; an orthogonal matrix turns a vector without changing its length, and a factor in
-# front makes up for the slope of `tanh`, which is below 1.
+# We look at the three layers as PyTorch makes them, and at two changes. An LSTM multiplies its
+# memory $c$ by the forget gate at every step; with a bias of 5 that gate starts at
+# $\sigma(5) = 0.993$ and keeps nearly everything. An RNN multiplies its state by `weight_hh`; an
+# orthogonal matrix turns a vector without changing its length, and a factor makes up for the
+# slope of `tanh`, which is below 1.
 
 # %%
 def open_lstm(bias=5.0):
@@ -263,7 +255,7 @@ def orthogonal_rnn(factor):
     nn.init.orthogonal_(rnn.weight_hh_l0, gain=factor)
     return rnn
 
-# %%
+# %% tags=["fold"] summary="Six networks, three seeds each: what arrives at lag 30"
 networks = {
     "RNN": partial(nn.RNN, 2, H),
     "GRU": partial(nn.GRU, 2, H),
@@ -290,10 +282,9 @@ ax.set_title("How a network starts decides how far it sees")
 plt.show()
 
 # %% [markdown]
-# As PyTorch makes them, all three networks forget: what arrives shrinks by nearly half at every
-# step, and at lag 30 less than a millionth is left. **"An LSTM has no vanishing gradient" is
-# wrong**: a new one has it, like a GRU. It has what it takes to keep a gradient, but its forget
-# gate starts half closed. ([Where the factors come from](#evidence-where-the-factors-come-from);
+# As PyTorch makes them, all three forget: what arrives shrinks by nearly half at every step. **"An
+# LSTM has no vanishing gradient" is wrong.** It can keep one, but its forget gate starts half
+# closed. ([Why these factors](#evidence-where-the-factors-come-from);
 # [the same on text](#evidence-the-same-on-text).)
 
 # %% tags=["check"]
@@ -309,10 +300,10 @@ assert flows["RNN, 2 orth."][:, 30].min() > 10, "exploding"
 # %% [markdown]
 # ## What helps against a vanishing gradient
 #
-# Does a gradient that arrives make a network that learns? We train four of the networks, each
-# from three seeds, with the same loop. (The clipping in it comes next.)
+# Does a network that keeps its gradient learn better? Four of them are trained, from three
+# seeds each, with the same loop.
 
-# %%
+# %% tags=["fold"] summary="The training loop, as for any network"
 def train(build, seed, optimizer, clip=True, updates=200, batch=batch):
     torch.manual_seed(seed)
     model = RecurrentSequential(build(), nn.Linear(H, 1))
@@ -338,15 +329,14 @@ for name, rate in rates.items():
     print(f"{name:15} error", *[f"{error:.3f}" for error in final[name]])
 
 # %% [markdown]
-# The networks that forget stay at the error of the baseline. The other two learn to remember
-# the number. The changes cost two lines, and no time in training:
+# The two that forget stay at the baseline; the other two learn to remember. Either change is one
+# line:
 #
-# - **LSTM**: a bias of the forget gate between 1 and 5. The longer the memory is to be, the
-#   larger: $\sigma(\beta)^k$ of it is left after $k$ steps. A GRU has
-#   [such a gate too](#try-it).
+# - **LSTM**: raise the bias of the forget gate, the more the longer the memory is to be: after
+#   $k$ steps $\sigma(\beta)^k$ of it is left. A GRU has [such a gate too](#try-it).
 # - **RNN**: an orthogonal `weight_hh`, a little enlarged.
 #
-# It is no cure for everything. On a harder task of the same length the bias alone
+# It does not cure everything: on a harder task of the same length the bias alone
 # [does not help](#evidence-an-open-gate-is-not-enough), and a GRU as it comes learns it.
 
 # %% tags=["check"]
@@ -359,58 +349,40 @@ assert final["RNN, 1.2 orth."].max() < 0.3, "and so does an orthogonal start"
 # ## What helps against an exploding gradient
 #
 # A large gradient makes a large step, which can throw the weights to a place from where they do
-# not come back. **Clipping** shortens a gradient that is longer than `max_norm`, and keeps its
-# direction. Here is an RNN that starts with 1.5 times an orthogonal matrix, trained by plain
-# gradient descent: as it is, clipped, and with a rate that is ten times smaller.
+# not come back. **Clipping**, between `backward` and `step`, shortens a gradient that is longer
+# than a limit: `nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)`, or the callback
+# [ClipGradients][rnnkit.ClipGradients]. Here is an RNN with 1.5 times an orthogonal matrix,
+# trained by plain gradient descent.
 
 # %%
 exploding = partial(orthogonal_rnn, 1.5)
-sgd = partial(torch.optim.SGD, lr=0.1)
-slow = partial(torch.optim.SGD, lr=0.01)
-raw = torch.stack([train(exploding, seed, sgd, clip=False) for seed in SEEDS])
-clipped = torch.stack([train(exploding, seed, sgd) for seed in SEEDS])
-slower = torch.stack([train(exploding, seed, slow, clip=False) for seed in SEEDS])
-for name, runs in {"raw": raw, "clipped": clipped, "slower": slower}.items():
-    print(f"{name:7} error", *[f"{error:.2g}" for error in runs[:, -30:].mean(dim=1)])
-
-# %% alt="Error by update on a logarithmic axis, three seeds each. Without clipping the error jumps within the first updates to more than ten to the tenth and stays there. With clipping it falls from 1 to about a tenth." caption="The same network, the same three seeds, the same learning rate of 0.1." tags=["hide-input"]
-fig, ax = plt.subplots()
-for runs, color, dash in ((raw, "C1", "--"), (clipped, "C0", "-")):
-    for errors in runs.unflatten(1, (-1, 8)).mean(dim=2):  # means of 8 updates
-        ax.semilogy(range(4, 200, 8), errors, dash, color=color, linewidth=1.5)
-ax.text(120, 1e12, "not clipped", color="C1")
-ax.text(120, 30, "clipped", color="C0")
-ax.set(xlabel="update", ylabel="mean squared error")
-ax.set_title("Clipping survives the steps that ruin training")
-plt.show()
+ways = {"not clipped": (0.1, False), "clipped": (0.1, True), "small rate": (0.01, False)}
+curves = {}
+for name, (rate, clip) in ways.items():
+    sgd = partial(torch.optim.SGD, lr=rate)
+    curves[name] = torch.stack([train(exploding, seed, sgd, clip) for seed in SEEDS])
+    final[name] = curves[name][:, -30:].mean(dim=1)
+    print(f"{name:11} error", *[f"{error:.2g}" for error in final[name]])
 
 # %% [markdown]
-# Without clipping all three runs are lost. With clipping all three learn. At the smaller rate
-# they learn too: clipping is no better optimizer. It lets you keep a rate that a few steep
-# places would otherwise forbid. And it does nothing for a gradient that
-# vanishes: the two networks that learned nothing above were clipped as well.
+# Without clipping all three runs are lost; with it all three learn. At a rate ten times smaller
+# they learn too: clipping is no better optimizer, it lets you keep a rate that a few steep
+# places would forbid. Against a vanishing gradient it does nothing: the networks that learned
+# nothing above were clipped as well.
 
 # %% tags=["check"]
-assert not (raw[:, -30:].mean(dim=1) < 100).any(), "not clipped: lost, on every seed"
-assert clipped[:, -30:].mean(dim=1).max() < 0.3, "clipped: it learns, on every seed"
-assert slower[:, -30:].mean(dim=1).max() < 0.7, "and at a smaller rate as well"
+assert not (final["not clipped"] < 100).any(), "lost, on every seed"
+assert final["clipped"].max() < 0.3, "clipped: it learns, on every seed"
+assert final["small rate"].max() < 0.7, "and at a smaller rate as well"
 
 # %% [markdown]
 # ## Use it: check a model of your own
 #
-# For a network with many weights, move all numbers of a parameter at once, in a random
-# direction. That is two runs for each parameter, whatever its size.
+# The check from above works for any model. Three things must hold, or it complains of a gradient
+# that is right: model and inputs are in [float64](#evidence-the-referee-needs-float64), dropout
+# is off (`model.eval()`), and two runs give the same loss.
 
 # %%
-def check_gradient(model, compute_loss):
-    """For each parameter: the slope that backward claims, and the slope measured."""
-    model.zero_grad()
-    compute_loss().backward()
-    for name, weight in model.named_parameters():
-        direction = torch.randn_like(weight)
-        claim = (weight.grad * direction).sum().item()
-        yield name, claim, measured_slope(compute_loss, weight, direction)
-
 model = RecurrentSequential(nn.LSTM(2, 8, num_layers=2), nn.Linear(8, 1)).double()
 inputs, targets = (tensor.double() for tensor in batch())
 found = list(check_gradient(model, lambda: loss.on(model, inputs, targets)))
@@ -423,18 +395,15 @@ for name, claim, slope in found:
     assert abs(claim - slope) < 1e-7, "PyTorch's gradient of an LSTM is right"
 
 # %% [markdown]
-# Three things must hold, or the referee complains of a gradient that is right: model and inputs
-# are in float64, dropout is off (`model.eval()`), and two runs give the same loss. If a
-# parameter is found to be wrong, `gradient_by_step` says at which steps. For a function with a
-# backward of your own use `torch.autograd.gradcheck`, as
-# [the evidence](#evidence-a-backward-of-your-own) does.
+# If a parameter is wrong, `gradient_by_step` says at which steps. If you wrote a backward of your
+# own, use [torch.autograd.gradcheck](#evidence-a-backward-of-your-own).
 #
 # ## What goes wrong
 #
 # ### A small share, taken for a vanishing gradient
 #
 # The share of a weight is what arrives at the step **times what the weight is multiplied with**.
-# If that is zero, the share is zero, however much arrives. Look at the LSTM that learned:
+# Take the LSTM with forget bias 5:
 
 # %%
 torch.manual_seed(0)
@@ -448,15 +417,15 @@ for t in (0, 1, T - 1):
     print(f"weight on the number {of_number[t]:.3f}, weight_hh {of_state[t]:.3f}")
 
 # %% [markdown]
-# The weight on the number has a share at step 0 only, because its input is zero afterwards. The
-# share of `weight_hh` is zero at step 0, because the first state is zero. Neither has anything
-# to do with a vanishing gradient. **The cure** is to look at a bias.
+# The weight on the number has a share at step 0 only: its input is zero afterwards. The share of
+# `weight_hh` is zero at step 0, where the first state is zero. Yet a gradient arrives at every
+# step. **The cure** is to look at a bias.
 #
 # ### A state that is overwritten
 #
 # Writing each new state into the same tensor saves memory, and PyTorch refuses it: *one of the
-# variables needed for gradient computation has been modified by an inplace operation*. The
-# error goes away with `.data`. So does the gradient:
+# variables needed for gradient computation has been modified by an inplace operation*. With
+# `.data` the error goes away. So does the gradient:
 
 # %%
 cell = Cell()
@@ -473,36 +442,14 @@ for name, total in golden.items():
 # $W_i$ and $b$ get the last share alone. $W_h$ gets 167, the **last** state: the state that it
 # had been multiplied with, 38, was overwritten before `backward` read it. $h_0$ gets 4, as if
 # step 2 had read $h_0$ itself. **The cure**: a new state is a new tensor, `h = cell(x, h)`.
-#
-# ### A referee in float32
-#
-# The referee divides a small difference by a small number. In float32 that difference is mostly
-# rounding:
-
-# %%
-def disagreement(dtype):
-    torch.manual_seed(0)
-    model = RecurrentSequential(nn.LSTM(2, H), nn.Linear(H, 1)).to(dtype)
-    inputs, targets = (tensor.to(dtype) for tensor in batch())
-    worst = 0.0
-    for _, claim, slope in check_gradient(model, lambda: loss.on(model, inputs, targets)):
-        worst = max(worst, abs(claim - slope) / abs(claim))
-    return worst
-
-for dtype in (torch.float32, torch.float64):
-    print(f"{dtype}: off by up to {disagreement(dtype):.0e} of the slope")
 
 # %% tags=["check"]
 assert (of_number[1:] == 0).all() and of_number[0] > 0, "the number is read once"
 assert of_state[0] == 0, "the first state is zero"
 assert arrives.min() > 0.05 * arrives[-1], "and yet a gradient arrives at every step"
 assert [overwritten[name] for name in golden] == [3, 167, 1, 4], "overwritten"
-assert disagreement(torch.float32) > 0.02, "float32 sees errors that are none"
-assert disagreement(torch.float64) < 1e-4, "float64 does not"
 
 # %% [markdown]
-# **The cure** is `model.double()` and inputs in float64, for the check alone.
-#
 # ## In short
 #
 # - A gradient that you doubt: move a weight up and down, in float64, and compare.
@@ -639,7 +586,7 @@ for window in (1, 5, T):
 # `nn.RNN` draws `weight_hh` from $U(-1/\sqrt H, 1/\sqrt H)$, which has the variance $1/(3H)$.
 # The largest eigenvalue of such a matrix tends to $1/\sqrt 3 = 0.577$ as $H$ grows, and over
 # many steps a vector shrinks by that factor; `tanh` takes a little more. The largest singular
-# value, what *one* step can do at most, is another number and above 1. An LSTM's memory is
+# value, what *one* step can do at most, is another number, nearly twice as large. An LSTM's memory is
 # multiplied by the forget gate, which starts at about one half.
 
 # %% tags=["evidence"]
@@ -650,7 +597,7 @@ for size in (32, 128, 512):
     stretch = torch.linalg.matrix_norm(weight, 2).item()
     print(f"H = {size:3}: eigenvalue {radius:.3f}, singular value {stretch:.3f}")
     assert 0.45 < radius < 0.75, "near 0.577"
-    assert stretch > 1.0, "the singular value is another number"
+    assert stretch > 1.4 * radius, "the singular value is another number"
 
 # %% tags=["evidence"]
 torch.manual_seed(0)
@@ -698,6 +645,20 @@ for layer in (nn.RNN, nn.GRU, nn.LSTM):
     assert on_text[:, 30].max() < 1e-4, "they forget on text as well"
 
 # %% [markdown] tags=["evidence"]
+# ## Evidence: clipping, update by update
+
+# %% alt="Error by update on a logarithmic axis, three seeds each. Without clipping the error leaves the figure within the first forty updates. With clipping it falls from 1 to about a tenth." caption="The RNN with 1.5 times an orthogonal matrix, at a rate of 0.1. Means of 8 updates, three seeds." tags=["evidence", "hide-input"]
+fig, ax = plt.subplots()
+for name, color, dash in (("not clipped", "C1", "--"), ("clipped", "C0", "-")):
+    for errors in curves[name].unflatten(1, (-1, 8)).mean(dim=2):
+        ax.semilogy(range(4, 200, 8), errors, dash, color=color, linewidth=1.5)
+ax.text(60, 1e4, "not clipped", color="C1")
+ax.text(120, 0.4, "clipped", color="C0")
+ax.set(xlabel="update", ylabel="mean squared error", ylim=(0.01, 1e6))
+ax.set_title("Clipping survives the steps that ruin training")
+plt.show()
+
+# %% [markdown] tags=["evidence"]
 # ## Evidence: an open gate is not enough
 #
 # The adding problem (Hochreiter and Schmidhuber 1997) of the same length: the network reads 40
@@ -716,7 +677,7 @@ adam = partial(torch.optim.Adam, lr=0.01)
 adding = {}
 for name in ("LSTM, bias 5", "GRU"):
     build = networks[name]
-    runs = [train(build, seed, adam, updates=300, batch=adding_batch) for seed in SEEDS]
+    runs = [train(build, seed, adam, updates=240, batch=adding_batch) for seed in SEEDS]
     adding[name] = torch.stack(runs)[:, -30:].mean(dim=1)
     print(f"{name:12} error", *[f"{error:.4f}" for error in adding[name]])
 assert adding["LSTM, bias 5"].min() > 0.13, "the open gate learns nothing in this time"
@@ -730,6 +691,28 @@ assert adding["GRU"].max() < 0.05, "the GRU learns, though its gradient starts s
 # The learning rates, the bias and the factors were picked from about twenty trials with these
 # errors in view. What learns would learn at other settings too; the exact errors are a little
 # too good.
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: the referee needs float64
+#
+# It divides a small difference by a small number, and in float32 that difference is mostly
+# rounding. For the check alone, take `model.double()` and inputs in float64.
+
+# %% tags=["evidence"]
+def disagreement(dtype):
+    torch.manual_seed(0)
+    model = RecurrentSequential(nn.LSTM(2, H), nn.Linear(H, 1)).to(dtype)
+    inputs, targets = (tensor.to(dtype) for tensor in batch())
+    worst = 0.0
+    for _, claim, slope in check_gradient(model, lambda: loss.on(model, inputs, targets)):
+        worst = max(worst, abs(claim - slope) / abs(claim))
+    return worst
+
+off = {dtype: disagreement(dtype) for dtype in (torch.float32, torch.float64)}
+for dtype, worst in off.items():
+    print(f"{dtype}: off by up to {worst:.0e} of the slope")
+assert off[torch.float32] > 0.02, "float32 sees errors that are none"
+assert off[torch.float64] < 1e-4, "float64 does not"
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: a backward of your own
