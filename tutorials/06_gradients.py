@@ -14,10 +14,9 @@
 # %% [markdown]
 # # Vanishing, exploding, or wrong: look at a recurrent gradient
 #
-# After this page you can check a gradient that you do not trust, see how much of it each
-# time step gives, and do something about one that vanishes or explodes. If a gradient of yours
-# looks wrong, begin with [the check](#check-a-gradient-that-you-do-not-trust): ten lines that
-# work for any model.
+# After this page you can check a gradient that you do not trust, see how much of it each time
+# step gives, and mend one that vanishes or explodes. If a gradient of yours looks wrong, begin
+# with [the check](#check-a-gradient-that-you-do-not-trust), which works for any model.
 
 # %% tags=["skip-execution"]
 # %pip install "rnnkit[plot]"
@@ -39,17 +38,16 @@ plt.style.use("rnnkit.style")
 # %% [markdown]
 # ## The pattern
 #
-# A recurrent network uses the same weight $W$ at every time step, and each use has a part in
-# the loss $L$.
+# A recurrent network uses the same weight $W$ at every time step.
 #
 # ![One weight W, used at three time steps. The loss on the last output sends a share d1, d2, d3 of the gradient to each use. The gradient of W is their sum.](../docs/assets/patterns/06.svg)
 #
 # If each step $t$ had a copy $W_t$ of its own, the chain rule would say
 # $dL/dW = \sum_t d_t$ with $d_t = \partial L / \partial W_t$. We call $d_t$ the
-# [share](../docs/glossary.md#gradient-share) of step $t$; computing the shares from the last
-# step back to the first is *backpropagation through time*. If the early shares are tiny, the
+# [share](../docs/glossary.md#gradient-share) of step $t$. If the early shares are tiny, the
 # network cannot learn from what it read early: the gradient **vanishes**. If they are huge, it
-# **explodes**.
+# **explodes**. Computing them from the last step back to the first is *backpropagation through
+# time*.
 
 # %% [markdown]
 # ## Check a gradient that you do not trust
@@ -60,25 +58,21 @@ plt.style.use("rnnkit.style")
 
 # %%
 class Cell(nn.Module):
-    """One step: Wi x + Wh h + b. The first state is h0."""
-
     def __init__(self):
         super().__init__()
         self.Wi = nn.Parameter(torch.tensor(5.0))
         self.Wh = nn.Parameter(torch.tensor(4.0))
         self.b = nn.Parameter(torch.tensor(0.0))
-        self.h0 = nn.Parameter(torch.tensor(7.0))
+        self.h0 = nn.Parameter(torch.tensor(7.0))  # the first state
 
     def forward(self, x, h=None):
-        if h is None:
-            h = self.h0
+        h = self.h0 if h is None else h
         return self.Wi * x + self.Wh * h + self.b
 
 # %%
 class Detached(Cell):
     def forward(self, x, h=None):
-        if h is not None:
-            h = h.detach()  # keeps the number, cuts its history
+        h = self.h0 if h is None else h.detach()  # keeps the number, cuts its history
         return super().forward(x, h)
 
 def last_state(cell):
@@ -86,9 +80,9 @@ def last_state(cell):
 
 # %% [markdown]
 # A gradient is a promise: move a weight a little, and the loss moves by so much. So move it up
-# and down, run the network twice, and see. This **referee** never calls `backward`, and cannot
-# make the same mistake. A weight of many numbers is moved in a random direction, so two runs
-# are enough, whatever its size.
+# and down, run the network twice, and see. This **referee** never calls `backward` and cannot
+# make the same mistake. A large weight is moved in a random direction: two runs, whatever its
+# size.
 
 # %%
 @torch.no_grad()
@@ -128,15 +122,8 @@ for (name, claim, slope), (_, detached, _) in zip(of_right, of_wrong, strict=Tru
 #
 # By pencil: $h_1 = 5 \cdot 2 + 4 \cdot 7 = 38$ and $L = h_2 = 5 \cdot 3 + 4 \cdot 38 = 167$. A
 # change of $h_2$ arrives in the loss once, a change of $h_1$ arrives $W_h = 4$ times. Each use of
-# a weight gives what arrives at its step, times what it was multiplied with:
-#
-# $$
-# \begin{aligned}
-# W_i&: & d_1 &= 4 \cdot 2 = 8 & d_2 &= 1 \cdot 3 = 3 \\
-# W_h&: & d_1 &= 4 \cdot 7 = 28 & d_2 &= 1 \cdot 38 = 38 \\
-# b&: & d_1 &= 4 & d_2 &= 1
-# \end{aligned}
-# $$
+# a weight gives what arrives at its step, times what it was multiplied with. For $W_h$ that is
+# $d_1 = 4 \cdot 7 = 28$ and $d_2 = 1 \cdot 38 = 38$.
 #
 # PyTorch finds the same if each step really has a copy of the weights:
 
@@ -184,10 +171,10 @@ for name, (_, last) in by_copies.items():
     assert detached[name] == last, "detached: the last share alone"
 
 # %% [markdown]
-# ## The data: a number to remember for 40 steps
+# ## The data and the shapes
 #
-# Now a task that cannot be learned without a long gradient: remember a number. It is read at
-# the first of 40 steps, with noise beside it at every step, and asked for at the end.
+# Now a task that needs a long gradient: to remember a number. It is read at the first of 40
+# steps, with noise beside it at every step, and asked for at the end.
 
 # %%
 T, B, H = 40, 32, 32  # steps, rows, numbers in a state
@@ -198,48 +185,42 @@ def batch():
     inputs[:, :, 1] = torch.randn(T, B)  # noise
     return inputs, inputs[0, :, :1].clone()
 
-# %% [markdown]
-# ## The shapes
-
 # %%
 from rnnkit import RecurrentSequential
 
 model = RecurrentSequential(nn.LSTM(2, H), nn.Linear(H, 1))  # called like nn.LSTM
 inputs, targets = batch()
 outputs, state = model(inputs)
-print("inputs ", tuple(inputs.shape), "(T, B, features)")
-print("targets", tuple(targets.shape), "(B, 1): one for the whole sequence")
-print("outputs", tuple(outputs.shape), "(T, B, 1): the last is compared with the targets")
+for name, tensor in {"inputs": inputs, "targets": targets, "outputs": outputs}.items():
+    print(f"{name:7} {tuple(tensor.shape)}")
 
 # %% [markdown]
-# The baseline answers 0, the mean: its mean squared error is the variance of the number, **1**.
-# Every batch is new, so an error in training is as good as one in a test.
+# Time first, then the batch; there is one target for a whole sequence. The baseline answers 0,
+# the mean: its mean squared error is the variance of the number, **1**. Every batch is new, so an
+# error in training is as good as one in a test.
 #
 # ## How far back does the gradient reach?
 #
 # [gradient_flow][rnnkit.gradient_flow] gives the size of each share by **lag**: steps back from
 # the last one. We look at a bias, since its share is what arrives at a step and nothing else.
-# [seq2one_loss][rnnkit.seq2one_loss] compares the last output with the target.
 
 # %%
 from rnnkit import gradient_flow, seq2one_loss
 
-loss = seq2one_loss(nn.MSELoss())
+loss = seq2one_loss(nn.MSELoss())  # of the last output
 
 def reach(build, seed):
-    """What arrives at each lag, as a part of what arrives at lag 0: (T,)."""
     torch.manual_seed(seed)
     model = RecurrentSequential(build(), nn.Linear(H, 1))
     inputs, targets = batch()
     flow = gradient_flow(model, loss, inputs, targets)["0.bias_ih_l0"]
-    return flow / flow[0]
+    return flow / flow[0]  # (T,), as a part of lag 0
 
 # %% [markdown]
-# We look at the three layers as PyTorch makes them, and at two changes. An LSTM multiplies its
-# memory $c$ by the forget gate at every step; with a bias of 5 that gate starts at
-# $\sigma(5) = 0.993$ and keeps nearly everything. An RNN multiplies its state by `weight_hh`; an
-# orthogonal matrix turns a vector without changing its length, and a factor makes up for the
-# slope of `tanh`, which is below 1.
+# Three layers are taken as PyTorch makes them, and two are changed. An LSTM multiplies its memory
+# $c$ by the forget gate at every step; with a bias of 5 that gate starts at $\sigma(5) = 0.993$
+# and keeps nearly everything. An RNN multiplies its state by `weight_hh`; an orthogonal matrix
+# keeps a vector's length, and a factor makes up for the slope of `tanh`, which is below 1.
 
 # %%
 def open_lstm(bias=5.0):
@@ -255,7 +236,7 @@ def orthogonal_rnn(factor):
     nn.init.orthogonal_(rnn.weight_hh_l0, gain=factor)
     return rnn
 
-# %% tags=["fold"] summary="Six networks, three seeds each: what arrives at lag 30"
+# %% tags=["fold"] summary="Six networks from three seeds each, and a training loop as for any network"
 networks = {
     "RNN": partial(nn.RNN, 2, H),
     "GRU": partial(nn.GRU, 2, H),
@@ -270,40 +251,7 @@ for name, build in networks.items():
     low, high = flows[name][:, 30].min(), flows[name][:, 30].max()
     print(f"{name:15} at lag 30: {low:.2g} to {high:.2g} of lag 0")
 
-# %% alt="Size of the gradient by lag, 0 to 39, on a logarithmic axis. RNN, GRU and LSTM as PyTorch makes them fall together in a straight line to about one part in a hundred million. The LSTM with forget bias 5 and the RNN with 1.2 times an orthogonal matrix stay near 1. The RNN with 2 times an orthogonal matrix rises to about a thousand." caption="What arrives at each step of 40, for six networks before training, as a part of what arrives at the last step. Medians of three seeds." tags=["hero", "hide-input"]
-from rnnkit import plot_gradient_flow
-
-fig, ax = plt.subplots()
-medians = {name: flow.median(dim=0).values for name, flow in flows.items()}
-plot_gradient_flow(medians, ax)
-ax.axhline(1, color="#666666", linewidth=0.8)
-ax.set(ylabel="size of the gradient", xticks=range(0, 40, 10))
-ax.set_title("How a network starts decides how far it sees")
-plt.show()
-
-# %% [markdown]
-# As PyTorch makes them, all three forget: what arrives shrinks by nearly half at every step. **"An
-# LSTM has no vanishing gradient" is wrong.** It can keep one, but its forget gate starts half
-# closed. ([Why these factors](#evidence-where-the-factors-come-from);
-# [the same on text](#evidence-the-same-on-text).)
-
-# %% tags=["check"]
-for name in ("RNN", "GRU", "LSTM"):
-    assert flows[name][:, 30].max() < 1e-5, "a new network forgets, on every seed"
-    factor = (flows[name][:, 30] / flows[name][:, 10]) ** (1 / 20)
-    assert 0.4 < factor.min() and factor.max() < 0.75, "about half is lost at every step"
-for name in ("LSTM, bias 5", "RNN, 1.2 orth."):
-    assert flows[name][:, 30].min() > 0.02, "kept"
-    assert flows[name][:, 30].max() < 20, "and not exploding"
-assert flows["RNN, 2 orth."][:, 30].min() > 10, "exploding"
-
-# %% [markdown]
-# ## What helps against a vanishing gradient
-#
-# Does a network that keeps its gradient learn better? Four of them are trained, from three
-# seeds each, with the same loop.
-
-# %% tags=["fold"] summary="The training loop, as for any network"
+# %% tags=["fold"]
 def train(build, seed, optimizer, clip=True, updates=200, batch=batch):
     torch.manual_seed(seed)
     model = RecurrentSequential(build(), nn.Linear(H, 1))
@@ -318,6 +266,29 @@ def train(build, seed, optimizer, clip=True, updates=200, batch=batch):
         optimizer.step()
         errors.append(error.item())
     return torch.tensor(errors, device="cpu")
+
+# %% alt="Size of the gradient by lag, 0 to 39, on a logarithmic axis. RNN, GRU and LSTM as PyTorch makes them fall together in a straight line to about one part in a hundred million. The LSTM with forget bias 5 and the RNN with 1.2 times an orthogonal matrix stay near 1. The RNN with 2 times an orthogonal matrix rises to about a thousand." caption="What arrives at each step of 40, for six networks before training, as a part of what arrives at the last step. Medians of three seeds." tags=["hero", "hide-input"]
+from rnnkit import plot_gradient_flow
+
+fig, ax = plt.subplots(figsize=(5.2, 2.6))
+medians = {name: flow.median(dim=0).values for name, flow in flows.items()}
+plot_gradient_flow(medians, ax)
+ax.axhline(1, color="#666666", linewidth=0.8)
+ax.set_yticks([1e-8, 1e-6, 1e-4, 1e-2, 1, 100], ["1e-8", "1e-6", "1e-4", "0.01", "1", "100"])
+ax.set(ylabel="size of the gradient", xticks=range(0, 40, 10))
+ax.set_title("How a network starts decides how far it sees")
+plt.show()
+
+# %% [markdown]
+# As PyTorch makes them, all three forget: at every step only some 0.6 of what arrived is left.
+# **"An LSTM has no vanishing gradient" is wrong.** It can keep one, but its forget gate starts
+# half closed. ([Why these factors](#evidence-where-the-factors-come-from);
+# [the same on text](#evidence-the-same-on-text).)
+
+# %% [markdown]
+# ## What helps against a vanishing or exploding gradient
+#
+# Does a network that keeps its gradient learn better? Train four of them, from three seeds each:
 
 # %%
 rates = {"LSTM": 0.01, "LSTM, bias 5": 0.01, "RNN": 0.002, "RNN, 1.2 orth.": 0.002}
@@ -339,14 +310,8 @@ for name, rate in rates.items():
 # It does not cure everything: on a harder task of the same length the bias alone
 # [does not help](#evidence-an-open-gate-is-not-enough), and a GRU as it comes learns it.
 
-# %% tags=["check"]
-for name in ("LSTM", "RNN"):
-    assert final[name].min() > 0.8, "a network that forgets learns nothing, on every seed"
-assert final["LSTM, bias 5"].max() < 0.1, "an open gate remembers, on every seed"
-assert final["RNN, 1.2 orth."].max() < 0.3, "and so does an orthogonal start"
-
 # %% [markdown]
-# ## What helps against an exploding gradient
+# ### Exploding: clip
 #
 # A large gradient makes a large step, which can throw the weights to a place from where they do
 # not come back. **Clipping**, between `backward` and `step`, shortens a gradient that is longer
@@ -367,8 +332,24 @@ for name, (rate, clip) in ways.items():
 # %% [markdown]
 # Without clipping all three runs are lost; with it all three learn. At a rate ten times smaller
 # they learn too: clipping is no better optimizer, it lets you keep a rate that a few steep
-# places would forbid. Against a vanishing gradient it does nothing: the networks that learned
-# nothing above were clipped as well.
+# places would forbid. Against a vanishing gradient it does nothing: the networks above were
+# clipped as well.
+
+# %% tags=["check"]
+for name in ("RNN", "GRU", "LSTM"):
+    assert flows[name][:, 30].max() < 1e-5, "a new network forgets, on every seed"
+    factor = (flows[name][:, 30] / flows[name][:, 10]) ** (1 / 20)
+    assert 0.4 < factor.min() and factor.max() < 0.75, "some 0.6 is left at every step"
+for name in ("LSTM, bias 5", "RNN, 1.2 orth."):
+    assert flows[name][:, 30].min() > 0.02, "kept"
+    assert flows[name][:, 30].max() < 20, "and not exploding"
+assert flows["RNN, 2 orth."][:, 30].min() > 10, "exploding"
+
+# %% tags=["check"]
+for name in ("LSTM", "RNN"):
+    assert final[name].min() > 0.8, "a network that forgets learns nothing, on every seed"
+assert final["LSTM, bias 5"].max() < 0.1, "an open gate remembers, on every seed"
+assert final["RNN, 1.2 orth."].max() < 0.3, "and so does an orthogonal start"
 
 # %% tags=["check"]
 assert not (final["not clipped"] < 100).any(), "lost, on every seed"
@@ -378,21 +359,17 @@ assert final["small rate"].max() < 0.7, "and at a smaller rate as well"
 # %% [markdown]
 # ## Use it: check a model of your own
 #
-# The check from above works for any model. Three things must hold, or it complains of a gradient
-# that is right: model and inputs are in [float64](#evidence-the-referee-needs-float64), dropout
-# is off (`model.eval()`), and two runs give the same loss.
+# `check_gradient` works for any model. Three things must hold, or it complains of a gradient that
+# is right: [float64](#evidence-the-referee-needs-float64), dropout off (`model.eval()`), and the
+# same loss from two runs.
 
 # %%
 model = RecurrentSequential(nn.LSTM(2, 8, num_layers=2), nn.Linear(8, 1)).double()
 inputs, targets = (tensor.double() for tensor in batch())
-found = list(check_gradient(model, lambda: loss.on(model, inputs, targets)))
-for name, claim, slope in found[:4]:
-    print(f"{name:15} backward {claim:+.6f}, measured {slope:+.6f}")
-
-# %% tags=["check"]
-assert len(found) == 10, "every parameter"
-for name, claim, slope in found:
-    assert abs(claim - slope) < 1e-7, "PyTorch's gradient of an LSTM is right"
+differences = []
+for _, claim, slope in check_gradient(model, lambda: loss.on(model, inputs, targets)):
+    differences.append(abs(claim - slope))
+print(f"{len(differences)} parameters, largest difference {max(differences):.0e}")
 
 # %% [markdown]
 # If a parameter is wrong, `gradient_by_step` says at which steps. If you wrote a backward of your
@@ -412,9 +389,9 @@ shares = gradient_by_step(model, loss, *batch())
 arrives = shares["0.bias_ih_l0"].norm(dim=1)
 of_number = shares["0.weight_ih_l0"][:, :, 0].norm(dim=1)  # reads the number
 of_state = shares["0.weight_hh_l0"].flatten(1).norm(dim=1)
+print("step  arrives  weight on the number  weight_hh")
 for t in (0, 1, T - 1):
-    print(f"step {t:2}: arrives {arrives[t]:.3f}, ", end="")
-    print(f"weight on the number {of_number[t]:.3f}, weight_hh {of_state[t]:.3f}")
+    print(f"{t:4}  {arrives[t]:7.3f}  {of_number[t]:20.3f}  {of_state[t]:9.3f}")
 
 # %% [markdown]
 # The weight on the number has a share at step 0 only: its input is zero afterwards. The share of
@@ -435,15 +412,15 @@ for x in (2.0, 3.0):
     h.data.copy_(output)  # not seen by autograd
 output.backward()
 overwritten = {name: weight.grad for name, weight in cell.named_parameters()}
-for name, total in golden.items():
-    print(f"{name:2}: backward {overwritten[name]:g}, right is {total}")
+print({name: f"{grad:g}" for name, grad in overwritten.items()})
 
 # %% [markdown]
-# $W_i$ and $b$ get the last share alone. $W_h$ gets 167, the **last** state: the state that it
-# had been multiplied with, 38, was overwritten before `backward` read it. $h_0$ gets 4, as if
-# step 2 had read $h_0$ itself. **The cure**: a new state is a new tensor, `h = cell(x, h)`.
+# Right is 11, 66, 5, 16. $W_i$ and $b$ get the last share alone. $W_h$ gets 167, the **last**
+# state: the 38 that it had been multiplied with was overwritten before `backward` read it. $h_0$
+# gets 4, as if step 2 had read $h_0$ itself. **The cure**: a new state is a new tensor, `h = cell(x, h)`.
 
 # %% tags=["check"]
+assert len(differences) == 10 and max(differences) < 1e-7, "PyTorch's gradient is right"
 assert (of_number[1:] == 0).all() and of_number[0] > 0, "the number is read once"
 assert of_state[0] == 0, "the first state is zero"
 assert arrives.min() > 0.05 * arrives[-1], "and yet a gradient arrives at every step"
@@ -535,13 +512,12 @@ assert flow[30] > 0.1 * flow[0], "it looks as if nothing vanished"
 # - A task whose loss needs a long reach: [03 Sequence to one](03_seq2one.py).
 # - A gradient that came out wrong in another library, and why: [The thread,
 #   answered](../docs/thread.md#the-open-question).
-# - Papers: the sum over steps, [Werbos 1990](https://doi.org/10.1109/5.58337); vanishing and
-#   exploding gradients, [Bengio and others 1994](https://doi.org/10.1109/72.279181) and
-#   [Pascanu and others 2013](https://arxiv.org/abs/1211.5063), who also propose clipping; the
-#   bias of the forget gate, [Gers and others 2000](https://doi.org/10.1162/089976600300015015),
-#   [Jozefowicz and others 2015](https://proceedings.mlr.press/v37/jozefowicz15.html), and one
-#   that grows with the length of the memory,
-#   [Tallec and Ollivier 2018](https://arxiv.org/abs/1804.11188).
+# - Papers: [Werbos 1990](https://doi.org/10.1109/5.58337) on the sum over steps;
+#   [Bengio and others 1994](https://doi.org/10.1109/72.279181) and
+#   [Pascanu and others 2013](https://arxiv.org/abs/1211.5063) on vanishing, exploding and
+#   clipping; [Gers and others 2000](https://doi.org/10.1162/089976600300015015),
+#   [Jozefowicz and others 2015](https://proceedings.mlr.press/v37/jozefowicz15.html) and
+#   [Tallec and Ollivier 2018](https://arxiv.org/abs/1804.11188) on the forget gate and its bias.
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: detaching keeps exactly the last shares
