@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Vanishing, exploding, or wrong: look at a recurrent gradient
+# # Vanishing, exploding and wrong gradients
 #
 # After this page you can check a gradient that you do not trust, see how much of it each time
 # step gives, and mend one that vanishes or explodes. If a gradient of yours looks wrong, begin
@@ -53,8 +53,7 @@ plt.style.use("rnnkit.style")
 # ## Check a gradient that you do not trust
 #
 # A wrong gradient raises no error, and often the loss still falls. Here is a network small
-# enough for a pencil, with one number for each weight, and the same with a common mistake: one
-# `.detach()` too many.
+# enough for a pencil, and the same with one `.detach()` too many, a common mistake.
 
 # %%
 class Cell(nn.Module):
@@ -81,8 +80,7 @@ def last_state(cell):
 # %% [markdown]
 # A gradient is a promise: move a weight a little, and the loss moves by so much. So move it up
 # and down, run the network twice, and see. This **referee** never calls `backward` and cannot
-# make the same mistake. A large weight is moved in a random direction: two runs, whatever its
-# size.
+# make the same mistake. A large weight is moved in a random direction.
 
 # %%
 @torch.no_grad()
@@ -115,15 +113,29 @@ for (name, claim, slope), (_, detached, _) in zip(of_right, of_wrong, strict=Tru
 
 # %% [markdown]
 # Both networks have the same loss, 167, and the same slopes: 11, 66, 5 and 16. The first
-# `backward` says so. The second says 3, 38, 1 and 0, and is wrong. Where is the rest?
+# `backward` says so. The second says 3, 38, 1 and 0, and is wrong.
+#
+# **Use it** on any model: `check_gradient(model, lambda: loss(model(inputs)[0], targets))`. Three
+# things must hold, or it complains of a gradient that is right: model and inputs are in
+# [float64](#evidence-the-referee-needs-float64), dropout is off, and two runs give the same loss.
+# For a backward that you wrote yourself there is
+# [torch.autograd.gradcheck](#evidence-a-backward-of-your-own).
+
+# %% tags=["check"]
+lstm = nn.LSTM(2, 8, num_layers=2).double()
+some = torch.randn(40, 3, 2).double()
+differences = []
+for _, claim, slope in check_gradient(lstm, lambda: lstm(some)[0].square().mean()):
+    differences.append(abs(claim - slope))
+assert len(differences) == 8 and max(differences) < 1e-7, "PyTorch's gradient is right"
 
 # %% [markdown]
 # ## Plain PyTorch: the share of each step
 #
-# By pencil: $h_1 = 5 \cdot 2 + 4 \cdot 7 = 38$ and $L = h_2 = 5 \cdot 3 + 4 \cdot 38 = 167$. A
-# change of $h_2$ arrives in the loss once, a change of $h_1$ arrives $W_h = 4$ times. Each use of
-# a weight gives what arrives at its step, times what it was multiplied with. For $W_h$ that is
-# $d_1 = 4 \cdot 7 = 28$ and $d_2 = 1 \cdot 38 = 38$.
+# Where are the missing parts? By pencil: $h_1 = 5 \cdot 2 + 4 \cdot 7 = 38$ and
+# $L = h_2 = 5 \cdot 3 + 4 \cdot 38 = 167$. A change of $h_2$ arrives in the loss once, a change of
+# $h_1$ arrives $W_h = 4$ times. Each use of a weight gives what arrives at its step, times what
+# it was multiplied with: for $W_h$, $d_1 = 4 \cdot 7$ and $d_2 = 1 \cdot 38$.
 #
 # PyTorch finds the same if each step really has a copy of the weights:
 
@@ -158,18 +170,6 @@ shares = gradient_by_step(Unroll(Cell()), last_output, two_steps, targets=None)
 for name, by_hand in by_copies.items():
     assert shares[f"cells.0.{name}"].tolist() == by_hand, "the same, step by step"
 
-# %% tags=["check"]
-golden = {"Wi": 11, "Wh": 66, "b": 5, "h0": 16}
-for name, claim, slope in of_right:
-    assert claim == golden[name], "backward adds up the shares"
-    assert shares[f"cells.0.{name}"].sum() == golden[name], "and so does rnnkit"
-for name, _, slope in of_right + of_wrong:
-    assert abs(slope - golden[name]) < 1e-4, "the referee agrees, of both networks"
-detached = {name: claim for name, claim, _ in of_wrong}
-assert list(detached.values()) == [3, 38, 1, 0]
-for name, (_, last) in by_copies.items():
-    assert detached[name] == last, "detached: the last share alone"
-
 # %% [markdown]
 # ## The data and the shapes
 #
@@ -185,19 +185,13 @@ def batch():
     inputs[:, :, 1] = torch.randn(T, B)  # noise
     return inputs, inputs[0, :, :1].clone()
 
-# %%
-from rnnkit import RecurrentSequential
-
-model = RecurrentSequential(nn.LSTM(2, H), nn.Linear(H, 1))  # called like nn.LSTM
 inputs, targets = batch()
-outputs, state = model(inputs)
-for name, tensor in {"inputs": inputs, "targets": targets, "outputs": outputs}.items():
-    print(f"{name:7} {tuple(tensor.shape)}")
+print("inputs", tuple(inputs.shape), "targets", tuple(targets.shape))
 
 # %% [markdown]
-# Time first, then the batch; there is one target for a whole sequence. The baseline answers 0,
-# the mean: its mean squared error is the variance of the number, **1**. Every batch is new, so an
-# error in training is as good as one in a test.
+# Time first, then the batch; one target for a whole sequence. The baseline answers 0, the mean:
+# its mean squared error is the variance of the number, **1**. Every batch is new, so an error in
+# training is as good as one in a test.
 #
 # ## How far back does the gradient reach?
 #
@@ -205,30 +199,28 @@ for name, tensor in {"inputs": inputs, "targets": targets, "outputs": outputs}.i
 # the last one. We look at a bias, since its share is what arrives at a step and nothing else.
 
 # %%
-from rnnkit import gradient_flow, seq2one_loss
+from rnnkit import RecurrentSequential, gradient_flow, seq2one_loss
 
+torch.manual_seed(0)
+model = RecurrentSequential(nn.LSTM(2, H), nn.Linear(H, 1))  # called like nn.LSTM
 loss = seq2one_loss(nn.MSELoss())  # of the last output
-
-def reach(build, seed):
-    torch.manual_seed(seed)
-    model = RecurrentSequential(build(), nn.Linear(H, 1))
-    inputs, targets = batch()
-    flow = gradient_flow(model, loss, inputs, targets)["0.bias_ih_l0"]
-    return flow / flow[0]  # (T,), as a part of lag 0
+flow = gradient_flow(model, loss, inputs, targets)["0.bias_ih_l0"]  # (T,)
+for lag in (0, 10, 20, 30):
+    print(f"lag {lag:2}: {flow[lag]:.1e}")
 
 # %% [markdown]
-# Three layers are taken as PyTorch makes them, and two are changed. An LSTM multiplies its memory
-# $c$ by the forget gate at every step; with a bias of 5 that gate starts at $\sigma(5) = 0.993$
-# and keeps nearly everything. An RNN multiplies its state by `weight_hh`; an orthogonal matrix
-# keeps a vector's length, and a factor makes up for the slope of `tanh`, which is below 1.
+# That is an LSTM as PyTorch makes it: at every step only some 0.6 of what arrived is left. Two
+# changes help. An LSTM multiplies its memory $c$ by the forget gate at every step; with a bias of
+# 5 that gate starts at $\sigma(5) = 0.993$ and keeps nearly everything. An RNN multiplies its state
+# by `weight_hh`; an orthogonal matrix keeps a vector's length, and a factor makes up for the
+# slope of `tanh`, which is below 1.
 
 # %%
 def open_lstm(bias=5.0):
     lstm = nn.LSTM(2, H)
-    gate = slice(H, 2 * H)  # PyTorch's order: input, forget, cell, output
-    with torch.no_grad():
-        lstm.bias_ih_l0[gate] = bias
-        lstm.bias_hh_l0[gate] = 0.0
+    with torch.no_grad():  # PyTorch's order of the gates: input, forget, cell, output
+        lstm.bias_ih_l0[H : 2 * H] = bias
+        lstm.bias_hh_l0[H : 2 * H] = 0.0
     return lstm
 
 def orthogonal_rnn(factor):
@@ -237,6 +229,14 @@ def orthogonal_rnn(factor):
     return rnn
 
 # %% tags=["fold"] summary="Six networks from three seeds each, and a training loop as for any network"
+def reach(build, seed):
+    torch.manual_seed(seed)
+    model = RecurrentSequential(build(), nn.Linear(H, 1))
+    inputs, targets = batch()
+    flow = gradient_flow(model, loss, inputs, targets)["0.bias_ih_l0"]
+    return flow / flow[0]  # (T,), as a part of lag 0
+
+# %% tags=["fold"]
 networks = {
     "RNN": partial(nn.RNN, 2, H),
     "GRU": partial(nn.GRU, 2, H),
@@ -267,7 +267,7 @@ def train(build, seed, optimizer, clip=True, updates=200, batch=batch):
         errors.append(error.item())
     return torch.tensor(errors, device="cpu")
 
-# %% alt="Size of the gradient by lag, 0 to 39, on a logarithmic axis. RNN, GRU and LSTM as PyTorch makes them fall together in a straight line to about one part in a hundred million. The LSTM with forget bias 5 and the RNN with 1.2 times an orthogonal matrix stay near 1. The RNN with 2 times an orthogonal matrix rises to about a thousand." caption="What arrives at each step of 40, for six networks before training, as a part of what arrives at the last step. Medians of three seeds." tags=["hero", "hide-input"]
+# %% alt="Size of the gradient by lag, 0 to 39, on a logarithmic axis. RNN, GRU and LSTM as PyTorch makes them fall together in a straight line to about one part in a hundred million. The LSTM with forget bias 5 and the RNN with 1.2 times an orthogonal matrix stay near 1. The RNN with 2 times an orthogonal matrix rises to about a thousand." caption="What arrives at each step back, as a part of lag 0, before training. Medians of three seeds." tags=["hero", "hide-input"]
 from rnnkit import plot_gradient_flow
 
 fig, ax = plt.subplots(figsize=(5.2, 2.6))
@@ -280,10 +280,10 @@ ax.set_title("How a network starts decides how far it sees")
 plt.show()
 
 # %% [markdown]
-# As PyTorch makes them, all three forget: at every step only some 0.6 of what arrived is left.
-# **"An LSTM has no vanishing gradient" is wrong.** It can keep one, but its forget gate starts
-# half closed. ([Why these factors](#evidence-where-the-factors-come-from);
-# [the same on text](#evidence-the-same-on-text).)
+# RNN, GRU and LSTM all forget. **"An LSTM has no vanishing gradient" is wrong**: it can keep one,
+# but its forget gate starts half closed. ([Why these
+# factors](#evidence-where-the-factors-come-from); [the same on
+# text](#evidence-the-same-on-text).)
 
 # %% [markdown]
 # ## What helps against a vanishing or exploding gradient
@@ -336,6 +336,18 @@ for name, (rate, clip) in ways.items():
 # clipped as well.
 
 # %% tags=["check"]
+golden = {"Wi": 11, "Wh": 66, "b": 5, "h0": 16}
+for name, claim, slope in of_right:
+    assert claim == golden[name], "backward adds up the shares"
+    assert shares[f"cells.0.{name}"].sum() == golden[name], "and so does rnnkit"
+for name, _, slope in of_right + of_wrong:
+    assert abs(slope - golden[name]) < 1e-4, "the referee agrees, of both networks"
+detached = {name: claim for name, claim, _ in of_wrong}
+assert list(detached.values()) == [3, 38, 1, 0]
+for name, (_, last) in by_copies.items():
+    assert detached[name] == last, "detached: the last share alone"
+
+# %% tags=["check"]
 for name in ("RNN", "GRU", "LSTM"):
     assert flows[name][:, 30].max() < 1e-5, "a new network forgets, on every seed"
     factor = (flows[name][:, 30] / flows[name][:, 10]) ** (1 / 20)
@@ -357,24 +369,6 @@ assert final["clipped"].max() < 0.3, "clipped: it learns, on every seed"
 assert final["small rate"].max() < 0.7, "and at a smaller rate as well"
 
 # %% [markdown]
-# ## Use it: check a model of your own
-#
-# `check_gradient` works for any model. Three things must hold, or it complains of a gradient that
-# is right: [float64](#evidence-the-referee-needs-float64), dropout off (`model.eval()`), and the
-# same loss from two runs.
-
-# %%
-model = RecurrentSequential(nn.LSTM(2, 8, num_layers=2), nn.Linear(8, 1)).double()
-inputs, targets = (tensor.double() for tensor in batch())
-differences = []
-for _, claim, slope in check_gradient(model, lambda: loss.on(model, inputs, targets)):
-    differences.append(abs(claim - slope))
-print(f"{len(differences)} parameters, largest difference {max(differences):.0e}")
-
-# %% [markdown]
-# If a parameter is wrong, `gradient_by_step` says at which steps. If you wrote a backward of your
-# own, use [torch.autograd.gradcheck](#evidence-a-backward-of-your-own).
-#
 # ## What goes wrong
 #
 # ### A small share, taken for a vanishing gradient
@@ -398,33 +392,30 @@ for t in (0, 1, T - 1):
 # `weight_hh` is zero at step 0, where the first state is zero. Yet a gradient arrives at every
 # step. **The cure** is to look at a bias.
 #
-# ### A state that is overwritten
+# ### A loss at every step
 #
-# Writing each new state into the same tensor saves memory, and PyTorch refuses it: *one of the
-# variables needed for gradient computation has been modified by an inplace operation*. With
-# `.data` the error goes away. So does the gradient:
+# The LSTM as PyTorch makes it, asked for the number at every step and not only at the last:
 
 # %%
-cell = Cell()
-h = cell.h0.clone()
-for x in (2.0, 3.0):
-    output = cell(x, h)
-    h.data.copy_(output)  # not seen by autograd
-output.backward()
-overwritten = {name: weight.grad for name, weight in cell.named_parameters()}
-print({name: f"{grad:g}" for name, grad in overwritten.items()})
+from rnnkit import seq2seq_loss
+
+torch.manual_seed(0)
+model = RecurrentSequential(nn.LSTM(2, H), nn.Linear(H, 1))
+inputs, targets = batch()
+at_every_step = seq2seq_loss(nn.MSELoss())
+every = gradient_flow(model, at_every_step, inputs, targets.expand(T, B, 1))["0.bias_ih_l0"]
+for lag in (0, 10, 20, 30):
+    print(f"lag {lag:2}: {every[lag]:.1e}")
 
 # %% [markdown]
-# Right is 11, 66, 5, 16. $W_i$ and $b$ get the last share alone. $W_h$ gets 167, the **last**
-# state: the 38 that it had been multiplied with was overwritten before `backward` read it. $h_0$
-# gets 4, as if step 2 had read $h_0$ itself. **The cure**: a new state is a new tensor, `h = cell(x, h)`.
+# Each step is fed by the loss of its neighbors, and the sizes look healthy; it forgets as before.
+# **The cure**: to see how far a gradient reaches, put the loss on the last step.
 
 # %% tags=["check"]
-assert len(differences) == 10 and max(differences) < 1e-7, "PyTorch's gradient is right"
 assert (of_number[1:] == 0).all() and of_number[0] > 0, "the number is read once"
 assert of_state[0] == 0, "the first state is zero"
 assert arrives.min() > 0.05 * arrives[-1], "and yet a gradient arrives at every step"
-assert [overwritten[name] for name in golden] == [3, 167, 1, 4], "overwritten"
+assert every[30] > 0.1 * every[0], "it looks as if nothing vanished"
 
 # %% [markdown]
 # ## In short
@@ -486,23 +477,38 @@ for bias in (0.0, 0.5, 1.0):
 # closed, the prediction fits.
 
 # %% [markdown]
-# **3. A loss at every step.** Ask for the number at every step, not only at the last. Does
-# `gradient_flow` still show that the LSTM as it comes forgets? Guess first.
+# **3. A state that is overwritten.** In the two-step network, keep the state in one tensor, and
+# write each new state into it with `h.copy_(output)`. PyTorch refuses. Write `h.data.copy_`
+# instead, and it does not. Guess the gradient of $W_h$; right is 66.
 
 # %% tags=["solution"]
-from rnnkit import seq2seq_loss
+cell = Cell()
+h = cell.h0.clone()
+for x in (2.0, 3.0):
+    output = cell(x, h)
+    h.data.copy_(output)  # not seen by autograd
+output.backward()
+overwritten = {name: weight.grad.item() for name, weight in cell.named_parameters()}
+print(overwritten)
+assert list(overwritten.values()) == [3, 167, 1, 4]
 
-torch.manual_seed(0)
-model = RecurrentSequential(nn.LSTM(2, H), nn.Linear(H, 1))
-inputs, targets = batch()
-every = seq2seq_loss(nn.MSELoss())
-flow = gradient_flow(model, every, inputs, targets.expand(T, B, 1))["0.bias_ih_l0"]
-print("of lag 0:", *[f"lag {k} {flow[k] / flow[0]:.2f}," for k in (10, 20, 30)])
-assert flow[30] > 0.1 * flow[0], "it looks as if nothing vanished"
+# %% tags=["solution"]
+cell = Cell()
+h = cell.h0.clone()
+for x in (2.0, 3.0):
+    output = cell(x, h)
+    h.copy_(output)
+try:
+    output.backward()
+    refused = False
+except RuntimeError as error:
+    refused = "modified by an inplace operation" in str(error)
+assert refused, "PyTorch counts the versions of a tensor"
 
 # %% [markdown] tags=["solution"]
-# It does not: each step is fed by the loss of its neighbors, and the sizes look healthy. To see
-# how far a gradient reaches, put the loss on the last step.
+# 167, the **last** state: the 38 that $W_h$ had been multiplied with was overwritten before
+# `backward` read it. $W_i$ and $b$ get the last share alone, and $h_0$ gets 4, as if step 2 had read
+# $h_0$ itself. The cure: a new state is a new tensor, `h = cell(x, h)`.
 
 # %% [markdown]
 # ## Where next
@@ -512,12 +518,7 @@ assert flow[30] > 0.1 * flow[0], "it looks as if nothing vanished"
 # - A task whose loss needs a long reach: [03 Sequence to one](03_seq2one.py).
 # - A gradient that came out wrong in another library, and why: [The thread,
 #   answered](../docs/thread.md#the-open-question).
-# - Papers: [Werbos 1990](https://doi.org/10.1109/5.58337) on the sum over steps;
-#   [Bengio and others 1994](https://doi.org/10.1109/72.279181) and
-#   [Pascanu and others 2013](https://arxiv.org/abs/1211.5063) on vanishing, exploding and
-#   clipping; [Gers and others 2000](https://doi.org/10.1162/089976600300015015),
-#   [Jozefowicz and others 2015](https://proceedings.mlr.press/v37/jozefowicz15.html) and
-#   [Tallec and Ollivier 2018](https://arxiv.org/abs/1804.11188) on the forget gate and its bias.
+# - [The papers](#evidence-papers).
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: detaching keeps exactly the last shares
@@ -628,6 +629,7 @@ fig, ax = plt.subplots()
 for name, color, dash in (("not clipped", "C1", "--"), ("clipped", "C0", "-")):
     for errors in curves[name].unflatten(1, (-1, 8)).mean(dim=2):
         ax.semilogy(range(4, 200, 8), errors, dash, color=color, linewidth=1.5)
+ax.set_yticks([0.01, 1, 100, 1e4], ["0.01", "1", "100", "10000"])
 ax.text(60, 1e4, "not clipped", color="C1")
 ax.text(120, 0.4, "clipped", color="C0")
 ax.set(xlabel="update", ylabel="mean squared error", ylim=(0.01, 1e6))
@@ -835,3 +837,13 @@ assert abs(cleared - 0.108) < 1e-5, "cleared, it is the number on paper"
 # [Flux's tests](https://github.com/FluxML/Flux.jl/blob/v0.14.25/test/layers/recurrent.jl) give
 # for this cell. 3, 38 and 1 are what that Julia library once printed instead;
 # [the thread](../docs/thread.md#the-open-question) has the reason.
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: papers
+#
+# [Werbos 1990](https://doi.org/10.1109/5.58337) on the sum over steps;
+# [Bengio and others 1994](https://doi.org/10.1109/72.279181) and
+# [Pascanu and others 2013](https://arxiv.org/abs/1211.5063) on vanishing, exploding and clipping;
+# [Gers and others 2000](https://doi.org/10.1162/089976600300015015),
+# [Jozefowicz and others 2015](https://proceedings.mlr.press/v37/jozefowicz15.html) and
+# [Tallec and Ollivier 2018](https://arxiv.org/abs/1804.11188) on the forget gate and its bias.
