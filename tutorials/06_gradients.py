@@ -210,12 +210,24 @@ for lag in (0, 10, 20, 30):
 
 # %% [markdown]
 # That is an LSTM as PyTorch makes it: at every step only some 0.6 of what arrived is left. Two
-# changes help. An LSTM multiplies its memory $c$ by the forget gate at every step; with a bias of
-# 5 that gate starts at $\sigma(5) = 0.993$ and keeps nearly everything. An RNN multiplies its state
-# by `weight_hh`; an orthogonal matrix keeps a vector's length, and a factor makes up for the
-# slope of `tanh`, which is below 1.
+# changes, a line each, help:
+#
+# - An LSTM multiplies its memory $c$ by the forget gate at every step. With a bias of 5 that gate
+#   starts at $\sigma(5) = 0.993$ and keeps nearly everything: `lstm.bias_ih_l0[H : 2 * H] = 5.0`,
+#   under `torch.no_grad()`. (The gates stand in the order input, forget, cell, output.)
+# - An RNN multiplies its state by `weight_hh`. An orthogonal matrix keeps a vector's length, and a
+#   factor makes up for the slope of `tanh`, which is below 1:
+#   `nn.init.orthogonal_(rnn.weight_hh_l0, gain=1.2)`.
 
-# %%
+# %% tags=["fold"] summary="Six networks from three seeds each, and a training loop as for any network"
+def reach(build, seed):
+    torch.manual_seed(seed)
+    model = RecurrentSequential(build(), nn.Linear(H, 1))
+    inputs, targets = batch()
+    flow = gradient_flow(model, loss, inputs, targets)["0.bias_ih_l0"]
+    return flow / flow[0]  # (T,), as a part of lag 0
+
+# %% tags=["fold"]
 def open_lstm(bias=5.0):
     lstm = nn.LSTM(2, H)
     with torch.no_grad():  # PyTorch's order of the gates: input, forget, cell, output
@@ -227,14 +239,6 @@ def orthogonal_rnn(factor):
     rnn = nn.RNN(2, H)
     nn.init.orthogonal_(rnn.weight_hh_l0, gain=factor)
     return rnn
-
-# %% tags=["fold"] summary="Six networks from three seeds each, and a training loop as for any network"
-def reach(build, seed):
-    torch.manual_seed(seed)
-    model = RecurrentSequential(build(), nn.Linear(H, 1))
-    inputs, targets = batch()
-    flow = gradient_flow(model, loss, inputs, targets)["0.bias_ih_l0"]
-    return flow / flow[0]  # (T,), as a part of lag 0
 
 # %% tags=["fold"]
 networks = {
@@ -300,15 +304,10 @@ for name, rate in rates.items():
     print(f"{name:15} error", *[f"{error:.3f}" for error in final[name]])
 
 # %% [markdown]
-# The two that forget stay at the baseline; the other two learn to remember. Either change is one
-# line:
-#
-# - **LSTM**: raise the bias of the forget gate, the more the longer the memory is to be: after
-#   $k$ steps $\sigma(\beta)^k$ of it is left. A GRU has [such a gate too](#try-it).
-# - **RNN**: an orthogonal `weight_hh`, a little enlarged.
-#
-# It does not cure everything: on a harder task of the same length the bias alone
-# [does not help](#evidence-an-open-gate-is-not-enough), and a GRU as it comes learns it.
+# The two that forget stay at the baseline; the other two learn to remember. The longer the memory
+# is to be, the larger the bias: after $k$ steps $\sigma(\beta)^k$ of it is left. A GRU has
+# [such a gate too](#try-it). It does not cure everything: on a harder task of the same length the
+# bias alone [does not help](#evidence-an-open-gate-is-not-enough), and a GRU as it comes learns it.
 
 # %% [markdown]
 # ### Exploding: clip
@@ -379,7 +378,7 @@ assert final["small rate"].max() < 0.7, "and at a smaller rate as well"
 # %%
 torch.manual_seed(0)
 model = RecurrentSequential(open_lstm(), nn.Linear(H, 1))
-shares = gradient_by_step(model, loss, *batch())
+shares = gradient_by_step(model, loss, inputs, targets)
 arrives = shares["0.bias_ih_l0"].norm(dim=1)
 of_number = shares["0.weight_ih_l0"][:, :, 0].norm(dim=1)  # reads the number
 of_state = shares["0.weight_hh_l0"].flatten(1).norm(dim=1)
@@ -388,28 +387,26 @@ for t in (0, 1, T - 1):
     print(f"{t:4}  {arrives[t]:7.3f}  {of_number[t]:20.3f}  {of_state[t]:9.3f}")
 
 # %% [markdown]
-# The weight on the number has a share at step 0 only: its input is zero afterwards. The share of
-# `weight_hh` is zero at step 0, where the first state is zero. Yet a gradient arrives at every
-# step. **The cure** is to look at a bias.
+# The weight on the number has no share after step 0, where its input is zero, and `weight_hh` has
+# none at step 0, where the state is zero. **The cure** is to look at a bias.
 #
 # ### A loss at every step
 #
-# The LSTM as PyTorch makes it, asked for the number at every step and not only at the last:
+# The LSTM as PyTorch makes it, asked for the number at every step:
 
 # %%
 from rnnkit import seq2seq_loss
 
 torch.manual_seed(0)
 model = RecurrentSequential(nn.LSTM(2, H), nn.Linear(H, 1))
-inputs, targets = batch()
 at_every_step = seq2seq_loss(nn.MSELoss())
-every = gradient_flow(model, at_every_step, inputs, targets.expand(T, B, 1))["0.bias_ih_l0"]
-for lag in (0, 10, 20, 30):
-    print(f"lag {lag:2}: {every[lag]:.1e}")
+flow = gradient_flow(model, at_every_step, inputs, targets.expand(T, B, 1))
+every = flow["0.bias_ih_l0"]
+print(f"lag 0: {every[0]:.1e}, lag 30: {every[30]:.1e}")
 
 # %% [markdown]
-# Each step is fed by the loss of its neighbors, and the sizes look healthy; it forgets as before.
-# **The cure**: to see how far a gradient reaches, put the loss on the last step.
+# Each step is fed by the loss of its neighbors: the sizes look healthy, and it forgets as before.
+# **The cure** is a loss on the last step alone.
 
 # %% tags=["check"]
 assert (of_number[1:] == 0).all() and of_number[0] > 0, "the number is read once"
@@ -515,10 +512,9 @@ assert refused, "PyTorch counts the versions of a tensor"
 #
 # - Cutting the gradient on purpose, on a stream too long for memory:
 #   [07 Truncated backpropagation](07_truncated.py).
-# - A task whose loss needs a long reach: [03 Sequence to one](03_seq2one.py).
 # - A gradient that came out wrong in another library, and why: [The thread,
 #   answered](../docs/thread.md#the-open-question).
-# - [The papers](#evidence-papers).
+# - [The papers](#evidence-papers); a task that needs a long reach: [03](03_seq2one.py).
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: detaching keeps exactly the last shares
@@ -830,7 +826,8 @@ assert abs(cleared - 0.108) < 1e-5, "cleared, it is the number on paper"
 # `backward` **adds** to `.grad`. On weights everybody clears it; here it stays on the states too,
 # and the next round passes it on. Clear it there, or store no states: rnnkit runs the last
 # `window` steps again from one detached state.
-#
+
+# %% [markdown] tags=["evidence"]
 # ## Evidence: the small case
 #
 # The numbers 11, 66, 5 and 16 are also what the formulas in
