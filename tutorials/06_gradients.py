@@ -33,6 +33,7 @@ SEEDS = (0, 1, 2)  # what depends on random weights is claimed for all three
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.set_default_device(device)  # each new tensor is made there
 torch.set_num_threads(1)  # small arrays: more threads would wait for each other
+torch.manual_seed(0)
 plt.style.use("rnnkit.style")
 
 # %% [markdown]
@@ -120,14 +121,6 @@ for (name, claim, slope), (_, detached, _) in zip(of_right, of_wrong, strict=Tru
 # [float64](#evidence-the-referee-needs-float64), dropout is off, and two runs give the same loss.
 # For a backward that you wrote yourself there is
 # [torch.autograd.gradcheck](#evidence-a-backward-of-your-own).
-
-# %% tags=["check"]
-lstm = nn.LSTM(2, 8, num_layers=2).double()
-some = torch.randn(40, 3, 2).double()
-differences = []
-for _, claim, slope in check_gradient(lstm, lambda: lstm(some)[0].square().mean()):
-    differences.append(abs(claim - slope))
-assert len(differences) == 8 and max(differences) < 1e-7, "PyTorch's gradient is right"
 
 # %% [markdown]
 # ## Plain PyTorch: the share of each step
@@ -278,7 +271,8 @@ fig, ax = plt.subplots(figsize=(5.2, 2.6))
 medians = {name: flow.median(dim=0).values for name, flow in flows.items()}
 plot_gradient_flow(medians, ax)
 ax.axhline(1, color="#666666", linewidth=0.8)
-ax.set_yticks([1e-8, 1e-6, 1e-4, 1e-2, 1, 100], ["1e-8", "1e-6", "1e-4", "0.01", "1", "100"])
+labels = ["1e-8", "1e-6", "1e-4", "0.01", "1", "100"]
+ax.set_yticks([float(label) for label in labels], labels)
 ax.set(ylabel="size of the gradient", xticks=range(0, 40, 10))
 ax.set_title("How a network starts decides how far it sees")
 plt.show()
@@ -320,7 +314,7 @@ for name, rate in rates.items():
 
 # %%
 exploding = partial(orthogonal_rnn, 1.5)
-ways = {"not clipped": (0.1, False), "clipped": (0.1, True), "small rate": (0.01, False)}
+ways = {"not clipped": (0.1, False), "clipped": (0.1, True), "slower": (0.01, False)}
 curves = {}
 for name, (rate, clip) in ways.items():
     sgd = partial(torch.optim.SGD, lr=rate)
@@ -333,6 +327,14 @@ for name, (rate, clip) in ways.items():
 # they learn too: clipping is no better optimizer, it lets you keep a rate that a few steep
 # places would forbid. Against a vanishing gradient it does nothing: the networks above were
 # clipped as well.
+
+# %% tags=["check"]
+lstm = nn.LSTM(2, 8, num_layers=2).double()
+some = torch.randn(40, 3, 2).double()
+differences = []
+for _, claim, slope in check_gradient(lstm, lambda: lstm(some)[0].square().mean()):
+    differences.append(abs(claim - slope))
+assert len(differences) == 8 and max(differences) < 1e-7, "PyTorch's gradient is right"
 
 # %% tags=["check"]
 golden = {"Wi": 11, "Wh": 66, "b": 5, "h0": 16}
@@ -358,14 +360,14 @@ assert flows["RNN, 2 orth."][:, 30].min() > 10, "exploding"
 
 # %% tags=["check"]
 for name in ("LSTM", "RNN"):
-    assert final[name].min() > 0.8, "a network that forgets learns nothing, on every seed"
+    assert final[name].min() > 0.8, "who forgets learns nothing, on every seed"
 assert final["LSTM, bias 5"].max() < 0.1, "an open gate remembers, on every seed"
 assert final["RNN, 1.2 orth."].max() < 0.3, "and so does an orthogonal start"
 
 # %% tags=["check"]
 assert not (final["not clipped"] < 100).any(), "lost, on every seed"
 assert final["clipped"].max() < 0.3, "clipped: it learns, on every seed"
-assert final["small rate"].max() < 0.7, "and at a smaller rate as well"
+assert final["slower"].max() < 0.7, "and at a smaller rate as well"
 
 # %% [markdown]
 # ## What goes wrong
@@ -464,7 +466,8 @@ for bias in (0.0, 0.5, 1.0):
     lags = []
     for build in (partial(open_lstm, bias), partial(gate_alone, bias)):
         lags.append([int((reach(build, seed) > 0.01).sum()) for seed in SEEDS])
-    print(f"bias {bias:3}: predicted {predicted:.1f}, LSTM {lags[0]}, gate alone {lags[1]}")
+    print(f"bias {bias:3}: predicted {predicted:.1f}", end=", ")
+    print(f"LSTM {lags[0]}, gate alone {lags[1]}")
     for lag in lags[1]:
         assert abs(lag - predicted) < 2, "the gate alone reaches as far as it says"
     assert min(lags[0]) > predicted + 1, "with the other path it reaches further"
@@ -551,7 +554,7 @@ for window in (1, 5, T):
         equal(cut[name], kept)
         equal(model.get_parameter(name) - twin.get_parameter(name), kept)
     part = cut["0.weight_hh_l0"].norm() / shares["0.weight_hh_l0"].sum(0).norm()
-    print(f"the last {window:2} steps: {part:.1%} of the size of weight_hh_l0's gradient")
+    print(f"the last {window:2} steps: {part:.1%} of the size of the gradient")
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: where the factors come from
@@ -576,7 +579,7 @@ for size in (32, 128, 512):
 torch.manual_seed(0)
 lstm = nn.LSTM(2, H)
 inputs, _ = batch()
-h = torch.cat([torch.zeros(1, B, H), lstm(inputs)[0][:-1]])  # what each step starts from
+h = torch.cat([torch.zeros(1, B, H), lstm(inputs)[0][:-1]])  # before each step
 W_ih, W_hh, b_ih, b_hh = lstm.parameters()
 gates = (inputs @ W_ih.T + h @ W_hh.T + b_ih + b_hh).chunk(4, dim=-1)
 forget = gates[1].sigmoid().mean().item()
@@ -602,6 +605,7 @@ V = len(vocabulary)
 ids = torch.tensor([vocabulary.index(character) for character in text])
 next_character = seq2one_loss(nn.CrossEntropyLoss())
 
+# %% tags=["evidence"]
 def reach_on_text(layer, seed):
     torch.manual_seed(seed)
     model = RecurrentSequential(layer(V, H), nn.Linear(H, V))
@@ -647,6 +651,7 @@ def adding_batch():
     sums = (numbers * marks).sum(dim=0)
     return torch.stack([numbers, marks], dim=-1), sums.unsqueeze(1)
 
+# %% tags=["evidence"]
 adam = partial(torch.optim.Adam, lr=0.01)
 adding = {}
 for name in ("LSTM, bias 5", "GRU"):
@@ -678,7 +683,8 @@ def disagreement(dtype):
     model = RecurrentSequential(nn.LSTM(2, H), nn.Linear(H, 1)).to(dtype)
     inputs, targets = (tensor.to(dtype) for tensor in batch())
     worst = 0.0
-    for _, claim, slope in check_gradient(model, lambda: loss.on(model, inputs, targets)):
+    compute_loss = partial(loss.on, model, inputs, targets)
+    for _, claim, slope in check_gradient(model, compute_loss):
         worst = max(worst, abs(claim - slope) / abs(claim))
     return worst
 
