@@ -460,6 +460,7 @@ def gate_alone(bias):
     nn.init.zeros_(lstm.weight_hh_l0)
     return lstm
 
+# %% tags=["solution"]
 for bias in (0.0, 0.5, 1.0):
     kept = torch.tensor(bias).sigmoid().log10().item()
     predicted = -2 / kept
@@ -688,6 +689,7 @@ def disagreement(dtype):
         worst = max(worst, abs(claim - slope) / abs(claim))
     return worst
 
+# %% tags=["evidence"]
 off = {dtype: disagreement(dtype) for dtype in (torch.float32, torch.float64)}
 for dtype, worst in off.items():
     print(f"{dtype}: off by up to {worst:.0e} of the slope")
