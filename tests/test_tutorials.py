@@ -43,8 +43,8 @@ ANYWHERE = ["The data", "The shapes"]  # before "What goes wrong"
 WITHOUT = {
     # All of it is plain PyTorch and about shapes, each under a heading of its own; it makes nothing to use.
     "01_recurrent": {"Plain PyTorch", "The shapes", "Use it"},
-    # Its method is a look at any model: how to take it is said with it.
-    "06_gradients": {"Use it"},
+    # Its method is a look at any model: how to take it is said with it. Data and shapes stand under one heading.
+    "06_gradients": {"Use it", "The shapes"},
 }
 
 
