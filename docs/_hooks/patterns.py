@@ -53,6 +53,11 @@ ABOUT = {
         "From a primer to samples",
         "Three given inputs, then a sampler S draws each next input from the last output, dashed.",
     ),
+    "05": (
+        "Sequences of different lengths",
+        "Two words in one batch, the short one padded to six steps in gray. Each has its loss at "
+        "its own last letter. Below, four rows in two batches: as they come, and in buckets.",
+    ),
     "06": (
         "Where the gradient comes from",
         "One weight W is used at three steps. The shares d1, d2, d3 flow back and add up.",
@@ -246,6 +251,48 @@ def primer_to_samples() -> tuple[int, Parts]:
     return 192, parts
 
 
+def different_lengths() -> tuple[int, Parts]:
+    parts: Parts = []
+    for row, (word, count) in enumerate([("oak", 1), ("banana", 3)]):
+        y = 64 + 70 * row
+        last = len(word) - 1
+        for t in range(6):
+            x = 88 + 48 * t
+            color = INK if t <= last else PAD
+            if t > 0:
+                parts.append(path(f"M{x - 32} {y}H{x - 18}", STATE if t <= last else PAD))
+            parts.append(disc(x, y, word[t] if t <= last else "0", color))
+        x = 88 + 48 * last
+        parts.append(path(f"M{x} {y - 15}V{y - 23}", LOSS))
+        parts.append(f'<path d="M{x} {y - 46}l11 11l-11 11l-11 -11Z" fill="{LOSS}"/>')
+        syllables = "1 syllable" if count == 1 else f"{count} syllables"
+        if last == 5:  # no room to the right
+            parts.append(text(x - 16, y - 30, syllables, LOSS, anchor="end"))
+        else:
+            parts.append(text(x + 16, y - 30, syllables, LOSS, anchor="start"))
+        parts.append(text(8, y - 2, f"length {len(word)}", anchor="start", size=12))
+
+    parts += _rows_as_squares(24, "as they come", [[3, 6], [6, 2]])
+    parts += _rows_as_squares(204, "in buckets", [[6, 6], [3, 2]])
+    return 278, parts
+
+
+def _rows_as_squares(left: int, name: str, batches: list[list[int]]) -> Parts:
+    """Batches one under the other, a row for each sequence: a square a step, gray where padded."""
+    parts = [text(left, 182, name, anchor="start")]
+    y = 194
+    for lengths in batches:
+        for length in lengths:
+            for t in range(max(lengths)):
+                look = 'fill="#EAF3F9" stroke="#0072B2"' if t < length else f'fill="{PAD}"'
+                size = 12 if t < length else 13
+                place = f'x="{left + 17 * t}" y="{y}" width="{size}" height="{size}"'
+                parts.append(f'<rect {place} {look} stroke-width="1.4"/>')
+            y += 17
+        y += 8
+    return parts
+
+
 def gradient_shares() -> tuple[int, Parts]:
     parts = Graph(26, XS[:3], ["", "", "y_3"], [2], gap=100, left=96).parts()
     parts.append(path("M276 26Q254 26 254 70Q254 100 276 114", LOSS, width=2.6))
@@ -290,6 +337,7 @@ DRAWN = {
     "02": sequence_to_sequence,
     "03": sequence_to_one,
     "04": primer_to_samples,
+    "05": different_lengths,
     "06": gradient_shares,
     "07": truncated,
     "08": closed_loop,
