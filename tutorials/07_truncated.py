@@ -496,27 +496,28 @@ print("carried, shuffled:", *[f"{error(model):.2f}" for model in mixed], "°C")
 #
 # ### Cold windows in evaluation
 #
-# The network that carries its state is read in windows of 48 hours, each from zeros, as a
-# loop without `stateful=True` does it. Look at the error by position in the window:
+# The network that carries its state is read in windows of 49 hours, each from zeros, as a
+# loop without `stateful=True` does it. (With 48, each window would begin at the same hour of
+# the day.) Look at the error by position in the window:
 
 # %%
 phase = BPTTValidationPhase(by_step=True)  # cold: stateful is False
-days = StreamLoader(test[: 45 * 48 + 1], batch_size=1, window=48)
+days = StreamLoader(test[: 44 * 49 + 1], batch_size=1, window=49)
 by_position = []
 for model in carried:
-    losses = evaluate(model, loss, days, phase)["loss_by_step"]  # (48,)
+    losses = evaluate(model, loss, days, phase)["loss_by_step"]  # (49,)
     by_position.append(losses.sqrt().cpu() * std.item())
-by_position = torch.stack(by_position)  # (3, 48)
-for hour in 1, 2, 6, 12, 24, 48:
+by_position = torch.stack(by_position)  # (3, 49)
+for hour in 1, 2, 3, 6, 24:
     print(f"hour {hour:2}:", *[f"{e:.2f}" for e in by_position[:, hour - 1].tolist()])
 
-# %% alt="Line chart of the error by hours since the start of a window, for three networks. It starts at several degrees, falls steeply in the first hours and is level with the carried state's error of about 0.8 degrees after about a day." caption="Three networks, trained with a carried state, read in cold windows of 48 hours. Gray: the same networks with the state carried." tags=["hide-input"]
+# %% alt="Line chart of the error by hours since the start of a window, for three networks. It starts at about twice the carried state's error, falls steeply and moves around that level after some six hours." caption="Three networks, trained with a carried state, read in cold windows of 49 hours. Gray: the same networks with the state carried." tags=["hide-input"]
 fig, ax = plt.subplots()
-ax.plot(range(1, 49), by_position.T, color="C0", linewidth=1.3)
+ax.plot(range(1, 50), by_position.T, color="C0", linewidth=1.3)
 level = sum(error(model) for model in carried) / 3
 ax.axhline(level, color="C4", linestyle="--")
 ax.text(48, level + 0.12, "state carried", ha="right", color="C4")
-ax.text(5.5, 2.0, "cold windows", color="C0")
+ax.text(4.5, 1.5, "cold windows", color="C0")
 ax.set(xlabel="hours since the window began", ylabel="error (°C)", ylim=(0, None))
 ax.set(xticks=(1, 12, 24, 36, 48))
 ax.set_title("The first hours of a cold window are wrong")
@@ -548,8 +549,8 @@ print(message[:55])
 # %% tags=["check"]
 assert "second time" in message
 assert max(saved(model) for model in mixed) < 0.05, "what the state was worth is gone"
-assert by_position[:, :6].amax(1).min() > 1.5 * level, "the first hours are wrong"
-assert by_position[:, 24:].mean() < 1.2 * level, "after a day it has caught up"
+assert by_position[:, :2].mean(1).min() > 1.3 * level, "the first hours are wrong"
+assert by_position[:, 8:].mean() < 1.2 * level, "after eight hours it has caught up"
 
 # %% [markdown]
 # ## In short
@@ -686,7 +687,8 @@ for k2 in 1, 4, 12, 24, 48:
         missing[k2].append((lost.norm() / whole_gradient.norm()).item())
     print(f"k2 = {k2:2}: missing", *[f"{share:.0%}" for share in missing[k2]])
 assert min(missing[4]) > 0.1, "with k2 = 4 much is missing"
-assert max(missing[48]) < 0.5 * min(missing[1]), "and less with a longer one"
+for short, long in zip(missing[1], missing[48], strict=True):
+    assert long < 0.5 * short, "and less with a longer one"
 
 # %% [markdown] tags=["evidence"]
 # [Tallec and Ollivier 2017](https://arxiv.org/abs/1705.08209) draw the lengths of the windows
