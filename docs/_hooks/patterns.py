@@ -64,7 +64,8 @@ ABOUT = {
     ),
     "07": (
         "Truncated backpropagation",
-        "Two bars cut the state after steps 2 and 4: its value passes, the gradient does not.",
+        "Three windows of at most two steps. Two bars cut the state after steps 2 and 4: "
+        "its value passes, the gradient does not.",
     ),
     "08": (
         "Closed-loop validation",
@@ -308,7 +309,11 @@ def gradient_shares() -> tuple[int, Parts]:
 
 
 def truncated() -> tuple[int, Parts]:
-    return 206, Graph(26, XS, YS, range(5), cuts=[1, 3]).parts()
+    parts = Graph(26, XS, YS, range(5), cuts=[1, 3]).parts()
+    parts.append(span(84, 140, 208, "window 1"))
+    parts.append(span(196, 252, 208, "window 2"))
+    parts.append(span(308, 308, 208, "3"))
+    return 236, parts
 
 
 def closed_loop() -> tuple[int, Parts]:
