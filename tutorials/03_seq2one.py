@@ -179,7 +179,7 @@ class Reader(nn.Module):
 
 # %%
 def train_plain(model, pairs, loss_fn, epochs):
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     batches = DataLoader(pairs, 64, shuffle=True, collate_fn=collate)
     for _ in range(epochs):
         for inputs, targets, lengths in batches:
@@ -208,16 +208,16 @@ from rnnkit import Learner, RecurrentSequential, pad_collate, seq2one_loss
 
 squared = seq2one_loss(nn.MSELoss())
 classify = seq2one_loss(nn.CrossEntropyLoss())
-collate_rows = partial(pad_collate, per="sequence")
 
-def train(model, pairs, loss, epochs, batch_size=64):
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    batches = DataLoader(pairs, batch_size, shuffle=True, collate_fn=collate_rows)
+def train(model, pairs, loss, epochs, per="sequence"):
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    collate_fn = partial(pad_collate, per=per)
+    batches = DataLoader(pairs, 64, shuffle=True, collate_fn=collate_fn)
     Learner(model, loss, optimizer, device=device).fit(epochs, train=batches)
     return model
 
 # %%
-def adder(seed, cell=nn.GRU, pairs=sums_train, epochs=3):
+def adder(seed, cell=nn.GRU, pairs=sums_train, epochs=2):
     torch.manual_seed(seed)
     model = RecurrentSequential(cell(2, 32), nn.Linear(32, 1))
     return train(model, pairs, squared, epochs)
@@ -250,7 +250,7 @@ torch.testing.assert_close(of_batch, of_each, rtol=1e-3, atol=1e-5)
 # %% [markdown]
 # ## The sums: the network needs its memory
 #
-# Three networks that differ in their first weights, trained for three epochs:
+# Three networks that differ in their first weights, trained for two epochs:
 
 # %%
 adders = [adder(seed) for seed in SEEDS]
@@ -277,24 +277,24 @@ plt.show()
 # to the end.
 
 # %% tags=["check"]
-assert len(errors) == 3 and max(errors) < 0.5 * by_memory[20], "better than 20 steps"
+assert max(errors) < 0.5 * by_memory[20], "better than 20 steps"
 assert abs(by_memory[0] / (1 / 6) - 1) < 0.1, "always saying 1: the variance, 1/6"
 assert by_memory[30] < 1e-9, "who remembers all is exact"
 
 # %% [markdown]
 # ## The digits: the network is not needed
 #
-# The same functions with another loss. Here the best settings were chosen on the 257 digits
-# between training and test ([how](#evidence-how-the-settings-were-chosen)).
+# The same functions with another loss, and three seeds again. Which settings were tried, and
+# on what, [stands below](#evidence-how-the-settings-were-chosen).
 
 # %%
 def one_way():
     return nn.GRU(8, 32), nn.Linear(32, 10)
 
-def digit_reader(seed, loss=classify, pairs=digits_train, layers=one_way, epochs=20):
+def digit_reader(seed, loss=classify, pairs=digits_train, layers=one_way, **options):
     torch.manual_seed(seed)
     model = RecurrentSequential(*layers())
-    return train(model, pairs, loss, epochs, batch_size=32)
+    return train(model, pairs, loss, epochs=15, **options)
 
 digit_inputs, digit_labels, digit_lengths = collate(digits_test)
 readers = [digit_reader(seed) for seed in SEEDS]
@@ -340,8 +340,8 @@ assert min(accuracies) > 0.8, "each seed has learned to read"
 # ## Which output to read
 #
 # The last step is not the only choice. `read="mean"` averages the answers of all valid steps,
-# `read="max"` takes the largest of each class, and [attention](#evidence-attention) is a mean
-# whose weights are learned.
+# `read="max"` takes the largest of each class, and **attention** is a mean whose weights are
+# learned ([exercise 2](#try-it)).
 #
 # A **bidirectional** network reads from both sides, and so it has two ends: the forward half
 # has read all at the last step, the backward half at the first. To read it properly, let the
@@ -349,7 +349,7 @@ assert min(accuracies) > 0.8, "each seed has learned to read"
 
 # %%
 def two_way():
-    return nn.GRU(8, 16, bidirectional=True), nn.Linear(32, 20)
+    return nn.GRU(8, 32, bidirectional=True), nn.Linear(64, 20)
 
 def both_ends(outputs, lengths):  # (T, B, 20) -> (B, 10)
     forward, backward = outputs.chunk(2, dim=-1)  # (T, B, 10) each
@@ -374,8 +374,8 @@ for name, three in by_reading.items():
 
 # %% [markdown]
 # On the digits the mean is clearly worse, since the first rows have little to say. Both
-# ends, with as many numbers of state in all, are about as good as the last step. No choice
-# is best for every task: try them on the part that chooses. `"last"` is refused for a
+# ends are about as good as the last step. No choice is best for every task: try them on the
+# part that chooses. `"last"` is refused for a
 # bidirectional network, whose backward half has read one step there.
 
 # %% tags=["check"]
@@ -391,14 +391,14 @@ assert abs(sum(by_reading["both ends"]) / 3 - mean_accuracy) < 0.05, "about as g
 
 # %%
 drawing = """
+..####..
+.######.
+.....##.
 ....##..
+..#####.
 ...##...
 ..##....
-.##.##..
-.######.
-....##..
-....##..
-....##..
+..##....
 """
 drawn = [[float(dot == "#") for dot in line] for line in drawing.split()]  # 8 x 8
 
@@ -422,7 +422,7 @@ kept.load_state_dict(torch.load("digits.pt", map_location=device))
 from pathlib import Path
 
 for model in readers:
-    assert answer(model, new, torch.tensor([8])).argmax() == 4, "each seed reads the 4"
+    assert answer(model, new, torch.tensor([8])).argmax() == 7, "each seed reads the 7"
 same = answer(kept, new, torch.tensor([8]))
 torch.testing.assert_close(same, scores)
 Path("digits.pt").unlink()
@@ -452,13 +452,14 @@ for model, right in zip(adders, errors, strict=True):
     print(f"right {right:.4f}, [-1] {misread[-1]:.4f}, long row {beside[-1]:.4f}")
 
 # %% [markdown]
-# Nothing raises an error, and the numbers look like results. What gives the mistake away: the
-# answer for a sequence depends on its neighbors in the batch. The cure is to pass `lengths`
-# everywhere, and to compare a batch with its sequences one by one.
+# Nothing raises an error, and the numbers look like results. One network may hold its answer
+# through a little padding while another loses it, for nothing in training asked for it. What
+# gives the mistake away: the answer for a sequence depends on its neighbors in the batch. The
+# cure is to pass `lengths` everywhere, and to compare a batch with its rows one by one.
 
 # %% tags=["check"]
-for right, wrong, far in zip(errors, misread, beside, strict=True):
-    assert wrong > 2 * right, "each network pays for reading the padding"
+assert sum(misread) > 3 * sum(errors), "the padding spoils answers"
+for right, far in zip(errors, beside, strict=True):
     assert far > 10 * right, "one long row spoils the answers for all others"
 
 # %% [markdown]
@@ -577,11 +578,16 @@ for seed in SEEDS:
     loss = seq2one_loss(nn.CrossEntropyLoss(), read=attend)
     attended.append(accuracy(digit_reader(seed, loss, layers=with_weight), loss))
 print("attention:", *(f"{share:.1%}" for share in attended))
+assert sum(attended) / 3 < mean_accuracy - 0.02, "no better than the last step here"
+
+# %% [markdown] tags=["solution"]
+# On eight rows it has little to choose from: near the mean, and behind the last step. It is
+# worth trying where a few of many steps decide.
 
 # %% [markdown]
 # **3. An answer at every row.** A network that is trained on its last answer cannot be
 # stopped early. Now ask for an answer there: use the label as the target of every row, with
-# [seq2seq_loss][rnnkit.seq2seq_loss]. Guess what that is worth after four rows, and what it
+# [seq2seq_loss][rnnkit.seq2seq_loss] and `per="step"`. Guess what that is worth after four rows, and what it
 # costs after eight.
 
 # %% tags=["solution"]
@@ -592,9 +598,150 @@ def after_rows(model):
     outputs, _ = model(digit_inputs.to(device))  # (8, B, 10)
     return (outputs.argmax(dim=2).cpu() == digit_labels).float().mean(dim=1)  # (8,)
 
+each = seq2seq_loss(nn.CrossEntropyLoss())
 every_row = [(image, torch.full((8,), label)) for image, label in digits_train]
 by_row = {"at the end": [], "at every row": []}
 for seed in SEEDS:
     by_row["at the end"].append(after_rows(readers[seed]))
-    model = digit_reader(seed, seq2seq_loss(nn.CrossEntropyLoss()), every_row)
+    model = digit_reader(seed, each, every_row, per="step")
     by_row["at every row"].append(after_rows(model))
+
+# %% tags=["solution"]
+for name, curves in by_row.items():
+    of_row = torch.stack(curves)  # (3, 8)
+    four, eight = of_row[:, 3].mean(), of_row[:, 7].mean()
+    print(f"a loss {name}: {four:.0%} after four rows, {eight:.0%} after eight")
+asked, unasked = torch.stack(by_row["at every row"]), torch.stack(by_row["at the end"])
+assert asked[:, 3].min() > 0.5, "after four rows it knows a lot"
+assert unasked[:, 3].max() < 0.35, "unasked, it knows little"
+assert asked[:, 7].mean() < unasked[:, 7].mean(), "after eight it knows a little less"
+
+# %% [markdown] tags=["solution"]
+# Most digits can be told from their upper half. The price is paid at the end: the same 32
+# numbers now serve eight answers.
+
+# %% [markdown]
+# ## Where next
+#
+# - An answer at every step: [02 Sequence to sequence](02_seq2seq.py).
+# - How much of the gradient reaches the first steps: [06 Where the gradient comes
+#   from](06_gradients.py).
+# - Batches of like length, so that less padding is computed:
+#   [BucketSampler][rnnkit.BucketSampler].
+# - Which axis is time, and why: [Shapes and layouts](../docs/shapes.md). The silent mistakes
+#   with padding and directions: [Errors](../docs/errors.md#silent-wrong-numbers).
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: five splits of the digits
+#
+# The three seeds above share one test set, so they are not three independent tests. Here the
+# file is cut into five blocks. Each is tested once by methods that have trained on the rest.
+
+# %% tags=["evidence"]
+blocks = torch.arange(len(digits)).chunk(5)
+rows_of_table = []
+for block in blocks:
+    rest = [i for i in range(len(digits)) if not block[0] <= i <= block[-1]]
+    model = digit_reader(SEEDS[0], pairs=[digits[i] for i in rest])
+    inputs, targets, lengths = collate([digits[i] for i in block])
+    hits = answer(model, inputs, lengths).argmax(dim=1) == targets
+    shares = [hits.float().mean().item()]
+    for classifier in LogisticRegression(max_iter=1000), SVC():
+        classifier.fit(flat[rest], labels[rest])
+        shares.append(classifier.score(flat[block], labels[block]))
+    rows_of_table.append(shares)
+    print("GRU {:.1%}, logistic {:.1%}, SVM {:.1%}".format(*shares))
+
+# %% tags=["evidence"]
+by_block = torch.tensor(rows_of_table)  # (5, 3)
+ahead = by_block[:, :1] - by_block[:, 1:]  # the GRU less each of the other two
+spread = ahead.std(dim=0) / 5**0.5
+for i, name in enumerate(["logistic regression", "SVM"]):
+    gain, noise = 100 * ahead[:, i].mean(), 100 * spread[i]
+    print(f"GRU minus {name}: {gain:+.1f} points, standard error {noise:.1f}")
+assert abs(ahead[:, 0].mean()) < 0.04, "level with logistic regression"
+assert ahead[:, 1].mean() < -0.01, "the SVM is ahead"
+
+# %% [markdown] tags=["evidence"]
+# A lead of less than twice its standard error could be chance. scikit-learn does not say
+# how the 13 writers lie in the file; where you know who made the data, split by that.
+#
+# That the network knows the order of the rows does not make it better than methods that do
+# not. The order is still of use *to the network*: with the rows in a fixed shuffled order it
+# does not read better, and mostly worse.
+
+# %% tags=["evidence"]
+shuffled = []
+for seed in SEEDS:
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(seed))
+    pairs = [(image[order], label) for image, label in digits_train]
+    model = digit_reader(seed, pairs=pairs)
+    guess = answer(model, digit_inputs[order], digit_lengths).argmax(dim=1)
+    shuffled.append((guess == digit_labels).float().mean().item())
+print("rows in order", *(f"{share:.1%}" for share in accuracies))
+print("rows shuffled", *(f"{share:.1%}" for share in shuffled))
+assert sum(shuffled) < sum(accuracies) + 0.03, "a shuffled order is no better"
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: beyond the lengths of training
+#
+# The adders have learned to add within 30 steps. Longer sequences they get wrong:
+
+# %% tags=["evidence"]
+by_length = []
+for steps in 30, 60, 100, 200:
+    inputs, targets, lengths = collate(adding_problem(500, steps, steps, steps))
+    guesses = [answer(model, inputs, lengths) for model in adders]
+    mses = [nn.functional.mse_loss(guess, targets).item() for guess in guesses]
+    by_length.append(mses)
+    print(f"{steps:3} steps:", *(f"{mse:.4f}" for mse in mses))
+for short_error, long_error in zip(by_length[0], by_length[-1], strict=True):
+    assert long_error > 5 * short_error, "at 200 steps each is far worse than at 30"
+
+# %% [markdown] tags=["evidence"]
+# Do they forget what they read, or does the waiting mislead them? Take 200 steps with both
+# marks among the first 20, or both among the last 20:
+
+# %% tags=["evidence"]
+for name, first in {"first": 0, "last": 180}.items():
+    inputs = torch.rand(200, 500, 2)
+    inputs[..., 1] = 0
+    for i in range(500):
+        inputs[first + torch.randperm(20)[:2], i, 1] = 1
+    targets = inputs.prod(dim=2).sum(dim=0).unsqueeze(1)
+    lengths = torch.full((500,), 200)
+    guesses = [answer(model, inputs, lengths) for model in adders]
+    mses = [nn.functional.mse_loss(guess, targets).item() for guess in guesses]
+    print(f"marks in the {name:5} 20 steps:", *(f"{mse:.4f}" for mse in mses))
+
+# %% [markdown] tags=["evidence"]
+# The answer differs from seed to seed: some networks lose what they carry, others are already
+# led astray while they wait for the first mark. Nothing in training asked about such waits.
+#
+# ## Evidence: the published figures
+#
+# The error of always saying 1 is the variance of the sum of two independent numbers between 0
+# and 1, 1/12 + 1/12 = 1/6. Arjovsky, Shah and Bengio
+# ([2016](https://arxiv.org/abs/1511.06464)) print 0.167 for it. Le, Jaitly and Hinton
+# ([2015](https://arxiv.org/abs/1504.00941)) and Bai, Kolter and Koltun
+# ([2018](https://arxiv.org/abs/1803.01271)) print 0.1767. We know of no derivation of the second
+# figure for this draw and take it for a misprint. Their sequences are longer and of one
+# length, so their errors are not to be compared with those on this page.
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: how the settings were chosen
+#
+# Size, rate, batch and epochs are the best of about fifteen for the digits, and of about ten
+# for the sums, by the error on the digits that choose and on sums that were made for it. The
+# accuracy on the test digits was printed beside each, so the test is not untouched; that
+# favors the network, and it is behind the SVM all the same. The rate, 0.02, is twenty times
+# the default of `Adam`. Small networks on short sequences bear it and finish sooner. For a
+# larger network begin with the default, 0.001.
+
+# %% tags=["evidence"]
+chosen, chosen_labels, chosen_lengths = collate(digits_choose)
+for model in readers:
+    hits = answer(model, chosen, chosen_lengths).argmax(dim=1) == chosen_labels
+    print(f"GRU, on the digits that choose: {hits.float().mean():.1%}")
+for name, classifier in baselines.items():
+    print(f"{name}: {correct(classifier, choosing):.1%}")
