@@ -74,7 +74,7 @@ digits_test = digits[1257:]  # and what the page reports is measured on these
 # number between 0 and 1, and a mark: 1 at two of the steps, 0 at all others. The target is
 # the sum of the two marked numbers.
 
-# %%
+# %% tags=["fold"] summary="The function that makes such sequences"
 def adding_problem(count, seed, shortest=10, longest=30):
     """Pairs: a sequence of numbers and marks (T_i, 2), and its target (1,)."""
     generator = torch.Generator().manual_seed(seed)
@@ -88,6 +88,7 @@ def adding_problem(count, seed, shortest=10, longest=30):
         pairs.append((sequence, sequence[marked, :1].sum(dim=0)))
     return pairs
 
+# %%
 sums_train = adding_problem(6400, seed=100)
 sums_test = adding_problem(2000, seed=200)
 
@@ -103,13 +104,13 @@ def collate(pairs):
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     return pad_sequence(sequences), default_collate(targets), lengths
 
-for name, pairs in {"digits": digits_train, "sums": sums_train}.items():
-    inputs, targets, lengths = collate(pairs[:64])
-    print(f"{name:7} inputs {tuple(inputs.shape)}, targets {tuple(targets.shape)}")
-print(f"the first sums have {lengths[:5].tolist()} steps")
+inputs, targets, lengths = collate(sums_train[:64])
+print("inputs", tuple(inputs.shape), "targets", tuple(targets.shape))
+print("lengths", lengths[:5].tolist(), "and so on")
 
 # %% [markdown]
-# **Time is dim 0, the batch is dim 1**, features come last. A target has no time axis.
+# **Time is dim 0, the batch is dim 1**, features come last. A target has no time axis. A batch
+# of digits has inputs `(8, 64, 8)` and targets `(64,)`, its labels.
 #
 # ## The baselines
 #
@@ -123,10 +124,11 @@ baselines = {"logistic regression": LogisticRegression(max_iter=1000), "SVM": SV
 for classifier in baselines.values():
     classifier.fit(flat[:1000], labels[:1000])
 
-# %%
+
 def correct(classifier, part):
     return classifier.score(flat[part], labels[part])
 
+# %%
 for name, classifier in baselines.items():
     print(f"{name:20} {correct(classifier, testing):.1%} of the test digits")
 
@@ -134,7 +136,7 @@ for name, classifier in baselines.items():
 # For the sums: a rule that knows the task but remembers the last *k* steps only. A number
 # that it has seen marked is added; for a mark that it has not seen it adds 0.5, the mean.
 
-# %%
+# %% tags=["fold"] summary="The rule, and its error for each k"
 def with_memory_of(k, inputs, lengths):
     """The best guess (B, 1) of somebody who has seen the last k steps of each row."""
     step = torch.arange(len(inputs)).unsqueeze(1)  # (T, 1)
@@ -147,6 +149,8 @@ by_memory = []
 for k in range(31):
     guess = with_memory_of(k, sums, sums_lengths)
     by_memory.append(nn.functional.mse_loss(guess, true_sums).item())
+
+# %%
 for k in 0, 2, 10, 20:
     print(f"memory of {k:2} steps: mean squared error {by_memory[k]:.4f}")
 
@@ -323,17 +327,18 @@ fig.suptitle("Eight rows are read, then one answer", weight="bold")
 plt.show()
 
 # %% [markdown]
-# **The GRU is level with logistic regression, and the SVM is ahead of both.** On 540 digits
-# chance alone moves an accuracy by a point or so; [five other
-# splits](#evidence-five-splits-of-the-digits) say the same. For images as small as these
-# take the SVM. The digits are good for learning the pattern, and the pattern is not needed
-# for the digits.
+# **On this test the GRU is level with logistic regression, and the SVM is ahead of both.**
+# Over [five splits](#evidence-five-splits-of-the-digits) the GRU passes logistic regression,
+# and the SVM stays ahead. It knows nothing of order, and trains in a moment. For images as
+# small as these take the SVM: they are good for learning the pattern and do not need it.
 
 # %% tags=["check"]
 mean_accuracy = sum(accuracies) / 3
+wrong_share = 1 - mean_accuracy
+svm_wrong = 1 - correct(baselines["SVM"], testing)
 logistic_accuracy = correct(baselines["logistic regression"], testing)
 assert abs(mean_accuracy - logistic_accuracy) < 0.03, "level with logistic regression"
-assert correct(baselines["SVM"], testing) > mean_accuracy + 0.01, "the SVM is ahead"
+assert svm_wrong < 0.85 * wrong_share, "the SVM is wrong less often"
 assert min(accuracies) > 0.8, "each seed has learned to read"
 
 # %% [markdown]
@@ -355,7 +360,7 @@ def both_ends(outputs, lengths):  # (T, B, 20) -> (B, 10)
     forward, backward = outputs.chunk(2, dim=-1)  # (T, B, 10) each
     return last_valid(forward, lengths) + backward[0]
 
-# %%
+# %% tags=["fold"] summary="Three seeds of each"
 @torch.no_grad()
 def accuracy(model, loss):
     outputs, _ = model(digit_inputs.to(device))
@@ -369,6 +374,8 @@ for seed in SEEDS:
     loss = seq2one_loss(nn.CrossEntropyLoss(), read=both_ends)
     model = digit_reader(seed, loss, layers=two_way)
     by_reading["both ends"].append(accuracy(model, loss))
+
+# %%
 for name, three in by_reading.items():
     print(f"{name:9}", *(f"{share:.1%}" for share in three))
 
@@ -379,15 +386,14 @@ for name, three in by_reading.items():
 # bidirectional network, whose backward half has read one step there.
 
 # %% tags=["check"]
-mean_of_means = sum(by_reading["mean"]) / 3
-assert mean_of_means < mean_accuracy - 0.02, "on the digits the mean is worse"
+mean_wrong = 1 - sum(by_reading["mean"]) / 3
+assert mean_wrong > 1.25 * wrong_share, "on the digits the mean is worse"
 assert abs(sum(by_reading["both ends"]) / 3 - mean_accuracy) < 0.05, "about as good"
 
 # %% [markdown]
 # ## Use it: label a new sequence, keep the weights
 #
-# Here is a digit that is in no file. It is made a sequence `(T, 1, F)` of rows, with its
-# length, and the answer is a row of ten numbers.
+# Here is a digit that is in no file. One sequence is a batch `(T, 1, F)` of one row.
 
 # %%
 drawing = """
@@ -400,7 +406,9 @@ drawing = """
 ..##....
 ..##....
 """
-drawn = [[float(dot == "#") for dot in line] for line in drawing.split()]  # 8 x 8
+drawn = []
+for line in drawing.split():
+    drawn.append([float(dot == "#") for dot in line])  # 8 numbers
 
 # %%
 new = torch.tensor(drawn).unsqueeze(1)  # (T, 1, F): a batch of one
@@ -437,19 +445,18 @@ Path("digits.pt").unlink()
 # the batch.
 
 # %%
-long_row = adding_problem(1, seed=300, shortest=200, longest=200)
-joined, _, _ = collate(sums_test + long_row)
-misread, beside = [], []
-
-def error_at(step, inputs, model):  # what outputs[step] is wrong by
+def error_at(step, inputs, model):
+    """The error of the first 2,000 rows, all read at the same step."""
     everywhere = torch.full((inputs.shape[1],), step)
-    guess = answer(model, inputs, everywhere)[: len(true_sums)]
+    guess = answer(model, inputs, everywhere)[:2000]
     return nn.functional.mse_loss(guess, true_sums).item()
 
-for model, right in zip(adders, errors, strict=True):
-    misread.append(error_at(30, sums, model))
-    beside.append(error_at(200, joined, model))
-    print(f"right {right:.4f}, [-1] {misread[-1]:.4f}, long row {beside[-1]:.4f}")
+long_row = adding_problem(1, seed=300, shortest=200, longest=200)
+joined, _, _ = collate(sums_test + long_row)
+at_end = [error_at(30, sums, model) for model in adders]
+beside = [error_at(200, joined, model) for model in adders]
+for name, three in {"right": errors, "[-1]": at_end, "long row": beside}.items():
+    print(f"{name:9}", *(f"{error:.4f}" for error in three))
 
 # %% [markdown]
 # Nothing raises an error, and the numbers look like results. One network may hold its answer
@@ -458,7 +465,7 @@ for model, right in zip(adders, errors, strict=True):
 # cure is to pass `lengths` everywhere, and to compare a batch with its rows one by one.
 
 # %% tags=["check"]
-assert sum(misread) > 3 * sum(errors), "the padding spoils answers"
+assert sum(at_end) > 3 * sum(errors), "the padding spoils answers"
 for right, far in zip(errors, beside, strict=True):
     assert far > 10 * right, "one long row spoils the answers for all others"
 
@@ -477,16 +484,19 @@ for name, guess in {"GRU": outputs, "always 1": torch.ones_like(outputs)}.items(
 
 # %% [markdown]
 # The wrong loss prefers the constant: the best that training can do with it is the mean of
-# the targets. `nn.MSELoss` warns and goes on; a formula of your own says nothing. Give targets
-# their last dimension. rnnkit refuses to go on without it:
-
-# %% tags=["raises-exception"]
-squared.on(adders[0], sums.to(device), flat_sums.to(device), sums_lengths)
+# the targets. `nn.MSELoss` warns and goes on; a formula of your own says nothing; rnnkit
+# refuses. The cure is `targets.unsqueeze(1)`.
 
 # %% tags=["check"]
 table_of_gru = (outputs - flat_sums).square().mean()
 table_of_one = (1 - flat_sums).square().mean()
 assert table_of_gru > 1.5 * table_of_one, "the wrong loss prefers the constant"
+try:
+    squared.on(adders[0], sums.to(device), flat_sums.to(device), sums_lengths)
+except ValueError as refusal:
+    print(refusal)
+else:
+    raise AssertionError("a missing dimension is refused")
 
 # %% [markdown]
 # ### A rare class
@@ -494,13 +504,10 @@ assert table_of_gru > 1.5 * table_of_one, "the wrong loss prefers the constant"
 # Suppose the training part has only five ones, and about a hundred of each other digit. The
 # **recall** of the ones is the share of true ones that are found.
 
-# %%
-def one_in_hundred():
-    ones = [pair for pair in digits_train if pair[1] == 1]
-    others = [pair for pair in digits_train if pair[1] != 1]
-    return others + ones[:5]
-
-few_ones = one_in_hundred()
+# %% tags=["fold"] summary="Five ones among a thousand digits; accuracy and recall"
+ones = [pair for pair in digits_train if pair[1] == 1]
+others = [pair for pair in digits_train if pair[1] != 1]
+few_ones = others + ones[:5]
 counts = torch.bincount(torch.tensor([label for _, label in few_ones]))  # (10,)
 is_one = digit_labels == 1
 
@@ -578,7 +585,8 @@ for seed in SEEDS:
     loss = seq2one_loss(nn.CrossEntropyLoss(), read=attend)
     attended.append(accuracy(digit_reader(seed, loss, layers=with_weight), loss))
 print("attention:", *(f"{share:.1%}" for share in attended))
-assert sum(attended) / 3 < mean_accuracy - 0.02, "no better than the last step here"
+attended_wrong = 1 - sum(attended) / 3
+assert attended_wrong > 0.9 * wrong_share, "no better than the last step here"
 
 # %% [markdown] tags=["solution"]
 # On eight rows it has little to choose from: near the mean, and behind the last step. It is
@@ -614,7 +622,7 @@ for name, curves in by_row.items():
 asked, unasked = torch.stack(by_row["at every row"]), torch.stack(by_row["at the end"])
 assert asked[:, 3].min() > 0.5, "after four rows it knows a lot"
 assert unasked[:, 3].max() < 0.35, "unasked, it knows little"
-assert asked[:, 7].mean() < unasked[:, 7].mean(), "after eight it knows a little less"
+assert 1 - asked[:, 7].mean() > 1.1 * wrong_share, "after eight it knows less"
 
 # %% [markdown] tags=["solution"]
 # Most digits can be told from their upper half. The price is paid at the end: the same 32
@@ -659,11 +667,14 @@ spread = ahead.std(dim=0) / 5**0.5
 for i, name in enumerate(["logistic regression", "SVM"]):
     gain, noise = 100 * ahead[:, i].mean(), 100 * spread[i]
     print(f"GRU minus {name}: {gain:+.1f} points, standard error {noise:.1f}")
-assert abs(ahead[:, 0].mean()) < 0.04, "level with logistic regression"
-assert ahead[:, 1].mean() < -0.01, "the SVM is ahead"
+gru_wrong, logistic_wrong, svm_wrong = (1 - by_block).mean(dim=0).tolist()
+assert gru_wrong < 0.9 * logistic_wrong, "the GRU is ahead of logistic regression"
+assert svm_wrong < 0.95 * gru_wrong, "and the SVM is ahead of the GRU"
 
 # %% [markdown] tags=["evidence"]
-# A lead of less than twice its standard error could be chance. scikit-learn does not say
+# A lead of less than twice its standard error could be chance. On the one test of the main
+# line, 540 digits, the standard error of an accuracy is more than a point, so that leads of
+# less than two or three points cannot be seen there. scikit-learn does not say
 # how the 13 writers lie in the file; where you know who made the data, split by that.
 #
 # That the network knows the order of the rows does not make it better than methods that do
@@ -680,7 +691,8 @@ for seed in SEEDS:
     shuffled.append((guess == digit_labels).float().mean().item())
 print("rows in order", *(f"{share:.1%}" for share in accuracies))
 print("rows shuffled", *(f"{share:.1%}" for share in shuffled))
-assert sum(shuffled) < sum(accuracies) + 0.03, "a shuffled order is no better"
+shuffled_wrong = 1 - sum(shuffled) / 3
+assert shuffled_wrong > 0.9 * wrong_share, "a shuffled order is no better"
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: beyond the lengths of training
@@ -703,6 +715,7 @@ for short_error, long_error in zip(by_length[0], by_length[-1], strict=True):
 # marks among the first 20, or both among the last 20:
 
 # %% tags=["evidence"]
+by_place = {}
 for name, first in {"first": 0, "last": 180}.items():
     inputs = torch.rand(200, 500, 2)
     inputs[..., 1] = 0
@@ -713,10 +726,13 @@ for name, first in {"first": 0, "last": 180}.items():
     guesses = [answer(model, inputs, lengths) for model in adders]
     mses = [nn.functional.mse_loss(guess, targets).item() for guess in guesses]
     print(f"marks in the {name:5} 20 steps:", *(f"{mse:.4f}" for mse in mses))
+    by_place[name] = mses
+assert min(by_place["first"]) > 5 * max(by_place["last"]), "it is what was read early"
 
 # %% [markdown] tags=["evidence"]
-# The answer differs from seed to seed: some networks lose what they carry, others are already
-# led astray while they wait for the first mark. Nothing in training asked about such waits.
+# They wait well and then add nearly as they should. What they have read early is lost on the
+# way: the error is no better than that of always saying 1. Nothing in training asked these
+# networks to carry a number further than 30 steps.
 #
 # ## Evidence: the published figures
 #
