@@ -150,12 +150,8 @@ for k in range(31):
     guess = with_memory_of(k, sums, sums_lengths)
     by_memory.append(nn.functional.mse_loss(guess, true_sums).item())
 
-# %%
-for k in 0, 2, 10, 20:
-    print(f"memory of {k:2} steps: mean squared error {by_memory[k]:.4f}")
-
 # %% [markdown]
-# Without memory the rule always says 1, and its error is the variance of the sum, 1/6.
+# Without memory, k = 0, the rule always says 1, and its error is the variance of the sum, 1/6.
 #
 # ## Plain PyTorch
 #
@@ -272,6 +268,8 @@ ax.text(4, max(errors) * 1.25, "GRU", color="C0", weight="bold")
 ax.text(14, 0.09, "rule that sees the last k steps", color="C4")
 ax.set(xlabel="k: steps remembered", ylabel="mean squared error")
 ax.set(yscale="log", ylim=(2e-4, 0.4), xticks=range(0, 31, 10))
+ax.set_yticks([0.001, 0.01, 0.1], ["0.001", "0.01", "0.1"])
+ax.set_yticks([], minor=True)
 ax.set_title("The GRU answers as if it kept most steps")
 plt.show()
 
@@ -279,11 +277,6 @@ plt.show()
 # A rule with a memory of 20 steps does worse than the worst of the three networks. No step
 # by itself says the answer: the network must find two marks and carry what it has read there
 # to the end.
-
-# %% tags=["check"]
-assert max(errors) < 0.5 * by_memory[20], "better than 20 steps"
-assert abs(by_memory[0] / (1 / 6) - 1) < 0.1, "always saying 1: the variance, 1/6"
-assert by_memory[30] < 1e-9, "who remembers all is exact"
 
 # %% [markdown]
 # ## The digits: the network is not needed
@@ -308,45 +301,18 @@ for model in readers:
     accuracies.append((guess == digit_labels).float().mean().item())
     print(f"GRU: {accuracies[-1]:.1%} of the test digits")
 
-# %% tags=["fold"] summary="What the network would say after each row"
-eight = digit_inputs[:, -1:].to(device)  # (T, 1, F): the last digit of the file
-with torch.no_grad():
-    outputs, _ = readers[0](eight)  # (T, 1, 10)
-belief = outputs.squeeze(1).softmax(dim=1).cpu()  # (T, 10)
-
-# %% alt="Left, a handwritten 8 of 8 by 8 pixels. Right, a table of the same height: after each row, the probability of each of the ten classes. It is spread or misplaced after the first rows and lies on the 8 after the last row." caption="A digit is read from top to bottom, a row a step. Right: the probability of each class after each row. Only the last is trained." tags=["hero", "hide-input"]
-fig, (left, right) = plt.subplots(1, 2, sharey=True)
-left.imshow(digit_inputs[:, -1], cmap="Greys", aspect="auto")
-left.set(xlabel="pixel", xticks=range(8))
-left.set(ylabel="row, one a step", yticks=range(8), yticklabels=range(1, 9))
-right.imshow(belief, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-right.set(xlabel="class (dark: probable)", xticks=range(10))
-for ax in (left, right):
-    ax.grid(visible=False)
-fig.suptitle("Eight rows are read, then one answer", weight="bold")
-plt.show()
-
 # %% [markdown]
 # **On this test the GRU is level with logistic regression, and the SVM is ahead of both.**
 # Over [five splits](#evidence-five-splits-of-the-digits) the GRU passes logistic regression,
 # and the SVM stays ahead. It knows nothing of order, and trains in a moment. For images as
 # small as these take the SVM: they are good for learning the pattern and do not need it.
 
-# %% tags=["check"]
-mean_accuracy = sum(accuracies) / 3
-wrong_share = 1 - mean_accuracy
-svm_wrong = 1 - correct(baselines["SVM"], testing)
-logistic_accuracy = correct(baselines["logistic regression"], testing)
-assert abs(mean_accuracy - logistic_accuracy) < 0.03, "level with logistic regression"
-assert svm_wrong < 0.85 * wrong_share, "the SVM is wrong less often"
-assert min(accuracies) > 0.8, "each seed has learned to read"
-
 # %% [markdown]
 # ## Which output to read
 #
 # The last step is not the only choice. `read="mean"` averages the answers of all valid steps,
-# `read="max"` takes the largest of each class, and **attention** is a mean whose weights are
-# learned ([exercise 2](#try-it)).
+# `read="max"` takes the largest of each class, and [attention](#evidence-attention) is a mean whose
+# weights are learned.
 #
 # A **bidirectional** network reads from both sides, and so it has two ends: the forward half
 # has read all at the last step, the backward half at the first. To read it properly, let the
@@ -384,6 +350,21 @@ for name, three in by_reading.items():
 # ends are about as good as the last step. No choice is best for every task: try them on the
 # part that chooses. `"last"` is refused for a
 # bidirectional network, whose backward half has read one step there.
+
+# %% tags=["check"]
+assert max(errors) < 0.5 * by_memory[20], "better than 20 steps"
+assert abs(by_memory[0] / (1 / 6) - 1) < 0.1, "always saying 1: the variance, 1/6"
+assert by_memory[30] < 1e-9, "who remembers all is exact"
+assert by_memory[2] > 0.8 * by_memory[0], "the last two steps say next to nothing"
+
+# %% tags=["check"]
+mean_accuracy = sum(accuracies) / 3
+wrong_share = 1 - mean_accuracy
+svm_wrong = 1 - correct(baselines["SVM"], testing)
+logistic_accuracy = correct(baselines["logistic regression"], testing)
+assert abs(mean_accuracy - logistic_accuracy) < 0.03, "level with logistic regression"
+assert svm_wrong < 0.85 * wrong_share, "the SVM is wrong less often"
+assert min(accuracies) > 0.8, "each seed has learned to read"
 
 # %% tags=["check"]
 mean_wrong = 1 - sum(by_reading["mean"]) / 3
@@ -425,6 +406,7 @@ print(f"it is a {label.item()}, says the network, which gives it {share.item():.
 torch.save(readers[0].state_dict(), "digits.pt")
 kept = RecurrentSequential(*one_way()).to(device)
 kept.load_state_dict(torch.load("digits.pt", map_location=device))
+print("kept, it still says", answer(kept, new, torch.tensor([8])).argmax().item())
 
 # %% tags=["check"]
 from pathlib import Path
@@ -499,53 +481,13 @@ else:
     raise AssertionError("a missing dimension is refused")
 
 # %% [markdown]
-# ### A rare class
-#
-# Suppose the training part has only five ones, and about a hundred of each other digit. The
-# **recall** of the ones is the share of true ones that are found.
-
-# %% tags=["fold"] summary="Five ones among a thousand digits; accuracy and recall"
-ones = [pair for pair in digits_train if pair[1] == 1]
-others = [pair for pair in digits_train if pair[1] != 1]
-few_ones = others + ones[:5]
-counts = torch.bincount(torch.tensor([label for _, label in few_ones]))  # (10,)
-is_one = digit_labels == 1
-
-def report(scores):
-    right = scores.argmax(dim=1) == digit_labels
-    return right.float().mean().item(), right[is_one].float().mean().item()
-
-# %%
-plainly, corrected = [], []
-for seed in SEEDS:
-    model = digit_reader(seed, pairs=few_ones)
-    scores = answer(model, digit_inputs, digit_lengths)
-    plainly.append(report(scores))
-    corrected.append(report(scores - counts.log()))
-    print("accuracy {:.0%}, recall {:.0%};".format(*plainly[-1]), end=" ")
-    print("corrected {:.0%}, {:.0%}".format(*corrected[-1]))
-
-# %% [markdown]
-# The accuracy looks decent, and the ones are as good as lost. So look at each class by
-# itself. A cure that needs no new training takes from each score the logarithm of how often
-# its class was in training ([Menon and others 2021](https://arxiv.org/abs/2007.07314)). It
-# brings back a part. Weights in the loss, `nn.CrossEntropyLoss(weight=...)`, are the other
-# usual cure. More ones would be better than either.
-
-# %% tags=["check"]
-for (share, recall), (_, found) in zip(plainly, corrected, strict=True):
-    assert share > 0.75, "the accuracy looks decent"
-    assert recall < 0.35, "the ones are lost"
-    assert found > recall + 0.1, "the correction finds more of them"
-
-# %% [markdown]
 # ## In short
 #
 # - Pad, keep the lengths, and read each row at its own last step.
 # - `seq2one_loss` does it; `read=` takes the mean, the maximum, or a function of yours.
 # - Compare with a method that knows no order. On these digits the SVM wins; on the adding
 #   problem the memory is needed.
-# - Look at each class by itself.
+# - Look at each class by itself ([exercise 2](#try-it)).
 #
 # ## Try it
 #
@@ -566,31 +508,40 @@ assert min(simple) > 10 * max(errors), "no seed comes near the GRU"
 # cell, above it was a missing dimension, and a longer training may still find the marks.
 
 # %% [markdown]
-# **2. Attention.** Let the head give an eleventh number at each step, and read the mean of
-# the ten others, weighted by the softmax of the eleventh over the valid steps. Write `attend`
-# as a function for `read=`. How good is it?
+# **2. A rare class.** Leave only five ones in the training part, beside about a hundred of each
+# other digit. Guess the accuracy, and the **recall** of the ones: the share of true ones that
+# are found. Then take from each score the logarithm of how often its class was in training.
 
 # %% tags=["solution"]
-def attend(outputs, lengths):  # (T, B, 11) -> (B, 10)
-    step = torch.arange(len(outputs)).unsqueeze(1)  # (T, 1)
-    padding = (step >= lengths).to(outputs.device)  # (T, B)
-    weight = outputs[..., 10].masked_fill(padding, -torch.inf).softmax(dim=0)
-    return (weight.unsqueeze(2) * outputs[..., :10]).sum(dim=0)
+ones = [pair for pair in digits_train if pair[1] == 1]
+others = [pair for pair in digits_train if pair[1] != 1]
+few_ones = others + ones[:5]
+counts = torch.bincount(torch.tensor([label for _, label in few_ones]))  # (10,)
+is_one = digit_labels == 1
 
-def with_weight():
-    return nn.GRU(8, 32), nn.Linear(32, 11)
+def report(scores):
+    right = scores.argmax(dim=1) == digit_labels
+    return right.float().mean().item(), right[is_one].float().mean().item()
 
-attended = []
+# %% tags=["solution"]
+plainly, corrected = [], []
 for seed in SEEDS:
-    loss = seq2one_loss(nn.CrossEntropyLoss(), read=attend)
-    attended.append(accuracy(digit_reader(seed, loss, layers=with_weight), loss))
-print("attention:", *(f"{share:.1%}" for share in attended))
-attended_wrong = 1 - sum(attended) / 3
-assert attended_wrong > 0.9 * wrong_share, "no better than the last step here"
+    model = digit_reader(seed, pairs=few_ones)
+    scores = answer(model, digit_inputs, digit_lengths)
+    plainly.append(report(scores))
+    corrected.append(report(scores - counts.log()))
+    print("accuracy {:.0%}, recall {:.0%};".format(*plainly[-1]), end=" ")
+    print("corrected {:.0%}, {:.0%}".format(*corrected[-1]))
+for (share, recall), (_, found) in zip(plainly, corrected, strict=True):
+    assert share > 0.75, "the accuracy looks decent"
+    assert recall < 0.35, "the ones are lost"
+    assert found > recall + 0.1, "the correction finds more of them"
 
 # %% [markdown] tags=["solution"]
-# On eight rows it has little to choose from: near the mean, and behind the last step. It is
-# worth trying where a few of many steps decide.
+# The accuracy looks decent, and the ones are as good as lost: look at each class by itself.
+# The logarithms ([Menon and others 2021](https://arxiv.org/abs/2007.07314)) need no new
+# training and bring back a part. Weights in the loss, `nn.CrossEntropyLoss(weight=...)`, are
+# the other usual cure. More ones would be better than either.
 
 # %% [markdown]
 # **3. An answer at every row.** A network that is trained on its last answer cannot be
@@ -695,6 +646,57 @@ shuffled_wrong = 1 - sum(shuffled) / 3
 assert shuffled_wrong > 0.9 * wrong_share, "a shuffled order is no better"
 
 # %% [markdown] tags=["evidence"]
+# ## Evidence: attention
+#
+# The head gives an eleventh number at each step. What is read is the mean of the ten others,
+# weighted by the softmax of the eleventh over the valid steps:
+
+# %% tags=["evidence"]
+def attend(outputs, lengths):  # (T, B, 11) -> (B, 10)
+    step = torch.arange(len(outputs)).unsqueeze(1)  # (T, 1)
+    padding = (step >= lengths).to(outputs.device)  # (T, B)
+    weight = outputs[..., 10].masked_fill(padding, -torch.inf).softmax(dim=0)
+    return (weight.unsqueeze(2) * outputs[..., :10]).sum(dim=0)
+
+def with_weight():
+    return nn.GRU(8, 32), nn.Linear(32, 11)
+
+attended = []
+for seed in SEEDS:
+    loss = seq2one_loss(nn.CrossEntropyLoss(), read=attend)
+    attended.append(accuracy(digit_reader(seed, loss, layers=with_weight), loss))
+print("attention:", *(f"{share:.1%}" for share in attended))
+attended_wrong = 1 - sum(attended) / 3
+assert attended_wrong > 0.9 * wrong_share, "no better than the last step here"
+
+# %% [markdown] tags=["evidence"]
+# On eight rows it has little to choose from: near the mean, and behind the last step. It is
+# worth trying where a few of many steps decide.
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: what it would say after each row
+#
+# The figure at the top of the page. Only the answer after the last row has been trained.
+
+# %% tags=["evidence"]
+eight = digit_inputs[:, -1:].to(device)  # (T, 1, F): the last digit of the file
+with torch.no_grad():
+    outputs, _ = readers[0](eight)  # (T, 1, 10)
+belief = outputs.squeeze(1).softmax(dim=1).cpu()  # (T, 10)
+
+# %% alt="Left, a handwritten 8 of 8 by 8 pixels. Right, a table of the same height: after each row, the probability of each of the ten classes. It is spread or misplaced after the first rows and lies on the 8 after the last row." caption="A digit is read from top to bottom, a row a step. Right: the probability of each class after each row. Only the last is trained." tags=["hero", "evidence"]
+fig, (left, right) = plt.subplots(1, 2, sharey=True)
+left.imshow(digit_inputs[:, -1], cmap="Greys", aspect="auto")
+left.set(xlabel="pixel", xticks=range(8))
+left.set(ylabel="row, one a step", yticks=range(8), yticklabels=range(1, 9))
+right.imshow(belief, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+right.set(xlabel="class (dark: probable)", xticks=range(10))
+for ax in (left, right):
+    ax.grid(visible=False)
+fig.suptitle("Eight rows are read, then one answer", weight="bold")
+plt.show()
+
+# %% [markdown] tags=["evidence"]
 # ## Evidence: beyond the lengths of training
 #
 # The adders have learned to add within 30 steps. Longer sequences they get wrong:
@@ -733,7 +735,8 @@ assert min(by_place["first"]) > 5 * max(by_place["last"]), "it is what was read 
 # They wait well and then add nearly as they should. What they have read early is lost on the
 # way: the error is no better than that of always saying 1. Nothing in training asked these
 # networks to carry a number further than 30 steps.
-#
+
+# %% [markdown] tags=["evidence"]
 # ## Evidence: the published figures
 #
 # The error of always saying 1 is the variance of the sum of two independent numbers between 0
