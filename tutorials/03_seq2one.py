@@ -1,686 +1,767 @@
+# ---
+# rnnkit:
+#   description: >-
+#     Classify a whole sequence, or predict one number from it, with a recurrent network in
+#     PyTorch: variable lengths, padding, the last valid step, bidirectional, imbalance.
+#   needs: one CPU core for under a minute; matplotlib and scikit-learn beside torch
+#   data: 1,797 handwritten digits from scikit-learn (CC BY 4.0), and sums that the page makes
+#   minutes: 10
+#   prerequisites: PyTorch tensors and a training loop; what a state is (tutorial 01)
+#   learn: [how to train a network that reads a sequence and answers once, how to batch
+#     sequences of different lengths and read each at its own last step, which other outputs
+#     you can read, how to tell whether the task needs a recurrent network at all]
+# ---
+
 # %% [markdown]
-# # Sequence to one
+# # Sequence to one: classify a sequence, or predict one number from it
 #
-# After this page you can train a recurrent network that reads a whole sequence and answers once, on batches of sequences
-# of different length, and show that padding never touched the answer.
+# After this page you can train a recurrent network that reads sequences of different
+# lengths and gives one answer for each: a class or a number.
 
 # %% tags=["skip-execution"]
 # %pip install "rnnkit[plot]" scikit-learn
 
-# %% [markdown]
-# ## What comes out
-#
-# An LSTM reads a handwritten digit from top to bottom, one row of eight pixels a step. It is trained on one answer, the
-# one after the last row. This is all of it; the rest of the page explains each line, and doubts the result.
-
-# %%
+# %% tags=["fold"]
 import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, default_collate
 
-from rnnkit import ClipGradients, Learner, RecurrentSequential
-from rnnkit import batchseq, pad_collate, seq2one_loss, seq2seq_loss
-
-SEEDS = (0, 1, 2)  # every claim about training is made over all three
-torch.set_num_threads(1)  # the arrays are small: more threads only wait for each other
+SEEDS = (0, 1, 2)  # what depends on a seed is claimed for all three
+device = "cuda" if torch.cuda.is_available() else "cpu"
+torch.set_num_threads(1)  # small arrays: more threads would wait for each other
 plt.style.use("rnnkit.style")
 
-# %%
-pixels, labels = (torch.tensor(array) for array in load_digits(return_X_y=True))
-rows = pixels.float().view(-1, 8, 8).transpose(0, 1) / 16  # (T, B, F): (8, 1797, 8)
-
-torch.manual_seed(SEEDS[0])
-model = RecurrentSequential(nn.LSTM(8, 64), nn.Linear(64, 10))
-loss = seq2one_loss(nn.CrossEntropyLoss())
-optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-for _ in range(30):
-    for batch in torch.randperm(1257).split(128):  # the last 540 images stay unseen
-        optimizer.zero_grad()
-        loss.on(model, rows[:, batch], labels[batch]).backward()
-        optimizer.step()
-
-# %%
-with torch.no_grad():
-    outputs, _ = model(rows[:, -1:])  # (T, 1, 10): the last image of the file
-belief = outputs.squeeze(1).softmax(dim=1)  # (T, 10)
-print(f"an {labels[-1]}; guess after each row:", *belief.argmax(dim=1).tolist())
-
-# %% alt="Left, a handwritten digit of 8 by 8 pixels. Right, a table of the same height: after each row, the probability of each of the ten classes. It is spread over several classes after the first rows, changes its favorite on the way, and lies on one class after the last row, which is framed." tags=["hide-input"]
-fig, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(6.4, 3.8))
-fig.suptitle("Eight rows go in, one answer comes out", weight="bold", x=0.01, ha="left")
-left.imshow(rows[:, -1], cmap="Greys", aspect="auto")
-left.set(xlabel="pixel", xticks=range(8))
-left.set(ylabel="row, one a step", yticks=range(8), yticklabels=range(1, 9))
-right.imshow(belief, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-right.set(xlabel="class (dark: probable)", xticks=range(10))
-frame = plt.Rectangle(
-    (-0.5, 6.5), 10, 1, fill=False, edgecolor="C1", linewidth=2.5, clip_on=False
-)
-right.add_patch(frame)
-right.text(-0.3, 6.2, "only this row\nhas a loss", color="C1")
-for ax in (left, right):
-    ax.grid(visible=False)
-plt.show()
-
 # %% [markdown]
-# The rows above the frame are what the network says if you stop it early. Nobody trained it to be right there.
-
-# %% [markdown]
-# ## You will learn
-#
-# - how to write sequence to one in plain PyTorch, then with rnnkit, with the same numbers;
-# - how to read every sequence at its last valid step, and what it costs to read another one;
-# - how to notice the mistakes that give a number and no error.
-#
-# ## You need
-#
-# The install line above and two CPU cores: the page runs in under a minute, and the footer has the measured seconds.
-# You should have trained a [torch.nn.Module][] before.
-#
 # ## The pattern
 #
-# ![Two unrolled graphs, one for each row of a batch. Each step has an input below, a state that goes on to the right and an output above. The upper row has five steps and one loss, above step five. The lower row has three steps and one loss, above step three; its two steps of padding are gray.](../docs/assets/patterns/03.svg)
+# The network reads a sequence step by step and keeps a state. It answers once, at the end.
+# The sequences of a batch have different lengths, so the end of each is at a step of its
+# own. What stands behind it is padding, and must not count.
 #
-# The network gives an output at every step. The loss reads one of them in each row $b$: the one at step $T_b$, the row's
-# own [length](../docs/glossary.md#lengths).
-#
-# $$
-# \text{loss} = \frac{1}{B} \sum_{b=1}^{B} \ell\big(\hat y_{T_b,\,b},\; y_b\big)
-# $$
-#
-# The gradient starts there and flows back through all $T_b$ steps. No other step has an error of its own.
-
-# %% [markdown]
-# ## The shapes
-#
-# Two sequences of five and three steps make one batch. The shorter one gets two steps of
-# [padding](../docs/glossary.md#padding).
-
-# %%
-T, B, F, H = 5, 2, 2, 16
-inputs, lengths = batchseq([torch.rand(5, F), torch.rand(3, F)])
-outputs, _ = RecurrentSequential(nn.LSTM(F, H), nn.Linear(H, 1))(inputs)
-answers = outputs[lengths - 1, torch.arange(B)]
-targets = torch.rand(B, 1)
-assert lengths.tolist() == [5, 3]
-assert not inputs[3:, 1].any(), "zeros after the end of row 1"
-
-# %%
-table = [
-    ("inputs", inputs, (T, B, F), "(T, B, F), padded"),
-    ("lengths", lengths, (B,), "(B,), int64, on the CPU"),
-    ("outputs", outputs, (T, B, 1), "(T, B, O), one a step"),
-    ("answers", answers, (B, 1), "(B, O), last valid step"),
-    ("targets", targets, (B, 1), "(B, O), one a sequence"),
-]
-for name, tensor, shape, meaning in table:
-    assert tensor.shape == shape, name
-    print(f"{name:8} {tuple(tensor.shape)!s:10} {meaning}")
-
-# %% [markdown]
-# **Time is dim 0, the batch is dim 1**, which is [the rule](../docs/shapes.md) on every page here.
+# ![Two unrolled graphs, one for each row of a batch. Each step has an input below and a state that goes on to the right. The upper row has five steps, and an output and a loss above step five. The lower row has three steps, and an output and a loss above step three; its two steps of padding are gray.](../docs/assets/patterns/03.svg)
 
 # %% [markdown]
 # ## The data
 #
-# ### Digits
+# ### Digits: a class for each sequence
 #
-# scikit-learn ships 1,797 images of 8 x 8 pixels written by 13 people: the test part of
-# [Optical Recognition of Handwritten Digits](https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits)
-# (Alpaydin and Kaynak 1998, CC BY 4.0). Every sequence has $T = 8$ rows of $F = 8$ pixels, so nothing is padded.
+# scikit-learn brings 1,797 [handwritten
+# digits](https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits)
+# (Alpaydin and Kaynak 1998, CC BY 4.0). We read an image from top to bottom, as a sequence
+# of eight steps. Each step is a row of eight pixels.
 
-# %% alt="The first ten images of the data set, the digits 0 to 9, each 8 by 8 pixels in gray." tags=["hide-input"]
-fig, axes = plt.subplots(2, 5, figsize=(6.4, 3))
-fig.suptitle(
-    "Ten sequences of eight rows: time runs downward", weight="bold", x=0.01, ha="left"
-)
-for i, ax in enumerate(axes.flat):
-    ax.imshow(rows[:, i], cmap="Greys")
-    ax.set_title(int(labels[i]), loc="center", pad=2)
-    ax.axis("off")
-plt.show()
+# %%
+pixels, labels = load_digits(return_X_y=True)
+images = torch.tensor(pixels, dtype=torch.float32).view(-1, 8, 8) / 16  # (N, T, F)
+digits = list(zip(images, labels.tolist(), strict=True))  # pairs: sequence, label
+digits_train = digits[:1000]
+digits_choose = digits[1000:1257]  # settings are chosen on these
+digits_test = digits[1257:]  # and what the page reports is measured on these
 
 # %% [markdown]
-# Of the images 1,257 are for training and 540 for testing, in two ways. *Shuffled* draws them at random, anew for each
-# seed. *File order* tests on the last 540 of the file. The skeptic's baseline sees all 64 pixels at once and knows no
-# order: logistic regression.
-
-
-# %%
-def split(name, seed):
-    order = torch.arange(len(labels))
-    if name == "shuffled":
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(labels), generator=generator)
-    return order.split([1257, 540])
-
-
-def accuracies(classifier, name):
-    scores = []
-    for seed in SEEDS:
-        train, test = split(name, seed)
-        classifier.fit(pixels[train] / 16, labels[train])
-        scores.append(classifier.score(pixels[test] / 16, labels[test]))
-    return scores
-
-
-# %%
-linear = LogisticRegression(max_iter=1000)
-logistic = {name: accuracies(linear, name) for name in ("shuffled", "file order")}
-print("accuracy of logistic regression")
-for name, scores in logistic.items():
-    print(f"  {name:10}", " ".join(f"{score:.3f}" for score in scores))
-
-# %% [markdown]
-# The same model does worse on the end of the file. Keep that in mind until the [doubts](#the-digits).
+# The split follows the file. The digits are of few writers, and a random split would put
+# the same hands on both sides.
 #
-# ### The adding problem
+# ### The adding problem: a number for each sequence
 #
-# This task is made, not found ([Hochreiter and Schmidhuber 1997](https://doi.org/10.1162/neco.1997.9.8.1735), in the form
-# of [Le, Jaitly and Hinton 2015](https://arxiv.org/abs/1504.00941)). Each step brings a number drawn evenly from 0 to 1,
-# and a mark that is 1 at two steps and 0 at the others. The target is the sum of the two marked numbers. Here the lengths
-# differ: 10 to 40 steps.
+# This task is made to ask for memory ([Hochreiter and Schmidhuber
+# 1997](https://doi.org/10.1162/neco.1997.9.8.1735)). Each of 10 to 30 steps brings a random
+# number between 0 and 1, and a mark: 1 at two of the steps, 0 at all others. The target is
+# the sum of the two marked numbers.
 
-
-# %%
-def adding_problem(count, seed, shortest=10, longest=40):
-    """Pairs of a sequence (T_i, 2), numbers and marks,
-    and the sum of its marked numbers, (1,)."""
+# %% tags=["fold"] summary="The function that makes such sequences"
+def adding_problem(count, seed, shortest=10, longest=30):
+    """Pairs: a sequence of numbers and marks (T_i, 2), and its target (1,)."""
     generator = torch.Generator().manual_seed(seed)
     pairs = []
     for _ in range(count):
-        length = int(torch.randint(shortest, longest + 1, (), generator=generator))
-        sequence = torch.rand(length, 2, generator=generator)
+        steps = int(torch.randint(shortest, longest + 1, (), generator=generator))
+        sequence = torch.rand(steps, 2, generator=generator)
+        marked = torch.randperm(steps, generator=generator)[:2]
         sequence[:, 1] = 0
-        sequence[torch.randperm(length, generator=generator)[:2], 1] = 1
-        pairs.append((sequence, sequence.prod(dim=1).sum().unsqueeze(0)))
+        sequence[marked, 1] = 1
+        pairs.append((sequence, sequence[marked, :1].sum(dim=0)))
     return pairs
 
-
 # %%
-train_pairs = adding_problem(6400, seed=100)
-test_pairs = adding_problem(2000, seed=200)
-
-# %% alt="One sequence of the adding problem: a gray stem for the number at each step. Two stems are blue and carry their numbers. The title gives their sum, the target." tags=["hide-input"]
-sequence, target = train_pairs[0]
-numbers = sequence[:, 0]
-marked = sequence[:, 1].bool()
-at = torch.arange(1, len(sequence) + 1)
-fig, ax = plt.subplots(figsize=(6.4, 3))
-for part, color in ((~marked, "#B8B8B8"), (marked, "C0")):
-    ax.vlines(at[part], 0, numbers[part], color=color)
-    ax.scatter(at[part], numbers[part], color=color, zorder=3)
-for step, number in zip(at[marked].tolist(), numbers[marked].tolist(), strict=True):
-    ax.text(
-        step, number + 0.05, f"{number:.2f}", ha="center", color="C0", weight="bold"
-    )
-ax.set(xlabel="step", ylabel="number", ylim=(0, 1.15), yticks=(0, 0.5, 1))
-ax.set_title(f"The target is the sum of the two marked numbers: {target.item():.2f}")
-plt.show()
+sums_train = adding_problem(6400, seed=100)
+sums_test = adding_problem(2000, seed=201)
 
 # %% [markdown]
-# The baseline reads nothing and always says 1, the mean of the targets. Its mean squared error is the variance of the sum
-# of two independent numbers from $U(0, 1)$, which is $\tfrac{1}{12} + \tfrac{1}{12} = \tfrac{1}{6} = 0.1667$. The
-# literature prints 0.1767. Ask ten million draws:
-
-# %%
-sums = torch.rand(10_000_000, 2, generator=torch.Generator().manual_seed(0)).sum(dim=1)
-errors = (sums - 1).square()
-ours = errors.mean().item()
-standard_error = errors.std().item() / len(errors) ** 0.5
-print(f"always saying 1: MSE {ours:.5f}, give or take {standard_error:.5f}")
-for name, figure in (("computed, 1/6", 1 / 6), ("published, 0.1767", 0.1767)):
-    off = abs(figure - ours) / standard_error
-    print(f"{name:17} is {off:5.1f} standard errors off")
-assert abs(ours - 1 / 6) < 5 * standard_error, "always saying 1 has an MSE of 1/6"
-assert abs(ours - 0.1767) > 20 * standard_error, "and not one of 0.1767"
-
-# %% [markdown]
-# > [!NOTE]
-# > Le, Jaitly and Hinton print 0.1767, and [Bai, Kolter and Koltun 2018](https://arxiv.org/abs/1803.01271) repeat it for
-# > the draw we make here. We know of no derivation and take it for a misprint of 0.1667;
-# > [others](https://gist.github.com/mdagost/c312ac50fc8609e5724e52b875e73a53) have noticed it too. This page compares
-# > with 1/6. The difference changes no conclusion here.
-
-# %% [markdown]
-# ## Plain PyTorch
+# ## The shapes
 #
-# The whole pattern without rnnkit, in under 40 lines. Pad the sequences of a batch and remember their lengths:
+# To make a batch, shorter sequences are padded with zeros to the longest one. Their
+# **lengths** are kept beside them, or nobody could tell where a sequence ends.
 
 # %%
-from torch.nn.utils.rnn import pad_sequence
-
-
 def collate(pairs):
     sequences, targets = zip(*pairs, strict=True)
     lengths = torch.tensor([len(sequence) for sequence in sequences])
-    # (T, B, F), (B, O), (B,)
-    return pad_sequence(sequences), torch.stack(targets), lengths
+    return pad_sequence(sequences), default_collate(targets), lengths
 
-
-# %%
-class Reader(nn.Module):
-    def __init__(self, features, hidden, outputs):
-        super().__init__()
-        self.rnn = nn.LSTM(features, hidden)
-        self.head = nn.Linear(hidden, outputs)
-
-    def forward(self, inputs):
-        return self.head(self.rnn(inputs)[0])  # (T, B, F) -> (T, B, H) -> (T, B, O)
-
+inputs, targets, lengths = collate(sums_train[:64])
+print("inputs", tuple(inputs.shape), "targets", tuple(targets.shape))
+print("lengths", lengths[:5].tolist(), "and so on")
 
 # %% [markdown]
-# Then read each row at its last valid step. `last_valid` is one line, and what this page is about:
+# **Time is dim 0, the batch is dim 1**, features come last. A target has no time axis. A batch
+# of digits has inputs `(8, 64, 8)` and targets `(64,)`, its labels.
+#
+# ## The baselines
+#
+# For the digits: logistic regression and a support vector machine. Both see all 64 pixels
+# at once and know nothing of rows or order.
 
+# %% tags=["fold"] summary="Two classifiers of scikit-learn"
+flat = images.flatten(1).numpy()  # (N, 64)
+choosing, testing = slice(1000, 1257), slice(1257, None)
+baselines = {"logistic regression": LogisticRegression(max_iter=1000), "SVM": SVC()}
+for classifier in baselines.values():
+    classifier.fit(flat[:1000], labels[:1000])
+
+
+def correct(classifier, part):
+    return classifier.score(flat[part], labels[part])
+
+# %%
+for name, classifier in baselines.items():
+    print(f"{name:20} {correct(classifier, testing):.1%} of the test digits")
+
+# %% [markdown]
+# For the sums: a rule that knows the task but remembers the last *k* steps only. A number
+# that it has seen marked is added; for a mark that it has not seen it adds 0.5, the mean.
+
+# %% tags=["fold"] summary="The rule, and its error for each k"
+def with_memory_of(k, inputs, lengths):
+    """The best guess (B, 1) of somebody who has seen the last k steps of each row."""
+    step = torch.arange(len(inputs)).unsqueeze(1)  # (T, 1)
+    seen = inputs * (step >= lengths - k).unsqueeze(2)  # (T, B, 2), zeros elsewhere
+    missing = 2 - seen[..., 1].sum(dim=0)  # marks not seen
+    return (seen.prod(dim=2).sum(dim=0) + 0.5 * missing).unsqueeze(1)
+
+sums, true_sums, sums_lengths = collate(sums_test)
+by_memory = []
+for k in range(31):
+    guess = with_memory_of(k, sums, sums_lengths)
+    by_memory.append(nn.functional.mse_loss(guess, true_sums).item())
+
+# %% [markdown]
+# Without memory, k = 0, the rule always says 1, and its error is the variance of the sum, 1/6.
+#
+# ## Plain PyTorch
+#
+# `last_valid` is the heart of this page: it takes from each row the output at the row's own
+# last step, `lengths - 1`.
 
 # %%
 def last_valid(outputs, lengths):
-    return outputs[lengths - 1, torch.arange(len(lengths))]  # (T, B, O) -> (B, O)
+    rows = torch.arange(len(lengths))  # row 0, row 1, ...
+    return outputs[lengths - 1, rows]  # (T, B, O) -> (B, O)
 
+class Reader(nn.Module):
+    def __init__(self, features, size, answers):
+        super().__init__()
+        self.rnn = nn.GRU(features, size)
+        self.head = nn.Linear(size, answers)
 
-def train_plain(model, loader):
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    losses = []
-    for inputs, targets, lengths in loader:
-        optimizer.zero_grad()
-        loss = nn.functional.mse_loss(last_valid(model(inputs), lengths), targets)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+    def forward(self, inputs, lengths):
+        hidden, _ = self.rnn(inputs)  # (T, B, F) -> (T, B, size)
+        return self.head(last_valid(hidden, lengths))  # (B, answers)
 
+# %% [markdown]
+# The training loop is as for any network. `DataLoader` shuffles, and `collate` makes the
+# batches.
 
 # %%
+def train_plain(model, pairs, loss_fn, epochs):
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    batches = DataLoader(pairs, 64, shuffle=True, collate_fn=collate)
+    for _ in range(epochs):
+        for inputs, targets, lengths in batches:
+            answers = model(inputs.to(device), lengths)
+            loss = loss_fn(answers, targets.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
 torch.manual_seed(SEEDS[0])
-plain = Reader(2, 32, 1)
-loader = DataLoader(train_pairs, 64, shuffle=True, collate_fn=collate)
-plain_losses = train_plain(plain, loader)
-mean_loss = sum(plain_losses) / len(plain_losses)
-print(f"one epoch, {len(plain_losses)} steps: mean loss {mean_loss:.4f}")
+plain = Reader(features=2, size=32, answers=1).to(device)
+train_plain(plain, sums_train[:1280], nn.MSELoss(), epochs=1)
 
 # %% [markdown]
 # ## With rnnkit
 #
-# [pad_collate][rnnkit.pad_collate] replaces `collate`, [RecurrentSequential][rnnkit.RecurrentSequential] the class,
-# [seq2one_loss][rnnkit.seq2one_loss] the reading of the last valid step, and a [Learner][rnnkit.Learner] the loop. A target
-# that is a vector could belong to a sequence or to a step; its shape cannot tell, so `per="sequence"` does.
-
-
-# %%
-class Losses(list):
-    """A callback: the loss of every training step."""
-
-    def on_step_end(self, learner):
-        self.append(learner.state.loss.item())
-
-
-def fit(model, loss, loader, epochs):
-    losses = Losses()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    Learner(model, loss, optimizer, [ClipGradients(1.0), losses]).fit(epochs, loader)
-    return losses
-
+# [RecurrentSequential][rnnkit.RecurrentSequential] stacks the layers and answers at every
+# step. [seq2one_loss][rnnkit.seq2one_loss] reads each row's last valid answer, and
+# [pad_collate][rnnkit.pad_collate] is `collate`; `per="sequence"` says that a target belongs
+# to a sequence and not to a step. A [Learner][rnnkit.Learner] runs the loop.
 
 # %%
 from functools import partial
 
-loss = seq2one_loss(nn.MSELoss())
-collate_one = partial(pad_collate, per="sequence")
+from rnnkit import Learner, RecurrentSequential, pad_collate, seq2one_loss
 
-
-def train_adding(seed, epochs):
-    torch.manual_seed(seed)
-    model = RecurrentSequential(nn.LSTM(2, 32), nn.Linear(32, 1))
-    loader = DataLoader(train_pairs, 64, shuffle=True, collate_fn=collate_one)
-    return model, fit(model, loss, loader, epochs)
-
-
-# %%
-model, losses = train_adding(SEEDS[0], epochs=1)
-difference = (torch.tensor(losses) - torch.tensor(plain_losses)).abs().max().item()
-print(f"largest difference to plain PyTorch in {len(losses)} steps: {difference:.1g}")
-assert difference < 1e-5, "rnnkit and plain PyTorch give the same losses"
-torch.testing.assert_close(list(model.parameters()), list(plain.parameters()))
-
-# %% [markdown]
-# Padding must not count. So a padded batch must give the same loss and the same gradient as its sequences one by one, each
-# without any padding:
-
-# %%
-batch = test_pairs[:16]
-weights = list(model.parameters())
-padded = loss.on(model, *collate_one(batch))
-one_by_one = [loss.on(model, x.unsqueeze(1), y.unsqueeze(0)) for x, y in batch]
-alone = torch.stack(one_by_one).mean()
-print(f"as a batch {padded.item():.6f}, one by one {alone.item():.6f}")
-torch.testing.assert_close(padded, alone)
-of_batch = torch.autograd.grad(padded, weights)
-of_each = torch.autograd.grad(alone, weights)
-torch.testing.assert_close(of_batch, of_each)
-
-# %% [markdown]
-# ## Train, look, doubt
-#
-# ### Adding
-#
-# Six epochs, three seeds. Beside the mean squared error stands the share of answers that are off by less than 0.08.
-
-# %%
-runs = [train_adding(seed, epochs=6) for seed in SEEDS]
-
-
-@torch.no_grad()
-def answer(model, pairs):
-    inputs, targets, lengths = collate_one(pairs)
-    return last_valid(model(inputs)[0], lengths), targets
-
-
-def report(name, outputs, targets):
-    mse = nn.functional.mse_loss(outputs, targets).item()
-    near = (outputs - targets).abs() < 0.08
-    print(f"{name:16} {mse:.4f}  {near.float().mean():10.1%}")
-    return mse
-
-
-# %%
-targets = answer(model, test_pairs)[1]
-print("                    MSE  error<0.08")
-constant = report("always saying 1", torch.ones_like(targets), targets)
-errors = []
-for seed, (model, _) in zip(SEEDS, runs, strict=True):
-    errors.append(report(f"LSTM, seed {seed}", *answer(model, test_pairs)))
-# Worst of 13 seeds tried: 0.016 of the constant's error.
-assert max(errors) < 0.1 * constant, (
-    "the LSTM adds: less than a tenth of the constant's error"
-)
-
-# %%
-# over 25 steps
-smooth = [torch.tensor(losses).unfold(0, 25, 1).mean(dim=1) for _, losses in runs]
-halved = [25 + int((curve < 1 / 12).nonzero()[0]) for curve in smooth]
-print("steps to half the plateau:", halved)
-
-# %% alt="Training loss over 600 steps for three seeds. All three curves stay at a dashed line, one sixth, at first, then fall steeply to nearly zero, each at a time of its own." tags=["hide-input"]
-fig, ax = plt.subplots()
-for curve in smooth:
-    ax.plot(range(25, 25 + len(curve)), curve)
-ax.axhline(1 / 6, color="C4", linestyle="--", linewidth=1.2)
-ax.text(600, 1 / 6 + 0.004, "always saying 1: 1/6", ha="right", color="C4")
-ax.text(600, 0.03, "three seeds", ha="right")
-ax.set(xlabel="training step (64 sequences each)")
-ax.set(ylabel="MSE, mean of 25 steps", ylim=(0, 0.2))
-ax.set_title("The loss waits at 1/6, then the network adds")
-plt.show()
-
-# %% [markdown]
-# At first the network is no better than a constant, for some seeds much longer than for others. Then it finds the marks,
-# and the loss falls at once. A loss that stands still at the variance of the targets says that nothing has been read *yet*. It does not say whether the
-# task is hard, the training short, or the loss wrong; [below](#a-missing-dimension) is a wrong one that stays there.
-#
-# > [!NOTE]
-# > The 0.08 comes from Hochreiter and Schmidhuber. They scale the sum to a range of 1 and call an error below 0.04 right;
-# > our sums have a range of 2. Their LSTM stopped, with its last 2,000 sequences all right, after 74,000 sequences of 100
-# > to 110 steps. Ours has seen 38,400 (6,400 different ones) of 10 to 40 steps. It is no race: the lengths and the optimizers differ.
-#
-# **Where it fails.** It was trained on 10 to 40 steps. Give it others.
-
-# %%
-reach = (10, 40, 80, 120, 200)
-by_length = torch.zeros(len(reach), len(SEEDS))
-for i, length in enumerate(reach):
-    pairs = adding_problem(500, seed=length, shortest=length, longest=length)
-    for j, (model, _) in enumerate(runs):
-        by_length[i, j] = nn.functional.mse_loss(*answer(model, pairs))
-print("steps", *(f"{length:6}" for length in reach))
-print("best ", *(f"{error:.4f}" for error in by_length.amin(dim=1).tolist()))
-print("worst", *(f"{error:.4f}" for error in by_length.amax(dim=1).tolist()))
-# Least of 13 seeds tried: 3.5 times the error at 40 steps.
-assert (by_length[-1] > 2 * by_length[1]).all(), (
-    "at 200 steps every seed is far worse than at 40"
-)
-
-# %% alt="Test error against the length of the sequences for three seeds. From 10 to 40 steps, the trained lengths, shaded, it is about a thousandth. Beyond, it climbs for all three seeds, many times over. The axis is logarithmic; a dashed line marks the constant, one sixth." tags=["hide-input"]
-fig, ax = plt.subplots()
-ax.plot(reach, by_length, marker="o")
-ax.axvspan(10, 40, color="#E4E4E4", zorder=0)
-ax.text(44, 0.00036, "trained on 10 to 40 steps")
-ax.axhline(1 / 6, color="C4", linestyle="--", linewidth=1.2)
-ax.text(10, 0.19, "always saying 1: 1/6", color="C4")
-ax.set(xlabel="steps of the test sequences")
-ax.set(ylabel="MSE", yscale="log", ylim=(3e-4, 0.5))
-ax.set_title("Beyond the lengths of training the sum drifts")
-plt.show()
-
-# %% [markdown]
-# The network has not learned to add. It has learned to add within 40 steps: what it keeps drifts a little at each step,
-# and nothing in the training punished the drift after step 40.
-
-# %% [markdown]
-# ### The digits
-#
-# The same `fit` with another loss, and three seeds for each split. A third contender joins, a support vector machine.
-# Like logistic regression it sees 64 numbers and knows nothing of rows.
-
-# %%
+squared = seq2one_loss(nn.MSELoss())
 classify = seq2one_loss(nn.CrossEntropyLoss())
 
+def train(model, pairs, loss, epochs, per="sequence"):
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    collate_fn = partial(pad_collate, per=per)
+    batches = DataLoader(pairs, 64, shuffle=True, collate_fn=collate_fn)
+    Learner(model, loss, optimizer, device=device).fit(epochs, train=batches)
+    return model
 
-def train_digits(name, seed, loss=classify, collate=pad_collate):
-    train, test = split(name, seed)
+# %%
+def adder(seed, cell=nn.GRU, pairs=sums_train, epochs=2):
     torch.manual_seed(seed)
-    model = RecurrentSequential(nn.LSTM(8, 64), nn.Linear(64, 10))
-    pairs = [(rows[:, i], labels[i]) for i in train]
-    loader = DataLoader(pairs, 128, shuffle=True, collate_fn=collate)
-    fit(model, loss, loader, epochs=15)
-    with torch.no_grad():
-        right = model(rows[:, test])[0].argmax(dim=2) == labels[test]  # (T, 540)
-    # (T,): accuracy after each row; [-1] is the answer
-    return right.float().mean(dim=1)
+    model = RecurrentSequential(cell(2, 32), nn.Linear(32, 1))
+    return train(model, pairs, squared, epochs)
 
+@torch.no_grad()
+def answer(model, inputs, lengths):
+    outputs, _ = model(inputs.to(device))  # (T, B, O): an answer at every step
+    return last_valid(outputs, lengths).cpu()  # (B, O)
 
 # %%
-after_rows = {}
-for name in logistic:
-    by_seed = [train_digits(name, seed) for seed in SEEDS]
-    after_rows[name] = torch.stack(by_seed)
+short = adder(SEEDS[0], pairs=sums_train[:1280], epochs=1)
+with torch.no_grad():
+    by_hand = plain(sums.to(device), sums_lengths).cpu()
+difference = answer(short, sums, sums_lengths) - by_hand
+print(f"largest difference to plain PyTorch: {difference.abs().max():.1g}")
+assert difference.abs().max() < 0.01, "both give the same answers"
 
-
-# %%
-def summary(title, scores):
-    span = f"({scores.min():.3f} to {scores.max():.3f})"
-    print(f"  {title:19} {scores.mean():.3f} {span}")
-
-
-# %%
-for name, by_row in after_rows.items():
-    lstm = by_row[:, -1]
-    linear = torch.tensor(logistic[name])
-    svm = torch.tensor(accuracies(SVC(), name))
-    print(name)
-    summary("logistic regression", linear)
-    summary("LSTM", lstm)
-    summary("SVM", svm)
-    ahead = (lstm - linear).mean()
-    chance = (lstm.mean() * (1 - lstm.mean()) / 540).sqrt()
-    print(f"  LSTM minus logistic: {100 * ahead:+.1f} points")
-    print(f"  one standard error, 540 images: {100 * chance:.1f}")
-    assert abs(ahead) < 0.04, "the LSTM neither wins nor loses by much"
-    assert svm.mean() > linear.mean() + 0.01, "a method blind to order does better"
-
-# %%
-harder = after_rows["shuffled"][:, -1].mean() - after_rows["file order"][:, -1].mean()
-assert harder > 0.01, "for the LSTM too, the end of the file is harder"
+# %% tags=["check"] summary="Padding never counts"
+few, few_targets, few_lengths = collate(sums_test[:16])
+model = RecurrentSequential(nn.GRU(2, 32), nn.Linear(32, 1))
+weights = list(model.parameters())
+as_batch = squared.on(model, few, few_targets, few_lengths)
+one_by_one = 0
+for sequence, target in sums_test[:16]:
+    one_by_one += squared.on(model, sequence.unsqueeze(1), target.unsqueeze(0)) / 16
+of_batch = torch.autograd.grad(as_batch, weights)
+of_each = torch.autograd.grad(one_by_one, weights)
+torch.testing.assert_close(as_batch, one_by_one)
+torch.testing.assert_close(of_batch, of_each, rtol=1e-3, atol=1e-5)
 
 # %% [markdown]
-# So: **on these digits the LSTM and logistic regression are level**, within a few standard errors on both splits, and the
-# support vector machine is ahead of logistic regression by more than a point. The order of the rows buys nothing here. The digits are good for learning the
-# pattern, and the pattern is not needed for the digits.
+# ## The sums: the network needs its memory
 #
-# The larger doubt is the split. Every method loses points on the end of the file. scikit-learn does not say how the 13
-# writers lie in the file, but a shuffled split puts the same hands on both sides, and that flatters every number in the
-# first block. If you know who made the data, split by that.
+# Three networks that differ in their first weights, trained for two epochs:
+
+# %%
+adders = [adder(seed) for seed in SEEDS]
+errors = []
+for model in adders:
+    guess = answer(model, sums, sums_lengths)
+    errors.append(nn.functional.mse_loss(guess, true_sums).item())
+    print(f"GRU: mean squared error {errors[-1]:.4f}")
+
+# %% alt="A falling curve: the error of the rule against the number of last steps that it remembers, from one sixth at none to zero at 30, on a logarithmic axis. A horizontal line, the worst of three GRUs, meets the curve far to the right." caption="Test error on the adding problem, sequences of 10 to 30 steps. The GRU is the worst of three seeds." tags=["hide-input"]
+fig, ax = plt.subplots()
+ax.plot(range(30), by_memory[:30], color="C4")
+ax.axhline(max(errors), color="C0", linestyle="--")
+ax.text(4, max(errors) * 1.25, "GRU", color="C0", weight="bold")
+ax.text(14, 0.09, "rule that sees the last k steps", color="C4")
+ax.set(xlabel="k: steps remembered", ylabel="mean squared error")
+ax.set(yscale="log", ylim=(2e-4, 0.4), xticks=range(0, 31, 10))
+ax.set_yticks([0.001, 0.01, 0.1], ["0.001", "0.01", "0.1"])
+ax.set_yticks([], minor=True)
+ax.set_title("The GRU answers as if it kept most steps")
+plt.show()
+
+# %% [markdown]
+# A rule with a memory of 20 steps does worse than the worst of the three networks. No step
+# by itself says the answer: the network must find two marks and carry what it has read there
+# to the end.
+
+# %% [markdown]
+# ## The digits: the network is not needed
+#
+# The same functions with another loss, and three seeds again. Which settings were tried, and
+# on what, [stands below](#evidence-how-the-settings-were-chosen).
+
+# %%
+def one_way():
+    return nn.GRU(8, 32), nn.Linear(32, 10)
+
+def digit_reader(seed, loss=classify, pairs=digits_train, layers=one_way, **options):
+    torch.manual_seed(seed)
+    model = RecurrentSequential(*layers())
+    return train(model, pairs, loss, epochs=15, **options)
+
+digit_inputs, digit_labels, digit_lengths = collate(digits_test)
+readers = [digit_reader(seed) for seed in SEEDS]
+accuracies = []
+for model in readers:
+    guess = answer(model, digit_inputs, digit_lengths).argmax(dim=1)
+    accuracies.append((guess == digit_labels).float().mean().item())
+    print(f"GRU: {accuracies[-1]:.1%} of the test digits")
+
+# %% [markdown]
+# **On this test the GRU is level with logistic regression, and the SVM is ahead of both.**
+# Over [five splits](#evidence-five-splits-of-the-digits) the GRU passes logistic regression,
+# and the SVM stays ahead, although it knows nothing of order. For images as small as these
+# take the SVM. They are good for learning the pattern, and do not need it.
+
+# %% [markdown]
+# ## Which output to read
+#
+# The last step is not the only choice. `read="mean"` averages the answers of all valid steps,
+# `read="max"` takes the largest of each class, and [attention](#evidence-attention) is a mean whose
+# weights are learned.
+#
+# A **bidirectional** network reads from both sides, and so it has two ends: the forward half
+# has read all at the last step, the backward half at the first. To read it properly, let the
+# head give two answers at each step and add them up, each from its own end:
+
+# %%
+def two_way():
+    return nn.GRU(8, 32, bidirectional=True), nn.Linear(64, 20)
+
+def both_ends(outputs, lengths):  # (T, B, 20) -> (B, 10)
+    forward, backward = outputs.chunk(2, dim=-1)  # (T, B, 10) each
+    return last_valid(forward, lengths) + backward[0]
+
+# %% tags=["fold"] summary="Three seeds of each"
+@torch.no_grad()
+def accuracy(model, loss):
+    outputs, _ = model(digit_inputs.to(device))
+    guess = loss.answers(outputs.cpu(), digit_lengths).argmax(dim=1)
+    return (guess == digit_labels).float().mean().item()
+
+by_reading = {"last step": accuracies, "mean": [], "both ends": []}
+for seed in SEEDS:
+    loss = seq2one_loss(nn.CrossEntropyLoss(), read="mean")
+    by_reading["mean"].append(accuracy(digit_reader(seed, loss), loss))
+    loss = seq2one_loss(nn.CrossEntropyLoss(), read=both_ends)
+    model = digit_reader(seed, loss, layers=two_way)
+    by_reading["both ends"].append(accuracy(model, loss))
+
+# %%
+for name, three in by_reading.items():
+    print(f"{name:9}", *(f"{share:.1%}" for share in three))
+
+# %% [markdown]
+# On the digits the mean is clearly worse, since the first rows have little to say. Both
+# ends are about as good as the last step. No choice is best for every task: try them on the
+# part that chooses. `"last"` is refused for a
+# bidirectional network, whose backward half has read one step there.
+
+# %% tags=["check"]
+assert max(errors) < 0.5 * by_memory[20], "better than 20 steps"
+assert abs(by_memory[0] / (1 / 6) - 1) < 0.1, "always saying 1: the variance, 1/6"
+assert by_memory[30] < 1e-9, "who remembers all is exact"
+assert by_memory[2] > 0.8 * by_memory[0], "the last two steps say next to nothing"
+
+# %% tags=["check"]
+mean_accuracy = sum(accuracies) / 3
+wrong_share = 1 - mean_accuracy
+svm_wrong = 1 - correct(baselines["SVM"], testing)
+logistic_accuracy = correct(baselines["logistic regression"], testing)
+assert abs(mean_accuracy - logistic_accuracy) < 0.03, "level with logistic regression"
+assert svm_wrong < 0.85 * wrong_share, "the SVM is wrong less often"
+assert min(accuracies) > 0.8, "each seed has learned to read"
+
+# %% tags=["check"]
+mean_wrong = 1 - sum(by_reading["mean"]) / 3
+assert mean_wrong > 1.25 * wrong_share, "on the digits the mean is worse"
+assert abs(sum(by_reading["both ends"]) / 3 - mean_accuracy) < 0.05, "about as good"
+
+# %% [markdown]
+# ## Use it: label a new sequence, keep the weights
+#
+# Here is a digit that is in no file. One sequence is a batch `(T, 1, F)` of one row.
+
+# %%
+drawing = """
+..####..
+.######.
+.....##.
+....##..
+..#####.
+...##...
+..##....
+..##....
+"""
+drawn = []
+for line in drawing.split():
+    drawn.append([float(dot == "#") for dot in line])  # 8 numbers
+
+# %%
+new = torch.tensor(drawn).unsqueeze(1)  # (T, 1, F): a batch of one
+scores = answer(readers[0], new, torch.tensor([8]))
+share, label = scores.softmax(dim=1).max(dim=1)
+print(f"it is a {label.item()}, says the network, which gives it {share.item():.0%}")
+
+# %% [markdown]
+# Do not take that share for the probability of being right: nothing in the training asked
+# about drawings. To label sequences in another process, keep the
+# weights, and build the same layers there:
+
+# %%
+torch.save(readers[0].state_dict(), "digits.pt")
+kept = RecurrentSequential(*one_way()).to(device)
+kept.load_state_dict(torch.load("digits.pt", map_location=device))
+print("kept, it still says", answer(kept, new, torch.tensor([8])).argmax().item())
+
+# %% tags=["check"]
+from pathlib import Path
+
+for model in readers:
+    assert answer(model, new, torch.tensor([8])).argmax() == 7, "each seed reads the 7"
+same = answer(kept, new, torch.tensor([8]))
+torch.testing.assert_close(same, scores)
+Path("digits.pt").unlink()
 
 # %% [markdown]
 # ## What goes wrong
 #
 # ### Reading the padding
 #
-# `outputs[-1]` is the last step of the *batch*. For every shorter row it lies in the padding. rnnkit cannot save you if
-# you forget `lengths`: nothing in a padded tensor says where a row ends. Below, the same 2,000 sequences and the same
-# networks, read in three ways. For the third, `outputs[-1]` again, one row of 200 steps has joined the batch.
+# `outputs[-1]` is the last step of the *batch*. For a shorter row that step is padding. The
+# same networks and sums, read in three ways; for the third, one row of 200 steps has joined
+# the batch.
 
 # %%
-inputs, targets, lengths = collate_one(test_pairs)
+def error_at(step, inputs, model):
+    """The error of the first 2,000 rows, all read at the same step."""
+    everywhere = torch.full((inputs.shape[1],), step)
+    guess = answer(model, inputs, everywhere)[:2000]
+    return nn.functional.mse_loss(guess, true_sums).item()
+
 long_row = adding_problem(1, seed=300, shortest=200, longest=200)
-joined = collate_one(test_pairs + long_row).inputs
-
-# %%
-print("MSE     last valid  outputs[-1]  long row")
-for seed, (model, _) in zip(SEEDS, runs, strict=True):
-    with torch.no_grad():
-        outputs = model(inputs)[0]
-        beside = model(joined)[0][:, :-1]
-    right = loss(outputs, targets, lengths)
-    at_end = loss(outputs, targets)
-    far = loss(beside, targets)
-    print(f"seed {seed}  {right:10.4f}  {at_end:11.4f}  {far:8.4f}")
-    by_hand = nn.functional.mse_loss(outputs[-1], targets)
-    assert at_end == by_hand, "without lengths the loss reads outputs[-1]"
-    # Least of 13 seeds tried: 26 times.
-    assert far > 5 * right, (
-        "one long row in the batch spoils the answers for all the others"
-    )
+joined, _, _ = collate(sums_test + long_row)
+at_end = [error_at(30, sums, model) for model in adders]
+beside = [error_at(200, joined, model) for model in adders]
+for name, three in {"right": errors, "[-1]": at_end, "long row": beside}.items():
+    print(f"{name:9}", *(f"{error:.4f}" for error in three))
 
 # %% [markdown]
-# No error, and numbers that look like results. With a little padding some networks hold their answer and you get away
-# with it. What gives the mistake away: the answer for a sequence depends on its neighbors in the batch.
+# Nothing raises an error, and the numbers look like results. What gives the
+# mistake away: the answer for a sequence depends on its neighbors in the batch. The cure is to
+# pass `lengths` everywhere, and to compare a batch with its rows one by one.
 
-# %% [markdown]
-# > [!WARNING]
-# > A bidirectional network has two last steps. At step $T_b$ its backward half has read one step only; its summary is at
-# > step 1. There, read the state of the packed batch, which holds both ends ([exercise 1](#try-it)). `seq2one_loss`
-# > refuses to read such a network at $T_b$; `read=` says what it reads instead.
-
-# %% [markdown]
-# ### The last row of the batch
-#
-# With `batch_first=True` the last step is `outputs[:, -1]`. In this layout the same words mean the last *image* of the
-# batch, at every step. The shapes stop you, unless $T = B$. Eight images of eight rows:
-
-# %%
-reader = RecurrentSequential(nn.LSTM(8, 64), nn.Linear(64, 10))
-images = rows[:, :8].clone().requires_grad_()  # (T, B, F) = (8, 8, 8)
-outputs, _ = reader(images)
-for name, last in (("outputs[-1]", outputs[-1]), ("outputs[:, -1]", outputs[:, -1])):
-    value = nn.functional.cross_entropy(last, labels[:8])
-    gradient = torch.autograd.grad(value, images, retain_graph=True)[0]
-    reached = gradient.abs().sum(dim=(0, 2)).nonzero().flatten().tolist()
-    print(f"{name:13} loss {value:.3f}, images reached: {len(reached)}")
-assert reached == [7], "only the last image teaches anything"
-
-# %% [markdown]
-# Both losses are near $\ln 10$, as before any training. The gradient tells: it reaches eight images, or only the last. The cure is to index no time
-# axis by hand: the loss knows where time is, and refuses a model that has it elsewhere.
-
-# %% tags=["raises-exception"]
-classify.on(nn.LSTM(8, 10, batch_first=True), images, labels[:8])
+# %% tags=["check"]
+assert sum(at_end) > 3 * sum(errors), "the padding spoils answers"
+for right, far in zip(errors, beside, strict=True):
+    assert far > 10 * right, "one long row spoils the answers for all others"
 
 # %% [markdown]
 # ### A missing dimension
 #
-# Outputs `(B, 1)` minus targets `(B,)` is a table of `(B, B)`: every answer against every target.
+# Outputs `(B, 1)` minus targets `(B,)` is a table `(B, B)`: each answer against every target.
 
 # %%
-model = runs[0][0]
-outputs, targets = answer(model, test_pairs)
-flat = targets.squeeze(1)
-table = outputs - flat
-print(tuple(outputs.shape), "minus", tuple(flat.shape), "is", tuple(table.shape))
-guesses = {"LSTM, seed 0": outputs, "always saying 1": torch.ones_like(outputs)}
-for name, guess in guesses.items():
-    mse = (guess - targets).square().mean()
-    wrong = (guess - flat).square().mean()
-    print(f"{name:16} MSE {mse:.4f}, broadcast {wrong:.4f}")
-assert table.square().mean() > 1.5 * (1 - flat).square().mean(), (
-    "the wrong loss prefers the constant"
-)
+outputs = answer(adders[0], sums, sums_lengths)  # (B, 1)
+flat_sums = true_sums.squeeze(1)  # (B,)
+for name, guess in {"GRU": outputs, "always 1": torch.ones_like(outputs)}.items():
+    right = (guess - true_sums).square().mean()
+    wrong = (guess - flat_sums).square().mean()
+    print(f"{name:9} right {right:.4f}, with a missing dimension {wrong:.4f}")
 
 # %% [markdown]
-# The wrong loss ranks the constant above the network that adds. It is the variance of the targets plus the mean squared
-# distance of the answers from the mean target, so its lowest value is the plateau, and training stays there:
-#
-# $$
-# \frac{1}{B^2} \sum_{i,j} (\hat y_i - y_j)^2 = \frac{1}{B} \sum_i (\hat y_i - \bar y)^2 + \mathrm{Var}(y)
-# $$
-#
-# `nn.MSELoss` warns about it and goes on. A formula of your own says nothing. rnnkit refuses:
+# The wrong loss prefers the constant: the best that training can do with it is the mean of
+# the targets. `nn.MSELoss` warns and goes on; a formula of your own says nothing; rnnkit
+# refuses. The cure is `targets.unsqueeze(1)`.
 
-# %% tags=["raises-exception"]
-inputs, _, lengths = collate_one(test_pairs)
-loss.on(model, inputs, flat, lengths)
-
-# %% [markdown]
-# ### A target for every step
-#
-# One target a step is another pattern, [sequence to sequence](02_seq2seq.py). The shapes tell them apart:
-
-# %% tags=["raises-exception"]
-loss.on(model, inputs, targets.expand(len(inputs), -1, -1), lengths)
+# %% tags=["check"]
+table_of_gru = (outputs - flat_sums).square().mean()
+table_of_one = (1 - flat_sums).square().mean()
+assert table_of_gru > 1.5 * table_of_one, "the wrong loss prefers the constant"
+try:
+    squared.on(adders[0], sums.to(device), flat_sums.to(device), sums_lengths)
+except ValueError as refusal:
+    print(refusal)
+else:
+    raise AssertionError("a missing dimension is refused")
 
 # %% [markdown]
+# ## In short
+#
+# - Pad, keep the lengths, and read each row at its own last step.
+# - `seq2one_loss` does it; `read=` takes the mean, the maximum, or a function of yours.
+# - Compare with a method that knows no order. On these digits the SVM wins; on the adding
+#   problem the memory is needed.
+# - Look at each class by itself ([exercise 2](#try-it)).
+#
 # ## Try it
 #
-# **1. Pack instead.** [Packing](../docs/glossary.md#packing) leaves the padded steps out, so that the state that comes back
-# is each row's state at its own last step. Show that the head, applied to its `h`, gives the answers of `last_valid`.
+# **1. A simpler cell.** Train the adder with `nn.RNN` instead of `nn.GRU`: the same number of
+# state, no gates. Guess its error first.
 
 # %% tags=["solution"]
-from torch.nn.utils.rnn import pack_padded_sequence
+simple = []
+for seed in SEEDS:
+    guess = answer(adder(seed, cell=nn.RNN), sums, sums_lengths)
+    simple.append(nn.functional.mse_loss(guess, true_sums).item())
+print("nn.RNN:", *(f"{error:.4f}" for error in simple))
+assert min(simple) > 10 * max(errors), "no seed comes near the GRU"
 
-packed = pack_padded_sequence(inputs, lengths, enforce_sorted=False)
-with torch.no_grad():
-    _, (lstm_state,) = model(packed)
-    from_state = model[1](lstm_state[0][-1])  # h is (layers, B, H)
-torch.testing.assert_close(from_state, outputs)
-print(f"packed and padded give the same {len(outputs)} answers")
+# %% [markdown] tags=["solution"]
+# It stays near 1/6, the error of always saying 1. An error that stands still at the variance
+# of the targets says that nothing has been read yet. It does not say why: here it is the
+# cell, above it was a missing dimension, and a longer training may still find the marks.
 
 # %% [markdown]
-# **2. Stop early.** `after_rows` has the accuracy after each row. After four rows it is no better than a guess, because no
-# loss ever asked there. Ask: give every row the label as its target. How good is the reader after four rows now, and what
-# does that cost after eight?
-
-
-# %% tags=["solution"]
-def every_row(pairs):
-    images, targets, lengths = pad_collate(pairs)
-    return images, targets.expand(8, -1), lengths  # (T, B)
-
-
-every = seq2seq_loss(nn.CrossEntropyLoss())
-by_seed = [train_digits("shuffled", seed, every, every_row) for seed in SEEDS]
-asked = torch.stack(by_seed)
+# **2. A rare class.** Leave only five ones in the training part, beside about a hundred of each
+# other digit. Guess the accuracy, and the **recall** of the ones: the share of true ones that
+# are found. Then take from each score the logarithm of how often its class was in training.
 
 # %% tags=["solution"]
-at_end = after_rows["shuffled"]
-print("% after row", *(f"{row:2}" for row in range(1, 9)))
-for name, scores in (("loss at end", at_end), ("loss at all", asked)):
-    print(name, *(f"{100 * score:2.0f}" for score in scores.mean(dim=0)))
-assert (asked[:, 3] > 0.5).all(), "after four rows it knows a lot"
-assert (at_end[:, 3] < 0.3).all(), "unasked, it knows little"
-assert (asked[:, -1] < at_end[:, -1]).all(), "and after eight a little less"
+ones = [pair for pair in digits_train if pair[1] == 1]
+others = [pair for pair in digits_train if pair[1] != 1]
+few_ones = others + ones[:5]
+counts = torch.bincount(torch.tensor([label for _, label in few_ones]))  # (10,)
+is_one = digit_labels == 1
+
+def report(scores):
+    right = scores.argmax(dim=1) == digit_labels
+    return right.float().mean().item(), right[is_one].float().mean().item()
+
+# %% tags=["solution"]
+plainly, corrected = [], []
+for seed in SEEDS:
+    model = digit_reader(seed, pairs=few_ones)
+    scores = answer(model, digit_inputs, digit_lengths)
+    plainly.append(report(scores))
+    corrected.append(report(scores - counts.log()))
+    print("accuracy {:.0%}, recall {:.0%};".format(*plainly[-1]), end=" ")
+    print("corrected {:.0%}, {:.0%}".format(*corrected[-1]))
+for (share, recall), (_, found) in zip(plainly, corrected, strict=True):
+    assert share > 0.75, "the accuracy looks decent"
+    assert recall < 0.35, "the ones are lost"
+    assert found > recall + 0.1, "the correction finds more of them"
+
+# %% [markdown] tags=["solution"]
+# The accuracy looks decent, and the ones are as good as lost: look at each class by itself.
+# The logarithms ([Menon and others 2021](https://arxiv.org/abs/2007.07314)) need no new
+# training and bring back a part. Weights in the loss, `nn.CrossEntropyLoss(weight=...)`, are
+# the other usual cure. More ones would be better than either.
+
+# %% [markdown]
+# **3. An answer at every row.** A network that is trained on its last answer cannot be
+# stopped early. Now ask for an answer there: use the label as the target of every row, with
+# [seq2seq_loss][rnnkit.seq2seq_loss] and `per="step"`. Guess what that is worth after four rows, and what it
+# costs after eight.
+
+# %% tags=["solution"]
+from rnnkit import seq2seq_loss
+
+@torch.no_grad()
+def after_rows(model):
+    outputs, _ = model(digit_inputs.to(device))  # (8, B, 10)
+    return (outputs.argmax(dim=2).cpu() == digit_labels).float().mean(dim=1)  # (8,)
+
+each = seq2seq_loss(nn.CrossEntropyLoss())
+every_row = [(image, torch.full((8,), label)) for image, label in digits_train]
+by_row = {"at the end": [], "at every row": []}
+for seed in SEEDS:
+    by_row["at the end"].append(after_rows(readers[seed]))
+    model = digit_reader(seed, each, every_row, per="step")
+    by_row["at every row"].append(after_rows(model))
+
+# %% tags=["solution"]
+for name, curves in by_row.items():
+    of_row = torch.stack(curves)  # (3, 8)
+    four, eight = of_row[:, 3].mean(), of_row[:, 7].mean()
+    print(f"a loss {name}: {four:.0%} after four rows, {eight:.0%} after eight")
+asked, unasked = torch.stack(by_row["at every row"]), torch.stack(by_row["at the end"])
+assert asked[:, 3].min() > 0.5, "after four rows it knows a lot"
+assert unasked[:, 3].max() < 0.35, "unasked, it knows little"
+assert 1 - asked[:, 7].mean() > 1.1 * wrong_share, "after eight it knows less"
+
+# %% [markdown] tags=["solution"]
+# Most digits can be told from their upper half. The price is paid at the end: the same 32
+# numbers now serve eight answers.
 
 # %% [markdown]
 # ## Where next
 #
-# - [Sequence to sequence](02_seq2seq.py): a loss at every step.
-# - [BucketSampler][rnnkit.BucketSampler]: batches of like length, so that less padding is computed.
-# - [Where the gradient comes from](06_gradients.py): how much of it reaches the first steps.
-# - API: [seq2one_loss][rnnkit.seq2one_loss], [pad_collate][rnnkit.pad_collate], [batchseq][rnnkit.batchseq],
-#   [RecurrentSequential][rnnkit.RecurrentSequential], [Learner][rnnkit.Learner].
-# - Hochreiter and Schmidhuber, [Long short-term memory](https://doi.org/10.1162/neco.1997.9.8.1735), 1997.
-# - Le, Jaitly and Hinton, [A simple way to initialize recurrent networks of rectified linear
-#   units](https://arxiv.org/abs/1504.00941), 2015.
+# - An answer at every step: [02 Sequence to sequence](02_seq2seq.py).
+# - How much of the gradient reaches the first steps: [06 Where the gradient comes
+#   from](06_gradients.py).
+# - Batches of like length, so that less padding is computed:
+#   [BucketSampler][rnnkit.BucketSampler].
+# - Which axis is time, and why: [Shapes and layouts](../docs/shapes.md). The silent mistakes
+#   with padding and directions: [Errors](../docs/errors.md#silent-wrong-numbers).
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: five splits of the digits
+#
+# The three seeds above share one test set, so they are not three independent tests. Here the
+# file is cut into five blocks. Each is tested once by methods that have trained on the rest.
+
+# %% tags=["evidence"]
+blocks = torch.arange(len(digits)).chunk(5)
+rows_of_table = []
+for block in blocks:
+    rest = [i for i in range(len(digits)) if not block[0] <= i <= block[-1]]
+    model = digit_reader(SEEDS[0], pairs=[digits[i] for i in rest])
+    inputs, targets, lengths = collate([digits[i] for i in block])
+    hits = answer(model, inputs, lengths).argmax(dim=1) == targets
+    shares = [hits.float().mean().item()]
+    for classifier in LogisticRegression(max_iter=1000), SVC():
+        classifier.fit(flat[rest], labels[rest])
+        shares.append(classifier.score(flat[block], labels[block]))
+    rows_of_table.append(shares)
+    print("GRU {:.1%}, logistic {:.1%}, SVM {:.1%}".format(*shares))
+
+# %% tags=["evidence"]
+by_block = torch.tensor(rows_of_table)  # (5, 3)
+ahead = by_block[:, :1] - by_block[:, 1:]  # the GRU less each of the other two
+spread = ahead.std(dim=0) / 5**0.5
+for i, name in enumerate(["logistic regression", "SVM"]):
+    gain, noise = 100 * ahead[:, i].mean(), 100 * spread[i]
+    print(f"GRU minus {name}: {gain:+.1f} points, standard error {noise:.1f}")
+gru_wrong, logistic_wrong, svm_wrong = (1 - by_block).mean(dim=0).tolist()
+assert gru_wrong < 0.9 * logistic_wrong, "the GRU is ahead of logistic regression"
+assert svm_wrong < 0.95 * gru_wrong, "and the SVM is ahead of the GRU"
+
+# %% [markdown] tags=["evidence"]
+# A lead of less than twice its standard error could be chance. On the one test of the main
+# line, 540 digits, the standard error of an accuracy is more than a point, so that leads of
+# less than two or three points cannot be seen there. scikit-learn does not say
+# how the 13 writers lie in the file; where you know who made the data, split by that.
+#
+# That the network knows the order of the rows does not make it better than methods that do
+# not. The order is still of use *to the network*: with the rows in a fixed shuffled order it
+# does not read better, and mostly worse.
+
+# %% tags=["evidence"]
+shuffled = []
+for seed in SEEDS:
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(seed))
+    pairs = [(image[order], label) for image, label in digits_train]
+    model = digit_reader(seed, pairs=pairs)
+    guess = answer(model, digit_inputs[order], digit_lengths).argmax(dim=1)
+    shuffled.append((guess == digit_labels).float().mean().item())
+print("rows in order", *(f"{share:.1%}" for share in accuracies))
+print("rows shuffled", *(f"{share:.1%}" for share in shuffled))
+shuffled_wrong = 1 - sum(shuffled) / 3
+assert shuffled_wrong > 0.9 * wrong_share, "a shuffled order is no better"
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: attention
+#
+# The head gives an eleventh number at each step. What is read is the mean of the ten others,
+# weighted by the softmax of the eleventh over the valid steps:
+
+# %% tags=["evidence"]
+def attend(outputs, lengths):  # (T, B, 11) -> (B, 10)
+    step = torch.arange(len(outputs)).unsqueeze(1)  # (T, 1)
+    padding = (step >= lengths).to(outputs.device)  # (T, B)
+    weight = outputs[..., 10].masked_fill(padding, -torch.inf).softmax(dim=0)
+    return (weight.unsqueeze(2) * outputs[..., :10]).sum(dim=0)
+
+def with_weight():
+    return nn.GRU(8, 32), nn.Linear(32, 11)
+
+# %% tags=["evidence"]
+attended = []
+for seed in SEEDS:
+    loss = seq2one_loss(nn.CrossEntropyLoss(), read=attend)
+    attended.append(accuracy(digit_reader(seed, loss, layers=with_weight), loss))
+print("attention:", *(f"{share:.1%}" for share in attended))
+attended_wrong = 1 - sum(attended) / 3
+assert attended_wrong > 0.9 * wrong_share, "no better than the last step here"
+
+# %% [markdown] tags=["evidence"]
+# On eight rows it has little to choose from: near the mean, and behind the last step. It is
+# worth trying where a few of many steps decide.
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: what it would say after each row
+#
+# The figure at the top of the page. Only the answer after the last row has been trained.
+
+# %% tags=["evidence"]
+eight = digit_inputs[:, -1:].to(device)  # (T, 1, F): the last digit of the file
+with torch.no_grad():
+    outputs, _ = readers[0](eight)  # (T, 1, 10)
+belief = outputs.squeeze(1).softmax(dim=1).cpu()  # (T, 10)
+
+# %% alt="Left, a handwritten 8 of 8 by 8 pixels. Right, a table of the same height: after each row, the probability of each of the ten classes. It is spread or misplaced after the first rows and lies on the 8 after the last row." caption="A digit is read from top to bottom, a row a step. Right: the probability of each class after each row. Only the last is trained." tags=["hero", "evidence"]
+fig, (left, right) = plt.subplots(1, 2, sharey=True)
+left.imshow(digit_inputs[:, -1], cmap="Greys", aspect="auto")
+left.set(xlabel="pixel", xticks=range(8))
+left.set(ylabel="row, one a step", yticks=range(8), yticklabels=range(1, 9))
+right.imshow(belief, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+right.set(xlabel="class (dark: probable)", xticks=range(10))
+for ax in (left, right):
+    ax.grid(visible=False)
+fig.suptitle("Eight rows are read, then one answer", weight="bold")
+plt.show()
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: beyond the lengths of training
+#
+# The adders have learned to add within 30 steps. Longer sequences they get wrong:
+
+# %% tags=["evidence"]
+by_length = []
+for steps in 30, 60, 100, 200:
+    inputs, targets, lengths = collate(adding_problem(500, steps, steps, steps))
+    guesses = [answer(model, inputs, lengths) for model in adders]
+    mses = [nn.functional.mse_loss(guess, targets).item() for guess in guesses]
+    by_length.append(mses)
+    print(f"{steps:3} steps:", *(f"{mse:.4f}" for mse in mses))
+for short_error, long_error in zip(by_length[0], by_length[-1], strict=True):
+    assert long_error > 5 * short_error, "at 200 steps each is far worse than at 30"
+
+# %% [markdown] tags=["evidence"]
+# Do they forget what they read, or does the waiting mislead them? Take 200 steps with both
+# marks among the first 20, or both among the last 20:
+
+# %% tags=["evidence"]
+by_place = {}
+for name, first in {"first": 0, "last": 180}.items():
+    inputs = torch.rand(200, 500, 2)
+    inputs[..., 1] = 0
+    for i in range(500):
+        inputs[first + torch.randperm(20)[:2], i, 1] = 1
+    targets = inputs.prod(dim=2).sum(dim=0).unsqueeze(1)
+    lengths = torch.full((500,), 200)
+    guesses = [answer(model, inputs, lengths) for model in adders]
+    mses = [nn.functional.mse_loss(guess, targets).item() for guess in guesses]
+    print(f"marks in the {name:5} 20 steps:", *(f"{mse:.4f}" for mse in mses))
+    by_place[name] = mses
+assert min(by_place["first"]) > 5 * max(by_place["last"]), "it is what was read early"
+
+# %% [markdown] tags=["evidence"]
+# They wait well and then add nearly as they should. What they have read early is lost on the
+# way: the error is no better than that of always saying 1. Nothing in training asked these
+# networks to carry a number further than 30 steps.
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: the published figures
+#
+# The error of always saying 1 is the variance of the sum of two independent numbers between 0
+# and 1, 1/12 + 1/12 = 1/6. Arjovsky, Shah and Bengio
+# ([2016](https://arxiv.org/abs/1511.06464)) print 0.167 for it. Le, Jaitly and Hinton
+# ([2015](https://arxiv.org/abs/1504.00941)) and Bai, Kolter and Koltun
+# ([2018](https://arxiv.org/abs/1803.01271)) print 0.1767. We know of no derivation of the second
+# figure for this draw and take it for a misprint. Their sequences are longer and of one
+# length, so their errors are not to be compared with those on this page.
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: how the settings were chosen
+#
+# Size, rate, batch and epochs were picked from about 25 combinations for the digits and 15 for
+# the sums: quick, and near the best on the digits that choose and on sums that are not on
+# this page. The accuracy on the test digits was printed beside each, so that test is not
+# untouched; that favors the network, and the SVM is ahead all the same. The rate, 0.02, is
+# twenty times the default of `Adam`. These small networks on short sequences bear it and
+# finish sooner. For a larger network begin with the default, 0.001.
+
+# %% tags=["evidence"]
+chosen, chosen_labels, chosen_lengths = collate(digits_choose)
+for model in readers:
+    hits = answer(model, chosen, chosen_lengths).argmax(dim=1) == chosen_labels
+    print(f"GRU, on the digits that choose: {hits.float().mean():.1%}")
+for name, classifier in baselines.items():
+    print(f"{name}: {correct(classifier, choosing):.1%}")

@@ -237,11 +237,18 @@ def sequence_to_sequence() -> tuple[int, Parts]:
 
 
 def sequence_to_one() -> tuple[int, Parts]:
-    first = Graph(52, XS, ["", "", "", "", "y_5"], [4]).parts()
-    first.append(text(8, 24, "row 1, length 5", anchor="start"))
-    second = Graph(278, XS, ["", "", "y_3", "", ""], [2], valid=3).parts()
-    second.append(text(8, 250, "row 2, length 3", anchor="start"))
-    return 458, first + second
+    parts = Graph(28, XS, ["", "", "", "", "y_5"]).parts() + loss_beside(308, 28)
+    parts.append(text(66, 32, "row 1, length 5", anchor="start"))
+    parts += Graph(188, XS, ["", "", "y_3", "", ""], valid=3).parts() + loss_beside(196, 188)
+    parts.append(text(66, 192, "row 2, length 3", anchor="start"))
+    return 320, parts
+
+
+def loss_beside(x: int, y: int) -> Parts:
+    """The loss of the output at (x, y), at its right and not above it, which takes less room."""
+    right = path(f"M{x + 15} {y}H{x + 23}", LOSS, tip=False)
+    diamond = f'<path d="M{x + 23} {y}l11 -11l11 11l-11 11Z" fill="{LOSS}"/>'
+    return [right, diamond, text(x + 34, y - 15, "loss", LOSS, size=12)]
 
 
 def primer_to_samples() -> tuple[int, Parts]:
