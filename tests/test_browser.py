@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 from test_site import SITE, TUTORIALS, base
-from test_tutorials import FIRST_FORM
 
 pytestmark = pytest.mark.site
 
@@ -37,7 +36,6 @@ PAGES = {
     "404": "no/such/page",
 }
 TUTORIAL_NAMES = {name.split("/")[1]: name.removesuffix("index.html") for name in TUTORIALS}
-LESSONS = [name for name in TUTORIAL_NAMES if name not in FIRST_FORM]
 PAGES |= TUTORIAL_NAMES
 EXPONENT = re.compile(r"[\u2212-]?\d+")
 # What is typed, and the pages of which one is among the first three that are offered.
@@ -158,7 +156,7 @@ def test_a_page_is_accessible(seen: dict[str, Any], name: str, scheme: str, widt
         assert view["narrow"] > 300, "the table of patterns is cards"
 
 
-@pytest.mark.parametrize("name", LESSONS)
+@pytest.mark.parametrize("name", TUTORIAL_NAMES)
 def test_a_lesson_is_read_in_one_sitting(seen: dict[str, Any], name: str) -> None:
     """Down to its evidence, with its folds closed; 1280 by 900."""
     measured = next(v for v in seen["views"] if v["name"] == name)["measured"]
@@ -168,7 +166,7 @@ def test_a_lesson_is_read_in_one_sitting(seen: dict[str, Any], name: str) -> Non
     assert measured["words"] <= 2000
 
 
-@pytest.mark.parametrize("name", LESSONS)
+@pytest.mark.parametrize("name", TUTORIAL_NAMES)
 def test_the_letters_of_a_figure_are_read_on_a_phone(seen: dict[str, Any], name: str) -> None:
     """11 px; an exponent is smaller."""
     small = next(v for v in seen["views"] if v["name"] == name)["measured"]["small"]

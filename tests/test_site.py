@@ -17,7 +17,6 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
-from test_tutorials import FIRST_FORM
 
 import rnnkit
 
@@ -28,9 +27,7 @@ SITE = Path(os.environ.get("RNNKIT_SITE_DIR", ROOT / "site"))
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
 TUTORIALS = [page for page in PAGES if re.fullmatch(r"tutorials/\d\d_\w+/index\.html", page)]
 # Bytes of HTML in a tutorial's page, figures aside: without what is folded, as it is, and compressed as it is sent.
-# In the first form nothing is folded but answers.
 LIGHT, WHOLE, SENT = 60_000, 90_000, 26_000
-FIRST = 80_000
 # The others: errors with their texts, the API with its source, all claims.
 LONGEST = 170_000
 FOLD = re.compile(r"<details\b(?:(?!<details\b).)*?</details>", re.DOTALL)  # an innermost one
@@ -181,8 +178,7 @@ def unfolded(html: str) -> str:
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_tutorial_is_light(name: str) -> None:
     html = page(name).text
-    first = name.split("/")[1] in FIRST_FORM
-    assert len(unfolded(html).encode()) < (FIRST if first else LIGHT)
+    assert len(unfolded(html).encode()) < LIGHT
     assert len(html.encode()) < WHOLE
     assert len(gzip.compress(html.encode())) < SENT
 
