@@ -405,27 +405,6 @@ cold = (ahead[:, 1].min(0).values < -5).float().mean()
 print(f"mean of the two days at JFK {middle:.1f} °C ({low:.1f} to {high:.1f})")
 print(f"chance that it falls below -5 °C: {cold:.0%}")
 
-# %% tags=["fold"] summary="The forecast with the median score"
-by_score = crps(paths).mean(0).argsort()
-typical = by_score[len(by_score) // 2]
-past = (test[PAST - 48 : PAST, typical, 0] * std + mean).cpu()
-truth = (came[:, typical] * std + mean).cpu()
-fan = (paths[:, typical] * std + mean).cpu()  # (48, 100)
-
-# %% alt="Line chart of a temperature: two measured days, then a fan that widens over two days, with bands of 80 and 50 percent and five thin paths in it, and what came as a dark line." caption="The test forecast with the median score: bands of 50 and 80 %, five paths, what came (dark)." tags=["hero", "hide-input"]
-fig, ax = plt.subplots()
-after = range(1, 49)
-for low, high in (0.1, 0.9), (0.25, 0.75):
-    band = fan.quantile(low, dim=1), fan.quantile(high, dim=1)
-    ax.fill_between(after, *band, color="C0", alpha=0.2, linewidth=0)
-ax.plot(after, fan[:, :5], color="C0", linewidth=0.7)
-ax.plot(range(-47, 49), [*past, *truth], color="#222222")
-ax.axvline(0, color="#666666", linewidth=0.8)
-ax.set(xlabel="hours from the origin", ylabel="temperature (°C)")
-ax.set_xticks(range(-48, 49, 24))
-ax.set_title("What may come in two days, and what came")
-plt.show()
-
 # %% [markdown]
 # ## What goes wrong
 #
@@ -662,7 +641,30 @@ assert 0.88 < tailed[:, 1].mean() / normal[:, 1].mean() < 1.14, "and the same pa
 # trained models as well, not only on the way.
 
 # %% [markdown] tags=["evidence"]
-# ## Evidence: the CRPS by hour ahead
+# ## Evidence: the figure at the top, and the CRPS by hour ahead
+#
+# The figure at the top shows the test forecast with the median score.
+
+# %% tags=["evidence"]
+by_score = crps(paths).mean(0).argsort()
+typical = by_score[len(by_score) // 2]
+past = (test[PAST - 48 : PAST, typical, 0] * std + mean).cpu()
+truth = (came[:, typical] * std + mean).cpu()
+fan = (paths[:, typical] * std + mean).cpu()  # (48, 100)
+
+# %% alt="Line chart of a temperature: two measured days, then a fan that widens over two days, with bands of 80 and 50 percent and five thin paths in it, and what came as a dark line." caption="The test forecast with the median score: bands of 50 and 80 %, five paths, what came (dark)." tags=["hero", "evidence"]
+fig, ax = plt.subplots()
+after = range(1, 49)
+for low, high in (0.1, 0.9), (0.25, 0.75):
+    band = fan.quantile(low, dim=1), fan.quantile(high, dim=1)
+    ax.fill_between(after, *band, color="C0", alpha=0.2, linewidth=0)
+ax.plot(after, fan[:, :5], color="C0", linewidth=0.7)
+ax.plot(range(-47, 49), [*past, *truth], color="#222222")
+ax.axvline(0, color="#666666", linewidth=0.8)
+ax.set(xlabel="hours from the origin", ylabel="temperature (°C)")
+ax.set_xticks(range(-48, 49, 24))
+ax.set_title("What may come in two days, and what came")
+plt.show()
 
 # %% alt="Line chart of the CRPS over 48 hours ahead. Climatology and seasonal naive lie between 2.3 and 3.5 degrees throughout. AR and the LSTM run together from 0.4 degrees at one hour to almost 3 at 48." caption="CRPS by hour ahead, October to December. Lower is better." tags=["evidence"]
 fig, ax = plt.subplots()
