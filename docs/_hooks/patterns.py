@@ -76,6 +76,11 @@ ABOUT = {
         "Three measured inputs, then each next input is the last output, dashed. "
         "The calendar is read at every step, past and future.",
     ),
+    "14": (
+        "A probabilistic forecast with known covariates",
+        "Each output is a distribution. After three measured inputs, each next input is drawn "
+        "from the last distribution, dashed. The calendar is read at every step.",
+    ),
 }
 
 Parts = list[str]
@@ -344,6 +349,20 @@ def forecast_with_calendar() -> tuple[int, Parts]:
     return 244, parts
 
 
+def drawn_with_calendar() -> tuple[int, Parts]:
+    distributions = [f"p_{t}" for t in range(1, 6)]
+    parts = Graph(26, [*XS[:3], "s_4", "s_5"], distributions, fed=[3, 4]).parts()
+    parts += [box(x, 44, "D", FED, width=18, fill="#FFFFFF") for x in (224, 280)]
+    parts.append(text(8, 186, "calendar", anchor="start", size=12))
+    for t in range(5):
+        x = LEFT + t * GAP
+        parts.append(path(f"M{x} 167V151", INK))
+        parts.append(disc(x, 182, f"c_{t + 1}", INK))
+    parts.append(span(84, 196, 216, "measured"))
+    parts.append(span(252, 308, 216, "drawn by D", FED))
+    return 244, parts
+
+
 DRAWN = {
     "01": recurrent_network,
     "02": sequence_to_sequence,
@@ -354,6 +373,7 @@ DRAWN = {
     "07": truncated,
     "08": closed_loop,
     "00": forecast_with_calendar,
+    "14": drawn_with_calendar,
 }
 
 
