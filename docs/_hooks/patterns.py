@@ -292,8 +292,8 @@ def forecast_with_calendar() -> tuple[int, Parts]:
 
 
 def attention() -> tuple[int, Parts]:
-    letters = {"t": 46, "a": 96, "x": 146}
-    written = {"T": 214, "Æ": 268, "stop": 322}
+    letters = {"s": 46, "h": 96, "e": 146}
+    written = {"SH": 214, "IY": 268, "stop": 322}
     top, middle, mid, low = 26, 80, 138, 192
     parts = [box(96, middle, "memory", OUTPUT, width=136, fill="#FFFFFF")]
 
