@@ -45,7 +45,7 @@ plt.style.use("rnnkit.style")
 # Many readers mean something else by *sequence to sequence*: an encoder reads one sequence
 # to its end, then a decoder writes another, as in translation
 # ([Sutskever, Vinyals and Le 2014](https://arxiv.org/abs/1409.3215)). For that, see
-# [EncoderDecoder][rnnkit.EncoderDecoder].
+# [Encoder, decoder, attention](10_attention.py).
 #
 # ## The data
 #

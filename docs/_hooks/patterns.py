@@ -71,6 +71,12 @@ ABOUT = {
         "Closed-loop validation",
         "T - n given steps have the open loss; n steps fed by the model's outputs the closed loss.",
     ),
+    "10": (
+        "Encoder, attention, decoder",
+        "An encoder reads three letters in both directions; its outputs are the memory. Its last "
+        "state goes on to a decoder, which writes two phonemes and a stop: each is the next input, "
+        "dashed, and at each step attention A reads the memory.",
+    ),
     "00": (
         "A forecast with known covariates",
         "Three measured inputs, then each next input is the last output, dashed. "
@@ -363,6 +369,44 @@ def drawn_with_calendar() -> tuple[int, Parts]:
     return 244, parts
 
 
+def attention() -> tuple[int, Parts]:
+    letters = {"s": 46, "h": 96, "e": 146}
+    written = {"SH": 214, "IY": 268, "stop": 322}
+    top, middle, mid, low = 26, 80, 138, 192
+    parts = [box(96, middle, "memory", OUTPUT, width=136, fill="#FFFFFF")]
+
+    # The encoder reads in both directions.
+    for letter, x in letters.items():
+        parts.append(path(f"M{x} {low - 15}V{mid + 17}"))
+        parts.append(path(f"M{x} {mid - 15}V{middle + 17}", OUTPUT))
+        parts += [box(x, mid, "h", STATE), disc(x, low, letter, INK)]
+        if x > 46:
+            parts.append(path(f"M{x - 32} {mid - 6}H{x - 20}", STATE))
+            parts.append(path(f"M{x - 18} {mid + 6}H{x - 30}", STATE))
+
+    # The decoder is fed what it wrote, and looks at the memory at each step.
+    parts.append(path(f"M164 {mid}H194", STATE))
+    parts.append(path(f"M164 {middle}H196", OUTPUT))
+    for i, (phone, x) in enumerate(written.items()):
+        parts.append(path(f"M{x} {mid - 15}V{middle + 17}", STATE))
+        parts.append(path(f"M{x} {middle - 15}V{top + 17}", OUTPUT))
+        parts.append(path(f"M{x} {low - 15}V{mid + 17}"))
+        parts += [box(x, mid, "s", STATE), box(x, middle, "A", OUTPUT, width=30, fill="#FFFFFF")]
+        parts.append(box(x, top, phone, OUTPUT, width=40 if i == 2 else 30, fill="#FFFFFF"))
+        if i == 0:
+            parts.append(box(x, low, "start", INK, width=44, fill="#FFFFFF"))
+            continue
+        parts.append(path(f"M{x - 36} {mid}H{x - 20}", STATE))
+        parts.append(path(f"M{x - 39} {middle}H{x - 18}", OUTPUT))
+        bend = x - 27
+        down = f"Q{bend} {top} {bend} {mid}Q{bend} {low} {x - 17} {low}"
+        parts.append(disc(x, low, list(written)[i - 1], FED, dashed=True))
+        parts.append(path(f"M{x - 39} {top}" + down, FED, dashed=True))
+    parts.append(span(46, 146, 222, "encoder"))
+    parts.append(span(214, 322, 222, "decoder", FED))
+    return 250, parts
+
+
 DRAWN = {
     "01": recurrent_network,
     "02": sequence_to_sequence,
@@ -372,6 +416,7 @@ DRAWN = {
     "06": gradient_shares,
     "07": truncated,
     "08": closed_loop,
+    "10": attention,
     "00": forecast_with_calendar,
     "14": drawn_with_calendar,
 }
