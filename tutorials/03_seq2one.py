@@ -22,6 +22,8 @@
 # %pip install "rnnkit[plot]" scikit-learn
 
 # %% tags=["fold"]
+from functools import partial
+
 import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
@@ -48,9 +50,7 @@ plt.style.use("rnnkit.style")
 # %% [markdown]
 # ## The data
 #
-# ### Digits: a class for each sequence
-#
-# scikit-learn brings 1,797 [handwritten
+# **Digits: a class for each sequence.** scikit-learn brings 1,797 [handwritten
 # digits](https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits)
 # (Alpaydin and Kaynak 1998, CC BY 4.0). We read an image from top to bottom, as a sequence
 # of eight steps. Each step is a row of eight pixels.
@@ -67,9 +67,7 @@ digits_test = digits[1257:]  # and what the page reports is measured on these
 # The split follows the file. The digits are of few writers, and a random split would put
 # the same hands on both sides.
 #
-# ### The adding problem: a number for each sequence
-#
-# This task is made to ask for memory ([Hochreiter and Schmidhuber
+# **The adding problem: a number for each sequence.** It is made to ask for memory ([Hochreiter and Schmidhuber
 # 1997](https://doi.org/10.1162/neco.1997.9.8.1735)). Each of 10 to 30 steps brings a random
 # number between 0 and 1, and a mark: 1 at two of the steps, 0 at all others. The target is
 # the sum of the two marked numbers.
@@ -109,8 +107,8 @@ print("inputs", tuple(inputs.shape), "targets", tuple(targets.shape))
 print("lengths", lengths[:5].tolist(), "and so on")
 
 # %% [markdown]
-# **Time is dim 0, the batch is dim 1**, features come last. A target has no time axis. A batch
-# of digits has inputs `(8, 64, 8)` and targets `(64,)`, its labels.
+# **Time is dim 0, the batch is dim 1** ([why](../docs/shapes.md)), features come last. A target
+# has no time axis. A batch of digits has inputs `(8, 64, 8)` and targets `(64,)`, its labels.
 #
 # ## The baselines
 #
@@ -128,7 +126,7 @@ for classifier in baselines.values():
 def correct(classifier, part):
     return classifier.score(flat[part], labels[part])
 
-# %%
+# %% tags=["hide-input"]
 for name, classifier in baselines.items():
     print(f"{name:20} {correct(classifier, testing):.1%} of the test digits")
 
@@ -200,8 +198,6 @@ train_plain(plain, sums_train[:1280], nn.MSELoss(), epochs=1)
 # to a sequence and not to a step. A [Learner][rnnkit.Learner] runs the loop.
 
 # %%
-from functools import partial
-
 from rnnkit import Learner, RecurrentSequential, pad_collate, seq2one_loss
 
 squared = seq2one_loss(nn.MSELoss())
@@ -225,17 +221,17 @@ def answer(model, inputs, lengths):
     outputs, _ = model(inputs.to(device))  # (T, B, O): an answer at every step
     return last_valid(outputs, lengths).cpu()  # (B, O)
 
-# %% [markdown]
-# Both ways give the same answers, and padding never counts:
-
-# %% tags=["check"] summary="The same answers, and padding never counts"
+# %% tags=["check"] summary="Both ways give the same answers, and padding never counts"
 short = adder(SEEDS[0], pairs=sums_train[:1280], epochs=1)
 with torch.no_grad():
     by_hand = plain(sums.to(device), sums_lengths).cpu()
 difference = answer(short, sums, sums_lengths) - by_hand
 print(f"largest difference to plain PyTorch: {difference.abs().max():.1g}")
 assert difference.abs().max() < 0.01, "both give the same answers"
-adder(SEEDS[0], cell=nn.LSTM, pairs=sums_train[:64], epochs=1)  # it fits as well
+lstm = Reader(features=2, size=32, answers=1)
+lstm.rnn = nn.LSTM(2, 32)
+assert lstm(sums, sums_lengths).shape == true_sums.shape, "an LSTM fits as well"
+adder(SEEDS[0], cell=nn.LSTM, pairs=sums_train[:64], epochs=1)  # and here
 
 # %% tags=["check"]
 few, few_targets, few_lengths = collate(sums_test[:16])
@@ -270,12 +266,6 @@ for k in 0, 10, 20:
 # ([each *k*](#evidence-the-rule-with-a-memory-of-k-steps)). No step by itself says the
 # answer: the network must find two marks and carry what it has read there to the end.
 
-# %% tags=["check"]
-assert max(errors) < 0.5 * by_memory[20], "better than 20 steps"
-assert abs(by_memory[0] / (1 / 6) - 1) < 0.1, "always saying 1: the variance, 1/6"
-assert by_memory[30] < 1e-9, "who remembers all is exact"
-assert by_memory[2] > 0.8 * by_memory[0], "the last two steps say next to nothing"
-
 # %% [markdown]
 # ## The digits: the network is not needed
 #
@@ -304,6 +294,12 @@ for model in readers:
 # Over [five splits](#evidence-five-splits-of-the-digits) the GRU passes logistic regression,
 # and the SVM stays ahead, although it knows nothing of order. For images as small as these
 # take the SVM. They are good for learning the pattern, and do not need it.
+
+# %% tags=["check"]
+assert max(errors) < 0.5 * by_memory[20], "better than 20 steps"
+assert abs(by_memory[0] / (1 / 6) - 1) < 0.1, "always saying 1: the variance, 1/6"
+assert by_memory[30] < 1e-9, "who remembers all is exact"
+assert by_memory[2] > 0.8 * by_memory[0], "the last two steps say next to nothing"
 
 # %% tags=["check"]
 mean_accuracy = sum(accuracies) / 3
@@ -336,14 +332,6 @@ def both_ends(outputs, lengths):  # (T, B, 20) -> (B, 10)
 
 both = seq2one_loss(nn.CrossEntropyLoss(), read=both_ends)
 
-# %% tags=["check"]
-try:
-    classify.on(RecurrentSequential(*two_way()), digit_inputs, digit_labels)
-except ValueError as refusal:
-    print(refusal)
-else:
-    raise AssertionError("the last step of a bidirectional network is refused")
-
 # %% [markdown]
 # ## Use it: label a new sequence, keep the weights
 #
@@ -371,15 +359,22 @@ share, label = scores.softmax(dim=1).max(dim=1)
 print(f"it is a {label.item()}, says the network, which gives it {share.item():.0%}")
 
 # %% [markdown]
-# Do not take that share for the probability of being right: nothing in the training asked
-# about drawings. To label sequences in another process, keep the
-# weights, and build the same layers there:
+# That share is not the probability of being right: nothing in training asked about drawings.
+# To label sequences in another process, keep the weights, and build the same layers there:
 
 # %%
 torch.save(readers[0].state_dict(), "digits.pt")
 kept = RecurrentSequential(*one_way()).to(device)
 kept.load_state_dict(torch.load("digits.pt", map_location=device))
 print("kept, it still says", answer(kept, new, torch.tensor([8])).argmax().item())
+
+# %% tags=["check"]
+try:
+    classify.on(RecurrentSequential(*two_way()), digit_inputs, digit_labels)
+except ValueError as refusal:
+    print(refusal)
+else:
+    raise AssertionError("the last step of a bidirectional network is refused")
 
 # %% tags=["check"]
 from pathlib import Path
@@ -401,8 +396,7 @@ Path("digits.pt").unlink()
 
 # %%
 def error_at(step, inputs, model):
-    """The error of the first 2,000 rows, all read at the same step."""
-    everywhere = torch.full((inputs.shape[1],), step)
+    everywhere = torch.full((inputs.shape[1],), step)  # for all rows the same step
     guess = answer(model, inputs, everywhere)[:2000]
     return nn.functional.mse_loss(guess, true_sums).item()
 
@@ -417,11 +411,6 @@ for name, three in {"right": errors, "[-1]": at_end, "long row": beside}.items()
 # Nothing raises an error, and the numbers look like results. What gives the
 # mistake away: the answer for a sequence depends on its neighbors in the batch. The cure is to
 # pass `lengths` everywhere, and to compare a batch with its rows one by one.
-
-# %% tags=["check"]
-assert sum(at_end) > 3 * sum(errors), "the padding spoils answers"
-for right, far in zip(errors, beside, strict=True):
-    assert far > 10 * right, "one long row spoils the answers for all others"
 
 # %% [markdown]
 # ### A missing dimension
@@ -439,6 +428,11 @@ print(f"always 1 {(1 - flat_sums).square().mean():.4f}")
 # `nn.MSELoss` warns and goes on; rnnkit refuses. The cure is `targets.unsqueeze(1)`.
 
 # %% tags=["check"]
+assert sum(at_end) > 3 * sum(errors), "the padding spoils answers"
+for right, far in zip(errors, beside, strict=True):
+    assert far > 10 * right, "one long row spoils the answers for all others"
+
+# %% tags=["check"]
 table_of_gru = (outputs - flat_sums).square().mean()
 table_of_one = (1 - flat_sums).square().mean()
 assert table_of_gru > 1.5 * table_of_one, "the wrong loss prefers the constant"
@@ -454,8 +448,7 @@ else:
 #
 # - Pad, keep the lengths, and read each row at its own last step.
 # - `seq2one_loss` does it; `read=` takes the mean, the maximum, or a function of yours.
-# - Compare with a method that knows no order. On these digits the SVM wins; on the adding
-#   problem the memory is needed.
+# - Compare with a method that knows no order: on these digits the SVM wins.
 # - Look at each class by itself ([exercise 2](#try-it)).
 #
 # ## Try it
@@ -556,8 +549,8 @@ assert 1 - asked[:, 7].mean() > 1.1 * wrong_share, "after eight it knows less"
 #   from](06_gradients.py).
 # - Batches of like length, so that less padding is computed:
 #   [BucketSampler][rnnkit.BucketSampler].
-# - Which axis is time, and why: [Shapes and layouts](../docs/shapes.md). The silent mistakes
-#   with padding and directions: [Errors](../docs/errors.md#silent-wrong-numbers).
+# - Mistakes with padding and directions that raise no error:
+#   [Errors](../docs/errors.md#silent-wrong-numbers).
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: five splits of the digits
