@@ -4,17 +4,17 @@
 #     Generate text with a character-level LSTM in PyTorch: train it on source code, let it go
 #     on from a primer, choose temperature, top-k, top-p or min-p, and measure the result.
 #   needs: one CPU core for about forty seconds; matplotlib beside torch
-#   data: source files of the Python that runs the page (PSF License), read from its folder
+#   data: Python's own source files (PSF License)
 #   minutes: 11
 #   prerequisites: PyTorch tensors and a training loop; what a recurrent state is
 #   learn: [how to train on a text of your own, how to go on from a primer, what temperature
-#     and top-p do to the result, how to measure a generator]
+#     and top-p do, how to measure a generator]
 # ---
 
 # %% [markdown]
-# # Generate text from a primer, character by character
+# # Generate text from a primer
 #
-# After this page you can train a recurrent network on a text, let it go on from a start of
+# After this page you can train a character-level LSTM on a text, let it go on from a start of
 # your own, choose how it draws each character, and say what the result is worth.
 
 # %% tags=["skip-execution"]
@@ -45,16 +45,14 @@ plt.style.use("rnnkit.style")
 #
 # ![Unrolled graph: the first three inputs are given, the primer. From then on a sampler S takes the output of a step and draws the next input from it, dashed; the state goes on to the right.](../docs/assets/patterns/04.svg)
 #
-# While it reads the primer, only the **state** matters: the numbers in which the network keeps
-# what it has read. Training has no such loop. There every input is the true one, which is
-# called **teacher forcing**.
+# The **state** holds what the network has read. Training has no such loop: there every input is
+# the true one, which is called **teacher forcing**.
 
 # %% [markdown]
 # ## The data
 #
-# The text is source code: files of Python's own library, which are on your disk already (under
-# the [PSF License](https://docs.python.org/3/license.html)). Another version of Python has
-# slightly other files, and the numbers below differ a little.
+# The text is source code: files of Python's own library, which are on your disk already
+# ([PSF License](https://docs.python.org/3/license.html)). Another Python has slightly others.
 
 # %% tags=["fold"] summary="The files and how they are read"
 FILES = {
@@ -90,9 +88,8 @@ def decode(tokens):
     return unfold(spell(tokens))
 
 # %% [markdown]
-# `texts` holds three parts, split by file, so that the test text is new. Long runs of spaces
-# are hard to count, so `fold` has made one character of each line break and its indent. Each
-# character becomes a number, its place in the alphabet; `decode` makes text of numbers.
+# `texts` holds three parts, split by file. `fold` has made one character of each line break and
+# its indent. Each character becomes a number; `decode` makes text of numbers.
 
 # %%
 texts = {part: read(names) for part, names in FILES.items()}
@@ -116,27 +113,33 @@ BATCH, WINDOW = 32, 48
 size = (len(train) - 1) // BATCH  # characters of a row
 rows = train[: BATCH * size].view(BATCH, size).T  # (size, B)
 rows_next = train[1 : BATCH * size + 1].view(BATCH, size).T
-print("train", tuple(train.shape), "characters, of", V, "different ones")
-print("rows", tuple(rows.shape), "and a window", tuple(rows[:WINDOW].shape))
+print(V, "different characters; rows", tuple(rows.shape), "of", len(train))
 
 # %% [markdown]
 # ## The baselines
 #
 # A model is good if it gave the true next character a high probability *p*. Its price is
 # -log2 *p*: 1 bit for a half, 2 bits for a quarter. The mean is the **bits per character**.
-# (In **nats**, the unit of PyTorch's cross entropy, 1.44 bits are 1. **Perplexity** is 2 to the
-# power of the bits: to be unsure as among so many equally likely characters.)
+# (1.44 bits are 1 **nat**, the unit of PyTorch's cross entropy; **perplexity** is 2 to the power
+# of the bits.)
 #
 # The **bigram model** counts which character follows which. `lzma`, a **compressor**, stores
 # text in as few bytes as it can; it points to what it has read before.
 
-# %% tags=["fold"] summary="The size of the test text, compressed"
+# %% tags=["fold"] summary="The price of a text, compressed and with a network"
 import lzma
 
 def packed(text):
     return 8 * len(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
 
 compressor = packed(texts["test"]) / len(test)
+
+# %% tags=["fold"]
+@torch.no_grad()
+def bits(network, text):
+    """Bits per character of a text, read as 32 rows side by side."""
+    (batch,) = StreamLoader(text, BATCH, len(text))  # one window
+    return loss.on(network, batch.inputs, batch.targets).item() / math.log(2)
 
 # %%
 pairs = torch.bincount(train[:-1] * V + train[1:], minlength=V * V).view(V, V)
@@ -164,8 +167,7 @@ class CharacterModel(nn.Module):
         return self.head(hidden), state  # logits (T, B, V)
 
 # %% [markdown]
-# A row goes on from window to window, and so does the state. It is **detached** between them:
-# the numbers are kept, the gradient stops there.
+# The state goes on from window to window, **detached**: its numbers stay, the gradient stops.
 
 # %%
 def train_plain(model, windows):
@@ -202,16 +204,14 @@ torch.manual_seed(0)
 plain = CharacterModel()
 by_hand = train_plain(plain, windows=20)
 print(f"loss {by_hand[0]:.2f} -> {by_hand[-1]:.2f}")
-print(repr(decode(generate_plain(plain, 60, encode("def ").unsqueeze(1))[:, 0])))
 
 # %% [markdown]
 # ## With rnnkit
 #
-# [RecurrentSequential][rnnkit.RecurrentSequential] is `nn.Sequential` for models with a state.
-# [StreamLoader][rnnkit.StreamLoader] cuts the rows and windows, and a
-# [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase] with `stateful=True` carries the state and
-# detaches it. A [Learner][rnnkit.Learner] runs all of the text, twice, while the learning rate
-# falls to nearly zero.
+# [RecurrentSequential][rnnkit.RecurrentSequential] is `nn.Sequential` with a state. A
+# [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase] trains as the loop above on the windows of a
+# [StreamLoader][rnnkit.StreamLoader], and a [Learner][rnnkit.Learner] goes over the text twice,
+# while the learning rate falls to nearly zero.
 
 # %%
 from rnnkit import BPTTTrainingPhase, RecurrentSequential, StreamLoader, seq2seq_loss
@@ -222,17 +222,6 @@ def make_network(seed, size=128):
     return RecurrentSequential(*parts)
 
 loss = seq2seq_loss(nn.CrossEntropyLoss())
-
-# %% tags=["fold"] summary="Both train alike, window by window"
-twin = make_network(seed=0)
-optimizer = torch.optim.Adam(twin.parameters(), lr=0.012)
-phase = BPTTTrainingPhase(stateful=True)
-losses = []
-for batch in islice(StreamLoader(train, BATCH, WINDOW), 20):
-    losses.append(phase(twin, loss, batch, optimizer).loss.item())
-difference = max(abs(a - b) for a, b in zip(losses, by_hand, strict=True))
-print(f"20 windows: largest difference of the loss {difference:g}")
-assert difference < 1e-3, "both train alike, window by window"
 
 # %%
 from rnnkit import Learner, Scheduler
@@ -249,9 +238,9 @@ def train_network(network, epochs=2):
 model = train_network(make_network(seed=0))
 
 # %% [markdown]
-# [sample_model][rnnkit.sample_model] is the loop that generates. It takes the model, the length
-# with the primer, the primer `(T0, B)`, and the sampler. [SoftmaxSampler][rnnkit.SoftmaxSampler]
-# draws by the probabilities; its own random generator makes the text repeatable.
+# [sample_model][rnnkit.sample_model] is the loop that generates: the model, the length with the
+# primer, the primer `(T0, B)`, the sampler. [SoftmaxSampler][rnnkit.SoftmaxSampler] draws by the
+# probabilities; its own random generator makes the text repeatable.
 
 # %%
 from rnnkit import SoftmaxSampler, sample_model
@@ -262,13 +251,12 @@ def drawing(seed, **options):
 
 primer = encode("class Reader:\n    def ").unsqueeze(1)  # (22, 1): one row
 sample = sample_model(model, 500, primer, drawing(1, temperature=0.6))
-generated = decode(sample.tokens[:, 0])
 
 # %% [markdown]
-# `sample.tokens` is the text with its primer, `(500, 1)`. Beside it stands what the same
-# network writes before it is trained:
+# `sample.tokens` is the text with its primer, `(500, 1)`. Before training it is noise:
 
 # %% tags=["hero", "hide-input"]
+generated = decode(sample.tokens[:, 0])
 untrained = make_network(seed=0)
 noise = decode(sample_model(untrained, 500, primer, drawing(0)).tokens[:, 0])
 print("after training".ljust(48) + "before")
@@ -277,19 +265,11 @@ for i, line in enumerate(generated.split("\n")[:8]):
     print(f"{line[:46]:48}{before}")
 
 # %% [markdown]
-# The form is Python's: indents, calls of methods, a name after `def`. It means nothing, and
-# another seed writes another text, now and then one without a line break.
+# The form is Python's, without a meaning. Other seeds differ; some write a single long line.
 #
 # ## What it is worth
 #
-# On text that it has not read, the network pays this much:
-
-# %% tags=["fold"] summary="Bits per character of a text"
-@torch.no_grad()
-def bits(network, text):
-    """Bits per character of a text, read as 32 rows side by side."""
-    (batch,) = StreamLoader(text, BATCH, len(text))  # one window
-    return loss.on(network, batch.inputs, batch.targets).item() / math.log(2)
+# On text that it has not read:
 
 # %%
 network_bits = bits(model, test)
@@ -297,14 +277,13 @@ for name, price in ("bigram", bigram), ("network", network_bits), ("lzma", compr
     print(f"{name:10}{price:.2f} bits per character, perplexity {2**price:.1f}")
 
 # %% [markdown]
-# It pays far less than the bigram model and **more than a file compressor**. `lzma` learns
-# from the test text while it reads it, and the network's weights stay; but
-# [a good count of characters](#evidence-three-runs-and-a-better-count), whose counts stay too,
-# is ahead as well. A minute of training makes a demonstration, not a good model of Python.
+# The network pays far less than the bigram model and **more than a file compressor**. `lzma`
+# learns from the test text while it reads it; but
+# [a good count of characters](#evidence-three-runs-and-a-better-count), fixed as the network's
+# weights are, is ahead as well. This is a demonstration, not a good model of Python.
 #
-# A generator may also repeat passages that it has read. This one
-# [copies no more than people do](#evidence-does-it-copy). A larger network, trained longer, may
-# know passages by heart: measure it before you publish what it writes.
+# It [copies no more than people do](#evidence-does-it-copy). A larger network, trained longer,
+# may know passages by heart: measure it before you publish what it writes.
 #
 # ## How it draws
 #
@@ -316,10 +295,9 @@ for name, price in ("bigram", bigram), ("network", network_bits), ("lzma", compr
 # [A figure](#evidence-what-the-cuts-keep) shows what they keep, and `top_k`. **Greedy** is the
 # limit of low temperature: [sample_best][rnnkit.sample_best] takes the likeliest character.
 #
-# Take 40 primers of 100 characters from the test files, write 500 after each, and measure three
-# things. **Bits**: how much the text surprises the network that wrote it. **New**: the share of
-# pieces of eight characters that have not come before in the same text. **Loops**: how many of
-# the 40 texts end by repeating one piece over and over.
+# Write 500 characters after each of 40 primers from the test files. **Bits**: how much the text
+# surprises the network that wrote it. **New**: the share of pieces of eight characters that had
+# not come before in their text. **Loops**: how many texts end by repeating one piece.
 
 # %% tags=["fold"] summary="Forty primers, five samplers, three measures"
 T0, STEPS = 100, 500
@@ -386,11 +364,10 @@ for name, tokens in written.items():
     print("{:16}{:5.2f}{:6.0%}{:7}".format(name, *report[name]))
 
 # %% [markdown]
-# - **Greedy text loops.** The next character depends on the state and the last character alone,
-#   and chance is left out: once the state returns, so does the text, for ever.
-# - **Sharp sampling goes the same way.** `min_p` 0.1 loops in many texts: the surer the network
-#   is, the fewer characters it leaves, and in its own text
-#   [often a single one](#evidence-what-the-cuts-keep). Temperature 0.5 loops now and then.
+# - **Greedy text loops.** Chance is left out: once the state and the character return, so does
+#   the text, for ever.
+# - **Sharp sampling goes the same way.** `min_p` 0.1 loops in many texts, for in its own text it
+#   [often leaves one character](#evidence-what-the-cuts-keep); temperature 0.5 now and then.
 # - **At temperature 1** the text surprises the network about as much as real text does: the
 #   probabilities are [fairly calibrated](#evidence-the-temperature-that-fits-real-text).
 #   Above 1 the text turns to noise.
@@ -414,14 +391,10 @@ for row in together.tokens.T:
     print(repr(decode(row)[:70]))
 
 # %% [markdown]
-# To go on with a text, give `sample_model` its `next`, the character drawn and not yet read,
-# as the primer and its `state` as the fifth argument. Keep the weights and the
-# alphabet; in another process, build the network, then `load_state_dict(kept["weights"])`:
-
-# %%
-torch.save({"weights": model.state_dict(), "alphabet": ALPHABET}, "writer.pt")
-
-# %% [markdown]
+# To go on with a text, give `sample_model` its `next`, the character drawn and not yet read, as
+# the primer, and its `state` as the fifth argument. Keep the weights and the alphabet:
+# `torch.save({"weights": model.state_dict(), "alphabet": ALPHABET}, "writer.pt")`.
+#
 # For a text of your own, let `texts` hold three parts of it, cut where a chapter ends:
 # `texts = {"train": ..., "valid": ..., "test": ...}`. The rest of the page stays as it is.
 
@@ -430,16 +403,13 @@ torch.save({"weights": model.state_dict(), "alphabet": ALPHABET}, "writer.pt")
 #
 # ### The state is lost between two calls
 #
-# The model is called once for each character. Forget to pass the state on, and each call
-# starts from zeros. No error, only gibberish:
+# Forget to pass the state on, and each call starts from zeros. No error, only gibberish:
 
 # %%
 def forgetful(inputs, state=None):
     return model(inputs)  # a new state each time
 
-astray = write(drawing(1), network=forgetful)
-print(repr(decode(astray[T0 : T0 + 60, 5])))
-lost = surprise(astray)
+lost = surprise(write(drawing(1), network=forgetful))
 print(f"bits: {lost:.2f}, with the state {report['temperature 1'][0]:.2f}")
 
 # %% [markdown]
@@ -463,8 +433,7 @@ for network in model, forgetful:
 # %% [markdown]
 # ### Softmax twice
 #
-# A sampler wants logits. Give it probabilities, and it takes the softmax of numbers between 0
-# and 1, which is nearly flat:
+# A sampler wants logits. Give it probabilities, and their softmax is nearly flat:
 
 # %%
 cold = drawing(1, temperature=0.5)
@@ -473,12 +442,22 @@ def of_probabilities(logits):
     return cold(logits.softmax(1))
 
 flat = surprise(write(of_probabilities))
-wanted = report["temperature 0.5"][0]
-print(f"bits at temperature 0.5: {flat:.2f}, of logits {wanted:.2f}")
+print(f"bits: {flat:.2f}, of logits {report['temperature 0.5'][0]:.2f}")
 
 # %% [markdown]
 # Temperature 0.5 should sharpen, and the text is noise. The cure is to end the model with
 # `nn.Linear` and no softmax: the cross entropy wants logits too.
+
+# %% tags=["check"]
+twin = make_network(seed=0)
+optimizer = torch.optim.Adam(twin.parameters(), lr=0.012)
+phase = BPTTTrainingPhase(stateful=True)
+losses = []
+for batch in islice(StreamLoader(train, BATCH, WINDOW), 20):
+    losses.append(phase(twin, loss, batch, optimizer).loss.item())
+difference = max(abs(a - b) for a, b in zip(losses, by_hand, strict=True))
+print(f"20 windows: largest difference of the loss {difference:g}")
+assert difference < 1e-3, "both train alike, window by window"
 
 # %% tags=["check"]
 assert bigram < 0.75 * math.log2(V), "pairs tell something"
@@ -533,6 +512,7 @@ for i, start in enumerate(starts):
     torch.testing.assert_close(outputs, together.outputs[:, i], atol=1e-3, rtol=1e-3)
 
 # %% tags=["check"]
+torch.save({"weights": model.state_dict(), "alphabet": ALPHABET}, "writer.pt")
 kept = torch.load("writer.pt", map_location=device)
 restored = make_network(seed=0)
 restored.load_state_dict(kept["weights"])
@@ -541,7 +521,7 @@ assert abs(surprise(real, restored) - surprise(real)) < 1e-4, "the same network"
 Path("writer.pt").unlink()
 
 # %% tags=["check"]
-assert lost > 1.2 * report["temperature 1.5"][0], "gibberish"
+assert lost > 1.5 * report["temperature 1"][0], "gibberish"
 off = (step_by_step(model, primers) - at_once).abs().max()
 assert off < 1e-3, "the right model passes the test"
 off = (step_by_step(forgetful, primers) - at_once).abs().max()
@@ -558,9 +538,8 @@ assert flat > 1.2 * report["temperature 1"][0], "colder was wanted, it is hotter
 #
 # ## Try it
 #
-# **1. A sampler of your own.** A sampler is any function of logits `(B, V)` to tokens `(B,)`.
-# Write one that is greedy, but draws at temperature 1 with a chance of one in ten. Is the text
-# as new as real text? Look at `new`, not only at `loops`.
+# **1. A sampler of your own**, any function of logits `(B, V)` to tokens `(B,)`: greedy, but
+# drawing at temperature 1 with a chance of one in ten. Is its text as new as real text?
 
 # %% tags=["solution"]
 def mostly_greedy(chance, seed=0):
@@ -586,9 +565,8 @@ assert new < 0.9 * report["real text"][1], "but the text is not as new"
 # sees that the text repeats itself all the same.
 
 # %% [markdown]
-# **2. Stop at the end of a line.** `stop` takes a function of the tokens `(B,)` that were
-# drawn, and `sample.lengths` says where each row stopped. How long is the rest of the line
-# after the 40 primers, and how long is it in the real text?
+# **2. Stop at the end of a line.** Give `stop`, a function of the drawn tokens `(B,)`; read
+# `sample.lengths`. How long is the rest of the line, and how long is it in the real text?
 
 # %% tags=["solution"]
 ENDS = torch.tensor([c in INDENTS or c == "\n" for c in ALPHABET])
@@ -622,8 +600,8 @@ assert 0.8 < little_bits / bigram < 1.2, "near the bigram model"
 # - The same loop with numbers, and a forecast at its end:
 #   [Forecast a time series](00_forecast.py); its error by horizon:
 #   [Closed-loop validation](08_closed_loop.py).
-# - What a detached state does to the gradient: [State](../docs/state.md).
-# - Characters out of an LSTM: [Graves 2013](https://arxiv.org/abs/1308.0850).
+# - What a detached state does to the gradient: [State](../docs/state.md). Characters out of an
+#   LSTM: [Graves 2013](https://arxiv.org/abs/1308.0850).
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: does it copy?
@@ -700,8 +678,7 @@ for cost, own, of_real, greedy, sharp, span in runs:
 # by modified Kneser-Ney smoothing, the best rule of
 # [Chen and Goodman (1999)](https://doi.org/10.1006/csla.1999.0128): a count is lowered by a
 # discount, and what is taken goes to the shorter context. A short context counts in how many
-# different places it has been seen. (Witten and Bell's older rule, which gives the shorter
-# context the more weight the more different characters have followed, is weaker.)
+# different places it has been seen.
 
 # %% tags=["evidence"]
 from collections import Counter
@@ -731,12 +708,6 @@ def contexts(table, take):
         taken[piece[:-1]] += take[min(count, 3)]
     return seen, taken
 
-def witten_bell(table):
-    """The same two for Witten and Bell's rule: one is added for each kind."""
-    kinds = Counter(piece[:-1] for piece in table)
-    seen, _ = contexts(table, [0, 0, 0, 0])
-    return seen + kinds, kinds
-
 # %% tags=["evidence"]
 def counted_bits(levels, new_text):
     """Bits per character of the mixture, from no context to the longest."""
@@ -759,14 +730,7 @@ for table in tables(text, 5):
     take = discounts(table)
     levels.append((table, take, contexts(table, take)))
 kneser_ney = counted_bits(levels, new_text)
-levels = []
-for k in range(4):
-    table = Counter(text[i : i + k + 1] for i in range(len(text) - k))
-    levels.append((table, [0, 0, 0, 0], witten_bell(table)))
-older = counted_bits(levels, new_text)
 print(f"Kneser-Ney, 5 characters: {kneser_ney:.2f} bits")
-print(f"Witten-Bell, 3 characters: {older:.2f} bits")
-assert older > 1.05 * kneser_ney, "the older rule is weaker"
 assert min(run[0] for run in runs) > kneser_ney, "it is ahead of each network"
 
 # %% [markdown] tags=["evidence"]
