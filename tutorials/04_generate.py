@@ -825,7 +825,8 @@ plt.show()
 @torch.no_grad()
 def alone(tokens, options):
     logits = model(tokens)[0][T0:].flatten(0, 1)
-    return ((SoftmaxSampler(**options).probabilities(logits) > 0).sum(1) == 1).float().mean()
+    kept = (SoftmaxSampler(**options).probabilities(logits) > 0).sum(1)
+    return (kept == 1).float().mean()
 
 written["top_k 5"] = write(drawing(1, **CUTS["top_k 5"]))
 print("           bits   new  loops  alone: real   own")
@@ -836,8 +837,9 @@ for name, options in CUTS.items():
     print(f"{alone(real, options):13.0%}{alone(tokens, options):6.0%}")
 
 # %% tags=["evidence"]
-sharp = CUTS["min_p 0.1"]
-assert alone(written["min_p 0.1"], sharp) > 1.3 * alone(real, sharp), "surer of its own"
+in_real = alone(real, CUTS["min_p 0.1"])
+in_own = alone(written["min_p 0.1"], CUTS["min_p 0.1"])
+assert in_own > 1.3 * in_real, "surer of its own"
 assert alone(real, CUTS["top_k 5"]) == 0, "five are kept everywhere"
 
 # %% [markdown] tags=["evidence"]
