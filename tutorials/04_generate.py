@@ -794,7 +794,8 @@ assert paid(beam) < 0.6 * of_real, "real text is not that likely"
 # likely the others are; `top_p` and `min_p` keep more where more is possible.
 
 # %% tags=["evidence"]
-CUTS = {"top_k 5": {"top_k": 5}, "min_p 0.1": {"min_p": 0.1}, "top_p 0.9": {"top_p": 0.9}}
+CUTS = {name: SAMPLERS[name] for name in ("min_p 0.1", "top_p 0.9")}
+CUTS["top_k 5"] = {"top_k": 5}
 with torch.no_grad():
     after_def = model(primer)[0][-1]  # (1, V): what may follow "def "
 
