@@ -115,8 +115,7 @@ while len(strangers) < len(relatives):
         strangers.append(families[name][-1])
 
 # %%
-print(len(train_words), "words to learn from, such as", *train_words[:5])
-print(len(test_words), "words of other stems to test, such as", *test_words[:5])
+print(len(train_words), "words to learn from,", len(test_words), "of other stems to test")
 
 # %% [markdown]
 # Two tokens are added to the phonemes: one starts the decoder and one stops it. A batch is
@@ -388,9 +387,10 @@ def without_attention():
 
 # %% [markdown]
 # The state of a `RecurrentSequential` is a tuple, one entry a recurrent layer; hence `state[0]`.
-# The rate falls to almost 0 over five epochs.
+# The training is a [Learner][rnnkit.Learner] over the buckets; its rate falls to almost 0 over five
+# epochs.
 
-# %%
+# %% tags=["fold"] summary="train(seed, network): a Learner with Adam, clipping and a falling rate"
 from rnnkit import ClipGradients, Learner, Scheduler, seq2seq_loss
 
 phone_loss = seq2seq_loss(nn.CrossEntropyLoss())

@@ -258,7 +258,7 @@ def sequence_to_one() -> tuple[int, Parts]:
 def loss_beside(x: int, y: int) -> Parts:
     """The loss of the output at (x, y), at its right and not above it, which takes less room."""
     right = path(f"M{x + 15} {y}H{x + 23}", LOSS, tip=False)
-    diamond = f'<path d="M{x + 23} {y}l11 -11l11 11l-11 11Z" fill="{LOSS}"/>'
+    diamond = f'<path d="M{x + 34} {y - 11}l11 11l-11 11l-11 -11Z" fill="{LOSS}"/>'
     return [right, diamond, text(x + 34, y - 15, "loss", LOSS, size=12)]
 
 
