@@ -516,9 +516,10 @@ def beam_errors(width, penalty):
     return [score(found, test_words[:500])[0] for found, _ in beams[width, penalty]]
 
 # %%
-for width, penalty in beams:
-    rates = [f"{rate:.1%}" for rate in beam_errors(width, penalty)]
-    print(f"width {width:2}, penalty {penalty}:", *rates)
+for width in 1, 2, 4, 16:
+    rates = [f"{rate:.1%}" for rate in beam_errors(width, 0)]
+    with_penalty = [f"{rate:.1%}" for rate in beam_errors(width, int(width > 1))]
+    print(f"width {width:2}:", *rates, "  with the penalty:", *with_penalty)
 
 # %% [markdown]
 # **Here beams pay little or nothing, and 16 finds what 4 finds.** The penalty makes answers a trace
@@ -550,12 +551,14 @@ def pronounce_padded(model, words, masked):
 def differing(found, others):
     return sum(ours != theirs for ours, theirs in zip(found, others)) / len(found)
 
-# %%
+# %% tags=["fold"]
 changed = {True: [], False: []}
 for model, before in zip(models["attention"], answers["attention"]):
     for masked in (True, False):
         padded = pronounce_padded(model, test_words, masked)
         changed[masked].append(differing(padded, before))
+
+# %%
 print("masked    ", *(f"{share:.1%}" for share in changed[True]))
 print("not masked", *(f"{share:.1%}" for share in changed[False]))
 
@@ -576,18 +579,20 @@ def forced_error(model):
     valid = steps < lengths.to(targets.device)  # (T, B)
     return (outputs.argmax(dim=-1) != targets)[valid].float().mean().item()
 
-# %%
+# %% tags=["fold"]
 forced, decoded = {}, {}
 for name, group in models.items():
     forced[name] = [forced_error(model) for model in group]
     decoded[name] = [per for _, per in results[name]]
+
+# %%
+for name in models:
     print(f"{name:13} forced ", *(f"{rate:.1%}" for rate in forced[name]))
     print(f"{name:13} decoded", *(f"{rate:.1%}" for rate in decoded[name]))
 
 # %% [markdown]
 # Forced, each mistake is forgiven at once. Decoded, one brings the next, and the error is clearly
-# higher. And a word has five phonemes: an error that looks small by phoneme spoils half
-# of the words. **Use the forced loss to see that training goes on; report the decoded WER and
+# higher. **Use the forced loss to see that training goes on; report the decoded WER and
 # PER.** The loss that [BPTTValidationPhase][rnnkit.BPTTValidationPhase]`()` gives is the forced one.
 # Its closed loop compares step by step, and after one phoneme too many every step would be wrong.
 
