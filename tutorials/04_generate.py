@@ -259,10 +259,10 @@ sample = sample_model(model, 500, primer, drawing(1, temperature=0.6))
 generated = decode(sample.tokens[:, 0])
 untrained = make_network(seed=0)
 noise = decode(sample_model(untrained, 500, primer, drawing(0)).tokens[:, 0])
-print("after training".ljust(48) + "before")
-for i, line in enumerate(generated.split("\n")[:8]):
-    before = noise[22 + 24 * i :][:24].replace("\n", " ")
-    print(f"{line[:46]:48}{before}")
+print("--- before training\n" + noise[22:].replace("\n", " ")[:40])
+print("--- after training")
+for line in generated.split("\n")[:8]:
+    print(line[:46])
 
 # %% [markdown]
 # The form is Python's, without a meaning. Other seeds differ; some write a single long line.
