@@ -65,6 +65,11 @@ ABOUT = {
         "Closed-loop validation",
         "T - n given steps have the open loss; n steps fed by the model's outputs the closed loss.",
     ),
+    "11": (
+        "A cell of your own",
+        "A cell takes an input and the state before, and gives a new state. "
+        "A loop over time calls it once a step.",
+    ),
     "00": (
         "A forecast with known covariates",
         "Three measured inputs, then each next input is the last output, dashed. "
@@ -285,6 +290,15 @@ def forecast_with_calendar() -> tuple[int, Parts]:
     return 244, parts
 
 
+def own_cell() -> tuple[int, Parts]:
+    parts = [text(8, 24, "yours: one step", anchor="start")]
+    parts += [path("M84 58H148", STATE), path("M212 58H276", STATE), path("M180 101V76")]
+    parts += [box(64, 58, "h_t\u22121", STATE), box(296, 58, "h_t", STATE)]
+    parts += [box(180, 58, "cell", LOSS, width=60, fill="#FFFFFF"), disc(180, 117, "x_t", INK)]
+    parts.append(text(8, 160, "the loop: Unroll(cell)", anchor="start"))
+    return 320, parts + Graph(188, XS, YS).parts()
+
+
 DRAWN = {
     "01": recurrent_network,
     "02": sequence_to_sequence,
@@ -293,6 +307,7 @@ DRAWN = {
     "06": gradient_shares,
     "07": truncated,
     "08": closed_loop,
+    "11": own_cell,
     "00": forecast_with_calendar,
 }
 
