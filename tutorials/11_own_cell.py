@@ -3,7 +3,7 @@
 #   description: >-
 #     Write a recurrent cell of your own in PyTorch, test it, and turn it into a ConvLSTM that
 #     predicts the next frames of a video, against the last frame and constant velocity.
-#   needs: one CPU core for about half a minute; matplotlib beside torch
+#   needs: one CPU core for about forty seconds; matplotlib beside torch
 #   data: a square that bounces through a small frame, computed here
 #   minutes: 10
 #   prerequisites: PyTorch tensors and a training loop; what an LSTM and a GRU are
@@ -286,7 +286,7 @@ def conv_lstm(kernel):
 def train_frames(make, seed, rate=0.03):
     torch.manual_seed(seed)
     model = make()
-    batches = [draw(positions(10, 8)) for _ in range(320)]
+    batches = [draw(positions(10, 8)) for _ in range(300)]
     train(model, nn.BCEWithLogitsLoss(), batches, rate)
     return model
 
@@ -298,14 +298,14 @@ models = [train_frames(lambda: conv_lstm(kernel=5), seed) for seed in SEEDS]
 # the next input. The network has read pixels from 0 to 1 and answers with logits, so
 # `torch.sigmoid` goes between. The rivals: the **last frame**, again and again; **constant
 # velocity**, which moves the square on by its last step, and out of the frame if need be; and
-# `nn.LSTM` on the 144 pixels, 64 hidden units, trained on the same number of movies.
+# `nn.LSTM` with 64 units on the 144 pixels, trained on as many movies.
 
 # %%
 from rnnkit import forecast
 
 def frames_ahead(model, frames, steps=5, between=torch.sigmoid):
-    paths = forecast(model, steps, frames, between)  # (steps, B, paths, 1, height, width)
-    return paths[:, :, 0]
+    paths = forecast(model, steps, frames, between)  # (steps, B, paths, 1, 12, 12)
+    return paths[:, :, 0]  # there is one path
 
 guesses = {"ConvLSTM": [frames_ahead(model, shown) for model in models]}
 
@@ -326,7 +326,7 @@ guesses["last frame"] = [shown[-1:].expand(5, -1, -1, -1, -1)]
 
 # %%
 bounces = wrong_pixels(guesses["constant velocity"][0], to_come).amax(0) > 0  # (B,)
-print(f"{int(bounces.sum())} of {len(bounces)} squares bounce in the five frames to come")
+print(f"{int(bounces.sum())} of {len(bounces)} squares bounce in the 5 frames to come")
 print("wrong pixels in frame     1      3      5    with a bounce  without")
 mean_errors = {}
 for name, frames in guesses.items():
@@ -339,8 +339,8 @@ for name, frames in guesses.items():
 # %% [markdown]
 # **Constant velocity is exact until a wall comes, and no network can beat that. With the
 # bounces the ConvLSTM is far ahead**, since it has seen where the walls are and what happens
-# there. `nn.LSTM` on the pixels predicts one frame well and then loses the square: it has 29
-# times the inputs for each weight to sort out, and no idea that a place is like the next one.
+# there. `nn.LSTM` on the pixels predicts one frame well and then loses the square: what it
+# learns at one place it has to learn again at the next.
 
 # %% alt="Four rows of six small frames: the last frame shown and the five to come. What comes: a white square runs into a wall and comes back. ConvLSTM: the same. Constant velocity: the square leaves the frame. An LSTM on pixels: the square blurs or fades." caption="A square meets a wall. Brightness is the predicted probability; each forecast reads its own frames." tags=["hero", "hide-input"]
 row = int((wrong_pixels(guesses["constant velocity"][0], to_come)[2] > 5).nonzero()[0])
@@ -432,7 +432,8 @@ wrong_narrow = [wrong_pixels(frames_ahead(net, shown), to_come) for net in narro
 narrow_errors = torch.stack(wrong_narrow).mean((1, 2))  # (seeds,)
 wide_errors = mean_errors["ConvLSTM"].mean(1)
 for seed in SEEDS:
-    print(f"seed {seed}: kernel 3 {narrow_errors[seed]:5.2f}, 5 {wide_errors[seed]:5.2f}")
+    both = f"kernel 3 {narrow_errors[seed]:.2f}, kernel 5 {wide_errors[seed]:.2f}"
+    print(f"seed {seed}, wrong pixels: {both}")
 
 # %% [markdown]
 # It does not. When the square touches a wall, its far edge, three pixels away, has to turn at
@@ -466,7 +467,7 @@ for name, between in betweens.items():
 # %% tags=["check"]
 for one, other in zip(*position_errors.values()):
     assert 0.8 < other / one < 1.25, "GRU and minimal gated unit are level"
-assert max(map(max, position_errors.values())) < 0.9 * steady_error, "ahead of steady"
+assert max(map(max, position_errors.values())) < 0.95 * steady_error, "ahead of steady"
 sizes = [sum(p.numel() for p in layer().parameters()) for layer in layers.values()]
 assert 0.6 < sizes[1] / sizes[0] < 0.7, "two thirds of the weights"
 
@@ -481,9 +482,11 @@ assert (mean_errors["nn.LSTM, pixels"][:, 0] < 2).all(), "one frame it predicts 
 assert (mean_errors["nn.LSTM, pixels"][:, 4] > 4).all(), "then it loses the square"
 
 # %% tags=["check"]
-assert (in_large["far apart"].mean(1) < 1.5).all(), "as easy as one"
-assert (in_large["meet or come near"].mean(1) > 1.2 * in_large["far apart"].mean(1)).all()
-assert list(findings.values()) == ["none", "calls_agree", "rows_agree", "gradient_agrees"]
+apart = in_large["far apart"].mean(1)
+assert (apart < 2 * conv.mean(1)).all(), "as easy as one, within a factor of two"
+assert (in_large["meet or come near"].mean(1) > 1.5 * apart).all(), "where it errs"
+found = ["none", "calls_agree", "rows_agree", "gradient_agrees"]
+assert list(findings.values()) == found
 assert (narrow_errors > 2.5 * wide_errors).all(), "3 is too small"
 assert (fed_errors["logits as they are"] > 3 * fed_errors["probabilities"]).all()
 assert (fed_errors["whole frames"] < 0.9 * fed_errors["probabilities"]).all()
@@ -525,14 +528,13 @@ for error, before in zip(half, position_errors["minimal gated"]):
 
 # %% tags=["solution"]
 def shifts_agree(model):
-    """Whether a movie that is moved on (around the edge) has a forecast that is moved on."""
+    """Whether a movie rolled to the side has its forecast rolled to the side."""
     moved = model(shown.roll(4, dims=-1))[0]
     return torch.allclose(moved, model(shown)[0].roll(4, dims=-1), atol=1e-4)
 
 around = conv_lstm(kernel=5)
-around[0].cells[0].gates.padding_mode = "circular"
-gates = nn.Conv2d(9, 32, 5, padding="same", padding_mode="circular")
-around[0].cells[0].gates = gates
+circular = nn.Conv2d(9, 32, kernel_size=5, padding="same", padding_mode="circular")
+around[0].cells[0].gates = circular
 print("circular:", shifts_agree(around), " zeros:", shifts_agree(models[0]))
 assert shifts_agree(around) and not shifts_agree(models[0])
 
@@ -549,7 +551,7 @@ assert shifts_agree(around) and not shifts_agree(models[0])
 lone = frames_ahead(models[0], shown[9:], steps=1)[0]  # (B, 1, 12, 12)
 sums = lone.sum((1, 2, 3))
 over_half = (lone > 0.5).sum((1, 2, 3)).float()
-print(f"probabilities add up to {sums.mean():.1f}, above a half: {over_half.mean():.1f}")
+print(f"sum {sums.mean():.1f}, pixels above a half {over_half.mean():.1f}")
 assert 8 < sums.mean() < 11 and over_half.mean() < 7
 
 # %% [markdown] tags=["solution"]
