@@ -202,7 +202,7 @@ def train(model, loss_fn, batches, rate):
 def scaled(corners):  # pixels 0 to 9 become -1 to 1
     return corners / 4.5 - 1
 
-# %%
+# %% tags=["fold"] summary="Both trained over three seeds, and constant velocity"
 def position_error(layer, seed):
     torch.manual_seed(seed)
     model = RecurrentSequential(layer(), nn.Linear(16, 2))
@@ -218,7 +218,7 @@ layers = {
     "minimal gated": lambda: Unroll(MinimalGatedCell(2, 16)),
 }
 
-# %%
+# %% tags=["fold"]
 position_errors = {}
 for name, layer in layers.items():
     position_errors[name] = [position_error(layer, seed) for seed in SEEDS]
@@ -226,7 +226,7 @@ for name, layer in layers.items():
     row = "  ".join(f"{error:.2f}" for error in position_errors[name])
     print(f"{name:18} {weights:5} weights, errors of three seeds: {row}")
 
-# %% tags=["fold"] summary="Constant velocity: the position plus the last change"
+# %% tags=["fold"]
 steady = 2 * corners[2:-1] - corners[1:-2]
 steady_error = (steady - corners[3:]).float().square().mean().sqrt().item()
 print(f"constant velocity                {steady_error:.2f}")
@@ -324,7 +324,7 @@ guesses["nn.LSTM, pixels"] = [frames_ahead(model, shown) for model in flat]
 guesses["constant velocity"] = [draw(corners[9] + velocity * ahead)]
 guesses["last frame"] = [shown[-1:].expand(5, -1, -1, -1, -1)]
 
-# %%
+# %% tags=["fold"] summary="The table"
 bounces = wrong_pixels(guesses["constant velocity"][0], to_come).amax(0) > 0  # (B,)
 print(f"{int(bounces.sum())} of {len(bounces)} squares bounce in the 5 frames to come")
 print("wrong pixels in frame     1      3      5    with a bounce  without")
@@ -404,7 +404,7 @@ class CutsGradient(MinimalGatedCell):
     def forward(self, x, h=None):  # nothing is learned of the step before
         return super().forward(x, h if h is None else h.detach())
 
-# %%
+# %% tags=["fold"] summary="The tests of each cell until one fails"
 def found_by(cell):
     for test_of in calls_agree, rows_agree, gradient_agrees:
         try:
@@ -413,6 +413,7 @@ def found_by(cell):
             return test_of.__name__
     return "none"
 
+# %%
 findings = {}
 for wrong_cell in MinimalGatedCell, KeepsItself, MixesRows, CutsGradient:
     findings[wrong_cell.__name__] = found_by(wrong_cell(2, 5))
@@ -450,6 +451,8 @@ def whole(logits):
 
 betweens = {"logits as they are": nn.Identity(), "probabilities": torch.sigmoid}
 betweens["whole frames"] = whole
+
+# %% tags=["fold"] summary="The three forecasts"
 fed_errors = {}
 for name, between in betweens.items():
     guess = [frames_ahead(model, shown, between=between) for model in models]
