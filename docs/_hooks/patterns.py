@@ -292,9 +292,9 @@ def forecast_with_calendar() -> tuple[int, Parts]:
 
 def own_cell() -> tuple[int, Parts]:
     parts = [text(8, 24, "yours: one step", anchor="start")]
-    parts += [path("M84 58H148", STATE), path("M212 58H276", STATE), path("M180 101V76")]
-    parts += [box(64, 58, "h_t\u22121", STATE), box(296, 58, "h_t", STATE)]
-    parts += [box(180, 58, "cell", LOSS, width=60, fill="#FFFFFF"), disc(180, 117, "x_t", INK)]
+    parts += [path("M90 58H148", STATE), path("M212 58H248", STATE), path("M180 101V76")]
+    parts += [box(60, 58, "state", width=60), box(295, 58, "new state", width=90)]
+    parts += [box(180, 58, "cell", LOSS, width=60, fill="#FFFFFF"), disc(180, 117, "x", INK)]
     parts.append(text(8, 160, "the loop: Unroll(cell)", anchor="start"))
     return 320, parts + Graph(188, XS, YS).parts()
 
