@@ -87,8 +87,7 @@ print("positions", tuple(corners.shape), "(T, B, features)")
 print("frames   ", tuple(test.shape), "(T, B, channels, height, width)")
 
 # %% [markdown]
-# Time stands first and the rows of the batch second, as for any recurrent network. Only what
-# a step holds has changed: a picture instead of a list of features.
+# Only what a step holds is new: a picture instead of a list of features.
 #
 # ## Plain PyTorch
 #
@@ -152,8 +151,7 @@ torch.testing.assert_close(state[0], last)  # (layers, B, H): one layer
 # %% [markdown]
 # ### Three tests of any cell
 #
-# A wrong cell usually runs. Three equalities find most mistakes, on random weights, before any
-# training:
+# A wrong cell usually runs. Three equalities, checked before any training, find many mistakes:
 #
 # 1. **T calls equal one.** Reading step by step, with the state in between, gives what one
 #    call gives. Otherwise something is remembered outside of the state, or forgotten.
@@ -199,10 +197,10 @@ def train(model, loss_fn, batches, rate):
     callbacks = [ClipGradients(1.0), Scheduler(one_cycle, per="step")]
     Learner(model, seq2seq_loss(loss_fn), optimizer, callbacks).fit(1, batches)
 
+# %% tags=["fold"] summary="Both trained over three seeds, and constant velocity"
 def scaled(corners):  # pixels 0 to 9 become -1 to 1
     return corners / 4.5 - 1
 
-# %% tags=["fold"] summary="Both trained over three seeds, and constant velocity"
 def position_error(layer, seed):
     torch.manual_seed(seed)
     model = RecurrentSequential(layer(), nn.Linear(16, 2))
@@ -233,8 +231,8 @@ print(f"constant velocity                {steady_error:.2f}")
 
 # %% [markdown]
 # The two are level here, and the cell of your own has two thirds of the weights. Both are ahead
-# of constant velocity, which does not know of walls. `nn.GRU` runs faster: its loop is not
-# written in Python.
+# of constant velocity, which does not know of walls. The price is a loop in Python, where
+# `nn.GRU` has a compiled one.
 #
 # ## A convolutional cell
 #
@@ -415,14 +413,14 @@ def found_by(cell):
             return test_of.__name__
     return "none"
 
-# %%
+# %% tags=["fold"]
 findings = {}
 for wrong_cell in MinimalGatedCell, KeepsItself, MixesRows, CutsGradient:
     findings[wrong_cell.__name__] = found_by(wrong_cell(2, 5))
     print(f"{wrong_cell.__name__:17} found by: {findings[wrong_cell.__name__]}")
 
 # %% [markdown]
-# The cure is the three tests, beside every cell you write.
+# The cure: keep the three tests beside every cell you write.
 #
 # ### A kernel that is too small
 #
@@ -431,6 +429,8 @@ for wrong_cell in MinimalGatedCell, KeepsItself, MixesRows, CutsGradient:
 
 # %%
 narrow = [train_frames(lambda: conv_lstm(kernel=3), seed) for seed in SEEDS]
+
+# %% tags=["fold"] summary="Their wrong pixels, mean of the five frames"
 wrong_narrow = [wrong_pixels(frames_ahead(net, shown), to_come) for net in narrow]
 narrow_errors = torch.stack(wrong_narrow).mean((1, 2))  # (seeds,)
 wide_errors = mean_errors["ConvLSTM"].mean(1)
@@ -528,7 +528,8 @@ for error, before in zip(half, position_errors["minimal gated"]):
     assert 0.8 < error / before < 1.25, "no difference to speak of"
 
 # %% [markdown] tags=["solution"]
-# Hardly at all, on this task. It also makes one product of two, so the cell gets cheaper.
+# Hardly at all, on this task. The gate and the new value then read the same vector, so one
+# product can make both, and the cell gets cheaper.
 
 # %% [markdown]
 # **2. A world without walls.** Zeros around the frame are how a convolution sees its border.
