@@ -340,7 +340,7 @@ for name, frames in guesses.items():
 # there. `nn.LSTM` on the pixels predicts one frame well and then loses the square: what it
 # learns at one place it has to learn again at the next.
 
-# %% alt="Four rows of six small frames: the last frame shown and the five to come. What comes: a white square runs into a wall and comes back. ConvLSTM: the same. Constant velocity: the square leaves the frame. An LSTM on pixels: the square blurs or fades." caption="A square meets a wall. Brightness is the predicted probability; each forecast reads its own frames." tags=["hero", "hide-input"]
+# %% alt="Four rows of six small frames: the last frame shown and the five to come. What comes: a white square runs into a wall and comes back. ConvLSTM: nearly the same, a little ragged. Constant velocity: the square leaves the frame. An LSTM on pixels: the square blurs or fades." caption="A square meets a wall. Brightness is the predicted probability; each forecast reads its own frames." tags=["hero", "hide-input"]
 row = int((wrong_pixels(guesses["constant velocity"][0], to_come)[2] > 5).nonzero()[0])
 lines = {"what comes": to_come, "ConvLSTM": guesses["ConvLSTM"][0]}
 lines["constant\nvelocity"] = guesses["constant velocity"][0]
@@ -386,7 +386,7 @@ for name, rows in parts.items():
 #
 # ### A cell that runs and is wrong
 #
-# Each of these cells trains without an error. Each breaks one of the three equalities:
+# Each of these cells is called without an error, and each breaks one of the three equalities:
 
 # %%
 class KeepsItself(MinimalGatedCell):
