@@ -201,6 +201,7 @@ def train(model, loss_fn, batches, rate):
 def scaled(corners):  # pixels 0 to 9 become -1 to 1
     return corners / 4.5 - 1
 
+# %% tags=["fold"]
 def position_error(layer, seed):
     torch.manual_seed(seed)
     model = RecurrentSequential(layer(), nn.Linear(16, 2))
