@@ -76,6 +76,10 @@ ABOUT = {
         "An encoder reads three letters in both directions; its outputs are the memory. Its last "
         "state goes on to a decoder, which writes two phonemes and a stop: each is the next input, "
         "dashed, and at each step attention A reads the memory.",
+    "11": (
+        "A cell of your own",
+        "A cell takes an input and the state before, and gives a new state. "
+        "A loop over time calls it once a step.",
     ),
     "00": (
         "A forecast with known covariates",
@@ -407,6 +411,15 @@ def attention() -> tuple[int, Parts]:
     return 250, parts
 
 
+def own_cell() -> tuple[int, Parts]:
+    parts = [text(8, 24, "yours: one step", anchor="start")]
+    parts += [path("M90 58H148", STATE), path("M212 58H248", STATE), path("M180 101V76")]
+    parts += [box(60, 58, "state", width=60), box(295, 58, "new state", width=90)]
+    parts += [box(180, 58, "cell", LOSS, width=60, fill="#FFFFFF"), disc(180, 117, "x", INK)]
+    parts.append(text(8, 160, "the loop: Unroll(cell)", anchor="start"))
+    return 320, parts + Graph(188, XS, YS).parts()
+
+
 DRAWN = {
     "01": recurrent_network,
     "02": sequence_to_sequence,
@@ -417,6 +430,7 @@ DRAWN = {
     "07": truncated,
     "08": closed_loop,
     "10": attention,
+    "11": own_cell,
     "00": forecast_with_calendar,
     "14": drawn_with_calendar,
 }
