@@ -76,6 +76,7 @@ ABOUT = {
         "An encoder reads three letters in both directions; its outputs are the memory. Its last "
         "state goes on to a decoder, which writes two phonemes and a stop: each is the next input, "
         "dashed, and at each step attention A reads the memory.",
+    ),
     "11": (
         "A cell of your own",
         "A cell takes an input and the state before, and gives a new state. "
