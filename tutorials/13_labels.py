@@ -132,7 +132,7 @@ show_labels(example, labels_of(example))
 # middle of a docstring. The files for the test are not those for training, for a file repeats
 # its own names.
 
-# %%
+# %% tags=["fold"] summary="windows_of(names): inputs and targets of files, cut into windows"
 T = 160  # characters of a window
 
 def read(name):
@@ -142,6 +142,7 @@ def read(name):
 def encode(text):  # a number for each character, 0 to 127
     return torch.tensor(list(text.encode("ascii", "replace")))
 
+# %% tags=["fold"]
 def windows_of(names):
     """Inputs and targets of the files, (T, B) each: the windows, side by side."""
     inputs, targets = [], []
@@ -151,6 +152,7 @@ def windows_of(names):
         targets.append(torch.tensor(labels_of(source)[:whole]).view(-1, T).T)
     return torch.cat(inputs, dim=1), torch.cat(targets, dim=1)
 
+# %%
 inputs, targets = windows_of(FILES["train"])
 test_inputs, test_targets = windows_of(FILES["test"])
 
@@ -185,6 +187,7 @@ def spans_of(labels):
             start = i
     return spans
 
+# %% tags=["fold"] summary="span_f1, accuracy_of, f1_by_class, and show, which prints them"
 def span_f1(answers, truth=test_targets):
     found = asked = hits = 0
     for answer, row in zip(answers.T.tolist(), truth.T.tolist()):
@@ -194,7 +197,7 @@ def span_f1(answers, truth=test_targets):
         hits += len(answer_spans & row_spans)
     return 2 * hits / (found + asked)  # F1, from counts
 
-# %% tags=["fold"] summary="accuracy, counts, precision, recall and F1 of each class"
+# %% tags=["fold"]
 def accuracy_of(answers, truth=test_targets):
     return (answers == truth).float().mean().item()
 
@@ -208,6 +211,11 @@ def f1_by_class(answers, truth=test_targets):
     counts = counts_of(answers, truth)
     return 2 * counts.diag() / (counts.sum(0) + counts.sum(1))
 
+# %% tags=["fold"]
+def show(name, answers):
+    line = accuracy_of(answers), span_f1(answers), f1_by_class(answers).mean()
+    print("{:16} {:8.3f} {:8.3f} {:8.3f}".format(name, *line))
+
 # %% [markdown]
 # ## The baselines
 #
@@ -216,7 +224,7 @@ def f1_by_class(answers, truth=test_targets):
 # **lexer** is written by hand: one regular expression of six parts, of which the first that
 # fits wins.
 
-# %% tags=["fold"] summary="The lexer"
+# %% tags=["fold"] summary="The three baselines"
 QUOTED = r"""
     (?<!\w)[rbfuRBFU]{0,2}(?:
     \"{3}[\s\S]*?(?:\"{3}|\Z) | '{3}[\s\S]*?(?:'{3}|\Z) |
@@ -241,17 +249,15 @@ def lex_windows(windows):
     rows = [lex(bytes(row).decode()) for row in windows.T.tolist()]
     return torch.tensor(rows).T
 
-# %%
-def show(name, answers):
-    line = accuracy_of(answers), span_f1(answers), f1_by_class(answers).mean()
-    print("{:16} {:8.3f} {:8.3f} {:8.3f}".format(name, *line))
-
+# %% tags=["fold"]
 table = torch.zeros(128, len(CLASSES))
 seen = inputs.flatten(), targets.flatten()  # characters, and the class of each
 table.index_put_(seen, torch.tensor(1.0), accumulate=True)
 majority = torch.full_like(test_targets, int(shares.argmax()))
 by_table = table.argmax(1)[test_inputs]
 by_lexer = lex_windows(test_inputs)
+
+# %%
 print("                 accuracy  span F1  mean F1 of the classes")
 show("majority", majority)
 show("table", by_table)
@@ -332,6 +338,7 @@ from rnnkit import Learner, RecurrentSequential, Scheduler, seq2seq_loss
 
 class_loss = nn.CrossEntropyLoss()
 
+# %%
 def train(both, seed=0, batches=batches, loss_fn=class_loss):
     torch.manual_seed(seed)
     embedding = nn.Embedding(128, 16)
@@ -344,6 +351,7 @@ def train(both, seed=0, batches=batches, loss_fn=class_loss):
     learner.fit(EPOCHS, train=batches)
     return model
 
+# %%
 two_way = train(both=True)
 apart = (answers_of(two_way) != answers_of(plain)).float().mean().item()
 print(f"labels that differ from plain PyTorch's: {apart:.2%}")
@@ -382,20 +390,22 @@ for answers in one_ways:
 for answers in two_ways:
     show("both directions", answers)
 
+# %% tags=["fold"] summary="The mean F1 of each class"
+drawn = [f1_by_class(by_lexer)]
+for group in one_ways, two_ways:
+    drawn.append(sum(map(f1_by_class, group)) / 3)
+
 # %% alt="Dot plot of F1 for seven classes. Both directions are ahead of one direction in every class. The lexer is far behind on strings, and ahead on numbers." caption="F1 of each class on files that no network has seen. Networks: means of three trainings." tags=["hero", "hide-input"]
 fig, ax = plt.subplots()
-lines = [
-    ("lexer", "s", "C4", f1_by_class(by_lexer)),
-    ("one direction", "^", "C1", sum(map(f1_by_class, one_ways)) / 3),
-    ("both directions", "o", "C0", sum(map(f1_by_class, two_ways)) / 3),
-]
 places = range(len(CLASSES))
-for name, marker, color, values in lines:
-    ax.plot(values.cpu(), places, marker, color=color, markersize=7, label=name)
+for values, marker, color in zip(drawn, "s^o", ("C4", "C1", "C0")):
+    ax.plot(values.cpu(), places, marker, color=color, markersize=7)
+ax.text(0.56, 4.5, "lexer", color="C4", va="center")
+ax.text(0.79, 4.5, "one direction", color="C1", ha="right", va="center")
+ax.text(0.80, 4.5, "both directions", color="C0", va="center")
 ax.set(yticks=places, yticklabels=CLASSES, xlabel="F1", xlim=(0.55, 1.0))
 ax.invert_yaxis()
 ax.grid(axis="y", alpha=0.4)
-ax.legend(loc="center left", fontsize=9)
 ax.set_title("The second direction helps in every class")
 plt.show()
 
@@ -410,7 +420,7 @@ plt.show()
 # How much of what follows does a label need? Cut the text soon after a character, and ask for
 # the label of that character alone.
 
-# %%
+# %% tags=["fold"] summary="The errors of all six networks"
 STEPS = (40, 70, 100)  # the characters that are asked for, in each window
 AHEAD = [0, 1, 2, 4, 8, 16, 32, 59]
 
@@ -422,7 +432,7 @@ def error_with(model, ahead):
         wrong += (answers[t] != test_targets[t]).float().mean().item()
     return wrong / len(STEPS)
 
-# %% tags=["fold"] summary="The errors of all six networks"
+# %% tags=["fold"]
 errors = torch.zeros(3, len(AHEAD), device="cpu")
 for i, model in enumerate([two_way, *pairs]):
     for j, ahead in enumerate(AHEAD):
@@ -558,9 +568,9 @@ print(f"with padding {padded:.3f}, without {honest:.3f}")
 # %% [markdown]
 # The cure is to give the lengths along, as `pad_collate` does. They matter to the network too:
 # the backward half reads the padding first, so a line's labels would hang on the longest line
-# beside it. With lengths rnnkit packs the rows. In PyTorch, pack them yourself:
+# beside it. With lengths rnnkit packs the rows; in PyTorch, `pack_padded_sequence` does.
 
-# %%
+# %% tags=["fold"] summary="Packed, and how many labels change without"
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 packed = pack_padded_sequence(batch.inputs, batch.lengths, enforce_sorted=False)
