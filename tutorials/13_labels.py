@@ -111,7 +111,7 @@ def labels_of(source):
         labels[start:end] = [CLASSES.index(kind)] * (end - start)
     return labels
 
-# %%
+# %% tags=["fold"] summary="show_labels(text, labels), which prints a mark for each class"
 MARKS = " nk1.s#"  # one for each class
 
 def show_labels(text, labels):
@@ -120,6 +120,7 @@ def show_labels(text, labels):
         print("".join(MARKS[label] for label in labels[: len(line)]))
         labels = labels[len(line) :]
 
+# %%
 example = "if index > 12:  # say 'no'\n"
 show_labels(example, labels_of(example))
 
@@ -176,7 +177,7 @@ for name, share in zip(CLASSES, shares.tolist()):
 # Characters are not what a reader sees, either. A **span** is a run of characters of one
 # class, and counts only if its start, its end and its class are right. Space is no span.
 
-# %%
+# %% tags=["fold"] summary="spans_of, span_f1, accuracy_of, f1_by_class, and show, which prints them"
 def spans_of(labels):
     """The (start, end, class) of each span of one row."""
     spans, start = set(), 0
@@ -187,7 +188,7 @@ def spans_of(labels):
             start = i
     return spans
 
-# %% tags=["fold"] summary="span_f1, accuracy_of, f1_by_class, and show, which prints them"
+# %% tags=["fold"]
 def span_f1(answers, truth=test_targets):
     found = asked = hits = 0
     for answer, row in zip(answers.T.tolist(), truth.T.tolist()):
@@ -291,7 +292,7 @@ class Tagger(nn.Module):
 # of all windows side by side first. From epoch to epoch the rate falls, in the end to a tenth.
 # The settings were [set by hand](#evidence-how-the-settings-were-chosen).
 
-# %%
+# %% tags=["fold"] summary="batches: 16 windows each, inputs and targets"
 torch.manual_seed(0)
 order = torch.randperm(inputs.shape[1])
 batches = []
@@ -377,12 +378,14 @@ print(f"loss {scored['loss']:.3f}, accuracy {scored['accuracy']:.3f}")
 #
 # One training could be luck, so here are three of each, which differ in their first weights.
 
-# %%
+# %% tags=["fold"] summary="Two more trainings with both directions, three with one"
 pairs = [train(both=True, seed=seed) for seed in (1, 2)]
 two_ways = [answers_of(model) for model in [two_way, *pairs]]
 one_way = train(both=False)
 singles = [one_way] + [train(both=False, seed=seed) for seed in (1, 2)]
 one_ways = [answers_of(model) for model in singles]
+
+# %%
 print("                 accuracy  span F1  mean F1 of the classes")
 show("lexer", by_lexer)
 for answers in one_ways:
