@@ -362,7 +362,7 @@ assert apart < 0.02, "both give the same labels"
 # [evaluate][rnnkit.evaluate] gives the loss on other data, and what else you ask for: a
 # function of the scores and targets of the steps, made into a metric by `seq2seq_loss`.
 
-# %%
+# %% tags=["fold"] summary="The loss and the accuracy on the test files, with evaluate"
 from rnnkit import evaluate
 
 def right(scores, targets):  # (N, 7) and (N,): all steps, side by side
