@@ -82,6 +82,11 @@ ABOUT = {
         "A cell takes an input and the state before, and gives a new state. "
         "A loop over time calls it once a step.",
     ),
+    "13": (
+        "A label for every step",
+        "Five inputs. Each goes into a state that is passed on to the right and into one that is "
+        "passed on to the left; both make the output, which has a loss.",
+    ),
     "00": (
         "A forecast with known covariates",
         "Three measured inputs, then each next input is the last output, dashed. "
@@ -421,6 +426,33 @@ def own_cell() -> tuple[int, Parts]:
     return 320, parts + Graph(188, XS, YS).parts()
 
 
+def both_directions() -> tuple[int, Parts]:
+    loss, output, back, forth, low = 26, 72, 126, 180, 234
+    rows = {"loss": loss, "output": output, "state": back, "input": low}
+    parts = [text(8, y + 4, name, anchor="start", size=12) for name, y in rows.items()]
+    for t in range(5):
+        x = LEFT + t * GAP
+        if t > 0:
+            parts.append(path(f"M{x - GAP + 15} {forth}H{x - 17}", STATE))
+            parts.append(path(f"M{x - 15} {back}H{x - GAP + 17}", FED))
+        parts.append(path(f"M{x} {low - 15}V{forth + 17}"))
+        parts.append(path(f"M{x} {back - 15}V{output + 17}", OUTPUT))
+        # past the state in between: the input on its right, the forward state on its left
+        right = x + 25
+        beside = f"Q{right} {low - 24} {right} {forth}Q{right} {back + 30} {x + 11} {back + 16}"
+        parts.append(path(f"M{x + 12} {low - 10}" + beside))
+        left = x - 25
+        beside = f"Q{left} {forth - 28} {left} {back}Q{left} {output + 26} {x - 12} {output + 12}"
+        parts.append(path(f"M{x - 11} {forth - 15}" + beside, OUTPUT))
+        parts.append(box(x, back, f"b_{t + 1}", FED, width=30, fill="#FBF1F6"))
+        parts.append(box(x, forth, f"h_{t + 1}", width=30))
+        parts.append(disc(x, output, YS[t], OUTPUT))
+        parts.append(disc(x, low, XS[t], INK))
+        parts.append(path(f"M{x} {output - 15}V{loss + 13}", LOSS))
+        parts.append(f'<path d="M{x} {loss - 11}l11 11l-11 11l-11 -11Z" fill="{LOSS}"/>')
+    return 260, parts
+
+
 DRAWN = {
     "01": recurrent_network,
     "02": sequence_to_sequence,
@@ -432,6 +464,7 @@ DRAWN = {
     "08": closed_loop,
     "10": attention,
     "11": own_cell,
+    "13": both_directions,
     "00": forecast_with_calendar,
     "14": drawn_with_calendar,
 }
