@@ -143,10 +143,12 @@ from rnnkit import Unroll
 torch.manual_seed(0)
 cell = MinimalGatedCell(2, 5)
 inputs = torch.randn(7, 3, 2)  # (T, B, F)
-outputs, state = Unroll(cell)(inputs)
+outputs, state = Unroll(cell)(inputs)  # (T, B, H), (layers, B, H)
+
+# %% tags=["check"]
 by_hand, last = over_time(cell, inputs)
 torch.testing.assert_close(outputs, by_hand)
-torch.testing.assert_close(state[0], last)  # (layers, B, H): one layer
+torch.testing.assert_close(state[0], last)
 
 # %% [markdown]
 # ### Three tests of any cell
@@ -346,7 +348,7 @@ row = int((wrong_pixels(guesses["constant velocity"][0], to_come)[2] > 5).nonzer
 lines = {"what comes": to_come, "ConvLSTM": guesses["ConvLSTM"][0]}
 lines["constant\nvelocity"] = guesses["constant velocity"][0]
 lines["nn.LSTM,\npixels"] = guesses["nn.LSTM, pixels"][0]
-fig, axes = plt.subplots(4, 6, figsize=(5.2, 3.4))
+fig, axes = plt.subplots(4, 6, figsize=(5.2, 3.1))
 for (name, frames), line in zip(lines.items(), axes):
     for k, ax in enumerate(line):
         picture = shown[9, row] if k == 0 else frames[k - 1, row]
@@ -364,7 +366,7 @@ plt.show()
 # The weights of a convolution do not depend on the size of the frame. So the same network,
 # trained on one square in 12 x 12 pixels, forecasts frames of 24 x 24 with two squares in them:
 
-# %%
+# %% tags=["fold"] summary="The large frames"
 torch.manual_seed(101)
 first, second = positions(15, 500, size=24), positions(15, 500, size=24)
 large = torch.maximum(draw(first, size=24), draw(second, size=24))
