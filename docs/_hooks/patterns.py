@@ -70,6 +70,11 @@ ABOUT = {
         "Three measured inputs, then each next input is the last output, dashed. "
         "The calendar is read at every step, past and future.",
     ),
+    "12": (
+        "Four voices that hear each other",
+        "Four notes go into each state; soprano, alto, tenor and bass come out, each hearing "
+        "those above it. The notes drawn are the third input, dashed.",
+    ),
 }
 
 Parts = list[str]
@@ -285,6 +290,34 @@ def forecast_with_calendar() -> tuple[int, Parts]:
     return 244, parts
 
 
+def four_voices() -> tuple[int, Parts]:
+    parts = [text(8, 92, "output", anchor="start", size=12)]
+    parts += [text(8, 188, "state", anchor="start", size=12)]
+    parts += [text(8, 246, "input", anchor="start", size=12)]
+    for t, x in enumerate((96, 196, 296)):
+        if t > 0:
+            parts.append(path(f"M{x - 82} 184H{x - 20}", STATE))
+        parts.append(path(f"M{x} 227V201"))
+        parts.append(box(x, 184, f"h_{t + 1}", width=36))
+        parts.append(path(f"M{x} 169V157", OUTPUT))
+        for row, name in enumerate("SATB"):
+            parts.append(text(x, 30 + 36 * row, name, OUTPUT))
+            if row > 0:
+                parts.append(path(f"M{x} {36 * row - 2}v14", OUTPUT, width=1.4))
+        frame = f'<rect x="{x - 18}" y="10" width="36" height="144" rx="8" fill="none"'
+        parts.append(frame + f' stroke="{OUTPUT}" stroke-width="1.8"/>')
+        fed = t == 2
+        color = FED if fed else INK
+        dashes = ' stroke-dasharray="4 3"' if fed else ""
+        place = f'<rect x="{x - 38}" y="229" width="76" height="26" rx="13" fill="#FFFFFF"'
+        parts.append(f'{place} stroke="{color}" stroke-width="1.8"{dashes}/>')
+        parts.append(text(x, 246, "S A T B", color))
+    parts.append(path("M214 82Q246 82 246 160Q246 242 256 242", FED, dashed=True))
+    parts.append(span(96, 196, 276, "given"))
+    parts.append(span(278, 314, 276, "drawn", FED))
+    return 304, parts
+
+
 DRAWN = {
     "01": recurrent_network,
     "02": sequence_to_sequence,
@@ -294,6 +327,7 @@ DRAWN = {
     "07": truncated,
     "08": closed_loop,
     "00": forecast_with_calendar,
+    "12": four_voices,
 }
 
 
