@@ -323,8 +323,7 @@ apart_price = nats(apart, loss)
 print(f"four softmaxes {apart_price:.2f}, count {count_price:.2f} nats per chord")
 
 # %% [markdown]
-# Far ahead of copying, but **no better than counting**, which knows no voice but its own. With
-# sixty chorales that is the state of things, as long as the four voices are guessed apart.
+# Far ahead of copying, but **no better than counting**, which looks at one voice at a time.
 #
 # ## Voices that hear each other
 #
@@ -377,7 +376,11 @@ for name, paid in prices.items():
     print(f"{name:16}{paid:.2f} nats per chord")
 
 # %% [markdown]
-# Now it is ahead of the count. To draw, the same module goes from the soprano down:
+# Now it is ahead of the count. What helps is that the voices hear each other, **not the
+# memory**: exercise 3 takes the LSTM away, and the price stays. With sixty chorales, the chord
+# before tells nearly all that this network can use.
+#
+# To draw, the same module goes from the soprano down:
 
 # %%
 def draw_together(hidden, sharpness=1.0):  # (B, 128)
@@ -432,13 +435,13 @@ for name, tokens in drawn.items():
 # ## Use it: go on from two bars, and listen
 #
 # `sharpness` multiplies the logits; above 1 the likely becomes likelier. Take one chorale of
-# the test part and draw at 1.5:
+# the test part and draw at 1.25:
 
 # %%
 torch.manual_seed(4)
 
 def sharper(hidden):
-    return draw_together(hidden, sharpness=1.5)
+    return draw_together(hidden, sharpness=1.25)
 
 piece = sample_model(model, LENGTH, real[:T0, :1], sharper).tokens[:, 0]  # (64, 4)
 
@@ -450,8 +453,7 @@ for voice, name in enumerate(names):
     pitch = (piece[:, voice] + LOW).float().cpu()
     pitch[piece[:, voice].cpu() == 0] = torch.nan
     ax.hlines(pitch, range(LENGTH), range(1, LENGTH + 1), color=f"C{voice}", linewidth=3)
-    end = pitch[~pitch.isnan()][-4:].mean()
-    ax.text(LENGTH + 1, end, name, color=f"C{voice}", va="center")
+    ax.text(LENGTH + 1, (76, 66, 57, 45)[voice], name, color=f"C{voice}", va="center")
 ax.text(1, 84, "given")
 ax.text(T0 + 1, 84, "drawn")
 ax.set(xlabel="eighth notes", ylabel="pitch (60: middle C)", xlim=(0, LENGTH + 16))
@@ -498,7 +500,8 @@ print(f"chorale.wav: {LENGTH * EIGHTH / RATE:.0f} seconds, {size / 1000:.0f} kB"
 assert 0.4 < same.float().mean() < 0.7, "half of the notes stay"
 assert count_price < 0.85 * copy_price, "counting is far ahead of copying"
 assert apart_price < 0.85 * copy_price, "so is the network"
-assert together_price < 0.95 * apart_price, "hearing each other helps"
+assert together_price < 0.985 * apart_price, "hearing each other helps"
+assert together_price < count_price, "and beats the count"
 assert size < 300_000, "a small file"
 Path("chorale.wav").unlink()
 
@@ -634,7 +637,7 @@ def price_by_voice(part):
 by_voice = price_by_voice(test)
 print(" ".join(f"{name} {paid:.2f}" for name, paid in zip(names, by_voice, strict=True)))
 assert abs(by_voice.sum().item() - together_price) < 1e-3, "they add up"
-assert by_voice[3] > 1.1 * by_voice[1], "the bass costs more than the alto"
+assert by_voice[3] > 1.04 * by_voice[1], "the bass costs more than the alto"
 
 # %% [markdown] tags=["solution"]
 # The bass, though it hears everyone: it moves the most (its share of repeated notes is the
@@ -642,7 +645,7 @@ assert by_voice[3] > 1.1 * by_voice[1], "the bass costs more than the alto"
 
 # %% [markdown]
 # **3. Take the memory away.** Let `make_together` build an `nn.Linear` where the LSTM is: the
-# next chord is then guessed from this one alone. Guess first: does it fall behind the count?
+# next chord is then guessed from this one alone. Guess first: how far does it fall behind?
 
 # %% tags=["solution"]
 forgetful, its_chords = make_together(seed=0, memory=nn.Linear)
@@ -650,7 +653,12 @@ its_loss = seq2seq_loss(its_chords)
 fit(forgetful, its_loss, [*forgetful.parameters(), *its_chords.parameters()])
 forgetful_price = nats(forgetful, its_loss)
 print(f"no memory {forgetful_price:.2f}, LSTM {together_price:.2f}, count {count_price:.2f}")
-assert forgetful_price > 1.05 * together_price, "memory is worth something"
+assert 0.88 < forgetful_price / together_price < 1.12, "it hardly falls behind"
+
+# %% [markdown] tags=["solution"]
+# It hardly falls behind, if at all: see [three runs](#evidence-three-runs). The LSTM could learn
+# the meter and the phrase, and sixty chorales are too few to teach it: what it gains on the
+# training tunes, it loses on new ones.
 
 # %% [markdown]
 # ## Where next
@@ -668,26 +676,31 @@ assert forgetful_price > 1.05 * together_price, "memory is worth something"
 # What depends on the first weights:
 
 # %% tags=["evidence"]
-runs = [(apart_price, together_price)]
+runs = [(apart_price, together_price, forgetful_price)]
 for seed in 1, 2:
     network = make_network(seed)
     fit(network, loss, network.parameters())
     reader, head = make_together(seed)
     head_loss = seq2seq_loss(head)
     fit(reader, head_loss, [*reader.parameters(), *head.parameters()])
-    runs.append((nats(network, loss), nats(reader, head_loss)))
-for seed, (four_alone, four_together) in enumerate(runs):
-    print(f"seed {seed}: four softmaxes {four_alone:.2f}, together {four_together:.2f}")
+    blank, its_head = make_together(seed, memory=nn.Linear)
+    blank_loss = seq2seq_loss(its_head)
+    fit(blank, blank_loss, [*blank.parameters(), *its_head.parameters()])
+    runs.append((nats(network, loss), nats(reader, head_loss), nats(blank, blank_loss)))
+print("seed  four softmaxes  together  no memory")
+for seed, run in enumerate(runs):
+    print("{:4}{:16.2f}{:10.2f}{:11.2f}".format(seed, *run))
 
 # %% tags=["evidence"]
-for four_alone, four_together in runs:
-    assert four_together < 0.97 * four_alone, "hearing each other helps"
-    assert four_together < 1.0 * count_price, "ahead of the count"
-    assert 0.85 * count_price < four_alone < 1.15 * count_price, "no better than the count"
+for four_alone, four_together, no_memory in runs:
+    assert four_together < 0.985 * four_alone, "hearing each other helps"
+    assert four_together < count_price, "ahead of the count"
+    assert 0.9 * count_price < four_alone < 1.15 * count_price, "no better than the count"
+    assert 0.88 < no_memory / four_together < 1.12, "the memory is worth little here"
 
 # %% [markdown] tags=["evidence"]
-# The size, the dropout and the epochs were picked by the validation tunes from about a dozen
-# tries; the test tunes were printed beside them, so they are not quite untouched.
+# The size, the dropout and the epochs were picked from about a dozen tries. The prices of the
+# validation and of the test tunes were printed side by side, so the test is not untouched:
 
 # %% tags=["evidence"]
 for name, part in parts.items():
@@ -704,11 +717,10 @@ for name, part in parts.items():
 # | 8.91 | 8.43 | 8.45 | 8.10 |
 #
 # The numbers of this page are lower, and that means nothing. Theirs are for the files of
-# [Boulanger-Lewandowski et al. (2012)](https://arxiv.org/abs/1206.6392): another split, by
-# chorale; a grid of quarter notes, where fewer chords repeat; all keys as they are; and 88
-# sigmoids, one a key, in place of four voices. A finer grid alone makes a price per step
-# smaller. What the grid does, the two baselines show: on every second row of this page's data,
-# as on a grid of quarters, copying is right less often.
+# [Boulanger-Lewandowski et al. (2012)](https://arxiv.org/abs/1206.6392): other chorales in
+# another split; a grid of quarter notes; and 88 zeros and ones, one a key, in place of four
+# voices. The grid alone decides much. Take every second row of this page's data, as on a grid
+# of quarters, and far fewer notes repeat:
 
 # %% tags=["evidence"]
 quarters, quarters_after, _ = steps_of([chorale[::2] for chorale in test])
@@ -719,8 +731,9 @@ assert same_quarter < 0.8 * same.float().mean(), "the grid decides"
 # %% [markdown] tags=["evidence"]
 # ## Evidence: tunes that come more than once
 #
-# Two settings count as one tune if their sopranos share a run of 12 moves in the same key,
-# repeated notes left out. A file-by-file split would have put such pairs on both sides:
+# Two settings count as one tune if their sopranos share a run of 12 moves, in whatever key,
+# repeated notes left out. A split by file can put such a pair on both sides. (The rule may also
+# join tunes that only share a phrase; for a split that is the safe side.)
 
 # %% tags=["evidence"]
 several = [numbers for numbers in tunes if len(numbers) > 1]
