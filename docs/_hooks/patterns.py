@@ -291,31 +291,31 @@ def forecast_with_calendar() -> tuple[int, Parts]:
 
 
 def four_voices() -> tuple[int, Parts]:
-    parts = [text(8, 92, "output", anchor="start", size=12)]
-    parts += [text(8, 188, "state", anchor="start", size=12)]
-    parts += [text(8, 246, "input", anchor="start", size=12)]
+    parts = [text(8, 66, "output", anchor="start", size=12)]
+    parts += [text(8, 158, "state", anchor="start", size=12)]
+    parts += [text(8, 214, "input", anchor="start", size=12)]
     for t, x in enumerate((96, 196, 296)):
         if t > 0:
-            parts.append(path(f"M{x - 82} 184H{x - 20}", STATE))
-        parts.append(path(f"M{x} 227V201"))
-        parts.append(box(x, 184, f"h_{t + 1}", width=36))
-        parts.append(path(f"M{x} 169V157", OUTPUT))
+            parts.append(path(f"M{x - 82} 154H{x - 20}", STATE))
+        parts.append(path(f"M{x} 197V171"))
+        parts.append(box(x, 154, f"h_{t + 1}", width=36))
+        parts.append(path(f"M{x} 139V129", OUTPUT))
         for row, name in enumerate("SATB"):
-            parts.append(text(x, 30 + 36 * row, name, OUTPUT))
+            parts.append(text(x, 24 + 30 * row, name, OUTPUT))
             if row > 0:
-                parts.append(path(f"M{x} {36 * row - 2}v14", OUTPUT, width=1.4))
-        frame = f'<rect x="{x - 18}" y="10" width="36" height="144" rx="8" fill="none"'
+                parts.append(path(f"M{x} {30 * row - 2}v10", OUTPUT, width=1.4))
+        frame = f'<rect x="{x - 18}" y="10" width="36" height="116" rx="8" fill="none"'
         parts.append(frame + f' stroke="{OUTPUT}" stroke-width="1.8"/>')
         fed = t == 2
         color = FED if fed else INK
         dashes = ' stroke-dasharray="4 3"' if fed else ""
-        place = f'<rect x="{x - 38}" y="229" width="76" height="26" rx="13" fill="#FFFFFF"'
+        place = f'<rect x="{x - 38}" y="199" width="76" height="26" rx="13" fill="#FFFFFF"'
         parts.append(f'{place} stroke="{color}" stroke-width="1.8"{dashes}/>')
-        parts.append(text(x, 246, "S A T B", color))
-    parts.append(path("M214 82Q246 82 246 160Q246 242 256 242", FED, dashed=True))
-    parts.append(span(96, 196, 276, "given"))
-    parts.append(span(278, 314, 276, "drawn", FED))
-    return 304, parts
+        parts.append(text(x, 216, "S A T B", color))
+    parts.append(path("M214 68Q246 68 246 130Q246 212 256 212", FED, dashed=True))
+    parts.append(span(96, 196, 240, "given"))
+    parts.append(span(278, 314, 240, "drawn", FED))
+    return 266, parts
 
 
 DRAWN = {
