@@ -626,7 +626,7 @@ for sharpness in 1.0, 1.5, 2.0:
 
     tokens = sample_model(model, LENGTH, primers, sampler).tokens
     measured[sharpness] = clashes(tokens), unchanged(tokens)
-    print("{}: clashes {:.0%}, unchanged {:.0%}".format(sharpness, *measured[sharpness]))
+    print(sharpness, "clashes {:.0%}, unchanged {:.0%}".format(*measured[sharpness]))
 assert measured[2.0][0] < 0.8 * measured[1.0][0], "fewer clashes"
 assert measured[2.0][1] > 1.5 * measured[1.0][1], "and more standing still"
 
