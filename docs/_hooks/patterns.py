@@ -87,6 +87,11 @@ ABOUT = {
         "Five inputs. Each goes into a state that is passed on to the right and into one that is "
         "passed on to the left; both make the output, which has a loss.",
     ),
+    "12": (
+        "Four voices that hear each other",
+        "Four notes go into each state; soprano, alto, tenor and bass come out, each hearing "
+        "those above it. The notes drawn are the third input, dashed.",
+    ),
     "00": (
         "A forecast with known covariates",
         "Three measured inputs, then each next input is the last output, dashed. "
@@ -453,6 +458,34 @@ def both_directions() -> tuple[int, Parts]:
     return 260, parts
 
 
+def four_voices() -> tuple[int, Parts]:
+    parts = [text(8, 66, "output", anchor="start", size=12)]
+    parts += [text(8, 158, "state", anchor="start", size=12)]
+    parts += [text(8, 214, "input", anchor="start", size=12)]
+    for t, x in enumerate((96, 196, 296)):
+        if t > 0:
+            parts.append(path(f"M{x - 82} 154H{x - 20}", STATE))
+        parts.append(path(f"M{x} 197V171"))
+        parts.append(box(x, 154, f"h_{t + 1}", width=36))
+        parts.append(path(f"M{x} 139V129", OUTPUT))
+        for row, name in enumerate("SATB"):
+            parts.append(text(x, 24 + 30 * row, name, OUTPUT))
+            if row > 0:
+                parts.append(path(f"M{x} {30 * row - 2}v10", OUTPUT, width=1.4))
+        frame = f'<rect x="{x - 18}" y="10" width="36" height="116" rx="8" fill="none"'
+        parts.append(frame + f' stroke="{OUTPUT}" stroke-width="1.8"/>')
+        fed = t == 2
+        color = FED if fed else INK
+        dashes = ' stroke-dasharray="4 3"' if fed else ""
+        place = f'<rect x="{x - 38}" y="199" width="76" height="26" rx="13" fill="#FFFFFF"'
+        parts.append(f'{place} stroke="{color}" stroke-width="1.8"{dashes}/>')
+        parts.append(text(x, 216, "S A T B", color))
+    parts.append(path("M214 68Q246 68 246 130Q246 212 256 212", FED, dashed=True))
+    parts.append(span(96, 196, 240, "given"))
+    parts.append(span(278, 314, 240, "drawn", FED))
+    return 266, parts
+
+
 DRAWN = {
     "01": recurrent_network,
     "02": sequence_to_sequence,
@@ -465,6 +498,7 @@ DRAWN = {
     "10": attention,
     "11": own_cell,
     "13": both_directions,
+    "12": four_voices,
     "00": forecast_with_calendar,
     "14": drawn_with_calendar,
 }
