@@ -65,6 +65,11 @@ ABOUT = {
         "Closed-loop validation",
         "T - n given steps have the open loss; n steps fed by the model's outputs the closed loss.",
     ),
+    "09": (
+        "Scheduled sampling",
+        "Five steps with an output and a loss each. A coin has chosen the output of the step "
+        "before, dashed, as the input of steps 3 and 5; the other steps read the data.",
+    ),
     "00": (
         "A forecast with known covariates",
         "Three measured inputs, then each next input is the last output, dashed. "
@@ -273,6 +278,15 @@ def closed_loop() -> tuple[int, Parts]:
     return 254, parts
 
 
+def scheduled_sampling() -> tuple[int, Parts]:
+    parts = Graph(26, ["x_1", "x_2", "y_2", "x_4", "y_4"], YS, range(5), fed=[2, 4]).parts()
+    parts.append(text(8, 217, "coin", anchor="start", size=12))
+    for t, side in enumerate(["", "data", "own", "data", "own"]):
+        color = FED if side == "own" else INK
+        parts.append(text(LEFT + t * GAP, 217, side, color))
+    return 230, parts
+
+
 def forecast_with_calendar() -> tuple[int, Parts]:
     parts = Graph(26, [*XS[:3], "y_3", "y_4"], YS, fed=[3, 4]).parts()
     parts.append(text(8, 186, "calendar", anchor="start", size=12))
@@ -293,6 +307,7 @@ DRAWN = {
     "06": gradient_shares,
     "07": truncated,
     "08": closed_loop,
+    "09": scheduled_sampling,
     "00": forecast_with_calendar,
 }
 
