@@ -275,8 +275,8 @@ plt.show()
 #
 # ## Use it: choose by the closed loss
 #
-# Choose on validation, and say how far ahead the forecast can be trusted: up to the step at
-# which its error reaches a quarter of the variance, of the 84 that are looked at.
+# Choose on validation. Trust a forecast up to the step, of 84 that are looked at, at which its
+# error reaches a quarter of the variance.
 
 # %% tags=["fold"] summary="trusted(model, part): steps ahead with an error below 0.25"
 def trusted(model, part):
@@ -300,7 +300,7 @@ print(f"{chosen}: trusted for {after} steps, before {before}")
 # ### Validating with the coin
 #
 # The loss that training prints is measured with the coin: the data corrects the network every
-# few steps. Here are the networks from before, whose forecasts are worth nothing:
+# few steps. Here are the networks that drift:
 
 # %%
 coin_losses = []
@@ -312,28 +312,23 @@ for model, closed in zip(started, results["before"]):
     print(f"loss with the coin {coin_loss:.2f}, closed loss {closed:.2f}")
 
 # %% [markdown]
-# A loss with a coin also changes with the schedule, so its curve shows `p` more than progress.
-# The cure: validate with `BPTTValidationPhase(n)`, the same at every epoch.
+# The cure: validate with `BPTTValidationPhase(n)`.
 #
 # ### A schedule that never arrives
 #
-# A schedule is asked with the number of updates so far. Copied from another project, it may
-# be made for more updates than yours. Look at what it does at the first and last update:
+# A schedule is asked with the number of updates so far. One that was copied from another
+# project may be made for more updates than yours:
 
 # %%
 copied = Feedback.probability(lambda step: min(1, step / 10_000))
-ours = Feedback.probability(growing)
-for name, feedback in {"copied": copied, "ours": ours}.items():
-    first, last = (feedback.mask(50, 16, step=step) for step in (0, UPDATES - 1))
-    shares = first.float().mean(), last.float().mean()
-    print("{}: self-fed {:.1%} at first, {:.1%} at last".format(name, *shares))
+for name, schedule in {"copied": copied, "ours": Feedback.probability(growing)}.items():
+    at_last = schedule.mask(50, 16, step=UPDATES - 1)
+    print(f"{name}: {at_last.float().mean():.1%} self-fed at the last update")
 
 # %% [markdown]
 # The copied schedule trains with teacher forcing, and the coin is blamed for what that does.
-# Make the schedule from the number of your updates.
-#
-# A third mistake is to count updates only: without its diamonds the figure above would
-# advertise feedback.
+# Make the schedule from the number of your updates. A third mistake is to count updates
+# only: without its diamonds the figure above would advertise feedback.
 
 # %% tags=["check"]
 mask = Feedback.probability(0.5, per="row").mask(50, 16)
@@ -372,7 +367,7 @@ for seed in SEEDS:
     assert after[seed] > 1.3 * before[seed], "the forecast can be trusted further"
     assert coin_losses[seed] < 0.7 * results["before"][seed], "the coin flatters"
 assert copied.mask(50, 16, step=UPDATES).float().mean() < 0.05
-assert ours.mask(50, 16, step=UPDATES - 1).float().mean() > 0.85
+assert at_last.float().mean() > 0.85, "ours arrives"
 
 # %% [markdown]
 # ## In short
