@@ -28,6 +28,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.set_default_device(device)  # each new tensor is made there
@@ -162,7 +163,7 @@ def fit(model, data, rate=0.003, **options):
     """Trains on a list of batches, one update for each."""
     optimizer = torch.optim.Adam(model.parameters(), rate)
     n = len(data)
-    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1, 2 - 2 * i / n))
+    falling = LambdaLR(optimizer, lambda i: min(1, 2 - 2 * i / n))
     callbacks = [ClipGradients(1.0), Scheduler(falling, per="step")]
     training = BPTTTrainingPhase(stateful=True, **options)
     Learner(model, loss, optimizer, callbacks).fit(1, data, training=training)
@@ -199,7 +200,11 @@ def growing(step):  # the schedule: step counts the updates of the phase
 
 def noisy(data, size=0.05):
     """The same batches, with new noise on the inputs of each; the targets stay."""
-    return [replace(b, inputs=b.inputs + size * torch.randn_like(b.inputs)) for b in data]
+    def one(batch):
+        noise = size * torch.randn_like(batch.inputs)
+        return replace(batch, inputs=batch.inputs + noise)
+
+    return [one(batch) for batch in data]
 
 # %%
 same = batches * 20  # 4 batches a pass: 80 updates
@@ -221,7 +226,7 @@ ways = {
 
 # %% tags=["fold"] summary="go_on: a copy trained further, with its seconds; closed_loss"
 def go_on(model, data, feedback=None, seed=0, **options):
-    """A copy of a network, trained further, and the seconds of the processor it took."""
+    """A copy of a network, trained further, and the processor's seconds it took."""
     torch.manual_seed(seed)
     model = copy.deepcopy(model)
     begin = time.process_time()
@@ -387,8 +392,9 @@ harm = []
 for seed in SEEDS:
     finished = trained["teacher forcing, 7 x"][seed]
     further, _ = go_on(finished, batches * 5, half, seed, rate=0.001)
-    harm.append(closed_loss(further) / forced_long[seed])
-    print(f"closed loss {forced_long[seed]:.3f}, with a coin {closed_loss(further):.3f}")
+    before_it, after_it = forced_long[seed], closed_loss(further)
+    harm.append(after_it / before_it)
+    print(f"closed loss {before_it:.3f}, with a coin {after_it:.3f}")
 
 # %% tags=["solution"]
 assert min(harm) > 1.2, "it harms each of them"
