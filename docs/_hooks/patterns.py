@@ -92,6 +92,11 @@ ABOUT = {
         "Four notes go into each state; soprano, alto, tenor and bass come out, each hearing "
         "those above it. The notes drawn are the third input, dashed.",
     ),
+    "09": (
+        "Scheduled sampling",
+        "Five steps with an output and a loss each. A coin has chosen the output of the step "
+        "before, dashed, as the input of steps 3 and 5; the other steps read the data.",
+    ),
     "00": (
         "A forecast with known covariates",
         "Three measured inputs, then each next input is the last output, dashed. "
@@ -486,6 +491,15 @@ def four_voices() -> tuple[int, Parts]:
     return 266, parts
 
 
+def scheduled_sampling() -> tuple[int, Parts]:
+    parts = Graph(26, ["x_1", "x_2", "y_2", "x_4", "y_4"], YS, range(5), fed=[2, 4]).parts()
+    parts.append(text(8, 217, "coin", anchor="start", size=12))
+    for t, side in enumerate(["", "data", "own", "data", "own"]):
+        color = FED if side == "own" else INK
+        parts.append(text(LEFT + t * GAP, 217, side, color))
+    return 230, parts
+
+
 DRAWN = {
     "01": recurrent_network,
     "02": sequence_to_sequence,
@@ -499,6 +513,7 @@ DRAWN = {
     "11": own_cell,
     "13": both_directions,
     "12": four_voices,
+    "09": scheduled_sampling,
     "00": forecast_with_calendar,
     "14": drawn_with_calendar,
 }
