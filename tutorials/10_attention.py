@@ -115,7 +115,7 @@ while len(strangers) < len(relatives):
         strangers.append(families[name][-1])
 
 # %%
-print(len(train_words), "words to learn from,", len(test_words), "of other stems to test")
+print(len(train_words), "words to learn from,", len(test_words), "to test")
 
 # %% [markdown]
 # Two tokens are added to the phonemes: one starts the decoder and one stops it. A batch is

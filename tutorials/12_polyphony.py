@@ -304,7 +304,7 @@ assert difference < 1e-3, "both train alike"
 # zero. It takes each batch as `batchseq` makes it: a sequence without targets is its own
 # target, one step later.
 
-# %%
+# %% tags=["fold"] summary="fit(network, loss, parameters): a Learner; nats(network, loss): nats per chord, by evaluate"
 from torch.utils.data import DataLoader
 from rnnkit import Learner, Scheduler, evaluate
 
@@ -349,12 +349,13 @@ class Together(nn.Module):
         self.state = nn.Linear(size, 4 * 48)  # what the past tells each voice
         self.heard = nn.Embedding(4 * V, 4 * 48)  # what each note tells each voice
         self.head = nn.Linear(48, V)
+
     def logits(self, hidden, notes):  # (N, 128), (N, 4)
-        rows = notes + V * torch.arange(4)
-        heard = self.heard(rows).unflatten(-1, (4, 48))  # (N, from, to, 48)
-        heard = (heard * ABOVE[..., None]).sum(1)  # from those above: (N, 4, 48)
+        heard = self.heard(notes + V * torch.arange(4)).unflatten(-1, (4, 48))
+        heard = (heard * ABOVE[..., None]).sum(1)  # (N, from, to, 48) to (N, 4, 48)
         mixed = self.state(hidden).unflatten(-1, (4, 48)) + heard
         return self.head(mixed.relu()).mT  # (N, V, 4)
+
     def forward(self, hidden, notes):  # as a loss: the true notes are heard
         return cross_entropy(self.logits(hidden, notes), notes)
 
@@ -403,6 +404,7 @@ def draw_together(hidden, sharpness=1.0):  # (B, 128)
 
 # %% tags=["fold"] summary="The primers, the other sampler, two measures of what is drawn"
 T0, LENGTH = 16, 64  # eighths of the primer, and of all
+names = "soprano", "alto", "tenor", "bass"
 real = torch.stack([chorale[:LENGTH] for chorale in test if len(chorale) >= LENGTH], 1)
 primers = real[:T0].repeat(1, 4, 1)
 
@@ -441,7 +443,7 @@ for name, tokens in drawn.items():
 # ## Use it: go on from two bars, and listen
 #
 # `sharpness` multiplies the logits; above 1 the likely becomes likelier. Take one chorale of
-# the test part and draw at 1.1:
+# the test part and draw at 1.1; the figure at the top of this page shows it:
 
 # %%
 torch.manual_seed(4)
@@ -450,23 +452,6 @@ def sharper(hidden):
     return draw_together(hidden, sharpness=1.1)
 
 piece = sample_model(model, LENGTH, real[:T0, :1], sharper).tokens[:, 0]  # (64, 4)
-
-# %% tags=["hero", "hide-input"] alt="Piano roll of four voices over 64 eighth notes: pitch against time. The first 16 are shaded, the given start; after them soprano, alto, tenor and bass go on in long and short steps without crossing much." caption="The first two bars are Bach's, from a tune that the network has not seen; the six after them are drawn, voice after voice."
-fig, ax = plt.subplots()
-names = "soprano", "alto", "tenor", "bass"
-ax.axvspan(0, T0, color="C7", alpha=0.2, linewidth=0)
-for voice, name in enumerate(names):
-    pitch = (piece[:, voice] + LOW).float().cpu()
-    pitch[piece[:, voice].cpu() == 0] = torch.nan
-    t = torch.arange(LENGTH, device="cpu")
-    ax.hlines(pitch, t, t + 1, color=f"C{voice}", linewidth=3)
-    ax.text(LENGTH + 1, (76, 66, 57, 45)[voice], name, color=f"C{voice}", va="center")
-ax.text(1, 84, "given")
-ax.text(T0 + 1, 84, "drawn")
-ax.set(xlabel="eighth notes", ylabel="pitch (60: middle C)", xlim=(0, LENGTH + 16))
-ax.set(xticks=range(0, LENGTH + 1, 16), ylim=(34, 88))
-ax.set_title("Four voices go on from two bars of Bach")
-plt.show()
 
 # %% [markdown]
 # To hear it, give each note a tone and its first overtones, 0.3 seconds an eighth, and write a
@@ -565,10 +550,12 @@ primer = torch.stack([roll_of(notes) for notes in primers.unbind(1)], 1)
 silence = (torch.cat(rolls["test"]) == 0).float().mean().item()
 real_four = (torch.cat(rolls["test"]).sum(1) == 4).float().mean().item()
 
-# %%
+# %% tags=["fold"] summary="A network with a sigmoid for each key"
 torch.manual_seed(0)
 keys = RecurrentSequential(nn.Linear(V, 64), nn.LSTM(64, 128), nn.Linear(128, V))
 fit(keys, seq2seq_loss(nn.BCEWithLogitsLoss()), keys.parameters(), rolls["train"], 8)
+
+# %%
 print(f"predicting silence for ever: {silence:.0%} of the keys are right")
 
 # %% [markdown]
@@ -684,6 +671,25 @@ assert 0.88 < forgetful_price / together_price < 1.12, "it hardly falls behind"
 # - Any module in the place of the LSTM: [A cell of your own](11_own_cell.py).
 # - Why voices in a step need the chain rule:
 #   [Boulanger-Lewandowski et al. 2012](https://arxiv.org/abs/1206.6392).
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: the figure at the top
+
+# %% tags=["hero", "hide-input", "evidence"] alt="Piano roll of four voices over 64 eighth notes: pitch against time. The first 16 are shaded, the given start; after them soprano, alto, tenor and bass go on in long and short steps without crossing much." caption="The first two bars are Bach's, from a tune that the network has not seen; the six after them are drawn, voice after voice."
+fig, ax = plt.subplots()
+ax.axvspan(0, T0, color="C7", alpha=0.2, linewidth=0)
+for voice, name in enumerate(names):
+    pitch = (piece[:, voice] + LOW).float().cpu()
+    pitch[piece[:, voice].cpu() == 0] = torch.nan
+    t = torch.arange(LENGTH, device="cpu")
+    ax.hlines(pitch, t, t + 1, color=f"C{voice}", linewidth=3)
+    ax.text(LENGTH + 1, (76, 66, 57, 45)[voice], name, color=f"C{voice}", va="center")
+ax.text(1, 84, "given")
+ax.text(T0 + 1, 84, "drawn")
+ax.set(xlabel="eighth notes", ylabel="pitch (60: middle C)", xlim=(0, LENGTH + 16))
+ax.set(xticks=range(0, LENGTH + 1, 16), ylim=(34, 88))
+ax.set_title("Four voices go on from two bars of Bach")
+plt.show()
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: three runs
