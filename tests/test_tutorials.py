@@ -356,6 +356,61 @@ BREAKS = {
         EarlyStopping.on_epoch_end = lambda self, learner: None
         """,
     ),
+    "feedback in training is not heard": (
+        "09_feedback",
+        """
+        import rnnkit
+        whole = rnnkit.BPTTTrainingPhase.__init__
+        def deaf(self, *arguments, feedback=None, **options):
+            whole(self, *arguments, **options)
+        rnnkit.BPTTTrainingPhase.__init__ = deaf
+        """,
+    ),
+    "attention looks at padding": (
+        "10_attention",
+        """
+        import torch, rnnkit
+        def unmasked(self, queries, memory, mask):
+            return torch.einsum("tbm,sbm->tbs", self.score(queries), memory).softmax(-1)
+        rnnkit.Attention.weights = unmasked
+        """,
+    ),
+    "a cell forgets the state that it is handed": (
+        "11_own_cell",
+        """
+        from rnnkit.models import unroll
+        unroll._layer = lambda state, layer: None
+        """,
+    ),
+    "a padded batch of chords is averaged whole": (
+        "12_polyphony",
+        """
+        from rnnkit.losses.steps import StepLoss
+        over_valid = StepLoss.over
+        def padded(self, targets, time, batch, lengths=None, *more, **named):
+            return over_valid(self, targets, time, batch, None, *more, **named)
+        StepLoss.over = padded
+        """,
+    ),
+    "padded lines are scored whole": (
+        "13_labels",
+        """
+        from rnnkit.losses.steps import StepLoss
+        over_valid = StepLoss.over
+        def padded(self, targets, time, batch, lengths=None, *more, **named):
+            return over_valid(self, targets, time, batch, None, *more, **named)
+        StepLoss.over = padded
+        """,
+    ),
+    "a path is the mean and not a draw": (
+        "14_probabilistic",
+        """
+        from rnnkit.generation.samplers import DistributionSampler
+        def certain(self, outputs):
+            return self._distribution(outputs).mean
+        DistributionSampler.__call__ = certain
+        """,
+    ),
     "a forecast's covariates come an hour late": (
         "00_forecast",
         """
