@@ -492,22 +492,12 @@ one_by_one = [accuracy_of(network, own_last) for network in misled]
 print("in batches:", *[f"{share:.1%}" for share in in_batches])
 print("one by one:", *[f"{share:.1%}" for share in one_by_one])
 
+# %% tags=["fold"] summary="The share counted right, by steps of padding"
+curves = torch.stack([by_padding(network) for network in misled])  # (3, 41)
+
 # %% [markdown]
 # In batches nothing looks wrong: the networks have learned to carry their answer through the
-# padding. They rely on it:
-
-# %% alt="Line chart of the share of words counted right over the steps of padding after a word, 0 to 40. Read at the word's own last step it is level at about 0.9. Read at the last step of the batch, three dashed curves start far below at no padding, come close to it between 5 and 10 steps and fall again, unequally far." caption="Two kinds of networks on the same test words, each word with so many zeros after it. Three seeds each." tags=["hero", "hide-input"]
-curves = torch.stack([by_padding(network) for network in misled])  # (3, 41)
-fig, ax = plt.subplots(figsize=(5.2, 2.3))
-for share, curve in zip(right, curves, strict=True):
-    ax.axhline(share, color="C0")
-    ax.plot(curve, color="C1", linestyle="--")
-ax.text(40, 0.96, "read at the word's own last step", color="C0", ha="right")
-ax.text(6, 0.12, "read at the last step of the batch", color="C1")
-ax.set(xlabel="steps of padding after the word", ylabel="words counted right")
-ax.set(ylim=(0, 1.05), xlim=(0, 40))
-ax.set_title("Read the wrong step, and padding decides")
-plt.show()
+# padding. They rely on it, as the figure at the top shows.
 
 # %% [markdown]
 # The answer depends on the neighbors in the batch. The cure is `own_last`, `seq2one_loss` with
@@ -640,6 +630,21 @@ assert share < 0.6, "it is far worse"
 # - When a state is kept from batch to batch: [State](../docs/state.md).
 # - What else is worth doing for speed: [Speed](../docs/speed.md).
 # - The errors that lengths and packing raise, by their text: [Errors](../docs/errors.md).
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: the figure at the top
+
+# %% alt="Line chart of the share of words counted right over the steps of padding after a word, 0 to 40. Read at the word's own last step it is level at about 0.9. Read at the last step of the batch, three dashed curves start far below at no padding, come close to it between 5 and 10 steps and fall again, unequally far." caption="Two kinds of networks on the same test words, each word with so many zeros after it. Three seeds each." tags=["hero", "hide-input", "evidence"]
+fig, ax = plt.subplots(figsize=(5.2, 2.3))
+for share, curve in zip(right, curves, strict=True):
+    ax.axhline(share, color="C0")
+    ax.plot(curve, color="C1", linestyle="--")
+ax.text(40, 0.96, "read at the word's own last step", color="C0", ha="right")
+ax.text(6, 0.12, "read at the last step of the batch", color="C1")
+ax.set(xlabel="steps of padding after the word", ylabel="words counted right")
+ax.set(ylim=(0, 1.05), xlim=(0, 40))
+ax.set_title("Read the wrong step, and padding decides")
+plt.show()
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: a batch has the loss and the gradient of its words

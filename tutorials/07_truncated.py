@@ -310,7 +310,7 @@ def bit_stream(steps, rows=32, first=LAG):
 # GRU is trained with an update every 4 steps and three values of `k2`. It always carries its
 # state; only the reach of the gradient differs.
 
-# %%
+# %% tags=["fold"] summary="train_recall(seed, k2): a GRU under BPTTTrainingPhase(window=k2, stride=k1)"
 from rnnkit import ClipGradients, RecurrentSequential
 
 bit_loss = seq2seq_loss(nn.BCEWithLogitsLoss())
@@ -353,25 +353,12 @@ for window in lengths:
     worst.append(min(right(model, window) for model in recall[14]))
 print(f"k2 = 14, read one step at a time: right {worst[0]:.0%} at least")
 
-# %% alt="Scatter of right answers over the window. Networks trained with k2 of 6 and 10 stay near 50 percent, those with 14 are near 100. A dashed line near 100 percent over all windows from 1 to 14: networks trained with k2 of 14 and read in such windows." caption="A bit is asked for 10 steps after it was shown. Dots: three networks for each k2, in training. Dashed: those of k2 = 14, read in shorter windows with a carried state, the worst of three." tags=["hero", "hide-input"]
-fig, ax = plt.subplots()
-ax.plot(lengths, worst, "--", color="C2")
-for k2, models in recall.items():
-    ax.plot([k2] * 3, [right(model, 600) for model in models], "o", color="C0")
-ax.axvline(LAG + 1, color="#666666", linewidth=0.8)
-ax.text(LAG + 0.7, 0.72, "11 steps hold\nthe lag", ha="right", color="#444444")
-ax.text(1, 0.93, "read in such windows", color="C2")
-ax.text(1, 0.545, "trained in such windows", color="C0")
-ax.set(xlabel="steps of a window", ylabel="right answers", ylim=(0.45, 1.05))
-ax.set(xticks=lengths, yticks=(0.5, 0.75, 1), yticklabels=("50 %", "75 %", "100 %"))
-ax.set_title("Memory crosses a border, credit does not")
-plt.show()
-
 # %% [markdown]
-# **Memory reaches, credit does not.** A network that has learned to hold the bit holds it
-# across any number of borders: read one step at a time, it is as good. But holding was only
-# learned where the gradient of an answer came back to the bit. With `k2` too short no
-# gradient ever said that the bit mattered, and the answers are guesses.
+# **Memory reaches, credit does not**, as the figure at the top shows. A network that has
+# learned to hold the bit holds it across any number of borders: read one step at a time, it
+# is as good. But holding was only learned where the gradient of an answer came back to the
+# bit. With `k2` too short no gradient ever said that the bit mattered, and the answers are
+# guesses.
 #
 # So `k2` must cover the lag, or at least a shorter one that teaches the same
 # ([the second exercise](#try-it)).
@@ -548,6 +535,23 @@ assert gain < 0.6, "little is left"
 #   and wrong gradients](06_gradients.py).
 # - A stream of text, trained this way: [Generate from a primer](04_generate.py).
 # - The mistakes by their error message: [Errors](../docs/errors.md).
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: the figure at the top
+
+# %% alt="Scatter of right answers over the window. Networks trained with k2 of 6 and 10 stay near 50 percent, those with 14 are near 100. A dashed line near 100 percent over all windows from 1 to 14: networks trained with k2 of 14 and read in such windows." caption="A bit is asked for 10 steps after it was shown. Dots: three networks for each k2, in training. Dashed: those of k2 = 14, read in shorter windows with a carried state, the worst of three." tags=["hero", "hide-input", "evidence"]
+fig, ax = plt.subplots()
+ax.plot(lengths, worst, "--", color="C2")
+for k2, models in recall.items():
+    ax.plot([k2] * 3, [right(model, 600) for model in models], "o", color="C0")
+ax.axvline(LAG + 1, color="#666666", linewidth=0.8)
+ax.text(LAG + 0.7, 0.72, "11 steps hold\nthe lag", ha="right", color="#444444")
+ax.text(1, 0.93, "read in such windows", color="C2")
+ax.text(1, 0.545, "trained in such windows", color="C0")
+ax.set(xlabel="steps of a window", ylabel="right answers", ylim=(0.45, 1.05))
+ax.set(xticks=lengths, yticks=(0.5, 0.75, 1), yticklabels=("50 %", "75 %", "100 %"))
+ax.set_title("Memory crosses a border, credit does not")
+plt.show()
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: cold windows, hour by hour

@@ -338,27 +338,11 @@ for name, frames in guesses.items():
     print(f"{name:18}{by_frame} {parts}")
 
 # %% [markdown]
-# **Constant velocity is exact until a wall comes, and no network can beat that. With the
-# bounces the ConvLSTM is far ahead**, since it has seen where the walls are and what happens
-# there. `nn.LSTM` on the pixels predicts one frame well and then loses the square: what it
-# learns at one place it has to learn again at the next.
-
-# %% alt="Four rows of six small frames: the last frame shown and the five to come. What comes: a white square runs into a wall and comes back. ConvLSTM: nearly the same, a little ragged. Constant velocity: the square leaves the frame. An LSTM on pixels: the square blurs or fades." caption="A square meets a wall. Brightness is the predicted probability; each forecast reads its own frames." tags=["hero", "hide-input"]
-row = int((wrong_pixels(guesses["constant velocity"][0], to_come)[2] > 5).nonzero()[0])
-lines = {"what comes": to_come, "ConvLSTM": guesses["ConvLSTM"][0]}
-lines["constant\nvelocity"] = guesses["constant velocity"][0]
-lines["nn.LSTM,\npixels"] = guesses["nn.LSTM, pixels"][0]
-fig, axes = plt.subplots(4, 6, figsize=(5.2, 3.1))
-for (name, frames), line in zip(lines.items(), axes):
-    for k, ax in enumerate(line):
-        picture = shown[9, row] if k == 0 else frames[k - 1, row]
-        ax.imshow(picture[0].cpu(), cmap="gray", vmin=0, vmax=1)
-        ax.set(xticks=[], yticks=[], xlabel="")
-    line[0].set_ylabel(name, rotation=0, ha="right", va="center")
-for k, ax in enumerate(axes[-1]):
-    ax.set_xlabel("shown" if k == 0 else f"+{k}")
-fig.suptitle("The ConvLSTM knows of the wall", x=0.02, ha="left", weight="bold")
-plt.show()
+# (The figure at the top shows one movie of them.) **Constant velocity is exact until a wall
+# comes, and no network can beat that. With the bounces the ConvLSTM is far ahead**, since it
+# has seen where the walls are and what happens there. `nn.LSTM` on the pixels predicts one
+# frame well and then loses the square: what it learns at one place it has to learn again at
+# the next.
 
 # %% [markdown]
 # ## Use it: another frame, more squares
@@ -579,6 +563,26 @@ assert 8 < sums.mean() < 11 and over_half.mean() < 7
 # - How far ahead a network fed by itself can be trusted: [Closed loop](08_closed_loop.py).
 # - Cells with an output of their own, learned first states, packed input:
 #   [Models of your own](../docs/models.md).
+
+# %% [markdown] tags=["evidence"]
+# ## Evidence: the figure at the top
+
+# %% alt="Four rows of six small frames: the last frame shown and the five to come. What comes: a white square runs into a wall and comes back. ConvLSTM: nearly the same, a little ragged. Constant velocity: the square leaves the frame. An LSTM on pixels: the square blurs or fades." caption="A square meets a wall. Brightness is the predicted probability; each forecast reads its own frames." tags=["hero", "hide-input", "evidence"]
+row = int((wrong_pixels(guesses["constant velocity"][0], to_come)[2] > 5).nonzero()[0])
+lines = {"what comes": to_come, "ConvLSTM": guesses["ConvLSTM"][0]}
+lines["constant\nvelocity"] = guesses["constant velocity"][0]
+lines["nn.LSTM,\npixels"] = guesses["nn.LSTM, pixels"][0]
+fig, axes = plt.subplots(4, 6, figsize=(5.2, 3.1))
+for (name, frames), line in zip(lines.items(), axes):
+    for k, ax in enumerate(line):
+        picture = shown[9, row] if k == 0 else frames[k - 1, row]
+        ax.imshow(picture[0].cpu(), cmap="gray", vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[], xlabel="")
+    line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+for k, ax in enumerate(axes[-1]):
+    ax.set_xlabel("shown" if k == 0 else f"+{k}")
+fig.suptitle("The ConvLSTM knows of the wall", x=0.02, ha="left", weight="bold")
+plt.show()
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: seeds

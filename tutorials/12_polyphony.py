@@ -250,7 +250,7 @@ class FourVoices(nn.Module):
 # the mean over the four notes too: times four, it is nats per chord. `valid_steps` keeps the
 # padding out.
 
-# %%
+# %% tags=["fold"] summary="train_plain(model, groups): the usual loop over groups of chorales"
 def train_plain(model, groups):
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
@@ -561,12 +561,14 @@ print(f"predicting silence for ever: {silence:.0%} of the keys are right")
 # %% [markdown]
 # The keys are drawn independently, so that no one counts the voices:
 
-# %%
+# %% tags=["fold"] summary="draw_keys(logits), and what it draws"
 def draw_keys(logits):
     return torch.bernoulli(logits.sigmoid())
 
 tokens = sample_model(keys, LENGTH, primer, draw_keys).tokens[T0:]
 four = (tokens.sum(2) == 4).float().mean().item()
+
+# %%
 print(f"chords of four different keys: drawn {four:.0%}, Bach {real_four:.0%}")
 
 # %% [markdown]
@@ -576,12 +578,14 @@ print(f"chords of four different keys: drawn {four:.0%}, Bach {real_four:.0%}")
 #
 # Take the likeliest note of each voice instead of drawing, and the music freezes:
 
-# %%
+# %% tags=["fold"] summary="likeliest(hidden), and what it draws"
 def likeliest(hidden):
     return draw_together(hidden, sharpness=1000.0)
 
 frozen = sample_model(model, 2 * LENGTH, primers[:, : real.shape[1]], likeliest).tokens
 stuck = unchanged(frozen[-48:])
+
+# %%
 print(f"chords unchanged: likeliest {stuck:.0%}, Bach {unchanged(real):.0%}")
 
 # %% [markdown]
