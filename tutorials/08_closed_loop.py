@@ -633,7 +633,7 @@ for reach in 5, 9, 20, 100:
 # ## Evidence: the closed loss of each epoch
 
 # %% alt="The closed loss of validation over 24 epochs for three seeds, logarithmic. That of the weights themselves jumps up and down near 1 until the learning rate falls after epoch 14, and then drops by a factor of ten or more. That of the averaged weights is ten times lower from the start and falls steadily." caption="Closed loss of validation, three seeds. Averaged: the running average of the weights, over about the last 50 updates." tags=["evidence"]
-fig, ax = plt.subplots(figsize=(5.2, 2.6))
+fig, ax = plt.subplots(figsize=(4.9, 2.5))
 for watch in watches:
     ax.plot(range(1, 25), watch.weights, color="C1", linewidth=1.3)
     ax.plot(range(1, 25), watch.average, "--", color="C0", linewidth=1.8)

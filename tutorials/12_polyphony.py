@@ -57,8 +57,7 @@ plt.style.use("rnnkit.style")
 #
 # A **chorale** is a hymn in four voices. The package
 # [music21](https://github.com/cuthbertLab/music21) brings some 400 files of Bach's. This page
-# reads a hundred, BWV 253 to 352, where they are installed. It unpacks the MusicXML itself,
-# for music21's own parser takes far longer and keeps its results in a cache, which hides that.
+# reads a hundred, BWV 253 to 352, where they are installed.
 #
 # > [!NOTE]
 # > Bach's music is free, not every file of it: music21 says that some may not be used
@@ -136,7 +135,7 @@ def find_tunes(chorales):
 # need not learn each chord twelve times. Bach set many tunes more than once, and the settings
 # are alike. So the split is **by tune**: all settings of a tune are in one part.
 
-# %%
+# %% tags=["fold"] summary="train, valid and test: lists of chorales, split by tune"
 chorales = {number: read_chorale(number) for number in range(253, 353)}
 tunes = find_tunes(chorales)
 PARTS = "train", "train", "train", "valid", "test"
@@ -144,6 +143,8 @@ parts = {"train": [], "valid": [], "test": []}
 for i, numbers in enumerate(tunes):
     parts[PARTS[i % 5]] += [chorales[number] for number in numbers]
 train, valid, test = parts.values()
+
+# %%
 print(len(tunes), "tunes; chorales:", len(train), len(valid), len(test))
 
 # %% [markdown]
@@ -363,7 +364,7 @@ class Together(nn.Module):
 # `seq2seq_loss` takes any function of outputs `(N, ...)` and targets `(N, ...)`. The optimizer
 # is given the parameters of both.
 
-# %%
+# %% tags=["fold"] summary="model and chords: an LSTM without a last layer, and a Together; both are trained"
 def make_together(seed, memory=nn.LSTM):
     torch.manual_seed(seed)
     reader = ChordEmbedding(64), memory(64, 128), nn.Dropout(0.3)
@@ -400,7 +401,6 @@ def draw_together(hidden, sharpness=1.0):  # (B, 128)
 # [sample_model][rnnkit.sample_model] does the rest: it reads the **primer**, a given start,
 # then what the sampler draws. Start each test chorale with its own two bars, draw six more,
 # four times, and count the chords in which two voices are a semitone apart, which hurts.
-# (`draw_apart`, folded, draws from the four softmaxes at once.)
 
 # %% tags=["fold"] summary="The primers, the other sampler, two measures of what is drawn"
 T0, LENGTH = 16, 64  # eighths of the primer, and of all
@@ -424,7 +424,7 @@ def unchanged(tokens):
     """The share of chords that are the one before."""
     return (tokens[T0:] == tokens[T0 - 1 : -1]).all(2).float().mean().item()
 
-# %%
+# %% tags=["fold"] summary="drawn: what each of the two draws after the primers, with sample_model"
 from rnnkit import sample_model
 
 torch.manual_seed(0)
@@ -433,6 +433,8 @@ drawn = {
     "apart": sample_model(apart, LENGTH, primers, draw_apart).tokens,
     "together": sample_model(model, LENGTH, primers, draw_together).tokens,
 }
+
+# %%
 for name, tokens in drawn.items():
     print(f"{name:10}clashes {clashes(tokens):.0%}, unchanged {unchanged(tokens):.0%}")
 
@@ -479,15 +481,14 @@ def write_sound(path, tokens):
         file.setparams((1, 1, RATE, 0, "NONE", ""))  # one channel, one byte a sample
         file.writeframes(bytes(sound_of(tokens).tolist()))
 
-# %%
+# %% tags=["fold"] summary="The file"
 write_sound("chorale.wav", piece)
 size = Path("chorale.wav").stat().st_size
 print(f"chorale.wav: {LENGTH * EIGHTH / RATE:.0f} seconds, {size / 1000:.0f} kB")
 
 # %% [markdown]
 # In a notebook, `IPython.display.Audio("chorale.wav")` plays it: five seconds of Bach, then
-# fourteen of the network, like a small organ. The chords are mostly in the key and the voices
-# keep to their range. It wanders, and it does not know where a line of the hymn ends.
+# fourteen of the network, like a small organ. It wanders, mostly in the key.
 
 # %% tags=["check"]
 assert 0.4 < same.float().mean() < 0.7, "half of the notes stay"

@@ -153,7 +153,7 @@ def windows_of(names):
         targets.append(torch.tensor(labels_of(source)[:whole]).view(-1, T).T)
     return torch.cat(inputs, dim=1), torch.cat(targets, dim=1)
 
-# %%
+# %% tags=["fold"]
 inputs, targets = windows_of(FILES["train"])
 test_inputs, test_targets = windows_of(FILES["test"])
 
@@ -456,8 +456,7 @@ answers = answers_of(two_way, encode(snippet).unsqueeze(1))  # one row: (T, 1)
 show_labels(snippet, answers.flatten().tolist())
 
 # %% [markdown]
-# The lexer labels the first line as code and all after it as a string. To label in another
-# process, save `two_way.state_dict()` and the list of classes in its order.
+# The lexer labels the first line as code and all after it as a string.
 
 # %% tags=["check"]
 assert "".join(MARKS[label] for label in labels_of("if a:\n")) == "kk n. "
@@ -521,15 +520,14 @@ for size in (160, 20, 4):
 # end of the piece, and is handed a state from the **beginning** of the piece before, which it
 # should have had from the piece after. There are two cures. Use one direction. Or wait: hold
 # back each label until some more characters have come, then read the text up to there again;
-# the table above says how many are worth waiting for. (Where rnnkit would carry such a state,
-# in [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase] with a window, it raises an error.)
+# the table above says how many are worth waiting for.
 #
 # ### Padding is scored, and read
 #
 # Windows are equally long; lines are not. [pad_collate][rnnkit.pad_collate] fills them up with
 # 0, which is also the class `space`. So score an answer that is always `space`:
 
-# %%
+# %% tags=["fold"] summary="The lines of a file as one padded batch, and the accuracy of the answer space"
 from rnnkit import pad_collate
 
 source = read("trace")
@@ -542,6 +540,8 @@ def lazy(inputs, state=None):  # a model that always answers the class 0
 
 padded = accuracy_of(torch.zeros_like(batch.targets), batch.targets)
 honest = evaluate(lazy, loss, [batch], metrics=metrics)["accuracy"]
+
+# %%
 print(f"with padding {padded:.3f}, without {honest:.3f}")
 
 # %% [markdown]
