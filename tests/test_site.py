@@ -6,8 +6,6 @@ import json
 import os
 import posixpath
 import re
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from functools import cache
 from html import unescape
@@ -214,37 +212,6 @@ def test_the_code_of_a_page_copied_in_order_is_the_code_that_ran(name: str) -> N
     install = [code for code in blocks if code.startswith("%pip")]
     assert len(install) == len(cells) - len(ran) == 1
     assert [code for code in blocks if code not in install] == ran
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TUTORIALS)
-def test_the_code_of_a_page_copied_in_order_runs_as_a_script(name: str, tmp_path: Path) -> None:
-    blocks = [code for code in copied(page(name).text) if not code.startswith("%pip")]
-    script = tmp_path / "copied.py"
-    script.write_text(SCRIPT.format(blocks=blocks), encoding="utf-8")
-    given = {"MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", script]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | given, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    stem = name.split("/")[1]
-    meant = page(name).text.count("text output no-copy error highlight")
-    assert len(done.stderr.splitlines()) == meant, f"{stem}: {done.stderr}"
-
-
-# Each block in the same names, as in a session of Python; what one raises is said, and the next goes on.
-SCRIPT = """
-import sys
-names = {{"__name__": "__main__"}}
-for block in {blocks!r}:
-    try:
-        exec(compile(block, "<block>", "exec"), names)
-    except NameError as error:
-        raise SystemExit(f"NameError: {{error}} in:\\n{{block}}")
-    except Exception as error:
-        print(f"{{type(error).__name__}}: {{error}}".splitlines()[0], file=sys.stderr)
-"""
 
 
 @pytest.mark.parametrize("name", [page for page in PAGES if page.startswith("api/")])
