@@ -297,10 +297,12 @@ def different_lengths() -> tuple[int, Parts]:
         last = len(word) - 1
         for t in range(6):
             x = 88 + 48 * t
-            color = INK if t <= last else PAD
+            color, line, letter = PAD, PAD, "0"
+            if t <= last:
+                color, line, letter = INK, STATE, word[t]
             if t > 0:
-                parts.append(path(f"M{x - 32} {y}H{x - 18}", STATE if t <= last else PAD))
-            parts.append(disc(x, y, word[t] if t <= last else "0", color))
+                parts.append(path(f"M{x - 32} {y}H{x - 18}", line))
+            parts.append(disc(x, y, letter, color))
         x = 88 + 48 * last
         parts.append(path(f"M{x} {y - 15}V{y - 23}", LOSS))
         parts.append(f'<path d="M{x} {y - 46}l11 11l-11 11l-11 -11Z" fill="{LOSS}"/>')
@@ -323,8 +325,11 @@ def _rows_as_squares(left: int, name: str, batches: list[list[int]]) -> Parts:
     for lengths in batches:
         for length in lengths:
             for t in range(max(lengths)):
-                look = 'fill="#EAF3F9" stroke="#0072B2"' if t < length else f'fill="{PAD}"'
-                size = 12 if t < length else 13
+                size = 13
+                look = f'fill="{PAD}"'
+                if t < length:
+                    size = 12
+                    look = 'fill="#EAF3F9" stroke="#0072B2"'
                 place = f'x="{left + 17 * t}" y="{y}" width="{size}" height="{size}"'
                 parts.append(f'<rect {place} {look} stroke-width="1.4"/>')
             y += 17
