@@ -204,6 +204,15 @@ class TestForm:
                 opens = re.match(r"\*\*\d\. |## ", cell.source)
                 assert opens or not answered, f"stands open after an answer:\n{cell.source}"
 
+    def test_it_runs_with_the_answers_left_out(self, source):
+        """As the notebook of the exercises has it."""
+        asked = [
+            cell.source
+            for cell in cells(source, "code")
+            if not {"solution", "skip-execution"} & set(tags_of(cell))
+        ]
+        assert undefined(asked) == []
+
     def test_it_asserts_what_it_claims(self, source):
         code = "\n".join(cell.source for cell in cells(source, "code"))
         assert len(re.findall(r"^\s*assert |assert_close", code, re.M)) >= 5

@@ -501,6 +501,24 @@ assert ahead.shape == (HORIZON, 3, 1000) and ahead.isfinite().all()
 jump = (ahead[0].mean(1) - measured[-1]).abs().max()
 assert jump < 3, "it goes on where the table ends"
 
+# %% tags=["fold"] summary="For the exercises: open_nll, and windows with the dew point, leaky and as in use"
+def open_nll(model, head, part=test):
+    with torch.no_grad():
+        outputs, _ = model(part[:-1])
+    return -head(outputs).log_prob(part[1:, :, :1]).mean().item()
+
+# %% tags=["fold"]
+dew = torch.tensor(table["dewp"].to_numpy(), dtype=torch.float32)
+dew = ((dew - mean) / std).unsqueeze(2)
+with_dew = torch.cat([series, dew], dim=2)
+leaky = windows(test_origins, with_dew)
+unknown = leaky.clone()
+unknown[PAST:, :, 4] = leaky[PAST - 1, :, 4]  # in use: the last one measured
+
+# %% tags=["fold"]
+humid = windows(range(PAST, september - HORIZON + 1, 12), with_dew)[:, order]
+humid = [(batch[:-1], batch[1:, :, :1]) for batch in humid.split(64, dim=1)]
+
 # %% [markdown]
 # ## In short
 #
@@ -533,11 +551,6 @@ def betting(outputs):
     return MixtureSameFamily(Categorical(weights), Normal(centers, spreads))
 
 # %% tags=["solution"]
-def open_nll(model, head, part=test):
-    with torch.no_grad():
-        outputs, _ = model(part[:-1])
-    return -head(outputs).log_prob(part[1:, :, :1]).mean().item()
-
 spiked = crps(draw(Bet(), betting)).mean().item()
 before, after = open_nll(network, gaussian), open_nll(Bet(), betting)
 print(f"NLL {before:.2f}, with the bet {after:.2f}")
@@ -553,19 +566,10 @@ assert spiked > 0.9 * total["LSTM, Gaussian"], "the paths are not"
 # %% [markdown]
 # **2. A covariate that nobody knows.** Give the network the dew point too (how humid the air
 # is), and let the backtest read it from the table of the future. Guess the CRPS; then guess it
-# with what you have on the day, the last dew point measured.
+# with what you have on the day, the last dew point measured. (`humid` has the batches to train
+# on, `leaky` and `unknown` the test with the one and the other.)
 
 # %% tags=["solution"]
-dew = torch.tensor(table["dewp"].to_numpy(), dtype=torch.float32)
-dew = ((dew - mean) / std).unsqueeze(2)
-with_dew = torch.cat([series, dew], dim=2)
-leaky = windows(test_origins, with_dew)
-unknown = leaky.clone()
-unknown[PAST:, :, 4] = leaky[PAST - 1, :, 4]  # in use: the last one measured
-
-# %% tags=["solution"]
-humid = windows(range(PAST, september - HORIZON + 1, 12), with_dew)[:, order]
-humid = [(batch[:-1], batch[1:, :, :1]) for batch in humid.split(64, dim=1)]
 torch.manual_seed(0)
 misled = train_network(gaussian, Forecaster(features=5), humid)
 claimed = crps(draw(misled, gaussian, leaky, paths=50)).mean()
