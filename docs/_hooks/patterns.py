@@ -34,6 +34,11 @@ GAP = 56  # between two steps
 LEFT = 84  # of the first step
 
 ABOUT = {
+    "00": (
+        "A forecast with known covariates",
+        "Three measured inputs, then each next input is the last output, dashed. "
+        "The calendar is read at every step, past and future.",
+    ),
     "01": (
         "A recurrent network",
         "One cell, used at five steps: an input goes in below, a state goes on to the right, "
@@ -71,6 +76,11 @@ ABOUT = {
         "Closed-loop validation",
         "T - n given steps have the open loss; n steps fed by the model's outputs the closed loss.",
     ),
+    "09": (
+        "Scheduled sampling",
+        "Five steps with an output and a loss each. A coin has chosen the output of the step "
+        "before, dashed, as the input of steps 3 and 5; the other steps read the data.",
+    ),
     "10": (
         "Encoder, attention, decoder",
         "An encoder reads three letters in both directions; its outputs are the memory. Its last "
@@ -82,25 +92,15 @@ ABOUT = {
         "A cell takes an input and the state before, and gives a new state. "
         "A loop over time calls it once a step.",
     ),
-    "13": (
-        "A label for every step",
-        "Five inputs. Each goes into a state that is passed on to the right and into one that is "
-        "passed on to the left; both make the output, which has a loss.",
-    ),
     "12": (
         "Four voices that hear each other",
         "Four notes go into each state; soprano, alto, tenor and bass come out, each hearing "
         "those above it. The notes drawn are the third input, dashed.",
     ),
-    "09": (
-        "Scheduled sampling",
-        "Five steps with an output and a loss each. A coin has chosen the output of the step "
-        "before, dashed, as the input of steps 3 and 5; the other steps read the data.",
-    ),
-    "00": (
-        "A forecast with known covariates",
-        "Three measured inputs, then each next input is the last output, dashed. "
-        "The calendar is read at every step, past and future.",
+    "13": (
+        "A label for every step",
+        "Five inputs. Each goes into a state that is passed on to the right and into one that is "
+        "passed on to the left; both make the output, which has a loss.",
     ),
     "14": (
         "A probabilistic forecast with known covariates",
@@ -150,6 +150,11 @@ def box(
     place = f'x="{x - width / 2:g}" y="{y - 15}" width="{width}" height="30" rx="6"'
     rect = f'<rect {place} fill="{fill}" stroke="{color}" stroke-width="1.8"/>'
     return rect + text(x, y + 4, words, color)
+
+
+def diamond(x: float, y: float, color: str = LOSS) -> str:
+    """A loss; (x, y) is its middle."""
+    return f'<path d="M{x} {y - 11}l11 11l-11 11l-11 -11Z" fill="{color}"/>'
 
 
 def span(x1: float, x2: float, y: float, words: str, color: str = INK) -> str:
@@ -248,7 +253,7 @@ class Graph:
         x = self._x(t)
         color = FED if t in self.fed else LOSS
         up = path(f"M{x} {self.top - 15}V{self.y + 13}", color)
-        return [up, f'<path d="M{x} {self.y - 11}l11 11l-11 11l-11 -11Z" fill="{color}"/>']
+        return [up, diamond(x, self.y, color)]
 
 
 # --- the drawings --------------------------------------------------------------------------------
@@ -278,8 +283,7 @@ def sequence_to_one() -> tuple[int, Parts]:
 def loss_beside(x: int, y: int) -> Parts:
     """The loss of the output at (x, y), at its right and not above it, which takes less room."""
     right = path(f"M{x + 15} {y}H{x + 23}", LOSS, tip=False)
-    diamond = f'<path d="M{x + 34} {y - 11}l11 11l-11 11l-11 -11Z" fill="{LOSS}"/>'
-    return [right, diamond, text(x + 34, y - 15, "loss", LOSS, size=12)]
+    return [right, diamond(x + 34, y), text(x + 34, y - 15, "loss", LOSS, size=12)]
 
 
 def primer_to_samples() -> tuple[int, Parts]:
@@ -305,7 +309,7 @@ def different_lengths() -> tuple[int, Parts]:
             parts.append(disc(x, y, letter, color))
         x = 88 + 48 * last
         parts.append(path(f"M{x} {y - 15}V{y - 23}", LOSS))
-        parts.append(f'<path d="M{x} {y - 46}l11 11l-11 11l-11 -11Z" fill="{LOSS}"/>')
+        parts.append(diamond(x, y - 35))
         syllables = "1 syllable" if count == 1 else f"{count} syllables"
         if last == 5:  # no room to the right
             parts.append(text(x - 16, y - 30, syllables, LOSS, anchor="end"))
@@ -370,28 +374,26 @@ def closed_loop() -> tuple[int, Parts]:
 
 def forecast_with_calendar() -> tuple[int, Parts]:
     parts = Graph(26, [*XS[:3], "y_3", "y_4"], YS, fed=[3, 4]).parts()
-    parts.append(text(8, 186, "calendar", anchor="start", size=12))
-    for t in range(5):
-        x = LEFT + t * GAP
-        parts.append(path(f"M{x} 167V151", INK))
-        parts.append(disc(x, 182, f"c_{t + 1}", INK))
-    parts.append(span(84, 196, 216, "measured"))
-    parts.append(span(252, 308, 216, "its own", FED))
-    return 244, parts
+    return 244, parts + _calendar_below("its own")
 
 
 def drawn_with_calendar() -> tuple[int, Parts]:
     distributions = [f"p_{t}" for t in range(1, 6)]
     parts = Graph(26, [*XS[:3], "s_4", "s_5"], distributions, fed=[3, 4]).parts()
     parts += [box(x, 44, "D", FED, width=18, fill="#FFFFFF") for x in (224, 280)]
-    parts.append(text(8, 186, "calendar", anchor="start", size=12))
+    return 244, parts + _calendar_below("drawn by D")
+
+
+def _calendar_below(fed: str) -> Parts:
+    """What is known of all five steps, and where the last two get the rest from."""
+    parts = [text(8, 186, "calendar", anchor="start", size=12)]
     for t in range(5):
         x = LEFT + t * GAP
         parts.append(path(f"M{x} 167V151", INK))
         parts.append(disc(x, 182, f"c_{t + 1}", INK))
     parts.append(span(84, 196, 216, "measured"))
-    parts.append(span(252, 308, 216, "drawn by D", FED))
-    return 244, parts
+    parts.append(span(252, 308, 216, fed, FED))
+    return parts
 
 
 def attention() -> tuple[int, Parts]:
@@ -464,7 +466,7 @@ def both_directions() -> tuple[int, Parts]:
         parts.append(disc(x, output, YS[t], OUTPUT))
         parts.append(disc(x, low, XS[t], INK))
         parts.append(path(f"M{x} {output - 15}V{loss + 13}", LOSS))
-        parts.append(f'<path d="M{x} {loss - 11}l11 11l-11 11l-11 -11Z" fill="{LOSS}"/>')
+        parts.append(diamond(x, loss))
     return 260, parts
 
 
@@ -506,6 +508,7 @@ def scheduled_sampling() -> tuple[int, Parts]:
 
 
 DRAWN = {
+    "00": forecast_with_calendar,
     "01": recurrent_network,
     "02": sequence_to_sequence,
     "03": sequence_to_one,
@@ -514,12 +517,11 @@ DRAWN = {
     "06": gradient_shares,
     "07": truncated,
     "08": closed_loop,
+    "09": scheduled_sampling,
     "10": attention,
     "11": own_cell,
-    "13": both_directions,
     "12": four_voices,
-    "09": scheduled_sampling,
-    "00": forecast_with_calendar,
+    "13": both_directions,
     "14": drawn_with_calendar,
 }
 
