@@ -50,7 +50,7 @@ endif
 # Minutes of work: the downloads in fresh environments, the tutorials on a package broken on purpose.
 slow: $(INSTALLED)
 	@echo "== slow checks: downloads in fresh environments, tutorials on a broken package"
-	@$(BIN)/pytest -v -n 2 --dist loadfile --tb=short -m slow --durations=0
+	@$(BIN)/pytest -v -n 2 --dist worksteal --tb=short -m slow --durations=0
 
 tutorials: $(INSTALLED)
 	@$(EXECUTE) $(T)

@@ -45,7 +45,7 @@ SEARCHES = {
     "batch_first": ["shapes", "errors"],
     "teacher forcing": ["glossary"],
     "stateful": ["state", "api/training"],
-    "truncated backpropagation": ["glossary", "state", "tutorials/05_"],
+    "truncated backpropagation": ["glossary", "state", "tutorials/07_truncated"],
     "pack_padded_sequence": ["errors", "tutorials/01_recurrent"],
     "vanishing gradient": ["tutorials/06_gradients", "glossary"],
     "lstm predicts constant": ["errors"],

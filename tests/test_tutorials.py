@@ -22,7 +22,6 @@ from road.source import notebook_of
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
 
-
 # The parts of a lesson in their order; others may stand between. A heading may go on: "Use it: forecast ...".
 PARTS = [
     "The pattern",
@@ -224,6 +223,23 @@ class TestForm:
         assert not any("evidence" in tags_of(cell) for cell in everything[:first])
 
 
+# What is done for more than one page.
+NOT_SHIFTED = """
+    from dataclasses import replace
+    from rnnkit.data import batches
+    whole = batches._shifted
+    def still(batch, sequence):
+        return replace(whole(batch, sequence), targets=batches.between(sequence, 0, len(sequence) - 1))
+    batches._shifted, batches._usual = still, lambda batch: None
+    """
+PADDING_COUNTS = """
+    from rnnkit.losses.steps import StepLoss
+    over_valid = StepLoss.over
+    def padded(self, targets, time, batch, lengths=None, *more, **named):
+        return over_valid(self, targets, time, batch, None, *more, **named)
+    StepLoss.over = padded
+    """
+
 # Each way of breaking the package: the tutorial that must go red, and what is done to rnnkit before its first cell.
 BREAKS = {
     "seq2one_loss reads the last padded step": (
@@ -238,24 +254,11 @@ BREAKS = {
     ),
     "a loss averages padding": (
         "02_seq2seq",
-        """
-        from rnnkit.losses.steps import StepLoss
-        whole = StepLoss.over
-        def padded(self, targets, time, batch, lengths=None, *more, **named):
-            return whole(self, targets, time, batch, None, *more, **named)
-        StepLoss.over = padded
-        """,
+        PADDING_COUNTS,
     ),
     "the shift is off by one": (
         "02_seq2seq",
-        """
-        from dataclasses import replace
-        from rnnkit.data import batches
-        whole = batches._shifted
-        def still(batch, sequence):
-            return replace(whole(batch, sequence), targets=batches.between(sequence, 0, len(sequence) - 1))
-        batches._shifted, batches._usual = still, lambda batch: None
-        """,
+        NOT_SHIFTED,
     ),
     "feedback is off by one": (
         "08_closed_loop",
@@ -315,14 +318,7 @@ BREAKS = {
     ),
     "a shifted target stays where it was": (
         "01_recurrent",
-        """
-        from dataclasses import replace
-        from rnnkit.data import batches
-        whole = batches._shifted
-        def still(batch, sequence):
-            return replace(whole(batch, sequence), targets=batches.between(sequence, 0, len(sequence) - 1))
-        batches._shifted, batches._usual = still, lambda batch: None
-        """,
+        NOT_SHIFTED,
     ),
     "a forecast begins a step late": (
         "02_seq2seq",
@@ -393,23 +389,11 @@ BREAKS = {
     ),
     "a padded batch of chords is averaged whole": (
         "12_polyphony",
-        """
-        from rnnkit.losses.steps import StepLoss
-        over_valid = StepLoss.over
-        def padded(self, targets, time, batch, lengths=None, *more, **named):
-            return over_valid(self, targets, time, batch, None, *more, **named)
-        StepLoss.over = padded
-        """,
+        PADDING_COUNTS,
     ),
     "padded lines are scored whole": (
         "13_labels",
-        """
-        from rnnkit.losses.steps import StepLoss
-        over_valid = StepLoss.over
-        def padded(self, targets, time, batch, lengths=None, *more, **named):
-            return over_valid(self, targets, time, batch, None, *more, **named)
-        StepLoss.over = padded
-        """,
+        PADDING_COUNTS,
     ),
     "a path is the mean and not a draw": (
         "14_probabilistic",
@@ -464,8 +448,7 @@ def run(notebook, folder):
 def test_breaking_the_package_breaks_a_tutorial(broken, tmp_path, monkeypatch):
     name, patch = BREAKS[broken]
     notebook = notebook_of(ROOT / "tutorials" / f"{name}.py")
-    lines = "\n".join(line.removeprefix(" " * 8) for line in patch.splitlines()).strip()
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(lines))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(textwrap.dedent(patch).strip()))
     for key, value in environment(ROOT).items():
         monkeypatch.setenv(key, value)
     notebook, error = run(notebook, tmp_path)
