@@ -166,7 +166,9 @@ class Learner(Loop):
     @property
     def phase_name(self) -> str:
         """`"training"` or `"validation"`, empty before the first phase."""
-        return "" if self.now.phase is None else self.now.phase.name
+        if self.now.phase is None:
+            return ""
+        return self.now.phase.name
 
     @property
     def averages(self) -> dict[str, Tensor]:
@@ -359,9 +361,13 @@ class Learner(Loop):
         drawn: dict[str, Any] | None = None
         if around.running and not phase.trains:
             drawn = rng_state(generators)
+        carried: AbstractContextManager[None] = nullcontext()
+        if around.running:
+            carried = _carrying_on(phase)
+
         self.now = Pass(heard, Tally(self, self.metrics), phase, running=True)
         try:
-            with _carrying_on(phase) if around.running else nullcontext():
+            with carried:
                 yield
         finally:
             self.now.running = False
@@ -589,4 +595,11 @@ def evaluate(
     if not means:
         fix = "a generator is spent after one pass; pass a list or a DataLoader."
         raise Refusal("no batches", "at least one", fix)
-    return {name: value if value.ndim else float(value) for name, value in means.items()}
+    return {name: _as_float(value) for name, value in means.items()}
+
+
+def _as_float(value: Tensor) -> Any:
+    """A number as a float; what is no single one stays a tensor."""
+    if value.ndim:
+        return value
+    return float(value)
