@@ -27,9 +27,12 @@ CHROMIUM = (
 PAGES = {
     "home": "",
     "errors": "errors/",
+    "errors about states": "errors/states/",
+    "silent wrong numbers": "errors/silent/",
     "API": "api/generation/",
     "decisions": "decisions/",
     "claims": "claims/",
+    "claims of 02": "claims/02_seq2seq/",
     "glossary": "glossary/",
     "shapes": "shapes/",
     "state": "state/",

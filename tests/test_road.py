@@ -860,11 +860,15 @@ def test_the_page_of_claims_leads_to_their_cells(
     keep(project, source)
     nbformat.write(made, target(project, source))
     assert strict_build(project, caplog) == []
-    html = (project / "site" / "claims" / "index.html").read_text()
+    overview = (project / "site" / "claims" / "index.html").read_text()
+    row = [re.sub("<[^>]*>", "", cell) for cell in re.findall("<td>(.*?)</td>", overview)]
+    assert row == ["Title", "2", "1", "1"]
+    assert 'href="01_a/"' in overview
+    html = (project / "site" / "claims" / "01_a" / "index.html").read_text()
     text = [unescape(re.sub("<[^>]*>", "", cell)) for cell in re.findall("<td>(.*?)</td>", html)]
     assert text[:5] == ["a | b < 2a [b]", "1.9", "<\xa02", "5 %, thin", "Which a"]
     assert text[5:10] == ["`x`", "", "", "", "Which a"]
-    assert 'href="../tutorials/01_a/#cell-1"' in html
+    assert 'href="../../tutorials/01_a/#cell-1"' in html
     assert 'id="cell-1"' in (project / "site" / "tutorials" / "01_a" / "index.html").read_text()
     assert "2 claims, 1 of them thin." in html
 

@@ -543,7 +543,7 @@ assert 1 - asked[:, 7].mean() > 1.1 * wrong_share, "after eight it knows less"
 # - How much of the gradient reaches the first steps: [06 Where the gradient comes
 #   from](06_gradients.py).
 # - Padding, masks and batches of like length: [05 Lengths](05_lengths.py). Mistakes that raise
-#   no error: [Errors](../docs/errors.md#silent-wrong-numbers).
+#   no error: [Errors](../docs/errors/silent.md).
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: five splits of the digits

@@ -629,7 +629,7 @@ assert share < 0.6, "it is far worse"
 # - Which of a row's outputs to read: [03 Sequence to one](03_seq2one.py).
 # - When a state is kept from batch to batch: [State](../docs/state.md).
 # - What else is worth doing for speed: [Speed](../docs/speed.md).
-# - The errors that lengths and packing raise, by their text: [Errors](../docs/errors.md).
+# - The errors that lengths and packing raise, by their text: [Errors](../docs/errors/index.md).
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: the figure at the top

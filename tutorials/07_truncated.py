@@ -533,7 +533,7 @@ assert gain < 0.6, "little is left"
 # - How much of a gradient comes from which step: [Vanishing, exploding
 #   and wrong gradients](06_gradients.py).
 # - A stream of text, trained this way: [Generate from a primer](04_generate.py).
-# - The mistakes by their error message: [Errors](../docs/errors.md).
+# - The mistakes by their error message: [Errors](../docs/errors/index.md).
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: the figure at the top

@@ -15,7 +15,7 @@ from typing import Any
 import nbformat
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, InclusionLevel
-from road.claims import PAGE, claims_page
+from road.claims import claims_pages
 from road.download import Origin, download, downloads
 from road.header import strip
 from road.install import Wheel, name_wheel, wheel_of
@@ -94,7 +94,9 @@ def on_files(files: Any, config: Any) -> Any:
                 File.generated(config, uri, content=content, inclusion=InclusionLevel.INCLUDED)
             )
     by_name = {page.name: road.notebooks[uri] for uri, page in sorted(road.pages.items())}
-    files.append(File.generated(config, PAGE, content=claims_page(by_name)))
+    for uri, markdown in claims_pages(by_name).items():
+        listed = InclusionLevel.NOT_IN_NAV  # where the nav does not say otherwise
+        files.append(File.generated(config, uri, content=markdown, inclusion=listed))
     return files
 
 

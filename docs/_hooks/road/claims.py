@@ -1,4 +1,4 @@
-"""What the tutorials claim, in one page: each assertion, what was measured, how far the bound is.
+"""What the tutorials claim, a page each: every assertion, what was measured, how far the bound is.
 
 docs/_hooks/road/ledger.py recorded it while they ran; `clean` keeps it in a cell's metadata.
 """
@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 from .source import Cell, Notebook, where
 
 THIN = 0.10  # of the bound: with less, another machine may see it fail
-PAGE = "claims.md"
+FOLDER = "claims"
+PAGE = f"{FOLDER}/index.md"
+UNSEARCHED = "---\nsearch: {exclude: true}\n---"  # assertions have any word
+SAID = (
+    "Each tutorial asserts what it says, and no page is built unless every assertion holds. A "
+    "tutorial's page lists them, with what the last run measured. The margin is the distance to "
+    f"the bound as a share of it; under {100 * THIN:.0f} % it is called thin, for another "
+    "machine may see it fail. Whole numbers and equalities have none. Of a claim that is "
+    "made in a loop, the tightest is shown."
+)
 
 
 class Claim(NamedTuple):
@@ -53,27 +62,40 @@ def warnings(notebook: Notebook, name: str) -> list[str]:
     ]
 
 
-def claims_page(notebooks: Mapping[str, Notebook]) -> str:
-    """The Markdown of docs/claims.md, which only the build has."""
-    parts = [
-        "---\nsearch: {exclude: true}\n---",  # assertions have any word
-        "# What this site claims",
-        "Each tutorial asserts what it says, and no page is built unless every assertion holds. "
-        "These are all of them, with what the last run measured. The margin is the distance to "
-        f"the bound as a share of it; under {100 * THIN:.0f} % it is called thin, for another "
-        "machine may see it fail. Whole numbers and equalities have none. Of a claim that is "
-        "made in a loop, the tightest is shown.",
-    ]
+def claims_pages(notebooks: Mapping[str, Notebook]) -> dict[str, str]:
+    """The Markdown of the pages of claims, which only the build has: one for all, one each."""
+    pages: dict[str, str] = {}
+    rows = ["| Tutorial | Claims | With a bound | Thin |", "| --- | --- | --- | --- |"]
     for name, notebook in notebooks.items():
         claims = claims_of(notebook, name)
         if not claims:
             continue
-        title = re.search(r"^# (.+)$", notebook.cells[0].source, re.M)
-        parts.append(f"## {title[1] if title else name}")
+        title = _title(notebook, name)
+        pages[f"{FOLDER}/{name}.md"] = _of_one(name, title, claims)
+        bounds = [claim.said["margin"] for claim in claims if claim.said.get("margin") is not None]
         thin = sum(claim.thin for claim in claims)
-        parts.append(f"{len(claims)} claims, {thin} of them thin.\n{{ .claims }}")
-        rows = ["| Claim | Measured | Bound | Margin | Where |", "| --- | --- | --- | --- | --- |"]
-        parts.append("\n".join(rows + [_row(claim, name) for claim in claims]))
+        rows.append(f"| [{title}]({name}.md) | {len(claims)} | {len(bounds)} | {thin} |")
+    parts = [UNSEARCHED, "# What this site claims", SAID, "\n".join(rows)]
+    return {PAGE: "\n\n".join(parts) + "\n"} | pages
+
+
+def _title(notebook: Notebook, name: str) -> str:
+    found = re.search(r"^# (.+)$", notebook.cells[0].source, re.M)
+    return found[1] if found else name
+
+
+def _of_one(name: str, title: str, claims: list[Claim]) -> str:
+    """The page of one tutorial's claims."""
+    thin = sum(claim.thin for claim in claims)
+    rows = ["| Claim | Measured | Bound | Margin | Where |", "| --- | --- | --- | --- | --- |"]
+    parts = [
+        UNSEARCHED,
+        f"# What tutorial {name[:2]} claims",
+        f"These are the assertions of [{title}](../tutorials/{name}.ipynb), with what its last run "
+        "measured. What the columns mean: [What this site claims](index.md).",
+        f"{len(claims)} claims, {thin} of them thin.\n{{ .claims }}",
+        "\n".join(rows + [_row(claim, name) for claim in claims]),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -91,7 +113,7 @@ def _row(claim: Claim, name: str) -> str:
     if claim.thin:
         margin = f"**{margin}, thin**"
     # As HTML, for MkDocs does not see the anchor of a block of code and would call the link dead.
-    address = f"../tutorials/{name}/#{claim.cell.id}"
+    address = f"../../tutorials/{name}/#{claim.cell.id}"
     link = f'<a href="{address}">{_plain(claim.section)}</a>'
     return f"| {text} | {measured} | {bound} | {margin} | {link} |"
 
