@@ -433,7 +433,7 @@ BREAKS = {
         """,
     ),
     "a model with two directions reads the padding": (
-        "13_labels",
+        "10_attention",
         """
         from rnnkit.core.model import Declared
         Declared.bidirectional = property(lambda self: False)
