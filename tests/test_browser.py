@@ -29,6 +29,8 @@ PAGES = {
     "errors": "errors/",
     "errors about states": "errors/states/",
     "silent wrong numbers": "errors/silent/",
+    "FAQ": "faq/",
+    "FAQ, answers": "faq/training/",
     "API": "api/generation/",
     "decisions": "decisions/",
     "claims": "claims/",
@@ -46,8 +48,8 @@ SEARCHES = {
     "Trying to backward through the graph a second time": ["errors"],
     "Expected hidden[0] size": ["errors"],
     "batch_first": ["shapes", "errors"],
-    "teacher forcing": ["glossary"],
-    "stateful": ["state", "api/training"],
+    "teacher forcing": ["glossary", "faq/training", "tutorials/09_feedback"],
+    "stateful": ["state", "faq/data", "api/training"],
     "truncated backpropagation": ["glossary", "state", "tutorials/07_truncated"],
     "pack_padded_sequence": ["errors", "tutorials/01_recurrent"],
     "vanishing gradient": ["tutorials/06_gradients", "glossary"],
@@ -66,6 +68,21 @@ SEARCHES = {
     "LSTM": ["tutorials/01_recurrent"],
     "'lengths' argument should be a 1D CPU int64 tensor, but got 1D cuda:0": ["errors"],
     "Input and hidden tensors are not at the same device": ["errors"],
+}
+# Questions in people's words, and the pages of which one is first or second.
+ASKED = {
+    "should i use stateful lstm": ["faq/data"],
+    "lstm forecast converges to same value": ["faq/training"],
+    "how to do tbptt in pytorch": ["faq/training", "tutorials/07_truncated"],
+    "does predict reset the lstm state": ["faq/training"],
+    "exposure bias": ["faq/training", "tutorials/09_feedback"],
+    "lstm streaming inference": ["faq/use"],
+    "exported model ignores hidden state": ["faq/use"],
+    "keras return_sequences": ["faq/use"],
+    "validation better than real forecast": ["faq/training", "tutorials/08_closed_loop"],
+    "why pack padded sequences": ["faq/data", "tutorials/05_lengths"],
+    "pad token loss": ["faq/data"],
+    "multi gpu lstm": ["faq/use"],
 }
 VIEWS = [(scheme, width) for width in (1280, 390) for scheme in ("light", "dark")]
 
@@ -126,7 +143,7 @@ def seen(host: str) -> dict[str, Any]:
             for name, path in PAGES.items()
         ],
         "tour": f"{host}{base()}/",
-        "queries": list(SEARCHES),
+        "queries": [*SEARCHES, *ASKED],
     }
     run = subprocess.run(
         ["node", str(HERE / "visit.mjs")], input=json.dumps(job), capture_output=True, text=True
@@ -223,3 +240,11 @@ def test_a_dark_page_is_printed_on_white(seen: dict[str, Any]) -> None:
 def test_the_search_offers_the_right_page(seen: dict[str, Any], query: str) -> None:
     offered = [path.removeprefix(f"{base()}/") for path in seen["steps"]["searches"][query]]
     assert any(path.startswith(tuple(SEARCHES[query])) for path in offered), offered
+
+
+@pytest.mark.parametrize("query", ASKED)
+def test_the_search_offers_the_answer_to_a_question_first_or_second(
+    seen: dict[str, Any], query: str
+) -> None:
+    offered = [path.removeprefix(f"{base()}/") for path in seen["steps"]["searches"][query]]
+    assert any(path.startswith(tuple(ASKED[query])) for path in offered[:2]), offered

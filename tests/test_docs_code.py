@@ -127,6 +127,20 @@ def test_the_reader_of_pages_sees_a_wrong_number(tmp_path: Path) -> None:
     assert matches("ZeroDivisionError: ...", run(b, page, {}))
 
 
+def test_the_list_of_questions_has_each_one_in_its_order() -> None:
+    pages = ROOT / "docs" / "faq"
+    listed: list[tuple[str, ...]] = re.findall(
+        r"^- \[(.+?)\]\((\w+)\.md#([\w-]+)\)$", (pages / "index.md").read_text(), re.MULTILINE
+    )
+    asked: list[tuple[str, ...]] = []
+    for page in ("data", "training", "use"):
+        for question, anchor in re.findall(
+            r"^### (.+) \{ #([\w-]+) \}$", (pages / f"{page}.md").read_text(), re.MULTILINE
+        ):
+            asked.append((question, page, anchor))
+    assert len(asked) > 30 and listed == asked
+
+
 def examples() -> Iterator[doctest.DocTest]:
     """The examples of all public docstrings, each with nothing imported."""
     finder = doctest.DocTestFinder(exclude_empty=True)

@@ -154,7 +154,7 @@ async function search(page, query) {
     await page.waitForTimeout(150);
     before = now;
     now = await offered();
-    quiet = String(before) === String(now) ? quiet + 1 : 0;
+    quiet = now.length && String(before) === String(now) ? quiet + 1 : 0;
   }
   return now;
 }
