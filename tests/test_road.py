@@ -14,6 +14,9 @@ from typing import Any
 
 import nbformat
 import pytest
+from IPython.core.formatters import HTMLFormatter
+from IPython.display import Audio
+from markdown import markdown as html_of
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
@@ -185,6 +188,7 @@ def test_a_problem_in_a_kept_notebook_fails_the_strict_build(
             "cannot be shown",
         ),
         (code("x", shown({"text/html": "<script>1</script>"})), "cannot be shown on a page"),
+        (code("x", shown({"text/html": str(HTMLFormatter()(Audio(b"RIFF")))})), "no alt text"),
         (code("x", tags=["raises-exception"]), "raised nothing"),
         (
             code("x", nbformat.v4.new_output("error", ename="E", evalue="v", traceback=[])),
@@ -478,6 +482,20 @@ def test_a_picture_and_its_caption_become_one_figure() -> None:
         f"<figure>{link}<figcaption>A <em>b</em>.</figcaption></figure>\n<p>C</p>"
     )
     assert framed(f"<p>{link}</p>\n<p>C</p>") == f"<figure>{link}</figure>\n<p>C</p>"
+
+
+def test_a_sound_becomes_a_player_that_is_named_and_does_not_start_by_itself() -> None:
+    """What IPython shows for `Audio(..., autoplay=True)`; only its sound is taken over."""
+    heard = str(HTMLFormatter()(Audio(b"RIFF", autoplay=True)))
+    cell = code("Audio('a.wav')", shown({"text/html": heard}), alt='A "fifth" [c, g]', caption="C.")
+    made = page(markdown("# Title"), cell)
+    assert made.problems == []
+    assert made.files == {"01_a/sound-1.wav": b"RIFF"}
+    html = framed(html_of(made.markdown, extensions=["attr_list"]))
+    assert html.endswith(
+        '<figure><audio controls preload="none" src="01_a/sound-1.wav"'
+        ' aria-label="A &quot;fifth&quot; [c, g]"></audio><figcaption>C.</figcaption></figure>'
+    )
 
 
 def test_an_error_that_is_the_lesson_is_shown_without_its_traceback() -> None:

@@ -11,6 +11,9 @@ from .source import Cell
 # Which form of an output a page shows, the best first.
 SHOWN = ("image/svg+xml", "image/png", "text/markdown", "text/latex", "text/plain")
 
+# The one HTML that a page shows: the player of IPython.display.Audio, with its sound inside.
+PLAYER = re.compile(r'\s*<audio\b[^>]*>\s*<source src="data:audio/(?:x-)?wav;base64,([^"]+)"')
+
 
 class Unshowable(Exception):
     """An output that a page cannot show, and why."""
@@ -36,10 +39,14 @@ def output_text(output: Cell, cell: Cell, caption: str, name: str, files: dict[s
         return fence(output.text, f".text .output .no-copy{_stderr(output)}")
     if output.output_type == "error":
         return fence(f"{output.ename}: {masked(output.evalue)}", ".text .output .no-copy .error")
+    alt = cell.metadata.get("alt", "").strip()
+    if heard := PLAYER.match(output.data.get("text/html", "")):
+        if not alt:
+            raise Unshowable('its sound has no alt text: write # %% alt="what is heard"')
+        return sound(_add(files, name, "audio/wav", heard[1]), alt, caption)
     mime = _best(output.data)
     data = output.data[mime]
     if mime.startswith("image/"):
-        alt = cell.metadata.get("alt", "").strip()
         if not alt:
             raise Unshowable('its figure has no alt text: write # %% alt="what the figure shows"')
         file = _add(files, name, mime, data)
@@ -67,9 +74,12 @@ def _best(data: dict[str, str]) -> str:
 
 
 def _add(files: dict[str, bytes], name: str, mime: str, data: str) -> str:
-    """The path of a picture, now among the page's files."""
+    """The path of a picture or a sound, now among the page's files."""
     number = 1 + len(files)
-    if mime == "image/png":
+    if mime == "audio/wav":
+        file = f"{name}/sound-{number}.wav"
+        files[file] = base64.b64decode(data)
+    elif mime == "image/png":
         file = f"{name}/figure-{number}.png"
         files[file] = base64.b64decode(data)
     else:
@@ -83,28 +93,45 @@ def figure(file: str, alt: str, caption: str) -> str:
 
     `framed` makes one figure of the two when the page is HTML.
     """
-    escaped = re.sub(r"([\[\]\\])", r"\\\1", alt)
-    picture = f"[![{escaped}]({file}){{ .figure loading=lazy }}]({file}){{ .enlarge }}"
-    if caption:
-        picture += f"\n\n{caption}\n{{ .caption }}"
-    return picture
+    picture = f"[![{_escaped(alt)}]({file}){{ .figure loading=lazy }}]({file}){{ .enlarge }}"
+    return picture + _captioned(caption)
 
 
-# What Markdown makes of a figure: a paragraph with the picture, and perhaps one with its caption.
-PICTURE = re.compile(
-    r'<p>(?P<picture><a class="enlarge"[^>]*><img[^>]*></a>)</p>'
+def sound(file: str, alt: str, caption: str) -> str:
+    """A link to a sound, of which `framed` makes a player, and its caption."""
+    return f"[{_escaped(alt)}]({file}){{ .sound }}" + _captioned(caption)
+
+
+def _escaped(alt: str) -> str:
+    return re.sub(r"([\[\]\\])", r"\\\1", alt)
+
+
+def _captioned(caption: str) -> str:
+    return f"\n\n{caption}\n{{ .caption }}" if caption else ""
+
+
+# What Markdown makes of a figure or a sound: a paragraph with it, and perhaps one with its caption.
+FIGURE = re.compile(
+    r'<p>(?P<shown><a class="enlarge"[^>]*><img[^>]*></a>|<a class="sound"[^>]*>[^<]*</a>)</p>'
     r'(?:\s*<p class="caption">(?P<caption>.*?)</p>)?',
     re.DOTALL,
 )
+SOUND = re.compile(r'<a class="sound" href="([^"]*)">([^<]*)</a>')
 
 
 def framed(html: str) -> str:
-    """The content of a page with its pictures and their captions as figures."""
+    """The content of a page with its pictures and sounds, and their captions, as figures."""
 
     def frame(match: re.Match[str]) -> str:
         caption = ""
         if match["caption"]:
             caption = f"<figcaption>{match['caption']}</figcaption>"
-        return f"<figure>{match['picture']}{caption}</figure>"
+        return f"<figure>{SOUND.sub(player, match['shown'])}{caption}</figure>"
 
-    return PICTURE.sub(frame, html)
+    return FIGURE.sub(frame, html)
+
+
+def player(link: re.Match[str]) -> str:
+    """The browser's own player, which loads nothing before it is asked to play."""
+    label = link[2].replace('"', "&quot;")
+    return f'<audio controls preload="none" src="{link[1]}" aria-label="{label}"></audio>'
