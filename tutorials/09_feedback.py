@@ -97,11 +97,11 @@ print("inputs", tuple(batches[0].inputs.shape), "(T, B, features)")
 for per in "step", "row", "sequence":
     coin = torch.Generator().manual_seed(0)
     mask = Feedback.probability(0.5, per=per, generator=coin).mask(50, 16)
-    first = ["".join(".x"[fed] for fed in row) for row in mask[:12, :3].T.int()]
-    print(f"mask {tuple(mask.shape)}, per {per:8}", *first)
+    first = ["".join(".x"[fed] for fed in row) for row in mask[:10, :3].T.int()]
+    print(f"per {per:8}", *first)
 
 # %% [markdown]
-# Three rows, twelve steps; `x` is self-fed. The first step is never: no output is before it.
+# A mask is `(T, B)`. Of each you see three rows and ten steps; `x` is self-fed. The first step is never: no output is before it.
 #
 # ## Plain PyTorch
 #
@@ -182,8 +182,8 @@ for seed in SEEDS:
     print(f"seed {seed}: open loss {open_loss:.5f}, closed loss {step.closed_loss:.2f}")
 
 # %% [markdown]
-# One step ahead the error is tiny (**open loss**: on the data's inputs). In the loop it is of
-# the size of the variance, so the forecast is worth no more than the mean.
+# One step ahead the error is tiny (**open loss**: on the data's inputs). In the loop it is a
+# large part of the variance; at 1 the forecast is worth no more than the mean.
 #
 # ## Go on: with feedback, and with its rivals
 #
@@ -222,7 +222,8 @@ ways = {
 
 # %% [markdown]
 # The last two are the controls for time. Feedback calls the network step by step, so its
-# update costs several times as much; teacher forcing gets 7 times as many updates.
+# update costs several times as much; teacher forcing gets 7 times as many updates. Each line
+# has the seconds of a training and the closed loss of three:
 
 # %% tags=["fold"] summary="go_on: a copy trained further, with its seconds; closed_loss"
 def go_on(model, data, feedback=None, seed=0, **options):
@@ -244,8 +245,8 @@ for name, (data, feedback) in ways.items():
     trained[name] = [model for model, _ in runs]
     seconds[name] = sum(spent for _, spent in runs) / len(SEEDS)
     results[name] = [closed_loss(model) for model in trained[name]]
-    scores = "".join(f"{score:8.3f}" for score in results[name])
-    print(f"{name:21}{len(data):4} updates {seconds[name]:5.1f} s{scores}")
+    scores = "".join(f"{score:7.3f}" for score in results[name])
+    print(f"{name:20}{seconds[name]:4.1f}{scores}")
 
 # %% tags=["fold"] summary="Color and marker of each row of the figure"
 looks = [("#666666", "o")] + 2 * [("C1", "o")] + 4 * [("C0", "o")] + 2 * [("C2", "D")]
@@ -278,8 +279,8 @@ plt.show()
 #
 # ## Use it: choose by the closed loss
 #
-# Choose on validation. Trust a forecast up to the step, of 84 that are looked at, at which its
-# error reaches a quarter of the variance.
+# Choose on validation. Of the 84 steps ahead, trust a forecast up to the one at which its error
+# reaches a quarter of the variance.
 
 # %% tags=["fold"] summary="trusted(model, part): steps ahead with an error below 0.25"
 def trusted(model, part):
@@ -295,7 +296,8 @@ for name, models in trained.items():
 chosen = min(scores, key=scores.get)
 before = [trusted(model, test) for model in started]
 after = [trusted(model, test) for model in trained[chosen]]
-print(f"{chosen}: trusted for {after} steps, before {before}")
+print(f"{chosen}: trusted for {after} steps")
+print(f"before: {before}")
 
 # %% [markdown]
 # ## What goes wrong
@@ -305,7 +307,7 @@ print(f"{chosen}: trusted for {after} steps, before {before}")
 # The loss that training prints is measured with the coin: the data corrects the network every
 # few steps. Here are the networks that drift:
 
-# %% tags=["fold"] summary="The loss with the coin, beside the closed loss"
+# %% tags=["hide-input"]
 coin_losses = []
 for model, closed in zip(started, results["before"]):
     with torch.no_grad():
@@ -319,7 +321,7 @@ for model, closed in zip(started, results["before"]):
 #
 # ### A schedule that never arrives
 #
-# A schedule is asked with the number of updates so far. One that was copied from another
+# A schedule is called with the number of updates so far. One that was copied from another
 # project may be made for more updates than yours:
 
 # %%
@@ -375,8 +377,8 @@ assert at_last.float().mean() > 0.85, "ours arrives"
 # %% [markdown]
 # ## In short
 #
-# - `BPTTTrainingPhase(feedback=Feedback.probability(p))` is scheduled sampling; `p` may be a
-#   function of the updates so far, `per` is `"step"`, `"row"` or `"sequence"`.
+# - `feedback=Feedback.probability(p)` in a `BPTTTrainingPhase` is scheduled sampling; `p` may be
+#   a function of the updates so far, `per` is `"step"`, `"row"` or `"sequence"`.
 # - Validate at full closed loop, whatever the training does.
 # - A self-fed step costs a call. Compare at equal updates and at equal time.
 # - Try noise on the inputs first: here it won by far.
@@ -483,14 +485,16 @@ assert min(behind) > 1.5, "it does not"
 # teacher forcing *grows* do better. [Hess et al. (2023)](https://arxiv.org/abs/2306.04406) feed
 # chaotic systems the truth now and then, which is `Feedback.every(k, forced=True)`. Neither was
 # tried here.
-#
+
+# %% [markdown] tags=["evidence"]
 # ## Evidence: what the objective wants
 #
 # [Huszár (2015)](https://arxiv.org/abs/1511.05101) shows that scheduled sampling is not
 # consistent for sequences that are random: with data and model without bound, its optimum need
 # not be the true distribution. The series here is deterministic, where the true rule has no
 # error on its own outputs either, so this is not the reason that it loses here.
-#
+
+# %% [markdown] tags=["evidence"]
 # ## Evidence: how the settings were chosen
 #
 # Size, rates, number of updates, the 20 self-fed steps and the size of the noise were set by

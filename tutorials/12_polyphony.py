@@ -32,6 +32,7 @@ from xml.etree import ElementTree
 # %% tags=["fold"]
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import Audio
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -159,7 +160,7 @@ from rnnkit import batchseq
 batch = batchseq(train[:8])
 print("sequences", tuple(batch.sequences.shape), "eighths, chorales, voices")
 print("lengths  ", batch.lengths.tolist())
-print("one chord", (batch.sequences[0, 0] + LOW).tolist(), "from soprano to bass")
+print("one chord", (batch.sequences[0, 0] + LOW).tolist(), "soprano to bass")
 
 # %% [markdown]
 # ## The baselines
@@ -230,7 +231,7 @@ class ChordEmbedding(nn.Module):
 
 # %% [markdown]
 # An LSTM reads the chords, and a linear layer makes `V` scores for each of the four voices.
-# Dropout, which sets some of the numbers to zero in training, helps with so few chorales.
+# Dropout sets some of the numbers to zero in training; it is there since the chorales are few.
 
 # %%
 class FourVoices(nn.Module):
@@ -382,8 +383,9 @@ for name, paid in prices.items():
     print(f"{name:16}{paid:.2f} nats per chord")
 
 # %% [markdown]
-# Now it is ahead of the count. What helps is that the voices hear each other, **not the
-# memory**: exercise 3 takes the LSTM away, and the price stays. With sixty chorales, the chord
+# Now it is ahead of the count, by more than 0.3 nats in each of [three
+# runs](#evidence-three-runs). What helps is that the voices hear each other, **not the memory**:
+# exercise 3 takes the LSTM away, and the price stays. With sixty chorales, the chord
 # before tells nearly all that this network can use.
 #
 # To draw, the same module goes from the soprano down:
@@ -400,7 +402,7 @@ def draw_together(hidden, sharpness=1.0):  # (B, 128)
 # %% [markdown]
 # [sample_model][rnnkit.sample_model] does the rest: it reads the **primer**, a given start,
 # then what the sampler draws. Start each test chorale with its own two bars, draw six more,
-# four times, and count the chords in which two voices are a semitone apart, which hurts.
+# four times, and count the chords in which two voices are a semitone apart, which sounds harsh.
 
 # %% tags=["fold"] summary="The primers, the other sampler, two measures of what is drawn"
 T0, LENGTH = 16, 64  # eighths of the primer, and of all
@@ -457,7 +459,8 @@ piece = sample_model(model, LENGTH, real[:T0, :1], sharper).tokens[:, 0]  # (64,
 
 # %% [markdown]
 # To hear it, give each note a tone and its first overtones, 0.3 seconds an eighth, and write a
-# WAV file. A held note and a repeated one are the same on this grid: both sound held.
+# WAV file. A held note and a repeated one are the same on this grid: both sound held. The network
+# wanders, mostly in the key.
 
 # %% tags=["fold"] summary="From notes to sound"
 RATE, EIGHTH = 8000, 2400  # samples a second, and of an eighth note
@@ -481,22 +484,19 @@ def write_sound(path, tokens):
         file.setparams((1, 1, RATE, 0, "NONE", ""))  # one channel, one byte a sample
         file.writeframes(bytes(sound_of(tokens).tolist()))
 
-# %% tags=["fold"] summary="The file"
+# %% alt="Nineteen seconds of four voices, like a small organ: two bars of a chorale by Bach, then six bars that the network draws" caption="Nineteen seconds: until the fifth Bach, then the network, as in the figure at the top."
 write_sound("chorale.wav", piece)
-size = Path("chorale.wav").stat().st_size
-print(f"chorale.wav: {LENGTH * EIGHTH / RATE:.0f} seconds, {size / 1000:.0f} kB")
-
-# %% [markdown]
-# In a notebook, `IPython.display.Audio("chorale.wav")` plays it: five seconds of Bach, then
-# fourteen of the network, like a small organ. It wanders, mostly in the key.
+Audio("chorale.wav")
 
 # %% tags=["check"]
 assert 0.4 < same.float().mean() < 0.7, "half of the notes stay"
 assert count_price < 0.85 * copy_price, "counting is far ahead of copying"
 assert apart_price < 0.85 * copy_price, "so is the network"
 assert together_price < 0.985 * apart_price, "hearing each other helps"
-assert together_price < count_price, "and beats the count"
-assert size < 300_000, "a small file"
+assert count_price - together_price > 0.3, "and beats the count"
+assert Path("chorale.wav").stat().st_size < 300_000, "a small file"
+begins, lasts = T0 * EIGHTH / RATE, LENGTH * EIGHTH / RATE
+assert abs(begins - 5) < 0.5 and abs(lasts - 19) < 0.5, "seconds of Bach, and of all"
 Path("chorale.wav").unlink()
 
 # %% tags=["check"]
@@ -538,9 +538,10 @@ assert with_credit > 60, "most files name who encoded them"
 # ### One yes or no for each key
 #
 # A **piano roll** has a 1 for each key that sounds and a 0 for the others. It invites one
-# sigmoid a key, trained with `BCEWithLogitsLoss`, and an accuracy that looks splendid:
+# sigmoid a key, trained with `BCEWithLogitsLoss`, and an accuracy that looks splendid. But then
+# the keys are drawn independently, and no one counts the voices:
 
-# %% tags=["fold"] summary="Chorales as piano rolls"
+# %% tags=["fold"] summary="Chorales as piano rolls, a network with a sigmoid for each key, and what it draws"
 def roll_of(notes):  # (T, 4) to (T, V)
     roll = nn.functional.one_hot(notes, V).amax(1).float()
     roll[:, 0] = 0  # a rest is no key
@@ -551,18 +552,12 @@ primer = torch.stack([roll_of(notes) for notes in primers.unbind(1)], 1)
 silence = (torch.cat(rolls["test"]) == 0).float().mean().item()
 real_four = (torch.cat(rolls["test"]).sum(1) == 4).float().mean().item()
 
-# %% tags=["fold"] summary="A network with a sigmoid for each key"
+# %% tags=["fold"]
 torch.manual_seed(0)
 keys = RecurrentSequential(nn.Linear(V, 64), nn.LSTM(64, 128), nn.Linear(128, V))
 fit(keys, seq2seq_loss(nn.BCEWithLogitsLoss()), keys.parameters(), rolls["train"], 8)
 
-# %%
-print(f"predicting silence for ever: {silence:.0%} of the keys are right")
-
-# %% [markdown]
-# The keys are drawn independently, so that no one counts the voices:
-
-# %% tags=["fold"] summary="draw_keys(logits), and what it draws"
+# %% tags=["fold"]
 def draw_keys(logits):
     return torch.bernoulli(logits.sigmoid())
 
@@ -570,7 +565,8 @@ tokens = sample_model(keys, LENGTH, primer, draw_keys).tokens[T0:]
 four = (tokens.sum(2) == 4).float().mean().item()
 
 # %%
-print(f"chords of four different keys: drawn {four:.0%}, Bach {real_four:.0%}")
+print(f"always silent: {silence:.0%} of the keys are right")
+print(f"chords of four keys: drawn {four:.0%}, Bach {real_four:.0%}")
 
 # %% [markdown]
 # The cure is above: a softmax for each voice has one note in it, always.
@@ -720,7 +716,7 @@ for seed, run in enumerate(runs):
 # %% tags=["evidence"]
 for four_alone, four_together, no_memory in runs:
     assert four_together < 0.985 * four_alone, "hearing each other helps"
-    assert four_together < count_price, "ahead of the count"
+    assert count_price - four_together > 0.3, "ahead of the count"
     assert 0.9 < four_alone / count_price < 1.2, "no better than the count"
     assert 0.88 < no_memory / four_together < 1.12, "the memory is worth little here"
 

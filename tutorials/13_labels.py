@@ -161,8 +161,8 @@ test_inputs, test_targets = windows_of(FILES["test"])
 # ## The shapes
 
 # %%
-print("inputs ", tuple(inputs.shape), "steps, windows: (T, B), a character each")
-print("targets", tuple(targets.shape), "a class each")
+print("inputs ", tuple(inputs.shape), "(T, B), characters")
+print("targets", tuple(targets.shape), "(T, B), classes")
 print("test   ", tuple(test_inputs.shape))
 shares = torch.bincount(targets.flatten()) / targets.numel()
 for name, share in zip(CLASSES, shares.tolist()):
@@ -172,7 +172,8 @@ for name, share in zip(CLASSES, shares.tolist()):
 # The classes are **imbalanced**: a network that never says `number` loses next to nothing in
 # **accuracy**, the share of right labels. So look at each class. Its **precision** is the
 # share of its labels that are right, its **recall** the share of its characters that were
-# found, and **F1** is their harmonic mean, 2PR / (P + R).
+# found, and **F1** is their harmonic mean, 2PR / (P + R). **Class F1** is the mean over the
+# classes.
 #
 # Characters are not what a reader sees, either. A **span** is a run of characters of one
 # class, and counts only if its start, its end and its class are right. Space is no span.
@@ -259,7 +260,7 @@ by_table = table.argmax(1)[test_inputs]
 by_lexer = lex_windows(test_inputs)
 
 # %%
-print("                 accuracy  span F1  mean F1 of the classes")
+print("                 accuracy  span F1 class F1")
 show("majority", majority)
 show("table", by_table)
 show("lexer", by_lexer)
@@ -387,17 +388,12 @@ singles = [one_way] + [train(both=False, seed=seed) for seed in (1, 2)]
 one_ways = [answers_of(model) for model in singles]
 
 # %%
-print("                 accuracy  span F1  mean F1 of the classes")
+print("                 accuracy  span F1 class F1")
 show("lexer", by_lexer)
 for answers in one_ways:
     show("one direction", answers)
 for answers in two_ways:
     show("both directions", answers)
-
-# %% tags=["fold"] summary="The mean F1 of each class"
-drawn = [f1_by_class(by_lexer)]
-for group in one_ways, two_ways:
-    drawn.append(sum(map(f1_by_class, group)) / 3)
 
 # %% [markdown]
 # Both directions make fewer mistakes than one, in every class: see the figure at the top.
@@ -409,9 +405,10 @@ for group in one_ways, two_ways:
 # ## What the second direction sees
 #
 # How much of what follows does a label need? Cut the text soon after a character, and ask for
-# the label of that character alone.
+# the label of that character alone. Wrong labels in percent, by the characters left ahead, means
+# of three networks:
 
-# %% tags=["fold"] summary="The errors of all six networks"
+# %% tags=["fold"] summary="error_with(model, ahead): the share of wrong labels"
 STEPS = (40, 70, 100)  # the characters that are asked for, in each window
 AHEAD = [0, 1, 2, 4, 8, 16, 32, 59]
 
@@ -423,15 +420,15 @@ def error_with(model, ahead):
         wrong += (answers[t] != test_targets[t]).float().mean().item()
     return wrong / len(STEPS)
 
-# %% tags=["fold"]
+# %% tags=["hide-input"]
 errors = torch.zeros(3, len(AHEAD), device="cpu")
 for i, model in enumerate([two_way, *pairs]):
     for j, ahead in enumerate(AHEAD):
         errors[i, j] = error_with(model, ahead)
 flat = torch.tensor([error_with(model, 0) for model in singles]).cpu()
-print("characters ahead", AHEAD)
-print("both directions ", *(f"{error:.3f}" for error in errors.mean(0)))
-print(f"one direction    {flat.mean():.3f}")
+print("ahead", *(f"{ahead:4}" for ahead in AHEAD))
+print("both ", *(f"{100 * error:4.1f}" for error in errors.mean(0)))
+print("one  ", f"{100 * flat.mean():4.1f}")
 
 # %% [markdown]
 # The end of the word tells a keyword from a name, the next words tell prose from code. With
@@ -451,7 +448,7 @@ snippet = '''    of a file, or None if it is closed
 try:
     labels_of(snippet)
 except tokenize.TokenError as error:
-    print("TokenError:", error)
+    print("TokenError:", error.args[0])
 answers = answers_of(two_way, encode(snippet).unsqueeze(1))  # one row: (T, 1)
 show_labels(snippet, answers.flatten().tolist())
 
@@ -513,7 +510,7 @@ def stream(model, size):
 for size in (160, 20, 4):
     one = accuracy_of(stream(one_way, size))
     two = accuracy_of(stream(two_way, size))
-    print(f"{size:3} at a time: one direction {one:.3f}, both directions {two:.3f}")
+    print(f"{size:3} at a time: one way {one:.3f}, both {two:.3f}")
 
 # %% [markdown]
 # Two directions get worse, and nothing complains. The backward half sees no further than the
@@ -662,6 +659,9 @@ assert 1 - after[0] > 1 - before[0], "more labels are wrong"
 # ## Evidence: the figure at the top
 
 # %% alt="Dot plot of F1 for seven classes. Both directions are ahead of one direction in every class. The lexer is far behind on strings, and ahead on numbers." caption="F1 of each class on files that no network has seen. Networks: means of three trainings." tags=["hero", "hide-input", "evidence"]
+drawn = [f1_by_class(by_lexer)]
+for group in one_ways, two_ways:
+    drawn.append(sum(map(f1_by_class, group)) / 3)
 fig, ax = plt.subplots()
 places = range(len(CLASSES))
 for values, marker, color in zip(drawn, "s^o", ("C4", "C1", "C0")):
@@ -712,25 +712,27 @@ for name, group in ("one way", one_ways), ("two ways", two_ways):
 #
 # That two directions label better than one was the main finding of [Graves and Schmidhuber
 # (2005)](https://doi.org/10.1016/j.neunet.2005.06.042) on frames of speech, where the class of
-# each frame is a phoneme. Their data is licensed and their network is larger; what agrees is
-# the direction of the result.
+# each frame is a phoneme. Their data is licensed and their network is larger, so their figures
+# do not compare; what agrees is the direction of the result. For the data of this page we know
+# of none.
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: which classes are taken for which
 #
-# Both directions, all three trainings. Each row is a true class, and sums to 100:
+# Both directions, all three trainings. Each row is a true class, in percent of it. The last line
+# is the share of all mistakes that are among these four classes:
 
 # %% tags=["evidence"]
 counts = sum(counts_of(answers) for answers in two_ways)
 percent = 100 * counts / counts.sum(1, keepdim=True)
-print(" " * 8, *(f"{name:>8}" for name in CLASSES))
+print(" " * 8, *(f"{name[:4]:>4}" for name in CLASSES))
 for name, row in zip(CLASSES, percent.tolist()):
-    print(f"{name:8}", *(f"{value:8.1f}" for value in row))
+    print(f"{name:8}", *(f"{value:4.0f}" for value in row))
 prose = ["string", "comment", "name", "space"]
 wrong_counts = counts - counts.diag().diag()
 among = [CLASSES.index(name) for name in prose]
 part = wrong_counts[among][:, among].sum() / wrong_counts.sum()
-print(f"among {', '.join(prose)}: {part:.0%} of all mistakes")
+print(f"among {', '.join(prose)}: {part:.0%}")
 assert part > 0.6, "most mistakes are about what is prose"
 
 # %% [markdown] tags=["evidence"]
