@@ -442,7 +442,8 @@ print("words right, in buckets:", *[f"{share:.1%}" for share in bucketed])
 # %% [markdown]
 # ## Use it
 #
-# New words, as many as you like and of any length, in one batch:
+# New words, as many as you like and of any length, in one batch; beside them how many it is.
+# Some will be wrong, as in the test.
 
 # %%
 from rnnkit import batchseq
@@ -453,8 +454,8 @@ def count(words):
     outputs, _ = model(inputs)
     return (own_last(outputs, lengths).argmax(1) + 1).tolist()
 
-new = ["unbatched", "hyperparameter", "covariate"]
-print(*new, *count(new))
+new = {"unbatched": 3, "hyperparameter": 6, "covariate": 4}
+print("counted", count(new), "true", [*new.values()])
 torch.save(model.state_dict(), "syllables.pt")  # for a model built alike
 
 # %% tags=["check"]

@@ -586,7 +586,7 @@ stuck = unchanged(frozen[-48:])
 print(f"chords unchanged: likeliest {stuck:.0%}, Bach {unchanged(real):.0%}")
 
 # %% [markdown]
-# That is the copy baseline again. The cure is to draw, with a sharpness of 1 or somewhat above.
+# That is the copy baseline again. The cure is to draw, with a sharpness near 1.
 
 # %% tags=["check"]
 assert silence > 0.8, "nearly all of a piano roll is zero"

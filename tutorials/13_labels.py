@@ -316,9 +316,6 @@ for _ in range(EPOCHS):
         optimizer.step()
     schedule.step()
 
-# %% [markdown]
-# The label is the class of the highest score.
-
 # %% tags=["fold"] summary="answers_of(model, inputs): the class of the highest score at each step"
 @torch.no_grad()
 def answers_of(model, inputs=test_inputs):
@@ -432,7 +429,7 @@ print("one  ", f"{100 * flat.mean():4.1f}")
 
 # %% [markdown]
 # The end of the word tells a keyword from a name, the next words tell prose from code. With
-# nothing ahead, two directions are no better than one; most of the gain lies [within 16
+# nothing ahead, two directions are worse than one; most of the gain lies [within 16
 # characters](#evidence-the-gain-by-characters-ahead).
 #
 # ## Use it: label text that does not parse
@@ -474,7 +471,7 @@ means = [sum(map(f1_by_class, group)) / 3 for group in (one_ways, two_ways)]
 assert (1 - means[1] < 1 - means[0]).all(), "in every class"
 
 # %% tags=["check"]
-assert errors.mean(0)[0] > flat.mean(), "with nothing ahead, no better than one"
+assert errors.mean(0)[0] > flat.mean(), "with nothing ahead, worse than one"
 assert errors.mean(0)[AHEAD.index(16)] < flat.mean(), "with 16, better"
 gain = errors.mean(0)[0] - errors.mean(0)
 assert gain[AHEAD.index(16)] > 0.6 * gain[-1], "most of the gain"
