@@ -243,7 +243,7 @@ print(f"constant velocity {steady_error:.2f}")
 # what it learns of one corner it does not know of another. A convolution does the same
 # everywhere. **A ConvLSTM ([Shi et al. 2015](https://arxiv.org/abs/1506.04214)) is an LSTM
 # cell with a convolution in place of the linear layer**, so its state is a stack of pictures.
-# (Theirs also lets the gates see $c$; ours leaves that out.)
+# (In theirs the gates also see *c*; ours leaves that out.)
 
 # %%
 class ConvLSTMCell(nn.Module):
@@ -299,8 +299,8 @@ models = [train_frames(lambda: conv_lstm(kernel=5), seed) for seed in SEEDS]
 # the next input. The network has read pixels from 0 to 1 and answers with logits, so
 # `torch.sigmoid` goes between. The rivals: the **last frame**, again and again; **constant
 # velocity**, which moves the square on by its last step, and out of the frame if need be; and
-# `nn.LSTM` with 64 units on the 144 pixels, trained on as many movies. A pixel is wrong if it is
-# on the other side of a half; a frame has 144.
+# `nn.LSTM` with 64 units on the 144 pixels, trained on as many movies. A pixel is wrong on the
+# other side of a half.
 
 # %%
 from rnnkit import forecast
@@ -426,7 +426,7 @@ for seed in SEEDS:
 # %% [markdown]
 # It does not. When the square touches a wall, its far edge has to turn at the same step, three
 # pixels away, and the news comes too late. **The reach of a step must cover the speed and
-# whatever else decides what comes next.** The cure is a larger kernel or another layer.
+# whatever else decides what comes next.** Take a larger kernel or another layer.
 #
 # ### Feeding what the network has not read
 #
