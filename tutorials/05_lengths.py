@@ -442,8 +442,8 @@ print("words right, in buckets:", *[f"{share:.1%}" for share in bucketed])
 # %% [markdown]
 # ## Use it
 #
-# New words, as many as you like and of any length, in one batch; beside them how many it is.
-# Some will be wrong, as in the test.
+# New words, as many as you like and of any length, in one batch, and their true counts. Some will
+# be wrong, as in the test.
 
 # %%
 from rnnkit import batchseq
