@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -38,6 +39,7 @@ PAGES = {
     "glossary": "glossary/",
     "shapes": "shapes/",
     "state": "state/",
+    "playground": "playground/",
     "404": "no/such/page",
 }
 TUTORIAL_NAMES = {name.split("/")[1]: name.removesuffix("index.html") for name in TUTORIALS}
@@ -111,20 +113,22 @@ class Handler(SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def host() -> Iterator[str]:
+@contextmanager
+def served() -> Iterator[str]:
+    """The address of the site, while it is served."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(SITE)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
-@pytest.fixture(scope="module")
-def seen(host: str) -> dict[str, Any]:
-    """What the browser saw, everywhere, in one run of it."""
+def drive(script: str, job: dict[str, Any]) -> Any:
+    """What a script of tests/browser prints of a job, in Chromium."""
     for tool in ("node", "npm"):
         if shutil.which(tool) is None:
             missing(tool)
@@ -134,10 +138,28 @@ def seen(host: str) -> dict[str, Any]:
         command = ["npm", "ci", "--no-audit", "--no-fund", "--silent"]
         if subprocess.run(command, cwd=HERE, check=False).returncode:
             missing("what `npm ci` installs")
-    views = [{"scheme": scheme, "width": width} for scheme, width in VIEWS]
-    job = {
+    tools = {
         "executable": CHROMIUM,
         "axe": str(HERE / "node_modules" / "axe-core" / "axe.min.js"),
+    }
+    run = subprocess.run(
+        ["node", str(HERE / script)], input=json.dumps(tools | job), capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[str]:
+    with served() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def seen(host: str) -> dict[str, Any]:
+    """What the browser saw, everywhere, in one run of it."""
+    views = [{"scheme": scheme, "width": width} for scheme, width in VIEWS]
+    job = {
         "pages": [
             {"name": name, "url": f"{host}{base()}/{path}", "views": views}
             for name, path in PAGES.items()
@@ -145,11 +167,7 @@ def seen(host: str) -> dict[str, Any]:
         "tour": f"{host}{base()}/",
         "queries": [*SEARCHES, *ASKED],
     }
-    run = subprocess.run(
-        ["node", str(HERE / "visit.mjs")], input=json.dumps(job), capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return drive("visit.mjs", job)
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -3,9 +3,11 @@
 import base64
 import doctest
 import importlib
+import json
 import logging
 import os
 import re
+import struct
 import subprocess
 import zipfile
 from html import unescape
@@ -28,6 +30,7 @@ from road.header import read
 from road.install import name_wheel, pins, wheel_of
 from road.outputs import framed
 from road.page import Page, to_page
+from road.playground import model_files
 from road.source import digest, notebook_of, target
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,7 +131,7 @@ def test_a_tutorial_that_raises_that_is_wrong_or_that_draws_without_alt_text_fai
     assert "no alt text" in problems[2]
     kept = [path.name for path in (project / "docs" / "tutorials").iterdir()]
     assert kept == ["04_right.ipynb"], "what failed must not count as fresh"
-    assert not list((project / ".run").glob("*.ipynb"))
+    assert not list((project / ".run").rglob("*.ipynb"))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +271,30 @@ def test_a_run_that_is_interrupted_leaves_nothing_fresh(
     with pytest.raises(KeyboardInterrupt):
         run.run(project, source, run.surroundings(project))
     assert run.staleness(project, source, run.surroundings(project)) == "new"
-    assert not list((project / ".run").glob("*.ipynb"))
+    assert not list((project / ".run").rglob("*.ipynb"))
+
+
+def test_what_a_tutorial_saves_is_kept_with_it_and_goes_to_no_reader(project: Path) -> None:
+    values = "{'weights': {'w': torch.arange(3.0) / 3}, 'mean': torch.tensor(0.1), 'names': ['a']}"
+    source = write(
+        project,
+        f"# %% [markdown]\n# # Title\n\n# %%\nimport torch\ntorch.save({values}, 'model.pt')\n",
+    )
+    assert run.update(project) == []
+    assert not list((project / ".run").rglob("*.pt"))
+    executed = nbformat.read(target(project, source), 4)
+    ((path, content),) = model_files(executed).items()
+    assert path == "playground/model.safetensors"
+
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    numbers = content[8 + length :]
+    assert length % 8 == 0
+    assert header["__metadata__"] == {"names": '["a"]'}
+    assert header["w"] == {"dtype": "F16", "shape": [3], "data_offsets": [0, 6]}
+    assert header["mean"] == {"dtype": "F32", "shape": [], "data_offsets": [6, 10]}
+    assert struct.unpack("<3ef", numbers) == pytest.approx([0, 1 / 3, 2 / 3, 0.1], rel=1e-3)
+    assert "saved" not in download(executed, "outputs", lambda link: None).metadata["rnnkit"]
 
 
 def test_while_serving_only_an_edited_tutorial_runs(

@@ -393,7 +393,8 @@ for row in together.tokens.T:
 # %% [markdown]
 # To go on with a text, give `sample_model` its `next`, the character drawn and not yet read, as
 # the primer, and its `state` as the fifth argument. Keep the weights and the alphabet:
-# `torch.save({"weights": model.state_dict(), "alphabet": ALPHABET}, "writer.pt")`.
+# `torch.save({"weights": model.state_dict(), "alphabet": ALPHABET}, "writer.pt")`. The
+# [playground](../docs/playground.md) runs them in your browser.
 #
 # For a text of your own, let `texts` hold three parts of it, cut where a chapter ends:
 # `texts = {"train": ..., "valid": ..., "test": ...}`. The rest of the page stays as it is.
@@ -518,7 +519,6 @@ restored = make_network(seed=0)
 restored.load_state_dict(kept["weights"])
 assert kept["alphabet"] == ALPHABET
 assert abs(surprise(real, restored) - surprise(real)) < 1e-4, "the same network"
-Path("writer.pt").unlink()
 
 # %% tags=["check"]
 assert lost > 1.5 * report["temperature 1"][0], "gibberish"

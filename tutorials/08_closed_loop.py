@@ -464,6 +464,15 @@ for name, watch in zip(ours, watches):
     assert scores[name] < 1.2 * min(watch.weights), "the best epoch was brought back"
 
 # %% tags=["check"]
+kept = {"weights": chosen.state_dict(), "mean": mean, "std": std}
+kept["runs"] = far_test[:, ::7, 0].clone()  # (801, 8), for the playground of the site
+torch.save(kept, "forecaster.pt")
+again = RecurrentSequential(nn.LSTM(1, 32), nn.Linear(32, 1))
+again.load_state_dict(torch.load("forecaster.pt", map_location=device)["weights"])
+off = (by_horizon(again) - by_horizon(chosen)).abs().max()
+assert off < 1e-6, "the same network"
+
+# %% tags=["check"]
 exact = phase(oscillator, loss, sine)
 assert exact.loss_by_step[1:].max() < 1e-20, "rnnkit's loop passes the sine"
 assert validate_plain(oscillator, sine, N)[1:].max() < 1e-20, "the plain one too"
@@ -587,7 +596,8 @@ assert max(slow) < 0.12 and sum(slow) / len(slow) > 0.005, "and runs a little sl
 # ## Where next
 #
 # - A forecast with several inputs and in units: [Forecast a time series](00_forecast.py).
-# - The same loop as a generator: [Generate from a primer](04_generate.py).
+# - The same loop as a generator: [Generate from a primer](04_generate.py). Close it in your
+#   browser, where you like: [Playground](../docs/playground.md).
 # - Train on the model's own outputs: [Feedback][rnnkit.Feedback].
 # - Others who met it: issues [1086](https://github.com/sktime/pytorch-forecasting/issues/1086)
 #   of pytorch-forecasting and [8](https://github.com/keon/seq2seq/issues/8) of seq2seq.

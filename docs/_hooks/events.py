@@ -23,6 +23,7 @@ from road.light import light_code, light_page
 from road.links import LINK, Link, external
 from road.outputs import framed
 from road.page import Page, to_page
+from road.playground import model_files, with_samples
 from road.run import update
 from road.source import Notebook
 
@@ -88,8 +89,8 @@ def on_files(files: Any, config: Any) -> Any:
             log.warning(problem)
         road.notebooks[file.src_uri] = notebook
         road.pages[file.src_uri] = page
-        for path, content in (page.files | made).items():
-            uri = f"tutorials/{path}"
+        contents = {f"tutorials/{path}": content for path, content in (page.files | made).items()}
+        for uri, content in (contents | model_files(notebook)).items():
             files.append(
                 File.generated(config, uri, content=content, inclusion=InclusionLevel.INCLUDED)
             )
@@ -171,6 +172,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         page.meta.setdefault("description", said or first_words(markdown))
     if made:
         return markdown
+    markdown = with_samples(markdown, {page.name: page for page in road.pages.values()})
     here = posixpath.dirname(page.file.src_uri) or "."
 
     def link(match: re.Match[str]) -> str:

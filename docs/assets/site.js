@@ -78,6 +78,12 @@
     root.querySelectorAll("nav.md-code__nav").forEach(function (n) { n.setAttribute("role", "none"); });
   }
 
+  // The playground's own code and models, on its page alone.
+  var PLAYGROUND = new URL("playground.js", document.currentScript.src).href;
+  function play() {
+    if (document.querySelector(".rk-play")) import(PLAYGROUND).then(function (module) { module.start(document); });
+  }
+
   function page() {
     typeset(document);
     color(document);
@@ -96,6 +102,7 @@
   document$.subscribe(function () {
     page();
     unfold();
+    play();
     // The theme wraps tables and adds copy buttons after this event.
     window.requestAnimationFrame(function () { window.setTimeout(page, 0); });
   });

@@ -12,6 +12,7 @@
       links       links of the source tree become links of the site
       install     the line that installs the wheel of this build
       download    the notebooks that a reader takes away
+      playground  what it saved, as a file that a browser can read
       claims      the page of all that the tutorials assert
       light       a built page without what nobody reads
 

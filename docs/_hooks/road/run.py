@@ -25,6 +25,7 @@ from .claims import warnings
 from .clean import clean
 from .install import pins
 from .page import to_page
+from .playground import encoded
 from .source import Notebook, digest, notebook_of, sources, target, where
 
 TIMEOUT = 600  # seconds a cell may take
@@ -107,7 +108,7 @@ def run(root: Path, source: Path, library: str) -> list[str]:
         "library": library,
     }
     start = time.monotonic()
-    notebook, failure = _execute(root, source)
+    notebook, failure, saved = _execute(root, source)
     seconds = time.monotonic() - start
 
     if problems := to_page(notebook, source.stem).problems:
@@ -123,6 +124,7 @@ def run(root: Path, source: Path, library: str) -> list[str]:
         "torch": version("torch"),
         "rnnkit": _own_version(),
         "pins": pins(notebook),
+        "saved": saved,
     }
     notebook.metadata["rnnkit"] = notebook.metadata.get("rnnkit", {}) | facts
     _keep(notebook, target(root, source))
@@ -131,10 +133,11 @@ def run(root: Path, source: Path, library: str) -> list[str]:
     return []
 
 
-def _execute(root: Path, source: Path) -> tuple[Notebook, str]:
-    """The executed notebook, cleaned, and what nbmake said where it failed."""
-    stage = root / ".run" / f"{source.stem}-{os.getpid()}.ipynb"
-    stage.parent.mkdir(exist_ok=True)
+def _execute(root: Path, source: Path) -> tuple[Notebook, str, dict[str, str]]:
+    """The executed notebook, cleaned, what nbmake said where it failed, and what was saved."""
+    folder = root / ".run" / f"{source.stem}-{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    stage = folder / f"{source.stem}.ipynb"
     try:
         for attempt in range(KERNELS):
             nbformat.write(notebook_of(source), stage)
@@ -149,9 +152,10 @@ def _execute(root: Path, source: Path) -> tuple[Notebook, str]:
             # It ran to its end or to a cell that failed; else its kernel never started.
             started = any(cell.get("execution_count") for cell in notebook.cells)
             if done.returncode == 0 or started or attempt == KERNELS - 1:
-                return notebook, done.stdout + done.stderr if done.returncode else ""
+                failure = done.stdout + done.stderr if done.returncode else ""
+                return notebook, failure, encoded(folder)
     finally:
-        stage.unlink(missing_ok=True)
+        shutil.rmtree(folder)
     raise AssertionError("unreachable")
 
 
