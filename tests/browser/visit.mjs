@@ -77,7 +77,7 @@ async function check(page) {
 
 // A figure by keyboard: Enter opens it over the page, Escape closes it, and the focus is where it was. Or nothing.
 async function enlarge(page) {
-  const link = page.locator("a.enlarge").first();
+  const link = page.locator("a.enlarge:visible").first();
   if (!(await link.count())) return null;
   await link.focus();
   await page.keyboard.press("Enter");
