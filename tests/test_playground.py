@@ -180,7 +180,7 @@ def test_everything_is_done_by_keyboard(played: dict[str, Any]) -> None:
     sliders = ["temperature", "top-k", "top-p", "min-p"]
     buttons = ["write", "one", "again"]
     assert keyboard["stops"] == [
-        *("primer", *sliders, "pace", "seed", *buttons, "text", "nfeedback", "run")
+        *("primer", *sliders, "pace", "seed", *buttons, "text", "nfeedback", "run", "which", "step")
     ]
     assert keyboard["spoken"] == [
         ["Temperature", "0.8"],
@@ -246,6 +246,21 @@ def test_the_panel_shows_the_losses_of_rnnkit(played: dict[str, Any]) -> None:
         assert float(output) == pytest.approx(guess.item(), abs=0.0006)
 
 
+def test_a_pattern_is_walked_through_one_step_a_key_press(played: dict[str, Any]) -> None:
+    given = "input x{0}, state h{0}, output y{0}, it has a loss."
+    fed = "input y{1}, state h{0}, output y{0}, its input comes from the output before, it has a loss."
+    words, later = zip(*played["keyboard"]["walk"], strict=True)
+    expected = [given, given, given, fed, fed]
+    assert list(words) == [
+        f"Step {t} of 5: {said.format(t, t - 1)}" for t, said in enumerate(expected, 1)
+    ]
+    assert later[-1] == 0 and list(later) == sorted(set(later), reverse=True), "more each time"
+    others = played["keyboard"]["others"]
+    assert len(others) == 8 and len(set(others.values())) > 4
+    assert all("input " in said and "state h5" in said for said in others.values())
+    assert "after it the state is cut" not in others["truncated backpropagation"]
+
+
 def test_it_writes_sixty_characters_a_second(played: dict[str, Any]) -> None:
     motion = played["motion"]
     print(f"computed {played['arithmetic']['rate']:.0f}, shown {motion['rate']:.0f} a second")
@@ -283,12 +298,12 @@ def test_the_models_are_small() -> None:
 def test_without_javascript_there_is_a_sample(played: dict[str, Any]) -> None:
     still = played["still"]
     assert "--- after training\nclass Reader:" in still["text"]
-    assert still["pictures"] == 1 and still["panels"] == 0
+    assert still["pictures"] == 2 and still["panels"] == 0
 
 
 def test_where_a_model_cannot_be_had_the_page_says_so_and_keeps_the_sample(
     played: dict[str, Any],
 ) -> None:
     failed = played["failed"]
-    assert failed["said"] == "The network could not be loaded: the server answers 503."
+    assert failed["said"] == "What this panel needs could not be loaded: the server answers 503."
     assert failed["sample"]

@@ -183,28 +183,36 @@ export class Forecaster {
 
 const percent = (p) => (p > 0 && p < 0.0005 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);
 
-// The model's file is asked for when its panel is near the window, or has the focus. Then the panel takes the place of
-// the sample above it.
-function panel(root, Model, use) {
+// A file of this site, by its address from the page.
+async function file(path) {
+  const answer = await fetch(new URL(path, location.href.replace(/[?#].*/, "")));
+  if (!answer.ok) throw new Error(`the server answers ${answer.status}`);
+  return answer.arrayBuffer();
+}
+
+// A panel's file is asked for when the panel is near the window, or has the focus. The panel takes the place of the
+// sample before it.
+function panel(root, use) {
+  const sample = root.previousElementSibling;
   const load = async () => {
     watch.disconnect();
     root.removeEventListener("focusin", load);
     try {
-      const answer = await fetch(new URL(root.dataset.model, location.href.replace(/[?#].*/, "")));
-      if (!answer.ok) throw new Error(`the server answers ${answer.status}`);
-      use(root, new Model(await answer.arrayBuffer()));
+      use(root, await file(root.dataset.file));
       root.dataset.ready = "";
     } catch (error) {
-      root.previousElementSibling.hidden = false;
-      root.querySelector("[role=status]").textContent = `The network could not be loaded: ${error.message}.`;
+      sample.hidden = false;
+      root.querySelector("[role=status]").textContent = `What this panel needs could not be loaded: ${error.message}.`;
     }
   };
   const watch = new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && load(), { rootMargin: "300px" });
   root.hidden = false;
-  root.previousElementSibling.hidden = true;
+  sample.hidden = true;
   watch.observe(root);
   root.addEventListener("focusin", load);
 }
+
+const named = (root) => (name) => root.querySelector(`[data-play="${name}"]`);
 
 // A slider says its value beside it, and to a screen reader; `words` says it where a number does not.
 function slider(input, words, changed) {
@@ -235,7 +243,7 @@ function bars(numbers, most) {
 }
 
 function writer(root, model) {
-  const get = (name) => root.querySelector(`[data-play="${name}"]`);
+  const get = named(root);
   const primer = get("primer"), text = get("text"), said = get("said"), write = get("write");
   const rows = Array.from({ length: SHOWN }, () => {
     const row = root.querySelector("tbody").insertRow();
@@ -365,10 +373,10 @@ function writer(root, model) {
 
 // --- the forecaster -------------------------------------------------------------------------------------------------
 
-const LEFT_OUT = 100, PLOTTED = 500, HIGH = 200, WIDE = 500;  // steps without a loss, steps drawn, the drawing's size
+const LEFT_OUT = 100, PLOTTED = 500, HIGH = 200;  // steps without a loss, steps drawn, the height of the drawing
 
 function forecaster(root, model) {
-  const get = (name) => root.querySelector(`[data-play="${name}"]`);
+  const get = named(root);
   const run = get("run"), nfeedback = get("nfeedback"), steps = model.runs[0].length - 1;
   let waiting = 0;
 
@@ -416,10 +424,64 @@ function forecaster(root, model) {
   show();
 }
 
+// --- a pattern, step by step ------------------------------------------------------------------------------------------
+
+const LEFT = 84, GAP = 56, STEPS = 5;  // docs/_hooks/patterns.py: the first column, from one to the next, how many
+
+// The columns of a drawing, in words. Its rows are named at its left edge; a dashed disc is an input that is fed.
+function columns(drawing) {
+  const at = (node, name) => Number(node.getAttribute(name));
+  const texts = [...drawing.querySelectorAll("text")];
+  const rows = texts.filter((node) => at(node, "x") === 8);
+  const fed = [...drawing.querySelectorAll("circle[stroke-dasharray]")].map((node) => at(node, "cx"));
+  const paths = [...drawing.querySelectorAll("path")].map((node) => node.getAttribute("d"));
+  return Array.from({ length: STEPS }, (_, t) => {
+    const x = LEFT + t * GAP, said = [];
+    for (const row of rows.toReversed()) {  // from the input up
+      const cell = texts.find((node) => at(node, "x") === x && at(node, "y") === at(row, "y"));
+      if (cell) said.push(`${row.textContent} ${cell.textContent}`);
+    }
+    if (fed.includes(x)) said.push("its input comes from the output before");
+    if (paths.some((d) => d.startsWith(`M${x} `) && d.includes("l11 11l-11 11"))) said.push("it has a loss");
+    if (paths.some((d) => d.startsWith(`M${x + GAP / 2 - 8} `) && d.includes("l5 -18m0"))) said.push("after it the state is cut");
+    return `Step ${t + 1} of ${STEPS}: ${said.join(", ")}.`;
+  });
+}
+
+function pattern(root, first) {
+  const get = named(root), step = get("step"), which = get("which");
+  let drawing, words;
+
+  // What begins right of the step's column has not happened yet: the arrows out of it, and the next columns.
+  function show() {
+    const edge = LEFT + (step.valueAsNumber - 1) * GAP + 14;
+    for (const node of drawing.querySelectorAll(":scope > :is(path, circle, rect, text)")) {
+      node.classList.toggle("rk-later", node.getBBox().x > edge);
+    }
+    get("said").textContent = words[step.valueAsNumber - 1];
+  }
+
+  function hold(bytes) {
+    const svg = new DOMParser().parseFromString(new TextDecoder().decode(bytes), "image/svg+xml").documentElement;
+    drawing = document.importNode(svg, true);
+    words = columns(drawing);
+    get("drawing").replaceChildren(drawing);
+    show();
+  }
+
+  which.addEventListener("change", async () => hold(await file(which.value)));
+  hold(first);
+  slider(step, (t) => `${t} of ${STEPS}`, show);
+}
+
 // --- the page -------------------------------------------------------------------------------------------------------
 
 // Called by site.js at each view of a page that has panels.
 export function start(page) {
-  const panels = { writer: [Writer, writer], forecaster: [Forecaster, forecaster] };
-  for (const root of page.querySelectorAll(".rk-play[hidden]")) panel(root, ...panels[root.dataset.panel]);
+  const panels = {
+    writer: (root, bytes) => writer(root, new Writer(bytes)),
+    forecaster: (root, bytes) => forecaster(root, new Forecaster(bytes)),
+    pattern,
+  };
+  for (const root of page.querySelectorAll(".rk-play[hidden]")) panel(root, panels[root.dataset.panel]);
 }

@@ -104,10 +104,26 @@ const result = {};
     rows: [...document.querySelectorAll("[data-panel=forecaster] tbody tr")].map((row) => [...row.cells].map((cell) => cell.textContent)),
   }));
   forecast.said = await said(page, "forecaster");
+  for (let i = 0; i < 20 && (await chosen(page)) !== "which"; i++) await press("Tab");
+  stops.push(await chosen(page));
+  await ready(page, "pattern");
+  await next();
+  const later = () => page.locator("[data-panel=pattern] .rk-later").count();
+  const walk = [[await said(page, "pattern"), await later()]];
+  for (let i = 1; i < 5; i++) {
+    await press("ArrowRight");
+    walk.push([await said(page, "pattern"), await later()]);
+  }
+  const others = {};
+  for (const name of await page.locator("[data-play=which] option").allTextContents()) {
+    await page.locator("[data-play=which]").selectOption({ label: name });
+    await page.waitForTimeout(200);  // the drawing comes from the server
+    others[name] = await said(page, "pattern");
+  }
   await page.locator("[data-play=primer]").fill("");
   await page.locator("[data-play=one]").press("Enter");
   const empty = await said(page, "writer");
-  result.keyboard = { stops, spoken, table, kept, pace, all, moved, one, again, repeated, forecast, empty };
+  result.keyboard = { stops, spoken, table, kept, pace, all, moved, one, again, repeated, forecast, walk, others, empty };
   await context.close();
 }
 
@@ -134,12 +150,14 @@ const result = {};
   await context.close();
 }
 
-// Both panels in use, as axe-core sees them.
+// All panels in use, as axe-core sees them.
 result.violations = [];
 {
   const { context, page } = await open("playground/", { reducedMotion: "reduce" });
-  await page.locator("[data-panel=forecaster]").scrollIntoViewIfNeeded();
-  await ready(page, "forecaster");
+  for (const name of ["forecaster", "pattern"]) {
+    await page.locator(`[data-panel=${name}]`).scrollIntoViewIfNeeded();
+    await ready(page, name);
+  }
   await page.locator("[data-play=write]").press("Enter");
   await page.addScriptTag({ path: axe });
   for (const colorScheme of ["light", "dark"]) for (const width of [1280, 390]) {
