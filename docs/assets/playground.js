@@ -244,13 +244,19 @@ function bars(numbers, most) {
 
 function writer(root, model) {
   const get = named(root);
-  const primer = get("primer"), text = get("text"), said = get("said"), write = get("write");
+  const primer = get("primer");
+  const text = get("text");
+  const said = get("said");
+  const write = get("write");
   const rows = Array.from({ length: SHOWN }, () => {
     const row = root.querySelector("tbody").insertRow();
     row.innerHTML = '<th scope="row">–</th><td>–</td><td aria-hidden="true"><span class="rk-share"></span></td>';
     return { row, name: row.cells[0].firstChild, p: row.cells[1].firstChild, bar: row.cells[2].firstElementChild };
   });
-  let now, tokens, random, due = 0, timer = 0;
+  let now;  // the logits of the next character, and the state
+  let tokens;  // what was written after the primer
+  let random;
+  let timer = 0;  // of the next frame, while it writes
 
   function settings() {
     const value = (name) => get(name).valueAsNumber;
@@ -297,12 +303,12 @@ function writer(root, model) {
     const state = now.state ?? model.lstm.start();
     get("h").setAttribute("d", bars(state.h, 1));
     get("c").setAttribute("d", bars(state.c, 20));
-    return order;
   }
 
   // To a screen reader, once the text stands still.
   function say(what) {
-    const p = now.logits ? probabilities(now.logits, settings()) : [], best = p.indexOf(Math.max(...p));
+    const p = probabilities(now.logits, settings());
+    const best = p.indexOf(Math.max(...p));
     said.textContent = `${what} The likeliest next: ${spoken(model.alphabet[best])}, ${percent(p[best])}.`;
   }
 
@@ -313,49 +319,50 @@ function writer(root, model) {
   }
 
   function stop() {
-    if (timer) cancelAnimationFrame(timer);
-    timer = due = 0;
+    cancelAnimationFrame(timer);
+    timer = 0;
     write.firstChild.data = `Write ${WRITTEN} characters`;
   }
 
+  // Writes on: at a pace, in characters a second, or all at once. A frame catches up with what is due.
   function run() {
-    if (refuse()) return;
-    const pace = Number(get("pace").value), begin = performance.now(), goal = tokens.length + WRITTEN, first = tokens.length;
-    const ended = () => { stop(); say(`Wrote ${tokens.length - first} characters.`); };
-    const frame = (time) => {
-      if (!root.isConnected) return;  // the reader has gone to another page
-      due = Math.min(goal, first + Math.max(0, Math.floor(((time - begin) / 1000) * pace)));
-      if (tokens.length < due) {
-        while (tokens.length < due) one();
-        show();
-      }
-      if (tokens.length >= goal) ended();
-      else timer = requestAnimationFrame(frame);
-    };
-    if (pace) {
-      write.firstChild.data = "Stop";
-      timer = requestAnimationFrame(frame);
-    } else {
+    const pace = Number(get("pace").value);
+    const first = tokens.length;
+    const begin = performance.now();
+    const until = (goal) => {
       while (tokens.length < goal) one();
       show();
-      ended();
-    }
+      if (tokens.length < first + WRITTEN) return false;
+      stop();
+      say(`Wrote ${WRITTEN} characters.`);
+      return true;
+    };
+    const frame = (time) => {
+      if (!root.isConnected) return;  // the reader has gone to another page
+      const due = Math.floor((Math.max(0, time - begin) / 1000) * pace);
+      if (!until(first + Math.min(due, WRITTEN))) timer = requestAnimationFrame(frame);
+    };
+    if (!pace) return until(first + WRITTEN);
+    write.firstChild.data = "Stop";
+    timer = requestAnimationFrame(frame);
   }
 
   // Who asks for less motion gets the text at once, and may choose otherwise.
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) get("pace").value = "0";
   get("top-k").max = get("top-k").value = model.alphabet.length;
-  const plain = (number) => String(number);
-  slider(get("temperature"), plain, show);
+  slider(get("temperature"), String, show);
   slider(get("top-k"), (k) => (k < model.alphabet.length ? String(k) : "off"), show);
   slider(get("top-p"), (p) => (p < 1 ? String(p) : "off"), show);
   slider(get("min-p"), (p) => (p > 0 ? String(p) : "off"), show);
   primer.addEventListener("input", restart);
   get("seed").addEventListener("input", restart);
   write.addEventListener("click", () => {
-    if (!timer) return run();
-    stop();
-    say(`Stopped after ${tokens.length} characters.`);
+    if (timer) {
+      stop();
+      say(`Stopped after ${tokens.length} characters.`);
+    } else if (!refuse()) {
+      run();
+    }
   });
   get("one").addEventListener("click", () => {
     stop();
@@ -377,7 +384,9 @@ const LEFT_OUT = 100, PLOTTED = 500, HIGH = 200;  // steps without a loss, steps
 
 function forecaster(root, model) {
   const get = named(root);
-  const run = get("run"), nfeedback = get("nfeedback"), steps = model.runs[0].length - 1;
+  const run = get("run");
+  const nfeedback = get("nfeedback");
+  const steps = model.runs[0].length - 1;
   let waiting = 0;
 
   function curve(values, start) {
@@ -386,28 +395,36 @@ function forecaster(root, model) {
   }
 
   function show() {
-    const values = model.runs[run.valueAsNumber - 1], targets = values.slice(1), n = nfeedback.valueAsNumber;
+    const n = nfeedback.valueAsNumber;
+    const targets = model.runs[run.valueAsNumber - 1].slice(1);
     const outputs = model.validate(run.valueAsNumber - 1, n);
     const squares = outputs.map((output, t) => (output - targets[t]) ** 2);
     const mean = (part) => part.reduce((a, b) => a + b, 0) / part.length;
-    const open = mean(squares.slice(LEFT_OUT, steps - n)), closed = n ? mean(squares.slice(steps - n)) : null;
-    const first = steps - PLOTTED, loop = PLOTTED - n;
+    const open = mean(squares.slice(LEFT_OUT, steps - n));
+    const closed = n ? mean(squares.slice(steps - n)) : null;
+
+    const first = steps - PLOTTED;
+    const loop = PLOTTED - n;  // where it closes in the drawing
     get("truth").setAttribute("d", curve(targets.slice(first), 0));
     get("driven").setAttribute("d", curve(outputs.slice(first, first + loop), 0));
     get("fed").setAttribute("d", n ? curve(outputs.slice(steps - n - 1), loop - 1) : "");
     get("closes").setAttribute("d", n ? `M${loop - 0.5} 0V${HIGH}` : "");
-    const short = (number) => (number === null ? "none" : number < 0.001 ? number.toExponential(1) : number.toPrecision(2));
+
     get("open").firstChild.data = short(open);
     get("closed").firstChild.data = short(closed);
     root.querySelectorAll("tbody tr").forEach((row) => {
-      const horizon = Number(row.cells[0].textContent), t = steps - n + horizon - 2;  // horizon 1 is the last driven step
-      const known = horizon <= n + 1;
-      const cells = known ? [targets[t], outputs[t]].map((value) => value * model.std + model.mean) : [];
-      row.cells[1].firstChild.data = known ? cells[0].toFixed(3) : "–";
-      row.cells[2].firstChild.data = known ? cells[1].toFixed(3) : "–";
-      row.cells[3].firstChild.data = known ? (cells[1] - cells[0]).toFixed(3) : "–";
+      const horizon = Number(row.cells[0].textContent);
+      const t = steps - n + horizon - 2;  // horizon 1 is the last driven step
+      const pair = [targets[t], outputs[t]].map((value) => value * model.std + model.mean);
+      const texts = horizon <= n + 1 ? [...pair, pair[1] - pair[0]].map((value) => value.toFixed(3)) : ["–", "–", "–"];
+      texts.forEach((said, i) => { row.cells[i + 1].firstChild.data = said; });
     });
     return `Run ${run.value}, nfeedback ${n}: open loss ${short(open)}, closed loss ${short(closed)}.`;
+  }
+
+  function short(number) {
+    if (number === null) return "none";
+    return number < 0.001 ? number.toExponential(1) : number.toPrecision(2);
   }
 
   // The drawing follows the slider; a screen reader is told once it rests.
@@ -426,7 +443,8 @@ function forecaster(root, model) {
 
 // --- a pattern, step by step ------------------------------------------------------------------------------------------
 
-const LEFT = 84, GAP = 56, STEPS = 5;  // docs/_hooks/patterns.py: the first column, from one to the next, how many
+// Where docs/_hooks/patterns.py puts the first column, from one to the next, and how many there are.
+const LEFT = 84, GAP = 56, STEPS = 5;
 
 // The columns of a drawing, in words. Its rows are named at its left edge; a dashed disc is an input that is fed.
 function columns(drawing) {
@@ -436,7 +454,8 @@ function columns(drawing) {
   const fed = [...drawing.querySelectorAll("circle[stroke-dasharray]")].map((node) => at(node, "cx"));
   const paths = [...drawing.querySelectorAll("path")].map((node) => node.getAttribute("d"));
   return Array.from({ length: STEPS }, (_, t) => {
-    const x = LEFT + t * GAP, said = [];
+    const x = LEFT + t * GAP;
+    const said = [];
     for (const row of rows.toReversed()) {  // from the input up
       const cell = texts.find((node) => at(node, "x") === x && at(node, "y") === at(row, "y"));
       if (cell) said.push(`${row.textContent} ${cell.textContent}`);
@@ -449,8 +468,11 @@ function columns(drawing) {
 }
 
 function pattern(root, first) {
-  const get = named(root), step = get("step"), which = get("which");
-  let drawing, words;
+  const get = named(root);
+  const step = get("step");
+  const which = get("which");
+  let drawing;
+  let words;  // of each step
 
   // What begins right of the step's column has not happened yet: the arrows out of it, and the next columns.
   function show() {

@@ -51,6 +51,8 @@ const result = {};
   const elsewhere = models(asked);
   asked.length = 0;
   await page.goto(`${url}playground/`, { waitUntil: "networkidle" });
+  await ready(page, "writer");
+  await page.waitForTimeout(300);
   const first = models(asked);
   await page.locator("[data-panel=forecaster]").scrollIntoViewIfNeeded();
   await ready(page, "forecaster");

@@ -2,7 +2,7 @@
 
 A notebook is run when it is stale: its source, the code of rnnkit, Python's minor version or
 torch's version has changed since it last ran to its end. docs/tutorials/ holds only notebooks that
-did; their hashes are in their metadata.
+did; their hashes, and what they have saved, are in their metadata.
 """
 
 from __future__ import annotations
