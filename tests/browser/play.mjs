@@ -136,13 +136,14 @@ const result = {};
   const pace = await page.locator("[data-play=pace]").inputValue();
   await page.evaluate(() => {
     window.shown = [];
-    new MutationObserver(() => window.shown.push([performance.now(), document.querySelector("[data-play=written]").textContent.length])).observe(
-      document.querySelector("[data-play=written]"), { characterData: true, subtree: true });
+    const note = () => window.shown.push(performance.now());
+    document.querySelector("[data-play=write]").addEventListener("click", note, { capture: true, once: true });
+    new MutationObserver(note).observe(document.querySelector("[data-play=written]"), { characterData: true, subtree: true });
   });
   await page.locator("[data-play=write]").press("Enter");
   await page.waitForFunction(() => /^Wrote/.test(document.querySelector("[data-panel=writer] [role=status]").textContent), null, { timeout: 30_000 });
   const [first, last, steps] = await page.evaluate(() => [window.shown[0], window.shown.at(-1), window.shown.length]);
-  result.motion = { pace, rate: (400 / (last[0] - first[0])) * 1000, steps };
+  result.motion = { pace, rate: (400 / (last - first)) * 1000, steps };
   await page.locator("[data-play=write]").press("Enter");
   await page.waitForTimeout(300);
   await page.locator("[data-play=write]").press("Enter");
