@@ -469,7 +469,7 @@ kept["runs"] = far_test[:, ::7, 0].clone()  # (801, 8), for the playground of th
 torch.save(kept, "forecaster.pt")
 again = RecurrentSequential(nn.LSTM(1, 32), nn.Linear(32, 1))
 again.load_state_dict(torch.load("forecaster.pt", map_location=device)["weights"])
-off = (by_horizon(again) - by_horizon(chosen)).abs().max()
+off = abs(phase(again, loss, valid).closed_loss.item() - min(scores.values()))
 assert off < 1e-6, "the same network"
 
 # %% tags=["check"]
