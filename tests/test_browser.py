@@ -40,6 +40,9 @@ PAGES = {
     "shapes": "shapes/",
     "state": "state/",
     "playground": "playground/",
+    "coming from": "coming/",
+    "checked": "checked/",
+    "alternatives": "alternatives/",
     "404": "no/such/page",
 }
 TUTORIAL_NAMES = {name.split("/")[1]: name.removesuffix("index.html") for name in TUTORIALS}
@@ -51,7 +54,7 @@ SEARCHES = {
     "Expected hidden[0] size": ["errors"],
     "batch_first": ["shapes", "errors"],
     "teacher forcing": ["glossary", "faq/training", "tutorials/09_feedback"],
-    "stateful": ["state", "faq/data", "api/training"],
+    "stateful": ["state", "faq/data", "api/training", "coming"],
     "truncated backpropagation": ["glossary", "state", "tutorials/07_truncated"],
     "pack_padded_sequence": ["errors", "tutorials/01_recurrent"],
     "vanishing gradient": ["tutorials/06_gradients", "glossary"],
@@ -70,6 +73,13 @@ SEARCHES = {
     "LSTM": ["tutorials/01_recurrent"],
     "'lengths' argument should be a 1D CPU int64 tensor, but got 1D cuda:0": ["errors"],
     "Input and hidden tensors are not at the same device": ["errors"],
+    # What somebody types who comes from another system.
+    "keras": ["coming", "checked"],
+    "reset_after": ["coming"],
+    "ModelResetter": ["coming"],
+    "truncated_bptt_steps": ["coming", "checked"],
+    "create_supervised_tbptt_trainer": ["coming", "checked"],
+    "lstm_seq2seq": ["checked"],
 }
 # Questions in people's words, and the pages of which one is first or second.
 ASKED = {
