@@ -6,13 +6,13 @@ import logging
 import os
 import posixpath
 import re
-import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from away.about import commit_of
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, InclusionLevel
 from road.claims import claims_pages
@@ -25,6 +25,7 @@ from road.outputs import framed
 from road.page import Page, to_page
 from road.playground import model_files, with_samples
 from road.run import update
+from road.script import script, script_path
 from road.source import Notebook
 
 log = logging.getLogger("mkdocs.hooks.road")
@@ -80,7 +81,8 @@ def on_files(files: Any, config: Any) -> Any:
         name = Path(file.src_uri).stem
         notebook = nbformat.read(file.abs_src_path, 4)
         # The downloads need addresses, which are known when all pages are made: on_env fills them.
-        made: dict[str, bytes] = dict.fromkeys(downloads(name).values(), b"")
+        paths = [*downloads(name).values(), script_path(name)]
+        made: dict[str, bytes] = dict.fromkeys(paths, b"")
         if road.wheel:
             name_wheel(notebook, road.wheel.name, address_of(f"tutorials/{name}", config))
             made[f"{name}/{road.wheel.name}"] = road.wheel.content
@@ -125,12 +127,13 @@ def on_page_read_source(page: Any, config: Any) -> str | None:
 
 
 def ways_to_get(name: str, page: Any, config: Any) -> list[str]:
-    """The links of the strip: three downloads, the package, and what has an address."""
+    """The links of the strip: the downloads, the package, and what has an address."""
     forms = downloads(name)
     links = [
         f"Notebook: [with outputs]({forms['outputs']}){{ download }}",
         f"[without]({forms['empty']}){{ download }}",
         f"[exercises only]({forms['exercises']}){{ download }}",
+        f"[script]({script_path(name)}){{ download }}",
     ]
     if road.wheel:
         links.append(f"[its package]({name}/{road.wheel.name}){{ download }}")
@@ -156,12 +159,6 @@ def footer(facts: dict[str, Any], root: Path) -> str:
     seconds = facts.get("seconds", 0)
     ran = f"ran in {seconds:.0f} s, one thread on a machine with {facts.get('cores')} cores"
     return f"---\n\nMade with {made}; {ran}.\n{{ .made-with }}\n"
-
-
-def commit_of(root: Path) -> str:
-    command = ["git", "-C", str(root), "rev-parse", "--short=10", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
@@ -224,6 +221,9 @@ def on_env(env: Any, config: Any, files: Any) -> None:
             made = download(road.notebooks[uri], form, address, origin)
             file = files.get_file_from_path(f"tutorials/{path}")
             file.content_string = nbformat.writes(made) + "\n"
+        plain = download(road.notebooks[uri], "empty", address, replace(origin, docs=None))
+        file = files.get_file_from_path(f"tutorials/{script_path(page.name)}")
+        file.content_string = script(plain, page.name)
 
 
 def check(uri: str, page: Page, autorefs: Any, files: Any) -> None:

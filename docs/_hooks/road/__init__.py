@@ -13,6 +13,7 @@
       install     the line that installs the wheel of this build
       download    the notebooks that a reader takes away
       playground  what it saved, as a file that a browser can read
+      script      the same as a .py, which says how it is run
       claims      the page of all that the tutorials assert
       light       a built page without what nobody reads
 
