@@ -1,7 +1,10 @@
 """What every test shares: one thread, since the tensors of a test are too small to be worth a second."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from sites import REPO_URL, SITE_URL, built
 
 from rnnkit.generation import beam, rollouts
 
@@ -25,3 +28,15 @@ def quick_and_plain_steps(request):
             for module in (rollouts, beam):
                 patch.setattr(module, "quicker_step", lambda model, rows: model)
         yield
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site as it is published at an address."""
+    return built(tmp_path_factory.mktemp("site"), SITE_URL, REPO_URL)
+
+
+@pytest.fixture(scope="session")
+def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site that has no address."""
+    return built(tmp_path_factory.mktemp("nowhere"), "", "")

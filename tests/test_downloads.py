@@ -18,36 +18,10 @@ from road.download import Form, downloads
 from road.links import ATTRIBUTE, CODE, LINK
 from road.page import RAW
 from road.source import notebook_of, sources, where
+from sites import SITE_URL, command
 
 ROOT = Path(__file__).resolve().parent.parent
-SITE_URL = "https://rnnkit.test/docs/"
 NAMES = [source.stem for source in sources(ROOT)]
-
-
-def command(*arguments: object, **environment: str) -> None:
-    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | environment
-    done = subprocess.run(
-        [*map(str, arguments)], cwd=ROOT, env=clean, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def built(folder: Path, address: str) -> Path:
-    """The site as it is published at an address, or at none. (That it passes the strict build is another check.)"""
-    mkdocs = (sys.executable, "-m", "mkdocs", "build", "--site-dir", folder)
-    command(*mkdocs, RNNKIT_SITE_URL=address, RNNKIT_EXECUTE="never", NO_MKDOCS_2_WARNING="1")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("site"), SITE_URL)
-
-
-@pytest.fixture(scope="session")
-def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site that has no address."""
-    return built(tmp_path_factory.mktemp("nowhere"), "")
 
 
 def notebooks(site: Path, name: str) -> dict[Form, Any]:
@@ -221,3 +195,17 @@ def test_a_download_runs_where_only_its_install_line_was_run(
     where = [python, "-c", "import rnnkit; print(rnnkit.__file__)"]
     found = subprocess.run(where, cwd=work, capture_output=True, text=True, check=True).stdout
     assert "site-packages" in found, "the notebook ran with the built wheel"
+
+    # Here was installed what the script asks for in its first lines, so that it runs here too.
+    install, run = re.findall(r"^#     (.+)$", (work / f"{name}.py").read_text(), re.M)[:2]
+    assert f"%{install}" == cell.source.strip()
+    assert run == f"python {name}.py"
+    done = subprocess.run(
+        [python, f"{name}.py"],
+        cwd=work,
+        env=outside | {"MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

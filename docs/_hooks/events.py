@@ -163,6 +163,7 @@ def footer(facts: dict[str, Any], root: Path) -> str:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Pages link to tutorials as files of the source tree; the site has them as notebooks."""
+    color_signatures_alone(markdown, config)
     made = road.pages.get(page.file.src_uri)
     said = made.header.description if made else ""
     if not page.is_homepage:  # which the site's own description describes
@@ -178,15 +179,28 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return re.sub(r"\]\((?:\.\./)*tutorials/(\w+)\.py([#) ])", link, markdown)
 
 
+def color_signatures_alone(markdown: str, config: Any) -> None:
+    """Python is colored by docs/assets/site.js; to color it here as well takes a second a build.
+
+    But for the signatures of the API, which hold links: their pages ask for a name, ::: name.
+    """
+    options = config.mdx_configs.setdefault("pymdownx.highlight", {})
+    options["extend_pygments_lang"] = [{"name": "python", "lang": "text"}]
+    if re.search(r"^::: ", markdown, re.M):
+        options["extend_pygments_lang"] = []
+
+
 def first_words(markdown: str) -> str:
     """The first paragraph of a page without its syntax, for search engines; "" where it has none.
 
-    >>> first_words("# Title\\n\\nSee [the *rule*](a.md). More.\\n\\nNo.")
-    'See the rule. More.'
+    >>> first_words("# Title\\n\\nSee [the *rule*](a.md): `(B, *F)`. More.\\n\\nNo.")
+    'See the rule: (B, *F). More.'
     """
     found = re.search(r"^(?=[A-Z\[*`])(?:.+\n?)+", markdown, re.M)
     text = LINK.sub(lambda match: match["text"], found[0] if found else "")
-    text = " ".join(re.sub(r"[*`\"<>]|\{[^}]*\}", "", text).split())
+    parts = re.split(r"`+([^`]*)`+", text)  # prose, code, prose, ...
+    parts[::2] = [re.sub(r"[*\"<>]|\{[^}]*\}", "", part) for part in parts[::2]]
+    text = " ".join("".join(parts).replace('"', "'").split())
     if len(text) <= 160:
         return text
     return text[:157].rpartition(" ")[0] + " …"

@@ -1,9 +1,10 @@
 """The whole site as a zip that opens from a disk, without a server and without a network.
 
 From file:// a browser lists a folder instead of opening its index.html, and lets no page fetch a
-file or start a worker. So links to folders name the page; and the search reads its index from a
-script and runs in a frame, as the theme has it for sites on a disk: its bundle looks for
-search/search_index.js there, and docs/assets/offline holds the worker of its author.
+file or start a worker. So links to folders name the page. The search reads its index from a script
+and runs in a frame, as the theme has it for sites on a disk: its bundle looks for
+search/search_index.js there, and docs/assets/offline holds the worker of its author. Its instant
+navigation is taken out, for on a disk it ends the theme's own events before they begin.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ LEFT_OUT = re.compile(
 )
 PACKED = re.compile(r".*\.(png|whl|woff2)")  # what does not shrink
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip knows
+INSTANT = re.compile(r'"navigation\.instant[\w.]*",?\s*')
 TAG = re.compile(r"<[a-zA-Z][^<>]*>")
 LINK = re.compile(r'\s(?P<name>href|src)="(?P<path>[^"#?]*)(?P<rest>[#?][^"]*)?"')
 
@@ -72,6 +74,7 @@ def zipped(files: Iterable[tuple[str, bytes]]) -> bytes:
 def from_disk(html: str, name: str, kept: Kept) -> str:
     """A page whose links lead to files, with the worker that its search needs."""
     html = TAG.sub(lambda tag: LINK.sub(partial(_to_a_file, name=name, kept=kept), tag[0]), html)
+    html = INSTANT.sub("", html)
     worker = posixpath.relpath(WORKER, posixpath.dirname(name) or ".")
     return html.replace("</head>", f'<script src="{worker}"></script></head>', 1)
 

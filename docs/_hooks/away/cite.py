@@ -13,9 +13,10 @@ SOURCE = "CITATION.cff"
 def cite_page(text: str, address: str) -> str:
     """The Markdown of docs/cite.md, which only the build has; `address` is the site's, or ""."""
     said = yaml.safe_load(text)
+    about = f"How to cite {_name(said)}: in words, as BibTeX, as {SOURCE}."
     return "\n\n".join(
         [
-            f'---\ndescription: "How to cite {_name(said)}: in words, as BibTeX, as {SOURCE}."\n---',
+            f'---\ndescription: "{about}"\n---',
             f"# Cite {_name(said)}",
             said["message"],
             f"## In words\n\n```text\n{_words(said, address)}\n```",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -54,7 +54,7 @@ def download(
     `absolute` gives the address of a link; where it gives None, the link becomes its text.
     """
     origin = origin or Origin()
-    made = deepcopy(notebook)
+    made = deepcopy(notebook if form == "outputs" else _without_outputs(notebook))
     facts = made.metadata.pop("rnnkit", {})
     if form == "exercises":
         made.cells = _with_empty_answers(made.cells)
@@ -65,9 +65,6 @@ def download(
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "markdown":
             _stands_alone(cell, absolute, origin.docs)
-        elif form != "outputs":
-            cell.outputs = []
-            cell.execution_count = None
         kept: dict[str, Any] = {"tags": tags} if tags else {}
         if cell.cell_type == "code" and CLOSED & set(tags):
             kept["jupyter"] = {"source_hidden": True}
@@ -76,6 +73,17 @@ def download(
     if "rnnkit" in facts:  # the facts of a run
         made.metadata["rnnkit"] = nbformat.from_dict(_about(facts, origin))
         made.cells.append(_text_cell("about", _last_words(facts, origin)))
+    return made
+
+
+def _without_outputs(notebook: Notebook) -> Notebook:
+    """The notebook with cells of its own that have no outputs; what else it holds is shared."""
+    bare = {"outputs": [], "execution_count": None}
+    made = copy(notebook)
+    made.cells = [
+        nbformat.from_dict({**cell, **bare}) if cell.cell_type == "code" else cell
+        for cell in notebook.cells
+    ]
     return made
 
 
