@@ -9,20 +9,18 @@ SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Note|Source|Exampl
 
 
 def described(item: Any, level: int = 3) -> str:
-    """The Markdown of what griffe collected."""
-    parts = [f"{'#' * level} {item.path}" if level == 3 else f"{'#' * level} {item.name}"]
-    if item.is_function or item.is_class:
-        parts.append(f"```python\n{_signature(item)}\n```")
-    if item.docstring:
-        parts.append(sections(item.docstring.value))
-    if item.is_class:
-        parts += [described(member, level + 1) for member in item.members.values() if _told(member)]
+    """The Markdown of what griffe collected; a method is named as in a call, Learner.fit."""
+    own = item.final_target if item.is_alias else item  # an alias is what the package re-exports
+    parts = [f"{'#' * level} {item.path}"]
+    if level > 3:
+        parts = [f"{'#' * level} {item.parent.name}.{item.name}"]
+    if own.is_function or own.is_class:
+        parts.append(f"```python\n{own.signature(name=item.name)}\n```")
+    if own.docstring:
+        parts.append(sections(own.docstring.value))
+    if own.is_class:
+        parts += [described(member, level + 1) for member in own.members.values() if _told(member)]
     return "\n\n".join(parts)
-
-
-def _signature(item: Any) -> str:
-    target = item.final_target if item.is_alias else item
-    return str(target.signature(name=item.name))
 
 
 def _told(member: Any) -> bool:

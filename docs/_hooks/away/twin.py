@@ -31,8 +31,7 @@ def twin(markdown: str, address: Address, described: Described) -> str:
     the Markdown that stands where the page asks for the documentation of a name.
     """
     text = "\n".join(_plain(markdown.splitlines(), described))
-    text = outside_code(text, _linked(address), lambda match: match[0])
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return outside_code(text, _linked(address), lambda match: match[0]).strip() + "\n"
 
 
 def _plain(lines: list[str], described: Described) -> list[str]:
@@ -48,14 +47,17 @@ def _plain(lines: list[str], described: Described) -> list[str]:
         elif head := HEAD.fullmatch(line):
             end = _end_of_block(lines, at + 1)
             inner = [each.removeprefix("    ") for each in lines[at + 1 : end]]
-            title = [f"**{head['title']}**"] if head["title"] else []
-            told += [*title, "", *_plain(inner, described), ""]
+            if head["title"]:
+                told += [f"**{head['title']}**", ""]
+            told += _plain(inner, described)
+            told += _prose("", after=told)
             at = end
         elif name := OBJECT.fullmatch(line):
-            told += [*described(name[1]).splitlines(), ""]
+            told += described(name[1]).splitlines()
+            told += _prose("", after=told)
             at = _end_of_block(lines, at + 1)
         else:
-            told += _prose(line)
+            told += _prose(line, after=told)
             at += 1
     return told
 
@@ -83,12 +85,13 @@ def _fenced(fence: re.Match[str], body: list[str]) -> list[str]:
     return [fence["ticks"] + "".join(words[:1]), *body, fence["ticks"]]
 
 
-def _prose(line: str) -> list[str]:
-    """A line without attributes, or none where there is nothing else on it."""
-    if WRAPPER.fullmatch(line):
-        return [""]
-    kept = outside_code_only(line)
-    return [kept] if kept.strip() or not line.strip() else []
+def _prose(line: str, after: list[str]) -> list[str]:
+    """A line without attributes; none where that is all it had, or another blank line."""
+    kept = "" if WRAPPER.fullmatch(line) else outside_code_only(line)
+    if kept.strip():
+        return [kept]
+    only_attributes = bool(line.strip()) and not WRAPPER.fullmatch(line)
+    return [] if only_attributes or not after or not after[-1] else [""]
 
 
 def outside_code_only(line: str) -> str:
