@@ -43,6 +43,8 @@ PAGES = {
     "coming from": "coming/",
     "checked": "checked/",
     "alternatives": "alternatives/",
+    "takeaway": "takeaway/",
+    "cite": "cite/",
     "404": "no/such/page",
 }
 TUTORIAL_NAMES = {name.split("/")[1]: name.removesuffix("index.html") for name in TUTORIALS}

@@ -19,7 +19,7 @@ def cite_page(text: str, address: str) -> str:
             f'---\ndescription: "{about}"\n---',
             f"# Cite {_name(said)}",
             said["message"],
-            f"## In words\n\n```text\n{_words(said, address)}\n```",
+            f"## In words\n\n> {_words(said, address)}",
             f"## As BibTeX\n\n```bibtex\n{_bibtex(said, address)}\n```",
             f"## For a program\n\n[{SOURCE}]({SOURCE}){{ download }} says the same in the "
             "[Citation File Format](https://citation-file-format.github.io/); both texts above "
@@ -50,7 +50,7 @@ def _year(said: dict[str, Any]) -> str:
 def _words(said: dict[str, Any], address: str) -> str:
     year = f" ({_year(said)})" if _year(said) else ""
     words = f"{'; '.join(_authors(said))}{year}. {said['title']}. Version {said['version']}."
-    return f"{words} {address}".rstrip()
+    return f"{words} <{address}>" if address else words
 
 
 def _bibtex(said: dict[str, Any], address: str) -> str:
