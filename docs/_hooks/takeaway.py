@@ -27,7 +27,7 @@ SIZE = re.compile(r'(<span class="rk-size">)[^<]*(</span>)')
 class Away:
     """What one build writes beside its pages, by its path in the site."""
 
-    made: dict[str, str | bytes] = field(default_factory=dict)
+    made: dict[str, bytes] = field(default_factory=dict)
     releases: list[changes.Release] = field(default_factory=list)
     nav: Any = None
 
@@ -100,7 +100,7 @@ def on_env(env: Any, config: Any, files: Any) -> None:
     for file in files.documentation_pages():
         page = file.page
         address = partial(to_twin, file=file, config=config, files=files)
-        away.made[twin_of(file)] = twin(page.markdown, address, documented)
+        away.made[twin_of(file)] = twin(page.markdown, address, documented).encode()
         if config.site_url:
             path = f"{FOLDER}/{posixpath.dirname(file.dest_uri) or 'index'}.png"
             away.made[path] = card(card_of(page, config), root_of(config) / ".run" / "cards")
@@ -143,7 +143,8 @@ def card_of(page: Any, config: Any) -> Card:
     drawing = None
     if tutorial := re.match(r"tutorials/(\d\d)_", page.file.src_uri):
         bitmap = Path(config.docs_dir, "assets", "patterns", f"{tutorial[1]}.png")
-        drawing = bitmap if bitmap.exists() else None
+        if bitmap.exists():
+            drawing = bitmap
     return Card(title, description, drawing)
 
 
@@ -155,17 +156,17 @@ def on_post_build(config: Any) -> None:
     """Write what lies beside the pages; the archive last, for it holds the others."""
     site = Path(config.site_dir)
     entries = list(entries_of(away.nav.items, "", config))
-    away.made[llms.FILE] = llms.llms(config.site_name, config.site_description, entries)
+    text = llms.llms(config.site_name, config.site_description, entries)
+    away.made[llms.FILE] = text.encode()
     day = day_of(root_of(config))
     if config.site_url and (day or any(release.day for release in away.releases)):
         author = config.copyright.partition(",")[0]
-        away.made[feed.FILE] = feed.feed(
-            away.releases, config.site_url, config.site_name, author, day
-        )
+        text = feed.feed(away.releases, config.site_url, config.site_name, author, day)
+        away.made[feed.FILE] = text.encode()
     for path, content in away.made.items():
         target = site / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content.encode() if isinstance(content, str) else content)
+        target.write_bytes(content)
 
     whole = archive.archive(site, config.site_url or "")
     (site / archive.FILE).write_bytes(whole)

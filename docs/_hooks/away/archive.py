@@ -66,7 +66,9 @@ def zipped(files: Iterable[tuple[str, bytes]]) -> bytes:
             entry = ZipInfo(f"{FOLDER}/{name}", LONG_AGO)
             entry.create_system = 3  # whatever the system is: the next line is read as Unix has it
             entry.external_attr = 0o644 << 16
-            entry.compress_type = ZIP_STORED if PACKED.fullmatch(name) else ZIP_DEFLATED
+            entry.compress_type = ZIP_DEFLATED
+            if PACKED.fullmatch(name):
+                entry.compress_type = ZIP_STORED
             made.writestr(entry, content)
     return buffer.getvalue()
 

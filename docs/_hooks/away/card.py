@@ -70,7 +70,7 @@ def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("a card needs the fonts of matplotlib: pip install matplotlib")
     folder = Path(spec.submodule_search_locations[0]) / "mpl-data" / "fonts" / "ttf"
-    return ImageFont.truetype(folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"), size)
+    return ImageFont.truetype(folder / f"DejaVuSans{'-Bold' * bold}.ttf", size)
 
 
 def _paragraph(
@@ -95,9 +95,8 @@ def broken(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
     """The text in lines that fit."""
     lines: list[str] = []
     for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= TEXT:
-            lines[-1] = longer
+        if lines and font.getlength(f"{lines[-1]} {word}") <= TEXT:
+            lines[-1] += f" {word}"
         else:
             lines.append(word)
     return lines

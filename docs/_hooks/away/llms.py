@@ -30,11 +30,11 @@ def llms(name: str, description: str, entries: Sequence[Entry]) -> str:
     - [State](state/index.md): What it is.
     <BLANKLINE>
     """
-    lines = [f"# {name}", "", f"> {description}", ""]
+    lines = [f"# {name}", "", f"> {description}"]
     part = ""
     for entry in entries:
         if entry.part != part:
             part = entry.part
-            lines += ["", f"## {part}", ""] if lines[-1] else [f"## {part}", ""]
+            lines += ["", f"## {part}", ""]
         lines.append(f"- [{entry.title}]({entry.twin}): {entry.description}")
     return "\n".join(lines) + "\n"

@@ -17,7 +17,7 @@ HEAD = re.compile(r'(?:!!!|\?\?\?\+?) [\w -]+?(?: "(?P<title>.*)")?')
 FENCE = re.compile(r"(?P<ticks>`{3,}|~{3,}) *(?P<info>.*)")
 OBJECT = re.compile(r"::: ([\w.]+)")
 ATTRIBUTES = re.compile(r"[ \t]*\{:?\s*(?:[.#][\w-]|download|loading=)[^{}\n]*\}")
-WRAPPER = re.compile(r"\s*</?div\b[^>]*>\s*")
+WRAPPER = re.compile(r"^\s*</?div\b[^>]*>\s*$")
 FIGURE = re.compile(r"\[(!\[(?:[^\[\]]|\\.|\[[^\[\]]*\])*\]\([^()]*\))\]\([^()]*\)")
 
 Address: TypeAlias = Callable[[str, bool], str | None]  # of a link, or of a name of the API
@@ -87,11 +87,13 @@ def _fenced(fence: re.Match[str], body: list[str]) -> list[str]:
 
 def _prose(line: str, after: list[str]) -> list[str]:
     """A line without attributes; none where that is all it had, or another blank line."""
-    kept = "" if WRAPPER.fullmatch(line) else outside_code_only(line)
+    line = WRAPPER.sub("", line)
+    kept = outside_code_only(line)
     if kept.strip():
         return [kept]
-    only_attributes = bool(line.strip()) and not WRAPPER.fullmatch(line)
-    return [] if only_attributes or not after or not after[-1] else [""]
+    if line.strip() or not after or not after[-1]:
+        return []
+    return [""]
 
 
 def outside_code_only(line: str) -> str:

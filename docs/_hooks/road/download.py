@@ -54,7 +54,9 @@ def download(
     `absolute` gives the address of a link; where it gives None, the link becomes its text.
     """
     origin = origin or Origin()
-    made = deepcopy(notebook if form == "outputs" else _without_outputs(notebook))
+    if form != "outputs":
+        notebook = _without_outputs(notebook)
+    made = deepcopy(notebook)
     facts = made.metadata.pop("rnnkit", {})
     if form == "exercises":
         made.cells = _with_empty_answers(made.cells)
@@ -80,10 +82,11 @@ def _without_outputs(notebook: Notebook) -> Notebook:
     """The notebook with cells of its own that have no outputs; what else it holds is shared."""
     bare = {"outputs": [], "execution_count": None}
     made = copy(notebook)
-    made.cells = [
-        nbformat.from_dict({**cell, **bare}) if cell.cell_type == "code" else cell
-        for cell in notebook.cells
-    ]
+    made.cells = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell = nbformat.from_dict({**cell, **bare})
+        made.cells.append(cell)
     return made
 
 
