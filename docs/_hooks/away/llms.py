@@ -1,4 +1,4 @@
-"""llms.txt: what the site is, and a line for each page that leads to its twin (llmstxt.org)."""
+"""llms.txt: what the site is, and a line that leads to the twin of each page of the navigation."""
 
 from __future__ import annotations
 
