@@ -17,16 +17,19 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, InclusionLevel
 from road.claims import claims_pages
 from road.download import Origin, download, downloads
+from road.gallery import INDEX, gallery, parts_of
 from road.header import strip
 from road.install import Wheel, name_wheel, wheel_of
 from road.light import light_code, light_page
 from road.links import LINK, Link, external
 from road.outputs import framed
 from road.page import Page, to_page
+from road.pictures import sized
 from road.playground import model_files, with_samples
 from road.run import update
 from road.script import script, script_path
 from road.source import Notebook
+from road.used import User, api_of, names_used, with_users
 
 log = logging.getLogger("mkdocs.hooks.road")
 NAMES_ELSEWHERE = Path(__file__).with_name("links.txt")
@@ -100,6 +103,8 @@ def on_files(files: Any, config: Any) -> Any:
     for uri, markdown in claims_pages(by_name).items():
         listed = InclusionLevel.NOT_IN_NAV  # where the nav does not say otherwise
         files.append(File.generated(config, uri, content=markdown, inclusion=listed))
+    if parts := parts_of(config.nav, road.pages):
+        files.append(File.generated(config, INDEX, content=gallery(parts)))
     return files
 
 
@@ -123,7 +128,9 @@ def on_page_read_source(page: Any, config: Any) -> str | None:
         page.edit_url = page.edit_url.replace(f"docs/tutorials/{made.name}.ipynb", source)
     facts = road.notebooks[page.file.src_uri].metadata.get("rnnkit", {})
     top = strip(made.header.minutes, facts, ways_to_get(made.name, page, config))
-    return made.whole(top, footer(facts, root_of(config)))
+    names = names_used(road.notebooks[page.file.src_uri])
+    end = "\n\n".join(part for part in (api_of(names), footer(facts, root_of(config))) if part)
+    return made.whole(top, end)
 
 
 def ways_to_get(name: str, page: Any, config: Any) -> list[str]:
@@ -207,7 +214,25 @@ def first_words(markdown: str) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    return light_code(framed(html))
+    def read(address: str) -> bytes | None:
+        file = by_address.get(posixpath.normpath(posixpath.join(page.url, address)))
+        return file.content_bytes if file else None
+
+    by_address = {file.url: file for file in files.media_files()}
+    if page.file.src_uri.startswith("api/"):
+        html = with_users(html, users_of_names(page, files))
+    return light_code(sized(framed(html), read))
+
+
+def users_of_names(page: Any, files: Any) -> dict[str, list[User]]:
+    """By each name of the package, the tutorials that use it, as linked from a page."""
+    users: dict[str, list[User]] = {}
+    for uri, made in sorted(road.pages.items()):
+        address = files.get_file_from_path(uri).url_relative_to(page.file)
+        user = User(made.name.partition("_")[0], made.title, address)
+        for name in names_used(road.notebooks[uri]):
+            users.setdefault(name, []).append(user)
+    return users
 
 
 # --- when all pages are made ---------------------------------------------------------------------
@@ -295,4 +320,6 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
 
 
 def on_post_template(output_content: str, template_name: str, config: Any) -> str:
-    return asks_nobody(output_content)
+    if not template_name.endswith(".html"):
+        return output_content
+    return light_page(asks_nobody(output_content))

@@ -2,8 +2,21 @@
 (function () {
   "use strict";
 
+  // Only a page with math comes with KaTeX. Who arrives at one without a load gets it here.
+  var KATEX = new URL("katex/katex.min.js", document.currentScript.src).href, asked = false;
+
+  function ask() {
+    var script = document.createElement("script");
+    asked = true;
+    script.src = KATEX;
+    script.addEventListener("load", page);
+    document.body.append(script);
+  }
+
   function typeset(root) {
-    root.querySelectorAll(".arithmatex:not([data-typeset])").forEach(function (node) {
+    var waiting = root.querySelectorAll(".arithmatex:not([data-typeset])");
+    if (waiting.length && !window.katex) return asked || ask();
+    waiting.forEach(function (node) {
       var tex = node.textContent.trim();
       var display = tex.startsWith("\\[");
       node.setAttribute("data-typeset", "");
@@ -11,8 +24,7 @@
     });
   }
 
-  // Python arrives as plain text, which makes a page a fifth lighter, and gets the classes of Pygments here. The
-  // signatures of the API do not: there are links in them.
+  // Python arrives as plain text, which makes a page a fifth lighter, and gets the classes of Pygments here.
   // In turn: comment, string, constant, keyword, number, the name that def or class defines.
   var PYTHON = new RegExp([
     "(#.*)", "([rbfu]{0,2}(?:\"\"\"[^]*?\"\"\"|\"(?:\\\\.|[^\"\\\\\\n])*\"|'(?:\\\\.|[^'\\\\\\n])*'))", "\\b(None|True|False)\\b",
@@ -21,21 +33,28 @@
   ].join("|"), "g");
   var CLASSES = ["c1", "s2", "kc", "k", "mi", "nf"];
 
-  var PLAIN = ":is(.input, .language-python:not(.doc-signature)).highlight code:not([data-colored])";
+  var PLAIN = ":is(.input, .language-python).highlight code:not([data-colored])";
 
+  function colorText(node) {
+    var text = node.data, at = 0, colored = document.createDocumentFragment();
+    for (var match of text.matchAll(PYTHON)) {
+      var span = document.createElement("span");
+      span.className = CLASSES[match.slice(1).findIndex(function (part) { return part !== undefined; })];
+      span.textContent = match[0];
+      colored.append(text.slice(at, match.index), span);
+      at = match.index + match[0].length;
+    }
+    colored.append(text.slice(at));
+    node.replaceWith(colored);
+  }
+
+  // Text by text: the signatures of the API hold links.
   function color(root) {
     root.querySelectorAll(PLAIN).forEach(function (node) {
-      var text = node.textContent, at = 0, colored = document.createDocumentFragment();
+      var texts = [], walker = document.createTreeWalker(node, NodeFilter.SHOW_TEXT);
+      while (walker.nextNode()) texts.push(walker.currentNode);
       node.setAttribute("data-colored", "");
-      for (var match of text.matchAll(PYTHON)) {
-        var span = document.createElement("span");
-        span.className = CLASSES[match.slice(1).findIndex(function (part) { return part !== undefined; })];
-        span.textContent = match[0];
-        colored.append(text.slice(at, match.index), span);
-        at = match.index + match[0].length;
-      }
-      colored.append(text.slice(at));
-      node.replaceChildren(colored);
+      texts.forEach(colorText);
     });
   }
 

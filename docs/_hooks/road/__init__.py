@@ -15,6 +15,9 @@
       playground  what it saved, as a file that a browser can read
       script      the same as a .py, which says how it is run
       claims      the page of all that the tutorials assert
+      gallery     the page of all tutorials
+      used        which of them use which name of the package
+      pictures    the size of each picture, said on its page
       light       a built page without what nobody reads
 
 `docs/_hooks/events.py` is what MkDocs calls; `python docs/_hooks` are the commands.

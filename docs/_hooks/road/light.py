@@ -2,7 +2,8 @@
 
 Python code is plain text, and docs/assets/site.js colors it; other code is without the tags that
 change no color. Outside code, a run of white space over several lines is one line break. The source
-code of the API, the code of figures and the checks are not searched: they have any word.
+code of the API, the code of figures and the checks are not searched: they have any word. What only
+some pages need, KaTeX and the looks of the API, comes with no other.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ INPUT = re.compile(
 BLOCK = re.compile(r'(<div class="language-python highlight">)(<pre>.*?</pre>)', re.DOTALL)
 SOURCE = re.compile(r'<details class="mkdocstrings-source">.*?</details>', re.DOTALL)
 UNSEARCHED = re.compile(r'<details class="(?:mkdocstrings-source|code|check)"')
+SIGNATURE = re.compile(r'(doc-signature highlight"><pre>(?:<span></span>)?<code>)(\w+)')
+# What a page loads only where it has such an element.
+LOADS = {
+    'class="arithmatex': re.compile(r'<(?:link|script)\b[^>]*/katex\.min\.(?:css"|js"></script)>'),
+    'class="doc doc-object': re.compile(r'<link\b[^>]*/_mkdocstrings\.css">'),
+}
 SPAN = re.compile(r"</?span[^>]*>")
 VERBATIM = re.compile(r"(<(pre|script|style|textarea)\b.*?</\2>)", re.DOTALL)
 BLANK = re.compile(r"\s*\n\s*")
@@ -36,11 +43,19 @@ def light_code(html: str) -> str:
         return SPAN.sub("", match[0])
 
     html = SOURCE.sub(source, BLOCK.sub(block, INPUT.sub(plain, html)))
+    html = SIGNATURE.sub(r'\1<span class="nf">\2</span>', html)
     return UNSEARCHED.sub(r"\g<0> data-search-exclude", PLAIN.sub(r"\1", html))
 
 
 def light_page(html: str) -> str:
-    """A whole page without the white space between its tags."""
+    """A whole page without the white space between its tags, and what it does not need.
+
+    >>> light_page('<link href="katex/katex.min.css"><script src="a/katex.min.js"></script>')
+    ''
+    """
+    for element, loads in LOADS.items():
+        if element not in html:
+            html = loads.sub("", html)
     parts: list[str] = []
     for index, part in enumerate(VERBATIM.split(html)):  # text, element, its name, text, ...
         if index % 3 == 0:

@@ -64,6 +64,10 @@ class Page:
     problems: list[str] = field(default_factory=list)
 
     @property
+    def title(self) -> str:
+        return self.opening.partition("\n")[0].removeprefix("# ") or self.name
+
+    @property
     def markdown(self) -> str:
         return self.whole()
 
