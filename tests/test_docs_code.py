@@ -166,6 +166,12 @@ def test_an_example_of_a_docstring_runs_by_itself(
     assert not failed, "".join(said)
 
 
+def test_every_public_name_has_an_example() -> None:
+    shown = {example.name.removeprefix("rnnkit.") for example in EXAMPLES}
+    public = {name for name in rnnkit.__all__ if callable(getattr(rnnkit, name))}
+    assert public - shown == set()
+
+
 API = {
     page.stem: re.findall(r"^::: rnnkit\.(\w+)$", page.read_text(), re.MULTILINE)
     for page in sorted((ROOT / "docs" / "api").glob("*.md"))

@@ -175,6 +175,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     said = made.header.description if made else ""
     if not page.is_homepage:  # which the site's own description describes
         page.meta.setdefault("description", said or first_words(markdown))
+    if page.file.src_uri.startswith("errors"):
+        page.meta.setdefault("search", {"boost": 1.25})  # the texts of errors have common words
     if made:
         return markdown
     markdown = with_samples(markdown, {page.name: page for page in road.pages.values()})

@@ -30,6 +30,13 @@ Stop = int | Callable[[Any], Tensor]
 class Sample:
     """What a model generated; iterating over it gives tokens, outputs, log_probs, next and state.
 
+    >>> import torch
+    >>> from rnnkit import sample_model
+    >>> sample = sample_model(torch.nn.GRU(1, 1), 7, torch.zeros(3, 2, 1))
+    >>> tokens, outputs, *rest = sample
+    >>> tokens.shape, sample.next.shape, sample.lengths.tolist()
+    (torch.Size([7, 2, 1]), torch.Size([1, 2, 1]), [7, 7])
+
     Attributes:
         tokens: `(length, B, *F)`, the inputs that the model consumed: the primer, then what it
             drew.

@@ -56,13 +56,43 @@ class Cancel(Exception):
 
 
 class CancelStep(Cancel):
-    """Raised by a callback: the rest of this step is left out, not averaged; `StepEnd` follows."""
+    """Raised by a callback: the rest of this step is left out, not averaged; `StepEnd` follows.
+
+    >>> import torch
+    >>> from rnnkit import CancelStep, Learner, seq2seq_loss
+    >>> class SkipShort:
+    ...     def on_step_begin(self, learner):
+    ...         if len(learner.current.inputs) < 10:
+    ...             raise CancelStep
+    ...     def on_loss_begin(self, learner):
+    ...         print(len(learner.current.inputs), "steps")
+    >>> model = torch.nn.GRU(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    >>> learner = Learner(model, seq2seq_loss(torch.nn.MSELoss()), optimizer, [SkipShort()])
+    >>> fitted = learner.fit(1, [torch.ones(5, 3, 1), torch.ones(21, 3, 1)])
+    20 steps
+    """
 
     width = 1
 
 
 class CancelEpoch(Cancel):
-    """Raised by a callback: the rest of this epoch is left out; `EpochEnd` follows."""
+    """Raised by a callback: the rest of this epoch is left out; `EpochEnd` follows.
+
+    >>> import torch
+    >>> from rnnkit import CancelEpoch, Learner, seq2seq_loss
+    >>> class TwoSteps:
+    ...     def on_step_end(self, learner):
+    ...         print("step", learner.step_index)
+    ...         if learner.step_index == 2:
+    ...             raise CancelEpoch
+    >>> model = torch.nn.GRU(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    >>> learner = Learner(model, seq2seq_loss(torch.nn.MSELoss()), optimizer, [TwoSteps()])
+    >>> fitted = learner.fit(1, 9 * [torch.ones(5, 3, 1)])
+    step 1
+    step 2
+    """
 
     width = 2
 
@@ -71,6 +101,18 @@ class CancelFit(Cancel):
     """Raised by a callback: training ends; `EpochEnd` and `FitEnd` follow.
 
     An epoch cut short is not counted.
+
+    >>> import torch
+    >>> from rnnkit import CancelFit, Learner, seq2seq_loss
+    >>> class Enough:
+    ...     def on_epoch_end(self, learner):
+    ...         if learner.averages["loss"] < 10:
+    ...             raise CancelFit
+    >>> model = torch.nn.GRU(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    >>> learner = Learner(model, seq2seq_loss(torch.nn.MSELoss()), optimizer, [Enough()])
+    >>> learner.fit(9, [torch.ones(5, 3, 1)]).epoch_index
+    1
     """
 
     width = 3

@@ -27,6 +27,15 @@ Loss = SequenceLoss | Callable[..., Any]
 class StepState:
     """What a step was given and what came of it.
 
+    >>> import torch
+    >>> from rnnkit import BPTTValidationPhase, Learner, seq2seq_loss
+    >>> model = torch.nn.GRU(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    >>> learner = Learner(model, seq2seq_loss(torch.nn.MSELoss()), optimizer)
+    >>> step = learner.step(BPTTValidationPhase(nfeedback=3), torch.ones(11, 4, 1))
+    >>> step.outputs.shape, step.loss_by_step.shape
+    (torch.Size([10, 4, 1]), torch.Size([10]))
+
     Attributes:
         inputs: `(T, B, *F)`, or a dict of such sequences.
         targets: `(T, B, *Y)`, or `(B, *Y)` with `seq2one_loss`.

@@ -1,10 +1,10 @@
 // Visits pages in Chromium and prints, as JSON, what each asked for, what went wrong, and what axe-core found.
 // stdin: {executable, axe, pages: [{name, url, views: [{scheme, width, screenshot?}]}], tour: url of the home page,
-// queries: what is typed into the search}
+// queries: what is typed into the search, loads: [{name, url, widths}] to see what a first load brings and moves}
 import { readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
 
-const { executable, axe, pages, tour, queries } = JSON.parse(readFileSync(0, "utf8"));
+const { executable, axe, pages, tour, queries, loads = [] } = JSON.parse(readFileSync(0, "utf8"));
 const browser = await chromium.launch({
   executablePath: executable,
   args: [
@@ -141,26 +141,27 @@ async function measure(page) {
   return { ...measured, small: await page.evaluate(letters) };
 }
 
-// The first three pages that the search offers for what is typed, once they stay.
+// The first two pages that the search offers for what is typed, once they stay.
 async function search(page, query) {
   if (!(await page.evaluate(() => document.querySelector("#__search").checked))) await page.keyboard.press("/");
   await page.fill("[data-md-component=search-query]", "");
   await page.fill("[data-md-component=search-query]", query);
   await page.keyboard.press("End");  // it listens to keys
-  const offered = () => page.evaluate(() => [...document.querySelectorAll(".md-search-result__item")].slice(0, 3).map(
+  const offered = () => page.evaluate(() => [...document.querySelectorAll(".md-search-result__item")].slice(0, 2).map(
     (item) => item.querySelector("a").pathname));
   let before = null, now = [], quiet = 0;
   for (let i = 0; i < 40 && quiet < 4; i++) {
     await page.waitForTimeout(150);
     before = now;
     now = await offered();
-    quiet = now.length && String(before) === String(now) ? quiet + 1 : 0;
+    quiet = now.length && String(before) === String(now) ? quiet + 1 : 0;  // at first the index is not there
   }
   return now;
 }
 
 const views = [];
-for (const { name: title, url, views: wanted } of pages) {
+
+async function visit({ name: title, url, views: wanted }) {
   const { context, page, requests, problems } = await open(url);
   const measured = await measure(page);
   for (const { scheme, width, screenshot, full } of wanted) {
@@ -178,6 +179,39 @@ for (const { name: title, url, views: wanted } of pages) {
   views.filter((view) => view.name === title).forEach((view) => Object.assign(view, { enlarged, measured }));
   await context.close();
 }
+
+// A first load, scrolled to its end: all that came before the scrolling, and how far anything moved without being asked to.
+async function load(url, width) {
+  const context = await browser.newContext({ viewport: { width, height: 900 } });
+  const page = await context.newPage(), came = [];
+  context.on("requestfinished", (request) => came.push(request.url()));
+  await page.addInitScript(() => {
+    window.moved = [];
+    new PerformanceObserver((list) => list.getEntries().forEach((entry) => window.moved.push({
+      by: entry.value, what: entry.sources.map(({ node }) => (node?.outerHTML ?? node?.data ?? "?").slice(0, 80)),
+    }))).observe({ type: "layout-shift", buffered: true });
+  });
+  await page.goto(url, { waitUntil: "networkidle" });
+  const first = [...came];
+  const height = await page.evaluate(() => document.documentElement.scrollHeight);
+  for (let y = 0; y < height; y += 600) {
+    await page.evaluate((top) => window.scrollTo(0, top), y);
+    await page.waitForTimeout(50);
+  }
+  await page.waitForTimeout(200);
+  const moved = await page.evaluate(() => window.moved);
+  await context.close();
+  return { first, moved };
+}
+
+// Nothing else runs while a load is measured; then two pages at a time.
+const loaded = [];
+for (const { name, url, widths } of loads) {
+  for (const width of widths) loaded.push({ name, width, ...(await load(url, width)) });
+}
+const left = [...pages];
+const visitor = async () => { while (left.length) await visit(left.shift()); };
+await Promise.all([visitor(), visitor()]);
 
 // From the home page: search, follow the first result without a new load, switch the colors, and look again.
 const steps = {};
@@ -217,4 +251,4 @@ if (tour) {
   await context.close();
 }
 await browser.close();
-process.stdout.write(JSON.stringify({ views, steps }));
+process.stdout.write(JSON.stringify({ views, steps, loaded }));
