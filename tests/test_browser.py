@@ -280,6 +280,12 @@ def test_nothing_moves_while_a_page_loads(seen: dict[str, Any], name: str, width
     assert load["moved"] == []
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_chooser_is_on_the_first_screen(seen: dict[str, Any], width: int) -> None:
+    [load] = [one for one in seen["loaded"] if (one["name"], one["width"]) == ("home", width)]
+    assert 0 < load["chooser"] < 844
+
+
 def test_a_first_load_of_home_is_light(seen: dict[str, Any]) -> None:
     """Neither KaTeX nor the index of the search is in it, and the worker of the search is."""
     [load, _] = [one for one in seen["loaded"] if one["name"] == "home"]

@@ -26,12 +26,15 @@ from road import run
 from road.claims import claims_of, warnings
 from road.clean import clean, masked
 from road.download import Origin, download
+from road.gallery import gallery, parts_of
 from road.header import read
 from road.install import name_wheel, pins, wheel_of
 from road.outputs import framed
 from road.page import Page, to_page
+from road.pictures import size_of, sized
 from road.playground import model_files
 from road.source import digest, notebook_of, target
+from road.used import User, api_of, with_users
 
 ROOT = Path(__file__).resolve().parent.parent
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
@@ -917,6 +920,56 @@ def test_the_page_of_claims_leads_to_their_cells(
     assert "2 claims, 1 of them thin." in html
 
 
+# --- what the build knows of all of them ------------------------------------------------------------------------------
+
+
+def test_a_picture_says_its_size_where_its_file_does() -> None:
+    """So that nothing moves when it comes."""
+    dot = base64.b64decode(
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAACCAIAAAAW4yFwAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
+    )
+    files = {"a.svg": SVG.encode(), "b.png": dot, "c.svg": b'<svg viewBox="0 0 1 1"/>'}
+    assert size_of(dot) == (1, 2)
+    assert sized('<img alt="x" src="a.svg" />', files.get) == (
+        '<img alt="x" src="a.svg" width="9" height="9">'
+    )
+    assert 'width="1" height="2"' in sized('<img src="b.png">', files.get)
+    for as_it_was in ('<img src="c.svg">', '<img src="d.svg">', '<img width="3" src="a.svg">'):
+        assert sized(as_it_was, files.get) == as_it_was
+
+
+def test_all_tutorials_stand_on_one_page_by_their_part_of_the_navigation() -> None:
+    header = read("rnnkit: {minutes: 3, prerequisites: 'a loop, [b](02_b.py)', description: Said.}")
+    picture = "[![A *line*](01_a/figure-1.svg){ .figure }](01_a/figure-1.svg){ .enlarge }"
+    a = Page("01_a", header, "# First\n\nA line.", hero=picture)
+    b = Page("02_b", opening="# Second", hero="``` { .text .output }\n1\n2\n```")
+    nav = [{"Home": "index.md"}, {"Lessons": ["x.md", {"One": ["a"]}, {"Two": ["b", "y.md"]}]}]
+    parts = parts_of(nav, {"a": a, "b": b})
+    assert parts == {"One": [a], "Two": [b]}
+
+    made = gallery(parts)
+    assert made.index("## One") < made.index("(01_a.ipynb)") < made.index("## Two")
+    assert "**[01 First](01_a.ipynb)**\n\nSaid.\n\n3 minutes. " in made
+    assert "a loop, [b](02_b.ipynb)." in made
+    assert "![A *line*](01_a/figure-1.svg){ .thumbnail loading=lazy }" in made
+    assert "``` { .text .thumbnail .no-copy }\n1\n2\n```" in made
+    assert "2 tutorials, 3 minutes" in made
+
+
+def test_a_name_of_the_api_says_who_uses_it_under_its_first_sentence() -> None:
+    entry = (
+        '<h3 id="rnnkit.{0}" class="doc doc-heading">{0}</h3>'
+        '<div class="doc doc-contents first">\n<p>What it is.</p>\n<p>More.</p></div>'
+    )
+    users = {"b": [User("01", 'A "b"', "../a/"), User("02", "B", "../b/")]}
+    a, b = with_users(entry.format("a") + "|" + entry.format("b"), users).split("|")
+    assert a == entry.format("a")
+    first, _, rest = b.partition("<p>More")
+    assert "tutorials" in first and '<a href="../a/" title="A &quot;b&quot;">01</a>, <a' in first
+    assert rest == ".</p></div>"
+    assert api_of([]) == "" and "[a][rnnkit.a], [b][rnnkit.b]." in api_of(["a", "b"])
+
+
 # --- this repository -------------------------------------------------------------------------------------------------
 
 
@@ -960,8 +1013,10 @@ def test_the_strict_build_is_not_quiet() -> None:
         "links",
         "outputs",
         "page",
+        "pictures",
         "run",
         "source",
+        "used",
     ],
 )
 def test_an_example_of_the_road_runs(name: str) -> None:

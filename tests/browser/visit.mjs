@@ -193,6 +193,7 @@ async function load(url, width) {
   });
   await page.goto(url, { waitUntil: "networkidle" });
   const first = [...came];
+  const chooser = await page.evaluate(() => document.querySelector(".rk-cards tbody tr")?.getBoundingClientRect().bottom);
   const height = await page.evaluate(() => document.documentElement.scrollHeight);
   for (let y = 0; y < height; y += 600) {
     await page.evaluate((top) => window.scrollTo(0, top), y);
@@ -201,7 +202,7 @@ async function load(url, width) {
   await page.waitForTimeout(200);
   const moved = await page.evaluate(() => window.moved);
   await context.close();
-  return { first, moved };
+  return { first, moved, chooser };
 }
 
 // Nothing else runs while a load is measured; then two pages at a time.
