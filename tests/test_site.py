@@ -27,7 +27,7 @@ TUTORIALS = [page for page in PAGES if re.fullmatch(r"tutorials/\d\d_\w+/index\.
 # Bytes of HTML in a tutorial's page, figures aside: without what is folded, as it is, and compressed as it is sent.
 LIGHT, WHOLE, SENT = 60_000, 90_000, 26_000
 # The others: the API with its source is the longest.
-LONGEST = 122_000
+LONGEST = 125_000
 FOLD = re.compile(r"<details\b(?:(?!<details\b).)*?</details>", re.DOTALL)  # an innermost one
 LOADED = {
     "img": "src",

@@ -42,6 +42,7 @@ class Road:
     serving: bool = False
     notebooks: dict[str, Notebook] = field(default_factory=dict)  # by the page's src_uri
     pages: dict[str, Page] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)  # of rnnkit, that each uses
     wheel: Wheel | None = None  # this build's package
 
 
@@ -77,6 +78,7 @@ def on_files(files: Any, config: Any) -> Any:
     """Convert each notebook; its figures, its downloads and the wheel become files of the site."""
     road.notebooks.clear()
     road.pages.clear()
+    road.names.clear()
     road.wheel = wheel_of(root_of(config))
     for file in list(files):
         if not re.fullmatch(r"tutorials/\w+\.ipynb", file.src_uri):
@@ -94,6 +96,7 @@ def on_files(files: Any, config: Any) -> Any:
             log.warning(problem)
         road.notebooks[file.src_uri] = notebook
         road.pages[file.src_uri] = page
+        road.names[file.src_uri] = names_used(notebook)
         contents = {f"tutorials/{path}": content for path, content in (page.files | made).items()}
         for uri, content in (contents | model_files(notebook)).items():
             files.append(
@@ -128,9 +131,8 @@ def on_page_read_source(page: Any, config: Any) -> str | None:
         page.edit_url = page.edit_url.replace(f"docs/tutorials/{made.name}.ipynb", source)
     facts = road.notebooks[page.file.src_uri].metadata.get("rnnkit", {})
     top = strip(made.header.minutes, facts, ways_to_get(made.name, page, config))
-    names = names_used(road.notebooks[page.file.src_uri])
-    end = "\n\n".join(part for part in (api_of(names), footer(facts, root_of(config))) if part)
-    return made.whole(top, end)
+    names = api_of(road.names[page.file.src_uri])
+    return made.whole(top, f"{names}\n\n{footer(facts, root_of(config))}".lstrip())
 
 
 def ways_to_get(name: str, page: Any, config: Any) -> list[str]:
@@ -232,7 +234,7 @@ def users_of_names(page: Any, files: Any) -> dict[str, list[User]]:
     for uri, made in sorted(road.pages.items()):
         address = files.get_file_from_path(uri).url_relative_to(page.file)
         user = User(made.name.partition("_")[0], made.title, address)
-        for name in names_used(road.notebooks[uri]):
+        for name in road.names[uri]:
             users.setdefault(name, []).append(user)
     return users
 

@@ -24,6 +24,7 @@ LOADS = {
     'class="arithmatex': re.compile(r'<(?:link|script)\b[^>]*/katex\.min\.(?:css"|js"></script)>'),
     'class="doc doc-object': re.compile(r'<link\b[^>]*/_mkdocstrings\.css">'),
 }
+TITLE = re.compile(r'(?<=title=")\s[^"]*(?=")')  # autorefs takes it from a heading as it is
 SPAN = re.compile(r"</?span[^>]*>")
 VERBATIM = re.compile(r"(<(pre|script|style|textarea)\b.*?</\2>)", re.DOTALL)
 BLANK = re.compile(r"\s*\n\s*")
@@ -56,6 +57,7 @@ def light_page(html: str) -> str:
     for element, loads in LOADS.items():
         if element not in html:
             html = loads.sub("", html)
+    html = TITLE.sub(lambda match: " ".join(match[0].split()), html)
     parts: list[str] = []
     for index, part in enumerate(VERBATIM.split(html)):  # text, element, its name, text, ...
         if index % 3 == 0:
