@@ -769,7 +769,7 @@ def test_a_built_page_has_its_parts(
     for part in (
         'href="../../#layout"',
         "torch.nn.LSTM.html",
-        '<img alt="A square." class="figure" loading="lazy" src="figure-1.svg" />',
+        '<img alt="A square." class="figure" loading="lazy" src="figure-1.svg" width="9" height="9">',
         '<details class="example">',
         'href="01_a.ipynb"',
         'href="01_a_empty.ipynb"',
@@ -965,7 +965,7 @@ def test_a_name_of_the_api_says_who_uses_it_under_its_first_sentence() -> None:
     a, b = with_users(entry.format("a") + "|" + entry.format("b"), users).split("|")
     assert a == entry.format("a")
     first, _, rest = b.partition("<p>More")
-    assert "tutorials" in first and '<a href="../a/" title="A &quot;b&quot;">01</a>, <a' in first
+    assert "Used in: " in first and '<a href="../a/" title="A &quot;b&quot;">01</a>, <a' in first
     assert rest == ".</p></div>"
     assert api_of([]) == "" and "[a][rnnkit.a], [b][rnnkit.b]." in api_of(["a", "b"])
 

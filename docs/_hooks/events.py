@@ -220,7 +220,9 @@ def first_words(markdown: str) -> str:
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     def read(address: str) -> bytes | None:
         file = by_address.get(posixpath.normpath(posixpath.join(page.url, address)))
-        return file.content_bytes if file else None
+        if file is None:
+            return None
+        return file.content_bytes
 
     by_address = {file.url: file for file in files.media_files()}
     if page.file.src_uri.startswith("api/"):

@@ -25,11 +25,15 @@ def parts_of(nav: Sequence[Any] | None, pages: Mapping[str, Page]) -> dict[str, 
     """The tutorials by the section of the navigation that holds them, in its order."""
     parts: dict[str, list[Page]] = {}
     for entry in nav or []:
-        for title, below in entry.items() if isinstance(entry, dict) else ():
-            if isinstance(below, list):
-                here = [pages[uri] for uri in below if isinstance(uri, str) and uri in pages]
-                parts |= {title: here} if here else {}
-                parts |= parts_of(below, pages)
+        if not isinstance(entry, dict):
+            continue
+        for title, below in entry.items():
+            if not isinstance(below, list):
+                continue
+            here = [pages[uri] for uri in below if isinstance(uri, str) and uri in pages]
+            if here:
+                parts[title] = here
+            parts |= parts_of(below, pages)
     return parts
 
 
@@ -75,6 +79,7 @@ def _thumbnail(page: Page) -> str:
     """What the page shows first, small: a picture, or the beginning of a text."""
     if found := PICTURE.match(page.hero):
         return f"![{found['alt']}]({found['file']}){{ .thumbnail loading=lazy }}"
+    if not page.hero:
+        return ""
     text = re.sub(r"\A`+[^\n]*\n|\n`+\Z", "", page.hero)
-    beginning = "\n".join(text.splitlines()[:LINES])
-    return fence(beginning, ".text .thumbnail .no-copy") if beginning else ""
+    return fence("\n".join(text.splitlines()[:LINES]), ".text .thumbnail .no-copy")

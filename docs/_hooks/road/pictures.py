@@ -40,9 +40,8 @@ def sized(html: str, read: Callable[[str], bytes | None]) -> str:
     """The content of a page with the size of each picture; `read` gives the file of an address."""
 
     def image(match: re.Match[str]) -> str:
-        content = None if " width=" in match[0] else read(match["src"])
-        size = size_of(content) if content else None
-        if size is None:
+        size = size_of(read(match["src"]) or b"")
+        if size is None or " width=" in match[0]:
             return match[0]
         rest = match["rest"].removesuffix("/").rstrip()
         return f'<img {rest} width="{size.width}" height="{size.height}">'

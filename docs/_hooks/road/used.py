@@ -37,8 +37,8 @@ def names_in(code: str) -> set[str]:
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
             names |= {alias.name for alias in node.names}
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            names |= {node.attr} if node.value.id == PACKAGE else set()
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == PACKAGE:
+            names.add(node.attr)
     return names
 
 
@@ -69,7 +69,7 @@ def with_users(html: str, users: Mapping[str, list[User]]) -> str:
         ]
         if not links:
             return match[0]
-        line = f"Used in tutorial{'s' if len(links) > 1 else ''} {', '.join(links)}."
+        line = f"Used in: {', '.join(links)}."
         return f'{match[0]}\n<p class="used-in" data-search-exclude>{line}</p>'
 
     return ENTRY.sub(entry, html)
