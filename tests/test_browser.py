@@ -36,7 +36,7 @@ PAGES = {name: path for name, path in PAGES.items() if name not in ("index.html"
 PAGES = {name.removeprefix("tutorials/"): path for name, path in PAGES.items()}
 PAGES |= {"home": "", "404": "no/such/page"}
 # Whose first load is measured, and the bytes of all that home brings, compressed as it is sent.
-LOADED = ["home", "tutorials", "02_seq2seq", "06_gradients"]
+LOADED = ["home", "tutorials", "02_seq2seq", "04_generate"]
 SENT = 350_000
 EXPONENT = re.compile(r"[\u2212-]?\d+")
 # What is typed, and the pages of which one is the first or the second that is offered.

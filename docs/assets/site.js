@@ -127,5 +127,6 @@
   });
   window.addEventListener("resize", function () { reachable(document); });
   document.addEventListener("toggle", function () { reachable(document); }, true);
+  page();  // before the page is first drawn
   new MutationObserver(function () { mend(document); }).observe(document.body, { childList: true, subtree: true });
 })();
