@@ -7,8 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 READ = ["*.md", "docs/**/*.md", "tutorials/*.py", "rnnkit/**/*.py", "docs/_hooks/**/*.py"]
 DICTIONARIES = "clear,rare,en-GB_to_en-US"
-# Names in code: several things called `before`, a map of colors; and the spelling of Python's own CancelledError.
-RIGHT = ["befores", "cancelled", "greys"]
+# Names in code: several things called `before`, a map of colors; the prefix; and the spelling of Python's own CancelledError.
+RIGHT = ["befores", "cancelled", "greys", "mis"]
 
 
 def misspelled(*files: Path) -> str:
