@@ -43,7 +43,11 @@ WISHES = [
     ("an initial state that is learned", "whose forward I wrote", "models"),
 ]
 NAV = yaml.safe_load(re.sub(r"!ENV.*", "x", (ROOT / "mkdocs.yml").read_text()))["nav"]
-PARTS = next(entry["Tutorials"] for entry in NAV if "Tutorials" in entry)[1:]
+PARTS = [
+    entry
+    for entry in next(entry["Tutorials"] for entry in NAV if "Tutorials" in entry)
+    if isinstance(entry, dict) and isinstance(next(iter(entry.values())), list)
+]
 
 
 def text_of(html: str) -> str:
