@@ -119,6 +119,15 @@ def join(parts: Sequence[Any]) -> Any:
     return map_leaves(lambda *stretches: torch.cat(stretches), *parts)
 
 
+def lengthened(sequence: Any, time: int) -> Any:
+    """A sequence, or each one in a dict, with steps of zeros behind it up to `time`."""
+
+    def longer(part: Tensor) -> Tensor:
+        return torch.cat([part, part.new_zeros(time - len(part), *part.shape[1:])])
+
+    return map_leaves(longer, sequence)
+
+
 def all_lengths(lengths: Tensor | None, time: int, batch: int) -> Tensor:
     """The lengths, or `T` for each row where there are none: int64, on the CPU, `(B,)`."""
     return torch.full((batch,), time, device="cpu") if lengths is None else lengths

@@ -39,15 +39,29 @@ _FUSED = (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
 _DYNAMIC = "nn.quantized.dynamic.modules.rnn"  # where PyTorch keeps quantized ones, no nn.RNNBase
 
 
+def _inside(model: Any) -> Any:
+    """What a wrapper is around; `None` of what is none."""
+    if isinstance(model, _WRAPPERS):
+        return model.module
+    if isinstance(model, nn.Module) and _COMPILED in vars(model)["_modules"]:
+        return model.get_submodule(_COMPILED)
+    return None
+
+
 def unwrap(model: Any) -> Any:
     """The model itself, behind DistributedDataParallel, DataParallel, AveragedModel, compile."""
-    while True:
-        if isinstance(model, _WRAPPERS):
-            model = model.module
-        elif isinstance(model, nn.Module) and _COMPILED in vars(model)["_modules"]:
-            model = model.get_submodule(_COMPILED)
-        else:
-            return model
+    while (inner := _inside(model)) is not None:
+        model = inner
+    return model
+
+
+def wrappers(model: Any) -> list[Any]:
+    """The model as it was given, what that is around, and so on to the model itself."""
+    found: list[Any] = []
+    while model is not None:
+        found.append(model)
+        model = _inside(model)
+    return found
 
 
 def runs(module: Any, *forwards: Any) -> bool:

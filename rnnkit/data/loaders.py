@@ -162,26 +162,38 @@ class StreamLoader:
             read, so it may be a memory map.
         batch_size: `B`, rows read side by side.
         window: steps a batch, at most.
+        rank: which of the processes that read the stream together this one is, from 0. Of
+            `ranks * batch_size` rows it reads its own `batch_size`; of documents it may have a
+            batch in which no row has a step.
+        ranks: how many there are. Each has the same number of batches.
 
     Raises:
         TypeError: if the stream, or a document, is no sequence of numbers.
-        ValueError: if `batch_size` or `window` is below 1, or a row would have no step.
+        ValueError: if `batch_size` or `window` is below 1, there is no such rank, or a row would
+            have no step.
     """
 
     @asked("StreamLoader")
-    def __init__(self, stream: Any, batch_size: int, window: int) -> None:
+    def __init__(
+        self, stream: Any, batch_size: int, window: int, *, rank: int = 0, ranks: int = 1
+    ) -> None:
         at_least("batch_size", batch_size, 1, "count the rows that are read side by side.")
         at_least("window", window, 1, "count the steps of a batch.")
+        _check_rank(rank, ranks)
         self.batch_size = batch_size
         self.window = window
+        self.rank = rank
+        self.ranks = ranks
+        self._rows = batch_size * ranks  # of all ranks; this one's own are some of them
+        self._own = slice(rank * batch_size, (rank + 1) * batch_size)
         self._one_stream = not isinstance(stream, list | tuple)  # or documents
         if self._one_stream:
-            segments = _rows(_readable(stream), batch_size)
+            segments = _rows(_readable(stream), self._rows)
         else:
             segments = [_document(document) for document in stream]
         self._segments = [segment for segment in segments if segment.start < segment.stop]
         if not self._segments:
-            came = f"{in_words(stream)} for {batch_size} rows"
+            came = f"{in_words(stream)} for {self._rows} rows"
             raise Refusal(came, "at least two steps a row", "use fewer rows.")
 
     def __len__(self) -> int:
@@ -194,13 +206,13 @@ class StreamLoader:
         first = self._segments[0]
         if self._one_stream and isinstance(first.source, Tensor):
             return self._views(first.source, first.stop)
-        return map(_batch_of, self._windows())
+        return (_batch_of(window[self._own]) for window in self._windows())
 
     def _views(self, stream: Tensor, row: int) -> Iterator[SequenceBatch]:
         """The windows of one stream in memory: slices of two views, the second a step later."""
-        count = self.batch_size * row
-        inputs = stream[:count].unflatten(0, (self.batch_size, row)).transpose(0, 1)
-        targets = stream[1 : count + 1].unflatten(0, (self.batch_size, row)).transpose(0, 1)
+        count = self._rows * row
+        inputs = stream[:count].unflatten(0, (self._rows, row))[self._own].transpose(0, 1)
+        targets = stream[1 : count + 1].unflatten(0, (self._rows, row))[self._own].transpose(0, 1)
         for start in range(0, row, self.window):
             stop = start + self.window
             yield SequenceBatch(
@@ -220,7 +232,7 @@ class StreamLoader:
                     yield Piece(source, at, min(self.window, stop - at), at == start)
 
         nothing = Piece(self._segments[0].source, 0, 0, False)
-        return zip_longest(*(row() for _ in range(self.batch_size)), fillvalue=nothing)
+        return zip_longest(*(row() for _ in range(self._rows)), fillvalue=nothing)
 
 
 @asked("StreamLoader")
@@ -232,11 +244,13 @@ def _batch_of(window: Sequence[Piece]) -> SequenceBatch:
         fix = "give every document the same dtype."
         raise Refusal(f"documents of {' and '.join(kinds)}", "one dtype", fix, TypeError)
     whole = pad_sequence(read)  # (T + 1, B, *F)
+    if len(whole) == 1:  # other ranks have documents left
+        whole = torch.cat([whole, whole])
     counts = torch.tensor([piece.steps for piece in window], device="cpu")
     return SequenceBatch(
         _copied(whole[:-1]),
         _copied(whole[1:]),
-        lengths=counts if counts.unique().numel() > 1 else None,
+        lengths=None if bool((counts == len(whole) - 1).all()) else counts,
         restart=torch.tensor([piece.restart for piece in window], device="cpu"),
     )
 
@@ -313,11 +327,18 @@ class BucketSampler(Sampler[list[int]]):
             too many for batches of `batch_size`, drawn anew each epoch (the last ones without
             `shuffle`); with `max_steps`, those that are left at the end, the shortest.
         max_steps: padded steps a batch, at most: rows times the longest of them.
+        rank: which of the processes that share the data set this one is, from 0. A batch of all is
+            dealt to them, so that those of one step are of like length.
+        ranks: how many there are. Each has the same number of batches, of `batch_size` and
+            `max_steps` at most. With `shuffle` they need a generator each, of the same seed. Every
+            sequence comes once an epoch, but for fewer than `ranks` of the shortest, where no batch
+            can take them.
 
     Raises:
         TypeError: if lengths are not whole numbers.
         ValueError: if there are none, one is below 1 or above `max_steps`, or there is neither
-            `batch_size` nor `max_steps`.
+            `batch_size` nor `max_steps`; if there is no such rank, fewer sequences than ranks, or
+            no generator that they could have in common.
     """
 
     @asked("BucketSampler")
@@ -330,8 +351,18 @@ class BucketSampler(Sampler[list[int]]):
         generator: torch.Generator | None = None,
         drop_last: bool = False,
         max_steps: int | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.lengths = _checked_counts(lengths)
+        _check_rank(rank, ranks)
+        if ranks > len(self.lengths):
+            came = f"{len(self.lengths)} sequences for {ranks} ranks"
+            raise Refusal(came, "one for each at least", "use fewer processes.")
+        if ranks > 1 and shuffle and generator is None:
+            fix = "generator=torch.Generator().manual_seed(0), the same in every rank."
+            came = f"shuffle without a generator for {ranks} ranks"
+            raise Refusal(came, "an order that they have in common", fix)
         if batch_size is None and max_steps is None:
             fix = "batch_size bounds the sequences of a batch, max_steps its padded steps."
             raise Refusal("batch_size = None", "batch_size, max_steps or both", fix)
@@ -351,6 +382,8 @@ class BucketSampler(Sampler[list[int]]):
         self.generator = generator
         self.drop_last = drop_last
         self.max_steps = max_steps
+        self.rank = rank
+        self.ranks = ranks
         # Where batches end depends on the sorted lengths alone, so it is the same in every epoch.
         self._count = len(self._batches(torch.arange(len(self.lengths), device="cpu")))
 
@@ -360,7 +393,7 @@ class BucketSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         batches = self._batches(self._order(len(self.lengths)))
         for i in self._order(len(batches)).tolist():
-            yield batches[i].tolist()
+            yield batches[i][self.rank :: self.ranks].tolist()
 
     def _order(self, count: int) -> Tensor:
         if self.shuffle:
@@ -368,9 +401,10 @@ class BucketSampler(Sampler[list[int]]):
         return torch.arange(count, device="cpu")
 
     def _batches(self, order: Tensor) -> list[Tensor]:
-        """The batches, the shortest sequences first, of indices in an order that decides ties."""
+        """The batches of all ranks, the shortest sequences first, of indices in an order that
+        decides ties."""
         if self.drop_last and self.max_steps is None and self.batch_size is not None:
-            order = order[: len(order) - len(order) % self.batch_size]
+            order = order[: len(order) - len(order) % (self.batch_size * self.ranks)]
         order = order[self.lengths[order].argsort(descending=True, stable=True)]
         longest_first = self.lengths[order].tolist()
 
@@ -382,16 +416,33 @@ class BucketSampler(Sampler[list[int]]):
             if len(batch) == room or not self.drop_last:
                 batches.append(batch)
             start += room
+        if batches and len(batches[-1]) < self.ranks:
+            batches[-2:] = self._evened(batches[-2:])
         return batches[::-1]
 
+    def _evened(self, last: list[Tensor]) -> list[Tensor]:
+        """The last two batches, so that each has a sequence for every rank; or the first alone."""
+        together = torch.cat(last)
+        first = min(len(last[0]), len(together) - self.ranks)
+        if first < self.ranks:
+            return last[:-1]
+        return [together[:first], together[first:]]
+
     def _room(self, longest: int) -> int:
-        """How many sequences a batch holds whose longest has so many steps."""
+        """How many sequences a batch of all ranks holds whose longest has so many steps."""
         limits: list[int] = []
         if self.batch_size is not None:
             limits.append(self.batch_size)
         if self.max_steps is not None:
             limits.append(self.max_steps // longest)
-        return min(limits)
+        return min(limits) * self.ranks
+
+
+def _check_rank(rank: int, ranks: int) -> None:
+    at_least("ranks", ranks, 1, "torch.distributed.get_world_size().")
+    at_least("rank", rank, 0, "torch.distributed.get_rank().")
+    if rank >= ranks:
+        raise Refusal(f"rank = {rank} of {ranks}", "rank < ranks", "ranks are counted from 0.")
 
 
 def _checked_counts(lengths: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """A mean over an epoch: sums and weights are added up, and divided once, at the end."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,6 +69,22 @@ class Average:
         if scales is not None:  # of several heads: nothing was weighed where none was
             weight = weight.sum(-1)
         return mean.masked_fill(weight == 0, torch.nan).to(self._dtype)
+
+    @classmethod
+    def joined(cls, states: Sequence[dict[str, Any]], device: torch.device) -> "Average":
+        """The average of all that several have added up, each given as its `state_dict`."""
+        joint = cls()
+        for state in states:
+            part = cls()
+            part.load_state_dict(state, device)
+            total = part.total()
+            if joint._added is not None:
+                before = joint._added
+                sums = _plus(before.sum, total.sum)
+                total = Total(sums, _plus(before.weight, total.weight), total.scales)
+            joint._added = total
+            joint._dtype = part._dtype
+        return joint
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: what was added up, and what waits for it."""

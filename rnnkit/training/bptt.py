@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least
-from ..core.layout import all_lengths, between, extent, join, lengths_between
+from ..core.layout import all_lengths, between, extent, join, lengthened, lengths_between
 from ..core.model import Declared, check_one_way
 from ..core.state import State, detach, map_leaves, where_rows
 from ..generation.feedback import Feedback
@@ -19,6 +19,7 @@ from ..generation.samplers import NextInput, identity
 from ..losses.base import Scored
 from ..losses.total import Total, check_adds_up, exact, weight_like
 from .phase import Begun, Loop, Phase, StepState, detached
+from .ranks import Ranks
 
 
 class Window(NamedTuple):
@@ -202,11 +203,13 @@ class BPTTTrainingPhase(Phase):
         self.stride = window if stride is None else stride
         self.accumulate = accumulate
         self._held = _Held()
+        self._ranks: Ranks | None = None  # of the last step, for `flush`
 
     @asked("BPTTTrainingPhase")
     def run(self, loop: Loop, batch: Any) -> StepState:
         """One step for a loop."""
         check_optimizer(loop.optimizer)
+        self._ranks = loop.ranks
         if getattr(loop.model, "training", True) is False:
             loop.model.train()
         begun = self.begin(loop, batch)
@@ -232,8 +235,21 @@ class BPTTTrainingPhase(Phase):
             self.finish(loop)
         step.outputs = outputs
         step.loss = step.keep("loss", total)
+        if loop.ranks is not None:
+            step.loss = loop.ranks.joint(total).mean().to(step.loss.dtype)
         step.weight = begun.scored.count
         return step
+
+    def _align(self, loop: Loop, step: StepState) -> None:
+        if loop.ranks is None or self.stride is None or loop.loss.per_sequence:
+            return
+        time, rows = extent(step.inputs)
+        longest = loop.ranks.most(time)
+        if longest > time:
+            step.lengths = all_lengths(step.lengths, time, rows)
+            step.inputs = lengthened(step.inputs, longest)
+            step.targets = lengthened(step.targets, longest)
+            step.weights = lengthened(step.weights, longest)
 
     def _is_cut(self, loop: Loop, time: int) -> bool:
         """Whether so many steps are more than one window: then the model must read forward."""
@@ -345,9 +361,16 @@ class BPTTTrainingPhase(Phase):
             loop.emit("LossBegin")
             total = scored.total(outputs)
         loss = total.mean()
-        step.loss = loss.detach()
-        if not total.empty:
-            if not loss.requires_grad:
+        joint = total
+        if loop.ranks is None:
+            step.loss = loss.detach()
+        else:
+            # This rank's share of the loss of all: the shares' gradients add up to its gradient.
+            joint = loop.ranks.joint(total)
+            loss = Total(total.sum, joint.weight, total.scales).mean()
+            step.loss = joint.mean().to(loss.dtype)
+        if not joint.empty:
+            if not (loss.requires_grad or total.empty):
                 fix = "compute it from the outputs, without .detach(), .item() or torch.no_grad()."
                 raise Refusal("a loss without gradient", "one that depends on the parameters", fix)
             loop.emit("BackwardBegin")
@@ -355,7 +378,8 @@ class BPTTTrainingPhase(Phase):
                 self._held.add(total, loop.optimizer)
             else:
                 _empty_gradients(loop.optimizer)
-                loss.backward()
+                if not total.empty:
+                    loss.backward()
                 _make_update(loop)
         loop.emit("WindowEnd")
         return total.detach()
@@ -365,13 +389,15 @@ class BPTTTrainingPhase(Phase):
         held = self._held
         self._held = _Held()  # first: a callback may cancel the step at BackwardEnd
         if held.sums:
-            held.give(loop.optimizer)
+            held.give(loop)
             _make_update(loop)
 
     def flush(self, optimizer: torch.optim.Optimizer) -> None:
         """In a loop of your own, after the last batch: the update of the batches held back by
         `accumulate`."""
-        self.finish(Loop(None, _nothing, optimizer))
+        loop = Loop(None, _nothing, optimizer)
+        loop.ranks = self._ranks
+        self.finish(loop)
 
     def reset(self) -> None:
         super().reset()
@@ -401,6 +427,8 @@ def _empty_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 def _make_update(loop: Loop) -> None:
     """The optimizer's step on a gradient that is whole."""
+    if loop.ranks is not None:
+        loop.ranks.add_gradients(_parameters_of(loop.optimizer))
     loop.emit("BackwardEnd")
     loop.optimizer.step()
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
@@ -428,6 +456,8 @@ class _Held:
             self.sums = [[None] * len(parameters) for _ in heads]
             self.weights = [torch.zeros_like(weight) for weight in weights]
             self.scales = [1.0] if total.scales is None else total.scales.tolist()
+        if total.empty:  # another rank has some
+            return
         for h, head in enumerate(heads):
             _empty_gradients(optimizer)
             head.backward(retain_graph=h + 1 < len(heads))
@@ -436,10 +466,14 @@ class _Held:
                 self.sums[h][i] = _plus(self.sums[h][i], parameter.grad)
         _empty_gradients(optimizer)
 
-    def give(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make `.grad` the gradient of all batches joined."""
+    def give(self, loop: Loop) -> None:
+        """Make `.grad` the gradient of all batches joined, of several ranks this one's share."""
+        optimizer = loop.optimizer
         _empty_gradients(optimizer)
-        parts = zip(self.sums or [], self.weights or [], self.scales or [], strict=True)
+        weights = self.weights or []
+        if loop.ranks is not None:
+            weights = loop.ranks.add(weights)
+        parts = zip(self.sums or [], weights, self.scales or [], strict=True)
         for sums, weight, scale in parts:
             if not bool(weight):
                 continue

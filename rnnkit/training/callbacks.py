@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..core.errors import Refusal, asked, at_least, in_words, one_of
 from .events import CancelFit
+from .ranks import is_first
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -50,7 +51,7 @@ def _title(learner: "Learner") -> str:
 
 class ProgressBar:
     """Shows each epoch's steps, averages and steps per second: a bar in a terminal, a line per
-    epoch elsewhere.
+    epoch elsewhere. Of several processes only the first shows any.
 
     >>> from rnnkit import ProgressBar
     >>> callback = ProgressBar(every=2.0)
@@ -70,7 +71,7 @@ class ProgressBar:
         self._start = time.perf_counter()
         self._looked = 0.0
         self._steps = 0
-        if sys.stderr.isatty():
+        if is_first(learner.ranks) and sys.stderr.isatty():
             self._bar = tqdm(desc=_title(learner), unit=" steps")
             learner.defer(self.close)
 
@@ -87,6 +88,8 @@ class ProgressBar:
     def on_epoch_end(self, learner: "Learner") -> None:
         numbers = _numbers(learner.averages)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        if not is_first(learner.ranks):
+            return
         if self._bar is None:
             speed = self._steps / (time.perf_counter() - self._start)
             print(f"{_title(learner)}: {shown}  ({speed:.0f} steps/s)", flush=True)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 
 from ..core.errors import Refusal, asked, at_least
-from .resume import FORMAT, go_on_from
+from .ranks import Ranks, by_first
+from .resume import FORMAT, OF_RANK, go_on_from
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -30,6 +31,9 @@ class Checkpoint:
     It is written beside the old file, `.name.process`, and then put in its place, so a good one is
     there at any moment. It has a checksum, and `torch.load(path, weights_only=True)` reads it as
     any other.
+
+    Of several processes the first writes and reads it, for all, with what each one alone has: its
+    carried state, its generators. As many go on from it.
 
     >>> from rnnkit import Checkpoint
     >>> checkpoint = Checkpoint("run.pt", every=100, resume=True)
@@ -64,8 +68,8 @@ class Checkpoint:
         self._owned: Path | None = None
 
     def on_fit_begin(self, learner: "Learner") -> None:
-        self._check_path()
-        if self.resume and self.path.exists() and not self._is_own(learner):
+        there = by_first(learner.ranks, self._look)
+        if self.resume and there and not self._is_own(learner):
             self.load(learner)
 
     def on_step_end(self, learner: "Learner") -> None:
@@ -81,18 +85,24 @@ class Checkpoint:
     @asked(lambda checkpoint: f"Checkpoint({str(checkpoint.path)!r})")
     def save(self, learner: "Learner") -> None:
         """Write the file: the old one or the new one is there at any moment, whole."""
-        write(self.path, learner.state_dict())
+        saved = learner.state_dict()
+        ranks = learner.ranks
+        if ranks is not None:
+            saved["ranks"] = [_deserialized(share, _PLAIN) for share in _shares(saved, ranks)]
+        by_first(ranks, lambda: write(self.path, saved))
         self._own(learner)
 
     @asked(lambda checkpoint: f"Checkpoint({str(checkpoint.path)!r})")
     def load(self, learner: "Learner") -> None:
         """Put the learner where the file left it; where that fails, it is as it was."""
-        go_on_from(learner, read(self.path))
+        go_on_from(learner, by_first(learner.ranks, lambda: read(self.path)))
         self._own(learner)
 
     @asked(lambda checkpoint: f"Checkpoint({str(checkpoint.path)!r})")
-    def _check_path(self) -> None:
+    def _look(self) -> bool:
+        """Whether there is a file; refuses a path that can have none."""
         check_path(self.path)
+        return self.path.exists()
 
     def _own(self, learner: "Learner") -> None:
         self._place = learner.place
@@ -102,12 +112,21 @@ class Checkpoint:
         return self._place is learner.place and self._owned == self.path
 
 
+def _shares(saved: dict[str, Any], ranks: Ranks) -> list[bytes]:
+    """What each rank alone has of a training: states carried, generators, what was added up."""
+    return ranks.gather(_serialized({name: saved[name] for name in OF_RANK}))
+
+
 # ---- The file: an archive of torch.save, with a checksum as the archive's comment
 
 _MARK = b"rnnkit sha256 "
 _COMMENT = len(_MARK) + 64
 _DAMAGED = (
     "it may have been cut short or hold pickled objects, which are not loaded; use an earlier copy."
+)
+_PLAIN = (
+    "the state_dict of a callback may hold tensors, numbers, strings, lists, tuples and dicts "
+    "only. So may a metric's, and the extra state of a module."
 )
 _LAST = b"PK\x05\x06"  # begins the last record: 22 bytes, the comment's length at their end
 _WANTED = f"a file of the format {FORMAT!r}"
@@ -151,12 +170,7 @@ def _serialized(saved: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(saved, buffer)
     data = buffer.getvalue()
-    # What cannot be read back does not replace what can.
-    _deserialized(
-        data,
-        "the state_dict of a callback may hold tensors, numbers, strings, lists, tuples and dicts "
-        "only. So may a metric's, and the extra state of a module.",
-    )
+    _deserialized(data, _PLAIN)  # what cannot be read back does not replace what can
     return data
 
 

@@ -163,9 +163,9 @@ class BPTTValidationPhase(Phase):
     def _mask(self, step: StepState, lengths: Tensor) -> Tensor | None:
         """Where the model is fed its own output, `(T, B)`."""
         n = self.nfeedback
-        shortest = int(lengths[lengths > 0].min())
-        if n >= shortest:
-            came = f"nfeedback = {n} and a sequence of {shortest} steps"
+        short = lengths[(lengths > 0) & (lengths <= n)]
+        if len(short):
+            came = f"nfeedback = {n} and a sequence of {int(short.min())} steps"
             fix = "the first step must be driven: nfeedback is at most T - 1."
             raise Refusal(came, "nfeedback < T", fix)
         if n == 0:

@@ -1,6 +1,6 @@
 """A model, a loss and an optimizer, with events around their steps: the loop that phases run in."""
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,7 +80,9 @@ class Learner(Loop):
     2
 
     Args:
-        model: `outputs, state = model(inputs, state)`.
+        model: `outputs, state = model(inputs, state)`. With a `DistributedDataParallel` all its
+            processes train one model, on the gradient of their joint batch; `learner.model` is what
+            it is around.
         loss: made by [seq2seq_loss][rnnkit.seq2seq_loss] or [seq2one_loss][rnnkit.seq2one_loss], or
             any function of `(outputs, targets)` and, where there are lengths, `lengths`, to a
             scalar.
@@ -101,7 +103,8 @@ class Learner(Loop):
         current: the [StepState][rnnkit.StepState] of the step, as far as it has come; `state` is
             the same.
         averages: of the running epoch: `loss`, in validation `open_loss`, `closed_loss`,
-            `loss_by_step`, the metrics.
+            `loss_by_step`, the metrics. Of several processes it is that of all at `EpochEnd`, and
+            before it that of each one's own share.
         epoch_index: epochs completed.
         step_index: training steps completed in this epoch.
         parameters: the model's.
@@ -133,7 +136,9 @@ class Learner(Loop):
         super().__init__(model, loss, optimizer)
         if device is not None:
             self.device = torch.device(device)
-            move_to(self.device, [model, *self.loss.modules()])
+        move_to(self.device, [self.model, *self.loss.modules()])
+        if self.ranks is not None:
+            self.ranks.same(self.loss.modules())
         self.autocast = autocast
         self.parameters = list(model.parameters())
         self.metrics = Metrics(metrics, self.device)
@@ -425,6 +430,14 @@ class Learner(Loop):
         return 0
 
     def _batches(self, phase: Phase, data: Iterable[Any], seen: int) -> None:
+        if self.ranks is not None and phase.trains:
+            self.ranks.check_same(
+                "batches to train on",
+                len(data) if isinstance(data, Sized) else "any number",
+                "the same number in every rank",
+                "StreamLoader and BucketSampler take rank= and ranks=; DistributedSampler splits "
+                "any data set.",
+            )
         batches = iter(data)
         for _ in zip(range(seen), batches, strict=False):  # before the training was cut short
             pass

@@ -15,6 +15,7 @@ from ..losses.plain import as_loss
 from .average import Average
 from .events import Stateful
 from .phase import Loop, Phase, StepState
+from .ranks import Ranks
 
 RESERVED = ("loss", "open_loss", "closed_loss", "loss_by_step", "epoch", "phase")
 
@@ -121,6 +122,7 @@ class Tally:
     def __init__(self, loop: Loop, metrics: Metrics) -> None:
         self.loop = loop
         self.averages: dict[str, Average] = {}
+        self.joint: dict[str, Average] | None = None  # of all ranks, when the epoch is over
         self.counted = False
         self.computed: dict[str, Tensor] = {}
         self.losses = metrics.losses
@@ -153,7 +155,11 @@ class Tally:
                 counter.update(outputs, targets)
 
     def compute(self) -> None:
-        """Asks the counters, at the end of the epoch, where there was a step to count."""
+        """At the end of the epoch: puts the ranks' averages together, and asks the counters, where
+        there was a step to count."""
+        ranks = self.loop.ranks
+        if ranks is not None:
+            self._join(ranks)
         if not self.counted:
             return
         for name, counter in self.counters.items():
@@ -163,6 +169,28 @@ class Tally:
                     self.computed[f"{name}.{key}"] = _as_tensor(f"{name}.{key}", one)
             else:
                 self.computed[name] = _as_tensor(name, value)
+        if ranks is not None:
+            ranks.check_same(
+                "metrics that count",
+                {name: value.tolist() for name, value in self.computed.items()},
+                "the same in every rank",
+                "a metric of torchmetrics, which adds over ranks, or a loss: "
+                "seq2seq_loss(function).",
+            )
+
+    def _join(self, ranks: Ranks) -> None:
+        states = {name: average.state_dict() for name, average in self.averages.items()}
+        by_name: dict[str, list[dict[str, Any]]] = {}
+        counted: list[bool] = []
+        for share, has_counted in ranks.gather((states, self.counted)):
+            counted.append(has_counted)
+            for name, state in share.items():
+                by_name.setdefault(name, []).append(state)
+        # A rank without a batch asks its counters too: those of torchmetrics wait for it.
+        self.counted = any(counted)
+        self.joint = {}
+        for name, shares in by_name.items():
+            self.joint[name] = Average.joined(shares, ranks.device)
 
     @contextmanager
     def holding(self) -> Generator[None]:
@@ -176,7 +204,8 @@ class Tally:
 
     def means(self) -> dict[str, Tensor]:
         """Every average by name, and what the counters have computed."""
-        means = {name: average.mean() for name, average in self.averages.items()}
+        averages = self.averages if self.joint is None else self.joint
+        means = {name: average.mean() for name, average in averages.items()}
         return {**means, **self.computed}
 
     def state_dict(self) -> dict[str, Any]:

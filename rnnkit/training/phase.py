@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Named, Refusal, asked, in_words
-from ..core.layout import all_lengths, as_sequences, between, check_lengths, check_state, extent
+from ..core.layout import (
+    all_lengths,
+    as_sequences,
+    between,
+    check_lengths,
+    check_state,
+    extent,
+)
 from ..core.model import Declared, check_model, check_one_way, restart_rows
 from ..core.state import State, detach, map_leaves
 from ..data.batches import SequenceBatch
@@ -19,6 +26,7 @@ from ..generation.samplers import NextInput
 from ..losses.base import Scored, SequenceLoss
 from ..losses.plain import as_loss
 from ..losses.total import Total
+from .ranks import ranks_of
 
 Loss = SequenceLoss | Callable[..., Any]
 
@@ -89,15 +97,21 @@ class Loop:
     rest.
 
     Attributes:
+        model: as it was given; of a DistributedDataParallel the model inside it.
+        ranks: the processes that train the model together; `None` where it is one.
         current: the [StepState][rnnkit.StepState] of the step, as far as it has come.
         device: where each batch is moved; nothing is moved where it is `None`.
     """
 
     def __init__(self, model: Any, loss: Loss, optimizer: Any) -> None:
+        self.ranks = ranks_of(model)
         self.model = model
         self.loss = as_loss(loss)
         self.optimizer = optimizer
         self.device: torch.device | None = None
+        if self.ranks is not None:
+            self.model = self.ranks.module
+            self.device = self.ranks.device
         self.current: StepState | None = None
 
     def emit(self, event: str) -> None:
@@ -203,23 +217,31 @@ class Phase:
         if lengths is not None:
             may_be_empty = batch.restart is not None  # a stream's row that has no document left
             lengths = check_lengths(lengths, time, rows, least=0 if may_be_empty else 1)
-            time = int(lengths.max())
+            time = max(1, int(lengths.max()))  # of a rank, every row may be without a document
             inputs = between(inputs, 0, time)
             if not loop.loss.per_sequence:
                 targets = between(targets, 0, time)
             if weights is not None and weights.ndim > 1:
                 weights = weights[:time]
 
+        step = StepState(inputs, targets, lengths, weights)
+        self._align(loop, step)
+        time, rows = extent(step.inputs)
+
         if self.stateful:
             state = self._go_on(loop, state, rows)
             if batch.restart is not None and self.read is not None:
                 self.read = self.read.masked_fill(batch.restart, 0)
-        came = Named("inputs", inputs)
-        scored = loop.loss.over(targets, time, rows, lengths, weights, read=self.read, came=came)
-        step = StepState(inputs, targets, lengths, weights)
+        came = Named("inputs", step.inputs)
+        scored = loop.loss.over(
+            step.targets, time, rows, step.lengths, step.weights, read=self.read, came=came
+        )
         loop.current = step
         loop.emit("StepBegin")
         return Begun(step, state, batch.restart, scored)
+
+    def _align(self, loop: Loop, step: StepState) -> None:
+        """Make the steps as many in all ranks, where the number of windows depends on them."""
 
     def _start(self, loop: Loop, inputs: Any) -> tuple[Any, State]:
         """The inputs, and the state that a source makes where there is one."""

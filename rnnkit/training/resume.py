@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from ..core.errors import Refusal
 from ..core.state import map_leaves
 from .events import stateful
+from .ranks import Ranks, count_of
 from .rng import generators_of, rng_state, set_rng_state
 
 FORMAT = "rnnkit checkpoint 1"
@@ -17,6 +18,7 @@ FORMAT = "rnnkit checkpoint 1"
 _PLACE = ("place", "passes", "fits", "tally", "epoch_rng")
 _FIT = ("kinds", "phases", "rng")
 _PARTS = ("model", "loss", "optimizer", "callbacks", *_PLACE, *_FIT)
+OF_RANK = ("tally", "epoch_rng", "phases", "rng")  # what each rank alone has
 _SAME = (
     "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
 )
@@ -92,6 +94,7 @@ class Training(Protocol):
     loaders: tuple[Any, ...]
     place: Place
     now: Any  # the running epoch
+    ranks: Ranks | None
     epoch_index: int
     step_index: int
 
@@ -122,6 +125,7 @@ def _state_of(learner: "Training") -> dict[str, Any]:
         "loss": [module.state_dict() for module in learner.loss.modules()],
         "optimizer": learner.optimizer.state_dict(),
         "callbacks": {name: part.state_dict() for name, part in callbacks.items()},
+        "count": count_of(learner.ranks),
         **_place_of(learner),
         **_fit_of(learner),
     }
@@ -181,6 +185,7 @@ def go_on_from(learner: "Training", saved: Any) -> None:
     """
     place = learner.place
     _check_format(saved)
+    saved = _share_of(saved, learner.ranks)
     before = copy.deepcopy(_state_of(learner))
     _check_same(saved, before, place.in_fit)
     _put_or_restore(learner, saved, before, whole=True)
@@ -263,6 +268,26 @@ def _put_fit(learner: "Training", saved: dict[str, Any]) -> None:
     within = steps > 0 and not saved["passes"]
     resuming = Resuming(saved["epoch_rng"], saved["rng"], saved["tally"])
     learner.place.resuming = resuming if within else None
+
+
+def _share_of(saved: dict[str, Any], ranks: Ranks | None) -> dict[str, Any]:
+    """The state of this rank, of a file that has those of all."""
+    here = count_of(ranks)
+    there = saved.get("count", 1)
+    if here != there:
+        raise Refusal(
+            f"a file of {there} {_processes(there)}",
+            f"one of {here}",
+            f"torchrun --nproc-per-node {there}; or take the weights alone, "
+            'model.load_state_dict(torch.load(path)["model"]).',
+        )
+    if ranks is None or "ranks" not in saved:
+        return saved
+    return {**saved, **saved["ranks"][ranks.rank]}
+
+
+def _processes(count: int) -> str:
+    return "process" if count == 1 else "processes"
 
 
 # ---- Compared
