@@ -17,7 +17,7 @@ FORMAT = "rnnkit checkpoint 1"
 
 _PLACE = ("place", "passes", "fits", "tally", "epoch_rng")
 _FIT = ("kinds", "phases", "rng")
-_PARTS = ("model", "loss", "optimizer", "callbacks", *_PLACE, *_FIT)
+_PARTS = ("count", "model", "loss", "optimizer", "callbacks", *_PLACE, *_FIT)
 OF_RANK = ("tally", "epoch_rng", "phases", "rng")  # what each rank alone has
 _SAME = (
     "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
@@ -273,7 +273,7 @@ def _put_fit(learner: "Training", saved: dict[str, Any]) -> None:
 def _share_of(saved: dict[str, Any], ranks: Ranks | None) -> dict[str, Any]:
     """The state of this rank, of a file that has those of all."""
     here = count_of(ranks)
-    there = saved.get("count", 1)
+    there = saved["count"]
     if here != there:
         raise Refusal(
             f"a file of {there} {_processes(there)}",
