@@ -4,9 +4,9 @@ A loss is a sum and a weight, in each process as in each window. So the loss of 
 that of all processes side by side, is the sum of sums by the sum of weights, and its gradient is
 the sum of the gradients of each process's sum by the joint weight.
 
-The reducer of DistributedDataParallel is not used. It averages, once for each backward pass, and
-wants as many calls of the model in every process: a process without a scored step, a feedback that
-draws its own steps and rows that are called by length would each keep the others waiting."""
+The reducer of DistributedDataParallel is not used. It averages where sums are to be added, it waits
+in each backward pass, of which a process without a scored step has none, and it fails over a
+parameter that one process did not need."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
