@@ -1,5 +1,7 @@
 """rnnkit: training recurrent networks in PyTorch, correctly."""
 
+from typing import TYPE_CHECKING, Any
+
 from .analysis.gradients import gradient_by_step, gradient_flow
 from .analysis.plots import plot_gradient_flow, plot_history, plot_horizon
 from .core.state import detach, reset_rows, select_rows
@@ -39,6 +41,9 @@ from .training.learner import Learner, evaluate
 from .training.phase import StepState
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .training.lightning import PhaseModule as PhaseModule
 
 __all__ = [
     "Attention",
@@ -95,3 +100,15 @@ __all__ = [
     "unbatchseq",
     "with_covariates",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`PhaseModule` needs Lightning, an extra, which is imported when the name is asked for."""
+    if name != "PhaseModule":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from .training.lightning import PhaseModule
+    except ModuleNotFoundError as error:
+        came = "rnnkit.PhaseModule: got no package lightning; wanted one to run under. "
+        raise ImportError(f"{came}Likely fix: pip install 'rnnkit[lightning]'.") from error
+    return PhaseModule

@@ -1,0 +1,235 @@
+"""The same phases under Lightning's Trainer: its loops, bar, checkpoints, precision and devices.
+
+It is an extra, `pip install rnnkit[lightning]`, and nothing else in the package imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from ..core.errors import Refusal, asked, in_words
+from ..core.model import check_model
+from ..core.state import map_leaves
+from .bptt import BPTTTrainingPhase
+from .closed_loop import BPTTValidationPhase
+from .metrics import Metrics, Tally, move_to
+from .phase import Loop, Loss, Phase, StepState
+from .ranks import Ranks
+
+
+class PhaseModule(LightningModule):
+    """A model, a loss and an optimizer as a `LightningModule` whose steps are rnnkit's phases.
+
+    A training step is a step of `training`: windows of truncated BPTT, a carried state, feedback
+    and accumulated batches are what they are in a [Learner][rnnkit.Learner], and the weights after
+    `trainer.fit` are the same. Under `strategy="ddp"` sums and weights are added over processes.
+
+    Logged at the end of each epoch are the losses of all its data, by their names behind the
+    phase's: `train_loss`, `val_loss`, `val_open_loss`, `val_closed_loss`, and metrics alike. They
+    are what `ModelCheckpoint(monitor=...)` and `EarlyStopping` may watch. What an epoch that is
+    resumed in its middle logs is of the batches after.
+
+    A checkpoint of Lightning's also has the phases' carried states and generators.
+
+    The optimizer steps inside the phase (Lightning calls that manual optimization), so gradients
+    are clipped by a hook:
+
+        class Clipped(PhaseModule):
+            def on_before_optimizer_step(self, optimizer):
+                self.clip_gradients(optimizer, gradient_clip_val=1.0)
+
+    Args:
+        model: `outputs, state = model(inputs, state)`; `module.model` is the model to keep.
+        loss: made by [seq2seq_loss][rnnkit.seq2seq_loss] or [seq2one_loss][rnnkit.seq2one_loss], or
+            any function that a Learner takes.
+        optimizer: an optimizer of the model's parameters, or what else `configure_optimizers` may
+            return, a dict with a scheduler for one.
+        training: the phase of a training step, `BPTTTrainingPhase()` where it is `None`.
+        validation: the phase of a validation and of a test step, `BPTTValidationPhase()` where it
+            is `None`.
+        metrics: as for a Learner.
+
+    Raises:
+        TypeError: if the model cannot be called, or a phase is none.
+        ValueError: if a phase of training does not train, or one of validation does; by `fit`, with
+            `precision="16-mixed"` and other scaled gradients.
+
+    >>> import lightning, torch
+    >>> from rnnkit import PhaseModule, seq2seq_loss
+    >>> model = torch.nn.GRU(1, 1)
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> module = PhaseModule(model, seq2seq_loss(torch.nn.MSELoss()), optimizer)
+    >>> trainer = lightning.Trainer(max_epochs=2, accelerator="cpu")  # doctest: +SKIP
+    >>> trainer.fit(module, [torch.ones(5, 3, 1)])  # doctest: +SKIP
+    """
+
+    @asked("PhaseModule")
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: Any,
+        *,
+        training: Phase | None = None,
+        validation: Phase | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_model(model)
+        self.automatic_optimization = False  # a step may have many updates, one for each window
+        self.model = model
+        self.optimizer = optimizer
+        self.training_phase = BPTTTrainingPhase() if training is None else training
+        self.validation_phase = BPTTValidationPhase() if validation is None else validation
+        _check_phase("training", self.training_phase, trains=True)
+        _check_phase("validation", self.validation_phase, trains=False)
+        self.loop = Loop(model, loss, None)
+        self.loss_modules = nn.ModuleList(self.loop.loss.modules())
+        self.metrics = Metrics(metrics)
+        self._tally: Tally | None = None
+        self._train_tally: Tally | None = None  # while the validation has its own
+        self._saved: dict[str, Any] | None = None  # phases of a checkpoint, until training starts
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer that was given."""
+        return self.optimizer
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        """The model's outputs and state."""
+        return self.model(*arguments, **options)
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """The batch as it is: a phase moves it, for lengths stay on the CPU."""
+        return batch
+
+    # Training
+
+    @asked("PhaseModule")
+    def on_train_start(self) -> None:
+        """Sees what Trainer it is in, and goes on from a checkpoint."""
+        self._settle()
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise Refusal(
+                f'precision="{self.trainer.precision}", whose gradients are scaled',
+                "gradients as they are",
+                'Trainer(precision="bf16-mixed"), or "32-true".',
+            )
+        if self._saved is not None:
+            for name, phase in self._phases.items():
+                phase.load_state_dict(_moved(self._saved[name], self.device))
+            self._saved = None
+
+    def on_train_epoch_start(self) -> None:
+        """Forgets the carried state: an epoch reads the data from its beginning."""
+        self.training_phase.reset()
+        self._tally = Tally(self.loop, self.metrics)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """A step of the training phase."""
+        self.loop.optimizer = self.optimizers()
+        step = self._step(self.training_phase, batch)
+        if self.trainer.is_last_batch:  # before the validation of the epoch looks at the weights
+            self.training_phase.finish(self.loop)
+        loss = step.loss
+        if loss is not None:
+            self.log("train_loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the epoch's averages."""
+        self._tell("train")
+
+    # Validation and test
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts afresh."""
+        self._settle()
+        self.validation_phase.reset()
+        self._train_tally, self._tally = self._tally, Tally(self.loop, self.metrics)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """A step of the validation phase."""
+        self._step(self.validation_phase, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the averages."""
+        self._tell("val")
+        self._tally = self._train_tally
+
+    def on_test_epoch_start(self) -> None:
+        """Starts afresh."""
+        self._settle()
+        self.validation_phase.reset()
+        self._tally = Tally(self.loop, self.metrics)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """A step of the validation phase, on test data."""
+        self._step(self.validation_phase, batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the averages."""
+        self._tell("test")
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the phases carry."""
+        checkpoint["rnnkit"] = {name: phase.state_dict() for name, phase in self._phases.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps it until the training starts."""
+        self._saved = checkpoint["rnnkit"]
+
+    # How it is done
+
+    @property
+    def _phases(self) -> dict[str, Phase]:
+        return {"training": self.training_phase, "validation": self.validation_phase}
+
+    def _settle(self) -> None:
+        """Where the Trainer has put the model, and how many processes share the data."""
+        self.loop.device = self.device
+        for counter in self.metrics.counters.values():
+            if isinstance(counter, nn.Module):
+                move_to(self.device, [counter])
+        self.loop.ranks = None
+        group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+        if group is not None and self.trainer.world_size > 1:
+            self.loop.ranks = Ranks(group, self.model)
+
+    def _step(self, phase: Phase, batch: Any) -> StepState:
+        if self._tally is None:  # an epoch that is resumed in its middle
+            self._tally = Tally(self.loop, self.metrics)
+        step = phase.run(self.loop, batch)
+        self._tally.add(phase, step)
+        return step
+
+    def _tell(self, prefix: str) -> None:
+        if self._tally is None:
+            return
+        self._tally.compute()
+        means = {f"{prefix}_{name}": mean for name, mean in self._tally.means().items()}
+        numbers = {name: mean.float() for name, mean in means.items() if not mean.ndim}
+        # They are the same in every process.
+        self.log_dict(numbers, prog_bar=True, sync_dist=self.loop.ranks is not None)
+
+
+def _check_phase(name: str, phase: object, trains: bool) -> None:
+    if not isinstance(phase, Phase):
+        fix = "BPTTTrainingPhase() or BPTTValidationPhase()."
+        raise Refusal(f"{name} = {in_words(phase)}", "a phase", fix, TypeError)
+    if phase.trains != trains:
+        fix = "training=BPTTTrainingPhase(), validation=BPTTValidationPhase()."
+        raise Refusal(f"{name} = {in_words(phase)}", f"a phase for {name}", fix)
+
+
+def _moved(saved: Any, device: torch.device) -> Any:
+    """A saved phase, its carried state on the device; generators' states stay on the CPU."""
+    return {**saved, "carried": map_leaves(lambda leaf: leaf.to(device), saved["carried"])}

@@ -1,0 +1,246 @@
+"""Lightning's Trainer runs the phases: its weights and losses are those of a Learner."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import refused
+from torch import nn
+from torch.utils.data import DataLoader
+
+import rnnkit
+from rnnkit import (
+    BPTTTrainingPhase,
+    BPTTValidationPhase,
+    Feedback,
+    History,
+    Learner,
+    PhaseModule,
+    RecurrentSequential,
+    seq2seq_loss,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, loggers, devices
+
+ROOT = Path(__file__).resolve().parent.parent
+LOSS = seq2seq_loss(nn.MSELoss())
+
+
+def network():
+    torch.manual_seed(0)
+    model = RecurrentSequential(nn.GRU(2, 6), nn.Linear(6, 2))
+    return model, torch.optim.Adam(model.parameters(), 0.01)
+
+
+def batches(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(13, 3, 2, generator=generator) for _ in range(count)]
+
+
+TRAIN, VALID = batches(5, 1), batches(2, 2)
+
+
+def loader(data):
+    return DataLoader(data, batch_size=None)
+
+
+def trainer(folder, epochs, **more):
+    import lightning
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    options = {"accelerator": "cpu", "enable_checkpointing": False, **quiet, **more}
+    return lightning.Trainer(max_epochs=epochs, default_root_dir=folder, **options)
+
+
+def drawn(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+PHASES = {
+    "full": lambda: BPTTTrainingPhase(),
+    "windows": lambda: BPTTTrainingPhase(window=5, stride=2),
+    "stateful": lambda: BPTTTrainingPhase(window=5, stateful=True),
+    "accumulated": lambda: BPTTTrainingPhase(accumulate=2),
+    "feedback": lambda: BPTTTrainingPhase(feedback=Feedback.probability(0.5, generator=drawn(3))),
+}
+
+
+@pytest.mark.parametrize("kind", PHASES)
+def test_weights_losses_and_metrics_are_those_of_a_learner(kind, tmp_path):
+    validation = BPTTValidationPhase(nfeedback=4)
+    metrics = {"off": seq2seq_loss(nn.L1Loss())}
+
+    model, optimizer = network()
+    history = History()
+    learner = Learner(model, LOSS, optimizer, [history], metrics=metrics)
+    learner.fit(3, TRAIN, VALID, training=PHASES[kind](), validation=validation)
+
+    other, optimizer = network()
+    module = PhaseModule(
+        other, LOSS, optimizer, training=PHASES[kind](), validation=validation, metrics=metrics
+    )
+    running = trainer(tmp_path, 3)
+    running.fit(module, loader(TRAIN), loader(VALID))
+
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    *_, of_training, of_validation = history.rows
+    for name in ("loss", "off"):
+        logged = running.callback_metrics[f"train_{name}"].item()
+        assert logged == pytest.approx(of_training[name], abs=1e-6)
+    for name in ("loss", "open_loss", "closed_loss", "off"):
+        logged = running.callback_metrics[f"val_{name}"].item()
+        assert logged == pytest.approx(of_validation[name], abs=1e-6)
+    model.load_state_dict(module.model.state_dict())  # and they may be put into each other
+
+
+def test_a_test_is_an_evaluation(tmp_path):
+    model, optimizer = network()
+    module = PhaseModule(model, LOSS, optimizer)
+    (found,) = trainer(tmp_path, 1).test(module, loader(VALID), verbose=False)
+    wanted = rnnkit.evaluate(model, LOSS, VALID)
+    assert found["test_loss"] == pytest.approx(wanted["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["stateful", "feedback"])
+def test_a_training_goes_on_from_a_checkpoint_of_lightning(kind, tmp_path):
+    whole, optimizer = network()
+    module = PhaseModule(whole, LOSS, optimizer, training=PHASES[kind]())
+    trainer(tmp_path, 4).fit(module, loader(TRAIN), loader(VALID))
+
+    first, optimizer = network()
+    module = PhaseModule(first, LOSS, optimizer, training=PHASES[kind]())
+    running = trainer(tmp_path, 2)
+    running.fit(module, loader(TRAIN), loader(VALID))
+    path = tmp_path / "half.ckpt"
+    running.save_checkpoint(path)
+    assert torch.load(path, weights_only=True)["rnnkit"]["training"]["updates"] == 10
+
+    torch.manual_seed(9)  # what is drawn or initialized now must not matter
+    second = RecurrentSequential(nn.GRU(2, 6), nn.Linear(6, 2))
+    optimizer = torch.optim.Adam(second.parameters(), 0.01)
+    training = PHASES[kind]()
+    if training.feedback is not None:
+        training.feedback.generator.manual_seed(77)
+    module = PhaseModule(second, LOSS, optimizer, training=training)
+    trainer(tmp_path, 4).fit(module, loader(TRAIN), loader(VALID), ckpt_path=path)
+    for mine, theirs in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_gradients_are_clipped_by_a_hook(tmp_path):
+    class Clipped(PhaseModule):
+        def on_before_optimizer_step(self, optimizer):
+            self.clip_gradients(optimizer, gradient_clip_val=0.01)
+
+    model, optimizer = network()
+    learner = Learner(model, LOSS, optimizer, [rnnkit.ClipGradients(0.01)])
+    learner.fit(1, TRAIN, training=BPTTTrainingPhase(window=5))
+    other, optimizer = network()
+    module = Clipped(other, LOSS, optimizer, training=BPTTTrainingPhase(window=5))
+    trainer(tmp_path, 1).fit(module, loader(TRAIN))
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_it_trains_in_bfloat16(tmp_path):
+    model, optimizer = network()
+    running = trainer(tmp_path, 2, precision="bf16-mixed")
+    module = PhaseModule(model, LOSS, optimizer, training=BPTTTrainingPhase(window=5))
+    running.fit(module, loader(TRAIN))
+    learner = Learner(*network_with_loss(), autocast=torch.bfloat16)
+    learner.fit(2, TRAIN, training=BPTTTrainingPhase(window=5))
+    for mine, theirs in zip(learner.parameters, model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0.01, atol=0.002)
+
+
+def network_with_loss():
+    model, optimizer = network()
+    return model, LOSS, optimizer
+
+
+TWO = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import lightning, torch
+from torch import nn
+from torch.utils.data import DataLoader
+from rnnkit import BPTTTrainingPhase, PhaseModule, RecurrentSequential, SequenceBatch, seq2seq_loss
+
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+torch.manual_seed(0)
+model = RecurrentSequential(nn.GRU(2, 6), nn.Linear(6, 5))
+data = torch.load(sys.argv[1], weights_only=True)
+loss = seq2seq_loss(nn.CrossEntropyLoss(ignore_index=-100))
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+module = PhaseModule(model, loss, optimizer, training=BPTTTrainingPhase(window=4))
+class Shares(torch.utils.data.Dataset):
+    def __len__(self): return len(data)
+    def __getitem__(self, i):
+        inputs, targets = data[i]
+        rows = slice(0, 1) if module.global_rank == 0 else slice(1, None)
+        return SequenceBatch(inputs[:, rows], targets[:, rows])
+trainer = lightning.Trainer(
+    accelerator="cpu", strategy="ddp", devices=2, max_epochs=2, logger=False, use_distributed_sampler=False,
+    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+)
+trainer.fit(module, DataLoader(Shares(), batch_size=None))
+if trainer.global_rank == 0:
+    torch.save([model.state_dict(), trainer.callback_metrics["train_loss"]], sys.argv[2])
+"""
+
+
+def test_two_processes_are_one_on_the_joint_batch(tmp_path, in_double_precision):
+    generator = drawn(4)
+    data = []
+    for _ in range(3):
+        inputs = torch.randn(9, 4, 2, generator=generator)
+        targets = torch.randint(5, (9, 4), generator=generator)
+        targets[2:7, 0] = -100  # the first process has fewer targets than the second
+        data.append((inputs, targets))
+    torch.save(data, tmp_path / "data.pt")
+    (tmp_path / "two.py").write_text(textwrap.dedent(TWO))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "two.py", "data.pt", "out.pt"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    weights, logged = torch.load(tmp_path / "out.pt", weights_only=True)
+
+    torch.manual_seed(0)
+    model = RecurrentSequential(nn.GRU(2, 6), nn.Linear(6, 5))
+    loss = seq2seq_loss(nn.CrossEntropyLoss(ignore_index=-100))
+    history = History()
+    learner = Learner(model, loss, torch.optim.SGD(model.parameters(), 0.1), [history])
+    learner.fit(2, data, training=BPTTTrainingPhase(window=4))
+    for name, parameter in model.state_dict().items():
+        torch.testing.assert_close(weights[name], parameter, rtol=0, atol=1e-10)
+    assert logged.item() == pytest.approx(history.rows[-1]["loss"], abs=1e-6)
+
+
+def test_a_phase_that_does_not_fit_is_refused():
+    model, optimizer = network()
+    text = refused(lambda: PhaseModule(model, LOSS, optimizer, training=BPTTValidationPhase()), "training")
+    assert text.startswith("PhaseModule: got training = ") and "wanted a phase for training" in text
+    text = refused(lambda: PhaseModule(model, LOSS, optimizer, validation=LOSS), "a phase", TypeError)
+    assert "Likely fix: BPTTTrainingPhase() or BPTTValidationPhase()." in text
+
+
+def test_without_lightning_the_name_says_what_to_install(monkeypatch):
+    monkeypatch.delitem(sys.modules, "rnnkit.training.lightning", raising=False)
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    with pytest.raises(ImportError, match=r"Likely fix: pip install 'rnnkit\[lightning\]'"):
+        rnnkit.PhaseModule  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'phase_module'"):
+        rnnkit.phase_module  # noqa: B018
