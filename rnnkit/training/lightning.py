@@ -59,13 +59,13 @@ class PhaseModule(LightningModule):
         ValueError: if a phase of training does not train, or one of validation does; by `fit`, with
             `precision="16-mixed"` and other scaled gradients.
 
-    >>> import lightning, torch
+    >>> import torch
     >>> from rnnkit import PhaseModule, seq2seq_loss
     >>> model = torch.nn.GRU(1, 1)
     >>> optimizer = torch.optim.Adam(model.parameters())
     >>> module = PhaseModule(model, seq2seq_loss(torch.nn.MSELoss()), optimizer)
-    >>> trainer = lightning.Trainer(max_epochs=2, accelerator="cpu")  # doctest: +SKIP
-    >>> trainer.fit(module, [torch.ones(5, 3, 1)])  # doctest: +SKIP
+    >>> module.automatic_optimization
+    False
     """
 
     @asked("PhaseModule")
