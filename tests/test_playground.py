@@ -27,7 +27,7 @@ PRIMER = "def read(self):"
 def kept(tutorial: str) -> dict[str, Any]:
     """What a tutorial has saved, from its executed notebook and not from the file of the site."""
     notebook = nbformat.read(ROOT / "docs" / "tutorials" / f"{tutorial}.ipynb", 4)
-    (content,) = saved(notebook).values()
+    (content,) = [file for name, file in saved(notebook).items() if name.endswith(".pt")]
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
