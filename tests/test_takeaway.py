@@ -283,8 +283,8 @@ def test_pages_from_the_disk_have_their_figures_formulas_and_colors(
 def test_from_the_disk_a_reader_goes_from_page_to_page_and_searches(
     unpacked: dict[str, Any],
 ) -> None:
-    first = "tutorials/00_forecast/index.html"
-    second = "tutorials/01_recurrent/index.html"
+    first = "tutorials/index.html"
+    second = "tutorials/00_forecast/index.html"
     home = ["index.html", "index.html#which-pattern-do-i-need"]
     assert unpacked["walk"] == [first, second, first, *home]
     folder = unpacked["folder"]

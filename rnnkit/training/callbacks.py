@@ -51,7 +51,9 @@ def _title(learner: "Learner") -> str:
 
 class ProgressBar:
     """Shows each epoch's steps, averages and steps per second: a bar in a terminal, a line per
-    epoch elsewhere. Of several processes only the first shows any.
+    epoch elsewhere.
+
+    Of several processes only the first shows any.
 
     >>> from rnnkit import ProgressBar
     >>> callback = ProgressBar(every=2.0)

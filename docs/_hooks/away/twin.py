@@ -1,7 +1,8 @@
 """A page as plain Markdown, for programs that read: beside state/index.html, state/index.md.
 
 What only this site's Markdown knows is said in plain Markdown: a fold and a note are bold titles,
-attributes go, a figure is its text, an output that is long is cut. Links lead to other twins.
+attributes go, a figure is its text, an output that is long is cut, what waits for JavaScript is
+left out. Links lead to other twins.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ FENCE = re.compile(r"(?P<ticks>`{3,}|~{3,}) *(?P<info>.*)")
 OBJECT = re.compile(r"::: ([\w.]+)")
 ATTRIBUTES = re.compile(r"[ \t]*\{:?\s*(?:[.#][\w-]|download|loading=)[^{}\n]*\}")
 WRAPPER = re.compile(r"^\s*</?div\b[^>]*>\s*$")
+HIDDEN = re.compile(r"\s*<div\b[^>]* hidden>\s*")  # what only a program on the page makes use of
 FIGURE = re.compile(r"\[(!\[(?:[^\[\]]|\\.|\[[^\[\]]*\])*\]\([^()]*\))\]\([^()]*\)")
 
 Address: TypeAlias = Callable[[str, bool], str | None]  # of a link, or of a name of the API
@@ -56,6 +58,8 @@ def _plain(lines: list[str], described: Described) -> list[str]:
             told += described(name[1]).splitlines()
             told += _prose("", after=told)
             at = _end_of_block(lines, at + 1)
+        elif HIDDEN.fullmatch(line):
+            at = _end_of_element(lines, at)
         else:
             told += _prose(line, after=told)
             at += 1
@@ -74,6 +78,16 @@ def _end_of_block(lines: list[str], start: int) -> int:
     for at in range(start, len(lines)):
         if lines[at].strip() and not lines[at].startswith("    "):
             return at
+    return len(lines)
+
+
+def _end_of_element(lines: list[str], start: int) -> int:
+    """Where the `<div>` that begins here ends."""
+    depth = 0
+    for at in range(start, len(lines)):
+        depth += len(re.findall(r"<div\b", lines[at])) - lines[at].count("</div>")
+        if not depth:
+            return at + 1
     return len(lines)
 
 
