@@ -302,3 +302,19 @@ def test_a_first_load_of_home_is_light(seen: dict[str, Any]) -> None:
 def test_the_search_offers_the_right_page_first_or_second(seen: dict[str, Any], query: str) -> None:
     offered = [path.removeprefix(f"{base()}/") for path in seen["steps"]["searches"][query]]
     assert any(path.startswith(tuple(SEARCHES[query])) for path in offered), offered
+
+
+def test_the_cheat_sheet_is_printed_on_one_sheet_of_paper(host: str, tmp_path: Path) -> None:
+    if CHROMIUM is None:
+        missing("chromium")
+    paper = tmp_path / "sheet.pdf"
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    quiet += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
+    address = f"{host}{base()}/cheatsheet/"
+    subprocess.run(
+        [CHROMIUM, *quiet, "--no-pdf-header-footer", f"--print-to-pdf={paper}", address],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert len(re.findall(rb"/Type\s*/Page\b", paper.read_bytes())) == 2, "its two sides"
