@@ -205,18 +205,10 @@ async function load(url, width) {
   return { first, moved, chooser };
 }
 
-// Nothing else runs while a load is measured; then two pages at a time.
-const loaded = [];
-for (const { name, url, widths } of loads) {
-  for (const width of widths) loaded.push({ name, width, ...(await load(url, width)) });
-}
-const left = [...pages];
-const visitor = async () => { while (left.length) await visit(left.shift()); };
-await Promise.all([visitor(), visitor()]);
-
 // From the home page: search, follow the first result without a new load, switch the colors, and look again.
 const steps = {};
-if (tour) {
+
+async function walk() {
   const { context, page, requests, problems } = await open(tour);
   await page.keyboard.press("/");
   await page.keyboard.type("seq2seq_loss", { delay: 20 });
@@ -251,5 +243,14 @@ if (tour) {
   Object.assign(steps, { requests, problems });
   await context.close();
 }
+
+// Nothing else runs while a load is measured; then some pages at a time, the walk beside them.
+const loaded = [];
+for (const { name, url, widths } of loads) {
+  for (const width of widths) loaded.push({ name, width, ...(await load(url, width)) });
+}
+const left = [...pages];
+const visitor = async () => { while (left.length) await visit(left.shift()); };
+await Promise.all([visitor(), visitor(), visitor(), tour && walk()]);
 await browser.close();
 process.stdout.write(JSON.stringify({ views, steps, loaded }));
