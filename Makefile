@@ -35,7 +35,7 @@ test: $(INSTALLED)
 	@echo "== 2/6 pyright"
 	@$(BIN)/pyright
 	@echo "== 3/6 package, doctests, code blocks of the pages, road; coverage of rnnkit by branch"
-	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "not site and not slow" --cov --cov-report=term
+	@$(BIN)/pytest -q -n 2 -m "not site and not slow" --cov --cov-report=term
 	@echo "== 4/6 tutorials: running what is stale"
 	@$(EXECUTE)
 	@echo "== 5/6 site: strict build"

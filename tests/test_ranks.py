@@ -25,8 +25,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import rnnkit as rk
 
-pytestmark = pytest.mark.xdist_group("ranks")  # what two processes do is done once, in one worker
-
 RANKS, V, H, F = 2, 7, 5, 2
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
 
