@@ -12,6 +12,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 EXECUTE := $(BIN)/python docs/_hooks run
 export NO_MKDOCS_2_WARNING := 1
+export SLOW
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: site test page tutorials slow constraints clean

@@ -267,6 +267,7 @@ def results(tmp_path_factory):
     return torch.load(folder / "results.pt", weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SCENARIOS, "again and again, noisy", "again and again, own"])
 def test_a_training_killed_and_resumed_is_bitwise_the_one_that_was_not(results, name):
     plain, resumed, signals, written = results[name]
@@ -287,6 +288,7 @@ def test_a_training_killed_and_resumed_is_bitwise_the_one_that_was_not(results, 
     assert plain["draws"][1:] == resumed["draws"][1:]
 
 
+@pytest.mark.slow
 def test_the_scenarios_are_different_trainings(results):
     weights = [results[f"middle, {name}"][0]["weights"]["2.bias"].item()
                for name in ("global generator", "noise in the data", "loader with its own generator")]  # fmt: skip

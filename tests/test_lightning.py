@@ -195,6 +195,7 @@ if trainer.global_rank == 0:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_on_the_joint_batch(tmp_path, in_double_precision):
     generator = drawn(4)
     data = []
