@@ -98,6 +98,31 @@ def test_weights_losses_and_metrics_are_those_of_a_learner(kind, tmp_path):
     model.load_state_dict(module.model.state_dict())  # and they may be put into each other
 
 
+class Steps:
+    """A metric that counts by itself: how many steps it was given."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.count = 0
+
+    def update(self, outputs, targets):
+        self.count += len(outputs)
+
+    def compute(self):
+        return self.count
+
+
+def test_a_validation_within_an_epoch_leaves_the_counts_of_its_training(tmp_path):
+    model, optimizer = network()
+    module = PhaseModule(model, LOSS, optimizer, metrics={"steps": Steps()})
+    running = trainer(tmp_path, 2)
+    running.fit(module, loader(TRAIN), loader(VALID))
+    assert running.callback_metrics["train_steps"] == 5 * 12 * 3
+    assert running.callback_metrics["val_steps"] == 2 * 12 * 3
+
+
 def test_a_test_is_an_evaluation(tmp_path):
     model, optimizer = network()
     module = PhaseModule(model, LOSS, optimizer)

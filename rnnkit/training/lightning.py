@@ -5,6 +5,7 @@ It is an extra, `pip install rnnkit[lightning]`, and nothing else in the package
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -91,8 +92,8 @@ class PhaseModule(LightningModule):
         self.loop = Loop(model, loss, None)
         self.loss_modules = nn.ModuleList(self.loop.loss.modules())
         self.metrics = Metrics(metrics)
-        self._tally: Tally | None = None
-        self._train_tally: Tally | None = None  # while the validation has its own
+        self._tallies: dict[str, Tally] = {}  # by the phase's name: a validation is in an epoch
+        self._held: dict[str, ExitStack] = {}
         self._saved: dict[str, Any] | None = None  # phases of a checkpoint, until training starts
 
     def configure_optimizers(self) -> Any:
@@ -128,8 +129,7 @@ class PhaseModule(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Forgets the carried state: an epoch reads the data from its beginning."""
-        self.training_phase.reset()
-        self._tally = Tally(self.loop, self.metrics)
+        self._begin(self.training_phase)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """A step of the training phase."""
@@ -144,15 +144,14 @@ class PhaseModule(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's averages."""
-        self._tell("train")
+        self._tell("train", self.training_phase)
 
     # Validation and test
 
     def on_validation_epoch_start(self) -> None:
         """Starts afresh."""
         self._settle()
-        self.validation_phase.reset()
-        self._train_tally, self._tally = self._tally, Tally(self.loop, self.metrics)
+        self._begin(self.validation_phase)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """A step of the validation phase."""
@@ -160,14 +159,12 @@ class PhaseModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the averages."""
-        self._tell("val")
-        self._tally = self._train_tally
+        self._tell("val", self.validation_phase)
 
     def on_test_epoch_start(self) -> None:
         """Starts afresh."""
         self._settle()
-        self.validation_phase.reset()
-        self._tally = Tally(self.loop, self.metrics)
+        self._begin(self.validation_phase)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """A step of the validation phase, on test data."""
@@ -175,7 +172,7 @@ class PhaseModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Logs the averages."""
-        self._tell("test")
+        self._tell("test", self.validation_phase)
 
     # Checkpoints
 
@@ -204,18 +201,38 @@ class PhaseModule(LightningModule):
         if group is not None and self.trainer.world_size > 1:
             self.loop.ranks = Ranks(group, self.model)
 
+    def _begin(self, phase: Phase) -> None:
+        phase.reset()
+        self._count(phase)
+
+    def _count(self, phase: Phase) -> Tally:
+        """What an epoch adds up; while it does, another phase counts with counters of its own."""
+        self._release(phase)  # an epoch that was cut short
+        tally = Tally(self.loop, self.metrics)
+        self._tallies[phase.name] = tally
+        self._held[phase.name] = ExitStack()
+        self._held[phase.name].enter_context(tally.holding())
+        return tally
+
+    def _release(self, phase: Phase) -> None:
+        if phase.name in self._held:
+            self._held.pop(phase.name).close()
+
     def _step(self, phase: Phase, batch: Any) -> StepState:
-        if self._tally is None:  # an epoch that is resumed in its middle
-            self._tally = Tally(self.loop, self.metrics)
+        tally = self._tallies.get(phase.name)
+        if tally is None:  # an epoch that is resumed in its middle
+            tally = self._count(phase)
         step = phase.run(self.loop, batch)
-        self._tally.add(phase, step)
+        tally.add(phase, step)
         return step
 
-    def _tell(self, prefix: str) -> None:
-        if self._tally is None:
+    def _tell(self, prefix: str, phase: Phase) -> None:
+        tally = self._tallies.get(phase.name)
+        if tally is None:
             return
-        self._tally.compute()
-        means = {f"{prefix}_{name}": mean for name, mean in self._tally.means().items()}
+        tally.compute()
+        self._release(phase)
+        means = {f"{prefix}_{name}": mean for name, mean in tally.means().items()}
         numbers = {name: mean.float() for name, mean in means.items() if not mean.ndim}
         # They are the same in every process.
         self.log_dict(numbers, prog_bar=True, sync_dist=self.loop.ranks is not None)
