@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Named, Refusal, asked, in_words
-from ..core.layout import (
-    all_lengths,
-    as_sequences,
-    between,
-    check_lengths,
-    check_state,
-    extent,
-)
+from ..core.layout import all_lengths, as_sequences, between, check_lengths, check_state, extent
 from ..core.model import Declared, check_model, check_one_way, restart_rows
 from ..core.state import State, detach, map_leaves
 from ..data.batches import SequenceBatch
