@@ -22,6 +22,7 @@ from .generation.sampling import Sample, forecast, sample_model
 from .losses.sequences import seq2one_loss
 from .losses.steps import seq2seq_loss
 from .models.encoder_decoder import Attention, EncoderDecoder
+from .models.export import export_onnx, export_program
 from .models.stack import PerStep, RecurrentSequential
 from .models.unroll import Unroll
 from .training.bptt import BPTTTrainingPhase
@@ -79,6 +80,8 @@ __all__ = [
     "detach",
     "energy_score",
     "evaluate",
+    "export_onnx",
+    "export_program",
     "forecast",
     "get_inout_seq",
     "gradient_by_step",

@@ -53,6 +53,8 @@ SEARCHES = {
     "lengths must be on the CPU": ["errors"],
     "RNN weights are not part of single contiguous chunk of memory": ["errors"],
     "temperature": ["tutorials/04_generate"],
+    "export": ["export", "faq/use"],
+    "onnx": ["export", "faq/use"],
     "multi-step forecast": ["tutorials/08_closed_loop", "tutorials/00_forecast"],
     "hidden state detach": ["state", "errors"],
     "val loss much lower than test": ["tutorials/08_closed_loop", "errors"],

@@ -149,7 +149,7 @@ class PerStep(nn.Module):
 
     def _of_steps(self, steps: Tensor) -> Tensor:
         outputs = self.module(steps)
-        if not isinstance(outputs, Tensor) or len(outputs) != len(steps):
+        if not isinstance(outputs, Tensor) or outputs.shape[:1] != steps.shape[:1]:
             raise Refusal(
                 f"{in_words(outputs)} from {type(self.module).__name__} for {len(steps)} steps",
                 "one output (N, *O) for each of N steps",

@@ -105,7 +105,7 @@ class Unroll(nn.Module):
                 state = select_rows(state, packed.sorted_indices)
         else:
             steps = as_sequence(inputs, least=1).unbind(0)
-        rows = len(steps[0])
+        rows = steps[0].shape[0]  # not len(), which fixes it for torch.export
         if state is not None:
             check_state(state, rows)
             self._check_layers(state)
@@ -211,8 +211,8 @@ def _scan(cell: nn.Module, steps: Sequence[Tensor], state: State) -> tuple[list[
     ended: list[State] = []
     pair = False  # whether the cell gives (output, state)
     for step in steps:
-        count = len(step)
-        if outputs and count < len(outputs[-1]):
+        count = step.shape[0]
+        if outputs and count < outputs[-1].shape[0]:
             ended.insert(0, _rows(state, count))
             state = _rows(state, 0, count)
         result = cell(step, state)

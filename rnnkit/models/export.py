@@ -1,0 +1,393 @@
+"""A model for another program: through `torch.export` or as an ONNX file, compared with itself.
+
+Exporters fix in silence what they should leave open. So nothing is given out before it has run at
+other numbers of steps and rows than those of the example, from states that are not zero, and gave
+what the model gives.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import shorten
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ..core.errors import Refusal, asked, at_least, in_words
+from ..core.layout import extent
+from ..core.model import call_model, check_call, check_one_way, evaluating, unwrap
+from ..core.state import State, map_leaves, select_rows
+
+_STEPS = 5  # of the example that is exported, where their number stays open
+_ROWS = 3  # of it; exporters take a dimension of 1 for a constant
+_OTHERS = ((1, 1), (1, 7), (9, 1), (12, 7))  # steps and rows that what is exported is run at
+_CLOSE = 1e-5  # how far a number may be off, absolutely, and relatively to numbers above 1
+
+
+@asked("export_program")
+def export_program(
+    model: nn.Module, inputs: Any, *, steps: int | None = None, state: State = None
+) -> ExportedProgram:
+    """A model with its state going in and out, through `torch.export`, for any number of rows.
+
+    The program is called with `(inputs, *leaves)` and gives `(outputs, *leaves)`: the leaves of
+    the state one by one, in the order of its tuples, lists and dicts. It computes what the model
+    does in evaluation. Before it is given out it has run at 1 and 7 rows, and agrees to `1e-5`.
+
+    `torch.export` keeps the number of steps of `nn.LSTM`, `nn.GRU` and `nn.RNN`, and of any loop
+    over steps. So export one step, or the chunk that will be called, with `steps`; what would be
+    fixed in silence is refused.
+
+    Args:
+        model: `outputs, state = model(inputs, state)`; wrappers are taken off.
+        inputs: an example `(T, B, *F)`, or a dict of them. Its steps are drawn from to make others.
+        steps: `T` of the program, 1 for a step; `None` leaves it open.
+        state: an example state with the rows of `inputs`, for a model that cannot start without.
+
+    Returns:
+        The program; `program.module()` is called, `torch.export.save` writes it.
+
+    Raises:
+        TypeError: if the model is no module.
+        ValueError: if it cannot be exported, `T` would be fixed though `steps` is `None`, or the
+            program does not give what the model gives.
+
+    Source: [torch.export](https://docs.pytorch.org/docs/stable/export.html).
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from rnnkit import export_program
+    >>> program = export_program(nn.GRU(2, 4), torch.randn(10, 1, 2), steps=1).module()
+    >>> outputs, state = program(torch.randn(1, 7, 2), torch.zeros(1, 7, 4))
+    >>> outputs, state = program(torch.randn(1, 7, 2), state)
+    >>> outputs.shape, state.shape
+    (torch.Size([1, 7, 4]), torch.Size([1, 7, 4]))
+    """
+    form = _form_of(model, inputs, steps, state)
+    with evaluating(form.model), torch.no_grad():
+        example = form.draw(steps or _STEPS, _ROWS)
+        rows = Dim("rows")
+        time = Dim.AUTO if steps is None else Dim.STATIC
+        shapes = [{0: time, 1: rows} for _ in form.inputs] + [{1: rows} for _ in form.state]
+        with _told("torch.export"):
+            program = torch.export.export(
+                form.flat, tuple(example), dynamic_shapes=(tuple(shapes),), strict=False
+            )
+        if steps is None:
+            _refuse_a_fixed_length(form, program)
+        _compare(form, steps, program.module(), "the program of torch.export")
+    return program
+
+
+@asked("export_onnx")
+def export_onnx(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    inputs: Any,
+    *,
+    steps: int | None = None,
+    state: State = None,
+) -> None:
+    """A model with its state going in and out as an ONNX file, for any number of steps and rows.
+
+    The file has the inputs `inputs`, `state_0`, `state_1`, ... and the outputs `outputs`,
+    `new_state_0`, `new_state_1`, ...: the leaves of the state one by one, in the order of its
+    tuples, lists and dicts. Of a dict `inputs`, or `outputs`, each sequence is called
+    `inputs_NAME`. It computes what the model does in evaluation. Before the file is written it has
+    run under onnxruntime at 1, 9 and 12 steps with 1 and 7 rows, and agrees to `1e-5`.
+
+    `nn.LSTM`, `nn.GRU` and `nn.RNN` become ONNX's own operators, which take any number of steps;
+    with `proj_size` they cannot be exported. A loop over steps, as in
+    [Unroll][rnnkit.Unroll], is written out as often as the example has steps, so it is refused
+    unless `steps` says how many. The exporter is PyTorch's older one, `dynamo=False`: that on
+    `torch.export` keeps the example's number of steps without a word.
+
+    Needs the extra `rnnkit[export]`.
+
+    Args:
+        model: `outputs, state = model(inputs, state)`; wrappers are taken off.
+        path: the file to write; the one of before is replaced once the new one is right.
+        inputs: an example `(T, B, *F)`, or a dict of them. Its steps are drawn from to make others.
+        steps: `T` of the file, 1 for a step; `None` leaves it open.
+        state: an example state with the rows of `inputs`, for a model that cannot start without.
+
+    Raises:
+        TypeError: if the model is no module.
+        ValueError: if it is not float32, cannot be exported, or the file does not give what the
+            model gives.
+        OSError: if the file cannot be written.
+        ImportError: if onnx or onnxruntime is missing.
+
+    Source: [the operator LSTM of ONNX](https://onnx.ai/onnx/operators/onnx__LSTM.html), whose
+    gates stand in the order i, o, f, c; PyTorch's in i, f, g, o.
+
+    >>> import os, tempfile
+    >>> import onnxruntime, torch
+    >>> from torch import nn
+    >>> from rnnkit import export_onnx
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "gru.onnx")
+    ...     export_onnx(nn.GRU(2, 4), path, torch.randn(10, 1, 2))
+    ...     session = onnxruntime.InferenceSession(path)
+    >>> [(value.name, value.shape) for value in session.get_inputs()]
+    [('inputs', ['steps', 'rows', 2]), ('state_0', [1, 'rows', 4])]
+    """
+    runtime = _onnxruntime()
+    form = _form_of(model, inputs, steps, state)
+    _check_dtype(form.model)
+    with evaluating(form.model), torch.no_grad():
+        data = _onnx(form, steps)
+        with _told("onnxruntime"):
+            session = _session(runtime, data)
+        known = {value.name for value in session.get_inputs()}
+
+        def run(*tensors: Tensor) -> list[Tensor]:
+            named = zip(form.names, tensors, strict=True)
+            # What the outputs do not depend on, the exporter leaves out.
+            given = {name: tensor.cpu().numpy() for name, tensor in named if name in known}
+            return list(map(torch.from_numpy, session.run(None, given)))
+
+        _compare(form, steps, run, "the ONNX file")
+    _write(Path(path), data)
+
+
+# ---- The form of what is exported: tensors in, tensors out
+
+
+class _Flat(nn.Module):
+    """A model called with the leaves of its inputs and of its state, which gives them so too."""
+
+    def __init__(self, model: nn.Module, inputs: Any, state: State) -> None:
+        super().__init__()
+        self.model = model
+        self._inputs = _Tree(inputs)
+        self._state = _Tree(state)
+        self.training = False  # else the exporters would put the model into training after
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        leaves = iter(tensors)
+        inputs = self._inputs.built(leaves)
+        outputs, state = call_model(self.model, inputs, self._state.built(leaves))
+        return (*_leaves(outputs), *_leaves(state))
+
+
+class _Tree:
+    """The form of a tree of tensors; no module, so that its tensors are no part of the model."""
+
+    def __init__(self, tree: Any) -> None:
+        self.tree = tree
+
+    def built(self, leaves: Any) -> Any:
+        return map_leaves(lambda _: next(leaves), self.tree)
+
+
+class _Form(NamedTuple):
+    model: nn.Module
+    flat: _Flat
+    example: Any  # inputs (T, B, *F) whose steps are drawn from
+    start: State  # a state with the rows of the example, or None
+    inputs: list[str]
+    outputs: list[str]
+    state: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        """What the tensors that go in are called."""
+        return self.inputs + self.state
+
+    @property
+    def results(self) -> list[str]:
+        """What those that come out are called."""
+        return self.outputs + [f"new_{name}" for name in self.state]
+
+    def draw(self, time: int, rows: int) -> list[Tensor]:
+        """Inputs and a state of this size: steps of the example, and a state that they led to."""
+        before, start = _drawn(self.example, self.start, _STEPS, rows)
+        inputs, _ = _drawn(self.example, self.start, time, rows)
+        _, state = call_model(self.model, before, start)
+        return [*_leaves(inputs), *_leaves(state)]
+
+
+def _form_of(model: Any, inputs: Any, steps: int | None, state: State) -> _Form:
+    model = unwrap(model)
+    if not isinstance(model, nn.Module):
+        came = f"{in_words(model)}"
+        raise Refusal(came, "a torch.nn.Module", "put the call into a module's forward.", TypeError)
+    if steps is not None:
+        at_least("steps", steps, 1, "1 exports a step, None a sequence of any length.")
+        check_one_way(
+            model,
+            f" in pieces of steps={steps}",
+            "one that reads forward",
+            "a piece has not seen the steps after it: export whole sequences, without steps.",
+        )
+    inputs = check_call(model, inputs, state)
+    with evaluating(model), torch.no_grad():
+        outputs, after = call_model(model, inputs, state)
+    leaves = [f"state_{i}" for i in range(len(_leaves(after)))]
+    flat = _Flat(model, inputs, after)
+    return _Form(
+        model, flat, inputs, state, _names("inputs", inputs), _names("outputs", outputs), leaves
+    )
+
+
+def _names(name: str, sequences: Any) -> list[str]:
+    if isinstance(sequences, dict):
+        keys: list[Any] = list(sequences)
+        return [f"{name}_{key}" for key in keys]
+    return [name]
+
+
+def _leaves(tree: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def take(leaf: Tensor) -> Tensor:
+        found.append(leaf)
+        return leaf
+
+    map_leaves(take, tree)
+    return found
+
+
+def _drawn(inputs: Any, state: State, time: int, rows: int) -> tuple[Any, State]:
+    """Steps drawn from a sequence, all its parts alike, and rows from a state; always the same."""
+    length, batch = extent(inputs)
+    generator = torch.Generator().manual_seed(time)
+    steps = torch.randint(length * batch, (time * rows,), generator=generator)
+
+    def draw(part: Tensor) -> Tensor:
+        chosen = part.flatten(0, 1)[steps.to(part.device)]  # (time * rows, *F)
+        return chosen.unflatten(0, (time, rows))
+
+    return map_leaves(draw, inputs), select_rows(state, torch.arange(rows) % batch)
+
+
+# ---- What an exporter made
+
+
+def _refuse_a_fixed_length(form: _Form, program: ExportedProgram) -> None:
+    try:
+        program.module()(*form.draw(_STEPS + 1, _ROWS))
+    except AssertionError:  # a guard of the program
+        raise Refusal(
+            f"a program of torch.export that takes the {_STEPS} steps of its example only",
+            "one for any number of steps",
+            "torch.export keeps T of nn.LSTM, nn.GRU, nn.RNN and of a loop over steps: pass "
+            "steps=1 and loop outside, or use export_onnx, which leaves T open for the three.",
+        ) from None
+
+
+def _onnx(form: _Form, steps: int | None) -> bytes:
+    """The bytes of the file, from PyTorch's older exporter: the one that leaves T open."""
+    open_axes: dict[str, dict[int, str]] = {}
+    for name in [*form.inputs, *form.outputs]:
+        open_axes[name] = {1: "rows"} if steps else {0: "steps", 1: "rows"}
+    for name in form.state:
+        open_axes[name] = {1: "rows"}
+        open_axes[f"new_{name}"] = {1: "rows"}
+    with TemporaryDirectory() as folder, _told("torch.onnx.export"):
+        file = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            form.flat,
+            tuple(form.draw(steps or _STEPS, _ROWS)),
+            file,
+            input_names=form.names,
+            output_names=form.results,
+            dynamic_axes=open_axes,
+            dynamo=False,
+        )
+        return file.read_bytes()
+
+
+def _onnxruntime() -> Any:
+    try:
+        import_module("onnx")  # the exporter needs it
+        return import_module("onnxruntime")
+    except ModuleNotFoundError as error:
+        came = f"export_onnx: got no package {error.name}; wanted one that runs ONNX files. "
+        raise ImportError(f"{came}Likely fix: pip install 'rnnkit[export]'.") from error
+
+
+def _check_dtype(model: nn.Module) -> None:
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            raise Refusal(
+                f"weights of {weight.dtype}, {name} the first",
+                "torch.float32, for which onnxruntime has recurrent operators",
+                "export copy.deepcopy(model).float().",
+            )
+
+
+def _session(runtime: Any, data: bytes) -> Any:
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what it would log comes as an exception, too
+    return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _compare(form: _Form, steps: int | None, run: Callable[..., Any], what: str) -> None:
+    """Refuse what does not give the model's numbers at other sizes than those of the example."""
+    sizes = _OTHERS if steps is None else ((steps, 1), (steps, 7))
+    for time, rows in sizes:
+        tensors = form.draw(time, rows)
+        wanted = form.flat(*tensors)
+        try:
+            got = list(run(*tensors))
+        except Exception as error:
+            difference = _reason(error)
+        else:
+            difference = _difference(got, wanted)
+        if difference is not None:
+            raise Refusal(
+                f"{what}, which at T = {time}, B = {rows} is not the model: {difference}",
+                "the model's outputs and state",
+                "an exporter keeps what Python computed for its example, such as the number of "
+                "steps of a loop: pass steps=1 and loop outside, or use nn.LSTM, nn.GRU, nn.RNN.",
+            )
+
+
+def _difference(got: list[Tensor], wanted: tuple[Tensor, ...]) -> str | None:
+    for ours, theirs in zip(wanted, got, strict=True):
+        ours = ours.cpu()
+        if theirs.shape != ours.shape:
+            return f"{in_words(theirs)} for {in_words(ours)}"
+        if not torch.allclose(theirs, ours, rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
+            return f"a number is off by {(theirs - ours).abs().max():.1e}"
+    return None
+
+
+@contextmanager
+def _told(who: str) -> Generator[None]:
+    """Another package's work: its warnings are for who calls it, its error is our reason."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        raise Refusal(
+            f"a model that {who} does not take ({_reason(error)})",
+            "one that it exports",
+            "export the parts that it does take, and do the rest outside; the page Export names "
+            "what it does not.",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {shorten(words, 200)}"
+
+
+def _write(path: Path, data: bytes) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(data)
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        came = f"{error.strerror or error} when writing {str(path)!r}"
+        raise Refusal(came, "a file written whole", "choose another place.", OSError) from error
