@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -157,55 +158,67 @@ def install_line(name: str) -> str:
     )
 
 
+# Those that install the same stand together. Every other one runs as the notebook of its exercises, the rest as the
+# script: the code is the same, as the tests above and test_tutorials.py hold it, and both would take ten minutes more.
+IN_TURN = sorted(NAMES, key=lambda name: (install_line(name), name))
+ALONE = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+ALONE.pop("VIRTUAL_ENV", None)
+PINNED = {"PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "PIP_NO_COMPILE": "1"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(NAMES, key=lambda name: (install_line(name), name)))
-def test_a_download_runs_where_only_its_install_line_was_run(
+@pytest.mark.parametrize("name", IN_TURN[::2])
+def test_a_notebook_of_exercises_runs_where_only_its_install_line_was_run(
     nowhere: Path,
     fresh: Path,
     name: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = notebooks(nowhere, name)
-    (cell,) = install_cells(made["empty"])
+    notebook = notebooks(nowhere, name)["exercises"]
+    (cell,) = install_cells(notebook)
     assert re.fullmatch(r"%pip install .*", cell.source.strip()), (
         "the install cell is one line, %pip install ..."
     )
+    cell.metadata.tags.remove("skip-execution")  # a reader runs it
     kernel = tmp_path / "kernels" / "fresh"
     kernel.mkdir(parents=True)
-    python = str(environment(fresh, cell.source) / "bin" / "python")
-    argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    python = environment(fresh, cell.source) / "bin" / "python"
+    argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     (kernel / "kernel.json").write_text(
         json.dumps({"argv": argv, "display_name": "fresh", "language": "python"})
     )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    outside = {key: value for key, value in os.environ.items() if key not in ours}
-    pip = {"PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "PIP_NO_COMPILE": "1"}
     work = nowhere / "tutorials" / name  # where the wheel lies beside the notebook
-    # The notebook of the exercises runs; the others have the code of the script, which runs below.
-    notebook = made["exercises"]
-    for install_cell in install_cells(notebook):
-        install_cell.metadata.tags.remove("skip-execution")  # a reader runs it
     client = NotebookClient(
         notebook, timeout=600, kernel_name="fresh", resources={"metadata": {"path": str(work)}}
     )
-    client.execute(env=outside | pip | {"IPYTHONDIR": str(tmp_path / "ipython")})
+    client.execute(env=ALONE | PINNED | {"IPYTHONDIR": str(tmp_path / "ipython")})
     assert sum(bool(cell.get("execution_count")) for cell in notebook.cells) >= 10
-    where = [python, "-c", "import rnnkit; print(rnnkit.__file__)"]
-    found = subprocess.run(where, cwd=work, capture_output=True, text=True, check=True).stdout
-    assert "site-packages" in found, "the notebook ran with the built wheel"
+    assert "site-packages" in place_of_rnnkit(python, work), "it ran with the built wheel"
 
-    # Here was installed what the script asks for in its first lines, so that it runs here too.
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_TURN[1::2])
+def test_a_script_runs_where_only_its_install_line_was_run(
+    nowhere: Path, fresh: Path, name: str
+) -> None:
+    work = nowhere / "tutorials" / name
+    (cell,) = install_cells(notebooks(nowhere, name)["empty"])
+    python = environment(fresh, cell.source) / "bin" / "python"
     install, run = re.findall(r"^#     (.+)$", (work / f"{name}.py").read_text(), re.M)[:2]
     assert f"%{install}" == cell.source.strip()
     assert run == f"python {name}.py"
-    done = subprocess.run(
-        [python, f"{name}.py"],
-        cwd=work,
-        env=outside | {"MPLBACKEND": "agg"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    for call in ([python, "-m", *shlex.split(install)], [python, f"{name}.py"]):
+        surroundings = ALONE | PINNED | {"MPLBACKEND": "agg"}
+        done = subprocess.run(
+            call, cwd=work, env=surroundings, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert "site-packages" in place_of_rnnkit(python, work), "it ran with the built wheel"
+
+
+def place_of_rnnkit(python: Path, work: Path) -> str:
+    """Which rnnkit that interpreter finds in that folder."""
+    where = [str(python), "-c", "import rnnkit; print(rnnkit.__file__)"]
+    return subprocess.run(where, cwd=work, capture_output=True, text=True, check=True).stdout
