@@ -107,6 +107,11 @@ ABOUT = {
         "Each output is a distribution. After three measured inputs, each next input is drawn "
         "from the last distribution, dashed. The calendar is read at every step.",
     ),
+    "16": (
+        "Two processes that train one model",
+        "Two unrolled graphs of three steps, one a process, each with rows and a state of its own. "
+        "The sum and the weight of each one's losses go into one gradient.",
+    ),
 }
 
 Parts = list[str]
@@ -507,6 +512,20 @@ def scheduled_sampling() -> tuple[int, Parts]:
     return 230, parts
 
 
+def two_processes() -> tuple[int, Parts]:
+    middle, x = 138, 290
+    parts = [box(x, middle, "one gradient", LOSS, width=104, fill="#FFFFFF")]
+    for rank, y in enumerate((28, 248)):
+        parts += Graph(y, XS[:3], YS[:3], range(3)).parts()
+        parts.append(path(f"M210 {y}H{x - 54}", LOSS))
+        parts.append(box(x, y, "sum, weight", LOSS, width=104, fill="#FFFFFF"))
+        parts.append(text(x, y + 158, f"process {rank + 1}"))
+        parts.append(text(x, y + 175, "rows of its own"))
+    parts.append(path(f"M{x} 45V{middle - 17}", LOSS))
+    parts.append(path(f"M{x} 231V{middle + 17}", LOSS))
+    return 430, parts
+
+
 DRAWN = {
     "00": forecast_with_calendar,
     "01": recurrent_network,
@@ -523,6 +542,7 @@ DRAWN = {
     "12": four_voices,
     "13": both_directions,
     "14": drawn_with_calendar,
+    "16": two_processes,
 }
 
 
