@@ -14,7 +14,7 @@
 # ---
 
 # %% [markdown]
-# # More machine for an LSTM: torch.compile, mixed precision, two processes, Lightning
+# # torch.compile, mixed precision, DDP and Lightning for an LSTM
 #
 # After this page you can put more machine behind a recurrent network, and show each time that it
 # is still the same training.
@@ -578,7 +578,8 @@ for way in small:
 # %% [markdown]
 # These are the ratios of one run on one machine; take your own. **At these sizes some ways
 # lose.** A small network waits for Python, and a cast, a second thread or a second process is one more thing
-# to wait for. A large one waits for its products, which 16 bits and threads make cheaper. Two
+# to wait for. A large one waits for its products, which 16 bits and free cores make cheaper. Threads
+# wait for each other too: on a machine with other work to do they are the first to lose. And two
 # processes on one small machine share its memory and its cores, so here they show equality and
 # promise no speed.
 #
@@ -788,7 +789,7 @@ distances = {
     "two processes, added": distance(ranks[0]["rnnkit"], wanted),
 }
 
-# %% alt="Dot plot on a logarithmic axis of how far five gradients are from that of plain PyTorch. Two processes that add and a compiled step are near 1e-16, float32 near 1e-7, bfloat16 between 1e-3 and 1e-2. Two processes that average are above 1e-1." caption="The gradient of one day, in which half of the rows report every sixth hour, against plain PyTorch in float64. Three ways differ by the rounding of their numbers, and one is wrong." tags=["hero", "hide-input", "evidence"]
+# %% alt="Dot plot on a logarithmic axis of how far five gradients are from that of plain PyTorch. Two processes that add and a compiled step are near 1e-16, float32 near 1e-7, bfloat16 between 1e-3 and 1e-2. Two processes that average are above 1e-1." caption="The gradient of one day, in which half of the rows report every sixth hour, against plain PyTorch in float64. Four ways differ from it by rounding, and one is wrong." tags=["hero", "hide-input", "evidence"]
 fig, ax = plt.subplots(figsize=(5.2, 2.6))
 places = range(len(distances))
 colors = ["C1", "C0", "C0", "C0", "C0"]

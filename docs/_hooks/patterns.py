@@ -513,17 +513,16 @@ def scheduled_sampling() -> tuple[int, Parts]:
 
 
 def two_processes() -> tuple[int, Parts]:
-    middle, x = 138, 290
+    middle, x = 142, 290
     parts = [box(x, middle, "one gradient", LOSS, width=104, fill="#FFFFFF")]
-    for rank, y in enumerate((28, 248)):
+    for rank, y in enumerate((28, 256)):
         parts += Graph(y, XS[:3], YS[:3], range(3)).parts()
+        parts.append(span(84, 196, y + 182, f"process {rank + 1}, rows of its own"))
         parts.append(path(f"M210 {y}H{x - 54}", LOSS))
         parts.append(box(x, y, "sum, weight", LOSS, width=104, fill="#FFFFFF"))
-        parts.append(text(x, y + 158, f"process {rank + 1}"))
-        parts.append(text(x, y + 175, "rows of its own"))
     parts.append(path(f"M{x} 45V{middle - 17}", LOSS))
-    parts.append(path(f"M{x} 231V{middle + 17}", LOSS))
-    return 430, parts
+    parts.append(path(f"M{x} 239V{middle + 17}", LOSS))
+    return 464, parts
 
 
 DRAWN = {
