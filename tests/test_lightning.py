@@ -157,6 +157,77 @@ def test_a_training_goes_on_from_a_checkpoint_of_lightning(kind, tmp_path):
         assert torch.equal(mine, theirs)
 
 
+class Placed:
+    """A loader that knows how far it was read, as Lightning asks it to."""
+
+    def __init__(self, data):
+        self.data = data
+        self.place = 0
+
+    def __len__(self):
+        return len(self.data)
+
+    def __iter__(self):
+        for i in range(self.place % len(self.data), len(self.data)):
+            self.place = i + 1
+            yield self.data[i]
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, saved):
+        self.place = saved["place"]
+
+
+@pytest.mark.parametrize("keeps_its_place", [False, True])
+def test_a_training_cut_in_the_middle_of_an_epoch_goes_on_where_its_loader_does(
+    keeps_its_place, tmp_path
+):
+    from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+    class Look(Callback):
+        """Which batch each step was given, and the end of the process in the second epoch."""
+
+        def __init__(self, cut=False):
+            self.seen = []
+            self.cut = cut
+
+        def on_train_batch_start(self, running, module, batch, batch_idx):
+            found = [torch.equal(batch, one) for one in TRAIN].index(True)
+            self.seen.append((running.current_epoch, batch_idx, found))
+
+        def on_train_batch_end(self, running, module, outputs, batch, batch_idx):
+            if self.cut and (running.current_epoch, batch_idx) == (1, 3):
+                raise ZeroDivisionError
+
+    def fit(look, *more, checkpoint=None):
+        data = Placed(TRAIN) if keeps_its_place else loader(TRAIN)
+        model, optimizer = network()
+        module = PhaseModule(model, LOSS, optimizer, training=PHASES["stateful"]())
+        running = trainer(tmp_path, 3, callbacks=[look, *more], enable_checkpointing=bool(more))
+        running.fit(module, data, ckpt_path=checkpoint)
+        return model, running
+
+    whole, first, second = Look(), Look(cut=True), Look()
+    wanted, _ = fit(whole)
+    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
+    with pytest.raises(ZeroDivisionError):
+        fit(first, every)
+    # Three updates a batch, five batches an epoch: that of two batches into the second epoch.
+    came, running = fit(second, checkpoint=tmp_path / "step=21.ckpt")
+
+    # Updates and places are counted as if nothing had been.
+    assert running.global_step == 45
+    assert [seen[:2] for seen in second.seen] == [seen[:2] for seen in whole.seen[7:]]
+    pairs = list(zip(came.parameters(), wanted.parameters(), strict=True))
+    if keeps_its_place:
+        assert second.seen == whole.seen[7:]
+        assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+    else:  # Lightning reads the loader from its beginning, and leaves out the end of the epoch
+        assert [found for _, _, found in second.seen] == [0, 1, 2, 0, 1, 2, 3, 4]
+        assert not any(torch.equal(mine, theirs) for mine, theirs in pairs)
+
+
 def test_gradients_are_clipped_by_a_hook(tmp_path):
     class Clipped(PhaseModule):
         def on_before_optimizer_step(self, optimizer):

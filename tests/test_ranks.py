@@ -145,6 +145,43 @@ def beside_heads(batches):
     )
 
 
+def translator():
+    torch.manual_seed(0)
+    encoder = rk.RecurrentSequential(nn.Embedding(V, 4), nn.GRU(4, H))
+    decoder = rk.RecurrentSequential(nn.Embedding(V, 4), nn.GRU(4, H))
+    return rk.EncoderDecoder(encoder, decoder, rk.Attention(H, V)).double()
+
+
+def translations():
+    """Sources and targets of lengths of their own, three rows in one rank and two in the other."""
+    lengths = [([5, 3, 4], [4, 6, 2]), ([7, 2], [3, 5])]
+    steps = []
+    for i in range(2):
+        shares = []
+        for rank, (of_source, own) in enumerate(lengths):
+            source = tokens(max(of_source), len(of_source), seed=20 * i + rank)
+            inputs, targets = tokens(2, max(own), len(own), seed=10 * i + rank)
+            read = (source, torch.tensor(of_source), inputs)
+            shares.append(rk.SequenceBatch(read, targets, torch.tensor(own)))
+        steps.append(shares)
+    return steps
+
+
+def beside_translations(batches):
+    reads = [batch.inputs for batch in batches]
+    sources = beside([rk.SequenceBatch(source, None, own) for source, own, _ in reads])
+    whole = beside(
+        [replace(b, inputs=inputs) for b, (*_, inputs) in zip(batches, reads, strict=True)]
+    )
+    return replace(whole, inputs=(sources.inputs, sources.lengths, whole.inputs))
+
+
+def normed_model():
+    torch.manual_seed(0)
+    norm = rk.PerStep(nn.BatchNorm1d(F))
+    return rk.RecurrentSequential(norm, nn.GRU(F, H), nn.Linear(H, F)).double()
+
+
 STREAM = tokens(101, seed=3)
 DOCUMENTS = [tokens(n, seed=n) for n in (30, 9, 4, 25, 6)]
 
@@ -236,12 +273,15 @@ CASES = {
         {"window": 6},
         one_target(),
     ),
+    "encoder and decoder": (translator, step_loss, {}, translations()),
 }
 
 
 def join_of(case):
     if case.startswith("heads"):
         return beside_heads
+    if case.startswith("encoder"):
+        return beside_translations
     return beside_one if case.startswith("one target") else beside
 
 
@@ -273,6 +313,13 @@ def trained(case, batches, wrap=lambda model: model):
     learner = rk.Learner(wrap(model), loss, optimizer, [record, rk.ClipGradients(0.5)])
     averages = learner.epoch(rk.BPTTTrainingPhase(**options), batches)
     return {**vars(record), "averages": averages, "weights": list(model.parameters())}
+
+
+def with_batch_norm(batches):
+    model = normed_model()
+    learner = learner_of(DistributedDataParallel(model))
+    learner.epoch(rk.BPTTTrainingPhase(), batches)
+    return model.state_dict()
 
 
 def in_a_plain_loop(batches, wrap=lambda model: model):
@@ -440,6 +487,7 @@ def work(rank, folder):
         came[case] = trained(case, [shares[rank] for shares in steps], DistributedDataParallel)
     own = [shares[rank] for shares in ragged]
     came["plain loop"] = in_a_plain_loop(own, DistributedDataParallel)
+    came["batch norm"] = with_batch_norm([shares[rank] for shares in CASES["full"][-1]])
     came["validation"] = evaluated(validation_of(rank), DistributedDataParallel)
     # One rank has nothing to validate on.
     mine = validation_of(0) if rank == 0 else []
@@ -496,6 +544,22 @@ def test_phases_in_a_plain_loop_add_over_ranks_too(both):
     wanted = in_a_plain_loop([beside(shares) for shares in ragged])
     for came in both:
         close(came["plain loop"], wanted)
+
+
+def test_a_batch_norm_has_each_ranks_own_rows_and_the_running_statistics_of_the_first(both):
+    model = normed_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for shares in CASES["full"][-1]:
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        second = torch.func.functional_call(model, before, (shares[1].inputs,))[0]
+        first, _ = model(shares[0].inputs)  # only this one moves the model's own statistics
+        losses = [(first - shares[0].targets).square(), (second - shares[1].targets).square()]
+        optimizer.zero_grad()
+        (sum(each.sum() for each in losses) / sum(each.numel() for each in losses)).backward()
+        optimizer.step()
+    for came in both:
+        close(came["batch norm"], model.state_dict())
+    assert model[0].module.running_mean.abs().max() > 1e-3, "no statistics"
 
 
 def test_a_validation_is_that_of_all_batches_wherever_they_are(both):

@@ -404,6 +404,19 @@ BREAKS = {
         DistributionSampler.__call__ = certain
         """,
     ),
+    "a phase goes on with the casts of the weights before": (
+        "16_machine",
+        """
+        from rnnkit.training import bptt
+        whole = bptt._make_update
+        def update(loop):
+            import torch
+            clear, torch.clear_autocast_cache = torch.clear_autocast_cache, lambda: None
+            whole(loop)
+            torch.clear_autocast_cache = clear
+        bptt._make_update = update
+        """,
+    ),
     "a forecast's covariates come an hour late": (
         "00_forecast",
         """

@@ -107,6 +107,11 @@ ABOUT = {
         "Each output is a distribution. After three measured inputs, each next input is drawn "
         "from the last distribution, dashed. The calendar is read at every step.",
     ),
+    "16": (
+        "Two processes that train one model",
+        "Two unrolled graphs of three steps, one a process, each with rows and a state of its own. "
+        "The sum and the weight of each one's losses go into one gradient.",
+    ),
 }
 
 Parts = list[str]
@@ -507,6 +512,19 @@ def scheduled_sampling() -> tuple[int, Parts]:
     return 230, parts
 
 
+def two_processes() -> tuple[int, Parts]:
+    middle, x = 142, 290
+    parts = [box(x, middle, "one gradient", LOSS, width=104, fill="#FFFFFF")]
+    for rank, y in enumerate((28, 256)):
+        parts += Graph(y, XS[:3], YS[:3], range(3)).parts()
+        parts.append(span(84, 196, y + 182, f"process {rank + 1}, rows of its own"))
+        parts.append(path(f"M210 {y}H{x - 54}", LOSS))
+        parts.append(box(x, y, "sum, weight", LOSS, width=104, fill="#FFFFFF"))
+    parts.append(path(f"M{x} 45V{middle - 17}", LOSS))
+    parts.append(path(f"M{x} 239V{middle + 17}", LOSS))
+    return 464, parts
+
+
 DRAWN = {
     "00": forecast_with_calendar,
     "01": recurrent_network,
@@ -523,6 +541,7 @@ DRAWN = {
     "12": four_voices,
     "13": both_directions,
     "14": drawn_with_calendar,
+    "16": two_processes,
 }
 
 
