@@ -23,6 +23,7 @@ from .losses.sequences import seq2one_loss
 from .losses.steps import seq2seq_loss
 from .models.encoder_decoder import Attention, EncoderDecoder
 from .models.export import export_onnx, export_program
+from .models.gru import GRU
 from .models.stack import PerStep, RecurrentSequential
 from .models.unroll import Unroll
 from .training.bptt import BPTTTrainingPhase
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .training.lightning import PhaseModule as PhaseModule
 
 __all__ = [
+    "GRU",
     "Attention",
     "BPTTTrainingPhase",
     "BPTTValidationPhase",

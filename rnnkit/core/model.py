@@ -35,7 +35,8 @@ Model: TypeAlias = Callable[..., Any]
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _COMPILED = "_orig_mod"  # the name of the only child of what torch.compile gives
-_FUSED = (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
+# What gives PyTorch's own results from PyTorch's own parameters; models/gru.py adds its own.
+FUSED: list[Any] = [nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward]
 _DYNAMIC = "nn.quantized.dynamic.modules.rnn"  # where PyTorch keeps quantized ones, no nn.RNNBase
 
 
@@ -166,7 +167,7 @@ def _modules_of(model: Any) -> list[nn.Module]:
 def _is_pytorchs_own(model: Any) -> bool:
     """Whether it is a recurrent layer as PyTorch runs it, without a `forward` of its own."""
     if isinstance(model, nn.RNNBase):
-        return runs(model, *_FUSED)
+        return runs(model, *FUSED)
     kind = type(model)
     return kind.__module__.endswith(_DYNAMIC) and not kind.__name__.endswith("Cell")
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.model import Declared, Model, call_model
+from ..core.model import FUSED, Declared, Model, call_model, runs
 from ..core.state import State
 from ..models.stack import RecurrentSequential
 
@@ -23,7 +23,6 @@ _FEW_ROWS = 16
 # Up to here a table of gates costs less than a few steps: bytes and characters, not words.
 _SMALL_VOCABULARY = 256
 
-_FUSED = [kind.forward for kind in (nn.LSTM, nn.GRU, nn.RNN)]
 _CELLS: dict[str, Callable[..., Tensor]] = {
     "GRU": torch.gru_cell,
     "RNN_TANH": torch.rnn_tanh_cell,
@@ -75,7 +74,7 @@ def _untouched(module: nn.Module) -> bool:
 
 def _has_cells(module: nn.Module) -> bool:
     """Whether it is an `nn.LSTM`, `nn.GRU` or `nn.RNN` that its cells can stand for."""
-    if not isinstance(module, nn.RNNBase) or type(module).forward not in _FUSED:
+    if not isinstance(module, nn.RNNBase) or not runs(module, *FUSED):
         return False
     if module.bidirectional or module.proj_size or module.batch_first:
         return False
