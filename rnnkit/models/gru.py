@@ -18,7 +18,7 @@ _DTYPES = (torch.float32, torch.float64)
 _through_tanh = torch.ops.aten.tanh_backward
 _through_sigmoid = torch.ops.aten.sigmoid_backward
 # Below, what is done once costs more than it saves, see tests/benchmarks/bench_gru.py.
-_FEWEST_STEPS = 4
+_FEWEST_STEPS = 8
 
 
 class GRU(nn.GRU):
@@ -40,7 +40,7 @@ class GRU(nn.GRU):
     is that of $h'$ times a number known beforehand. So a step is two operations and the product
     with $U$, and the gradients of the weights are one product each, at the end.
 
-    That is used for float32 and float64 on a CPU where a gradient is asked for, from 4 steps on.
+    That is used for float32 and float64 on a CPU where a gradient is asked for, from 8 steps on.
     Else it is `nn.GRU`: without gradient, for a `PackedSequence` or a sequence without a batch, on
     other devices, under autocast, `torch.compile` or a transform of `torch.func`. Gradients of
     gradients are PyTorch's too.
@@ -53,7 +53,7 @@ class GRU(nn.GRU):
     >>> quicker, plain = GRU(3, 8), torch.nn.GRU(3, 8)
     >>> quicker.load_state_dict(plain.state_dict())
     <All keys matched successfully>
-    >>> inputs = torch.randn(5, 2, 3)
+    >>> inputs = torch.randn(20, 2, 3)
     >>> torch.allclose(quicker(inputs)[0], plain(inputs)[0], atol=1e-6)
     True
     """
