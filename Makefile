@@ -2,6 +2,7 @@
 # make site SERVE=0   the same, without serving: the strict build in site/
 # make test           install what is pinned, then every check; SLOW=1 adds the slow ones, as CI does
 # make page T=02_seq2seq   run one tutorial, build its page in .run/page, leave the others as they are
+# make bench          rnnkit beside other libraries: an environment for each, then docs/peers.md anew; an hour
 # PYTHON=python3.12 chooses the interpreter, PORT=8001 where the site is served.
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ export NO_MKDOCS_2_WARNING := 1
 export SLOW
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: site test page tutorials slow constraints clean
+.PHONY: site test page tutorials slow bench constraints clean
 
 site: $(INSTALLED)
 	@echo "== tutorials: running what is stale"
@@ -70,6 +71,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/pip install -qq --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+bench: $(INSTALLED)
+	@$(BIN)/python tests/benchmarks/bench_peers.py install
+	@$(BIN)/python tests/benchmarks/bench_peers.py run
+	@$(BIN)/python tests/benchmarks/bench_peers.py page
 
 # The pins, from what is installed and passes.
 constraints:
