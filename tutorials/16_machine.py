@@ -538,12 +538,12 @@ for way in small:
 
 # %% [markdown]
 # These are the ratios of one run on one machine; take your own, as [Speed](../docs/speed.md) does
-# with care. **At these sizes some ways lose.** A small network waits for Python, and a cast, a thread
-# or a process is one more thing to wait for. Threads wait for each other at every product: where
+# with care. **At these sizes some ways lose.** A small network waits for Python, and a second thread
+# or process is one more thing to wait for. Threads wait for each other at every product: where
 # another program has one of the cores, they are many times slower. Two processes on one small
 # machine show equality and promise no speed.
 #
-# - A small network: one thread and `Adam(fused=True)`, nothing else.
+# - A small network: one thread and `Adam(fused=True)`; measure anything else.
 # - A large one: bfloat16 where the processor has it, then threads.
 # - Several GPUs or machines: [processes](../docs/ranks.md).
 # - A cell of your own: `torch.compile` of its step, once you have measured it.
