@@ -43,6 +43,7 @@ from torch import nn
 # %% tags=["fold"]
 SEEDS = (0, 1, 2)  # what depends on a seed is claimed for all three
 device = "cuda" if torch.cuda.is_available() else "cpu"
+half = partial(torch.autocast, device, torch.bfloat16)
 torch.set_num_threads(1)  # small arrays: more threads would wait for each other
 plt.style.use("rnnkit.style")
 warnings.simplefilter("ignore")  # Lightning's advice on workers and loggers
@@ -556,9 +557,6 @@ for way in small:
 # optimizer changes the weights and **the network goes on with the old copies**:
 
 # %% tags=["fold"] summary="losses(around_loop, around_step): a plain loop, with autocast in one of two places"
-half = partial(torch.autocast, device, torch.bfloat16)
-
-# %% tags=["fold"]
 def losses(around_loop, around_step, after=lambda: None):
     model, found = new_network(dtype=torch.float32), []
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
