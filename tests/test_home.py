@@ -40,6 +40,7 @@ WISHES = [
     ("backward through the graph a second time", "an error message", "errors"),
     ("weights that are no contiguous chunk", "an error message", "errors"),
     ("torch.compile and mixed precision", "trains too slowly", "speed"),
+    ("an LSTM in production, as an ONNX file", "exported to ONNX", "tutorials/15_serving"),
     ("a training in bfloat16, compiled, in two processes", "more machine", "tutorials/16_machine"),
     ("an initial state that is learned", "whose forward I wrote", "models"),
 ]

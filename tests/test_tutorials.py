@@ -404,6 +404,14 @@ BREAKS = {
         DistributionSampler.__call__ = certain
         """,
     ),
+    "a user is given the state of another": (
+        "15_serving",
+        """
+        import rnnkit
+        whole = rnnkit.select_rows
+        rnnkit.select_rows = lambda state, index: whole(state, index.flip(0))
+        """,
+    ),
     "a phase goes on with the casts of the weights before": (
         "16_machine",
         """

@@ -107,6 +107,11 @@ ABOUT = {
         "Each output is a distribution. After three measured inputs, each next input is drawn "
         "from the last distribution, dashed. The calendar is read at every step.",
     ),
+    "15": (
+        "A model in service",
+        "Three calls of one model: users A and B, then A, B and C, then B and C. The states of "
+        "those who type come from a store below, and the new ones go back to it.",
+    ),
     "16": (
         "Two processes that train one model",
         "Two unrolled graphs of three steps, one a process, each with rows and a state of its own. "
@@ -512,6 +517,35 @@ def scheduled_sampling() -> tuple[int, Parts]:
     return 230, parts
 
 
+def in_service() -> tuple[int, Parts]:
+    top, middle, low, store = 26, 84, 142, 214
+    rows = {"output": top, "call": middle, "input": low, "kept": store}
+    parts = [text(8, y + 4, name, anchor="start", size=12) for name, y in rows.items()]
+    for x, users in ((104, "A B"), (196, "A B C"), (288, "B C")):
+        parts.append(path(f"M{x} {low - 13}V{middle + 17}"))
+        parts.append(path(f"M{x} {middle - 15}V{top + 15}", OUTPUT))
+        parts += [_pill(x, top, users, OUTPUT), _pill(x, low, users, INK)]
+        parts.append(box(x, middle, "step", width=52))
+        # up from the store at its left, down to it at its right
+        parts.append(
+            path(f"M{x - 38} {store - 19}V{middle + 12}Q{x - 38} {middle} {x - 29} {middle}", STATE)
+        )
+        parts.append(
+            path(f"M{x + 26} {middle}Q{x + 38} {middle} {x + 38} {middle + 12}V{store - 21}", STATE)
+        )
+    frame = f'<rect x="58" y="{store - 18}" width="276" height="36" rx="8" fill="none"'
+    parts.append(frame + f' stroke="{STATE}" stroke-width="1.8"/>')
+    for x, user in ((104, "A"), (196, "B"), (288, "C")):
+        parts.append(text(x, store + 4, f"state of {user}", STATE, size=12))
+    return 246, parts
+
+
+def _pill(x: int, y: int, words: str, color: str) -> str:
+    place = f'x="{x - 29}" y="{y - 13}" width="58" height="26" rx="13"'
+    rect = f'<rect {place} fill="#FFFFFF" stroke="{color}" stroke-width="1.8"/>'
+    return rect + text(x, y + 4, words, color)
+
+
 def two_processes() -> tuple[int, Parts]:
     middle, x = 142, 290
     parts = [box(x, middle, "one gradient", LOSS, width=104, fill="#FFFFFF")]
@@ -541,6 +575,7 @@ DRAWN = {
     "12": four_voices,
     "13": both_directions,
     "14": drawn_with_calendar,
+    "15": in_service,
     "16": two_processes,
 }
 
