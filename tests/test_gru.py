@@ -272,6 +272,24 @@ def test_it_can_be_computed_again_instead_of_kept(layers_run):
     assert len(layers_run) == 2
 
 
+def test_it_keeps_a_quarter_less_for_the_backward_pass_than_nn_gru():
+    kept = []
+    for model in pair(H, H):
+        sizes = {}
+
+        def pack(tensor, sizes=sizes):
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        inputs = torch.randn(200, B, H, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            held = model(inputs)  # or the next model's tensors would take these ones' places
+        kept.append((sum(sizes.values()), held))
+    ours, torchs = (size for size, _ in kept)
+    assert 0.7 < ours / torchs < 0.8
+
+
 # Where nn.GRU runs itself.
 
 
