@@ -39,13 +39,11 @@ class GRU(nn.GRU):
     is that of $h'$ times a number known beforehand. So a step is two operations and the product
     with $U$, and the gradients of the weights are one product each, at the end.
 
-    That is used for float32 and float64 on a CPU where a gradient is asked for, from 8 steps on.
-    Else it is `nn.GRU`: without gradient, for a `PackedSequence` or a sequence without a batch, on
-    other devices, under autocast, `torch.compile` or a transform of `torch.func`. Gradients of
-    gradients are PyTorch's too.
-
-    As with `nn.LSTM` on a CPU, outputs must not be changed in place before the backward pass;
-    PyTorch then raises an error.
+    That is so for float32 and float64 on a CPU, where a gradient is asked for, from 8 steps on.
+    Else `nn.GRU` itself runs: without gradient, for a `PackedSequence` or a sequence without a
+    batch, off the CPU, under autocast, `torch.compile` or a transform of `torch.func`, and for
+    gradients of gradients. As with `nn.LSTM`, PyTorch refuses the gradient of outputs that were
+    changed in place.
 
     >>> import torch
     >>> from rnnkit import GRU
