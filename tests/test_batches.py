@@ -534,7 +534,7 @@ def pinned(monkeypatch):
     """PyTorch's own pin_memory, where a machine has nothing to pin for: `pinned(tensor)` says it was."""
     seen = []
 
-    def pin(tensor):
+    def pin(tensor, device=None):  # before torch 2.9 with the device
         copy = tensor.clone()
         seen.append(copy)
         return copy

@@ -538,6 +538,9 @@ class Rates:
                                         [2]),
 ])  # fmt: skip
 @pytest.mark.parametrize("per", ["epoch", "step"])
+@pytest.mark.filterwarnings(
+    "ignore:The epoch parameter in `scheduler.step:UserWarning"
+)  # of torch's own SequentialLR
 def test_a_scheduler_steps_as_in_a_plain_loop(per, make, valid):
     rates, x = Rates(), data(4, 1, 3)
     learner = learner_of(rates)

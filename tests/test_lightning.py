@@ -26,7 +26,6 @@ from rnnkit import (
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, loggers, devices
 
-ROOT = Path(__file__).resolve().parent.parent
 LOSS = seq2seq_loss(nn.MSELoss())
 
 
@@ -302,7 +301,11 @@ def test_two_processes_are_one_on_the_joint_batch(tmp_path, in_double_precision)
         data.append((inputs, targets))
     torch.save(data, tmp_path / "data.pt")
     (tmp_path / "two.py").write_text(textwrap.dedent(TWO))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(rnnkit.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [sys.executable, "two.py", "data.pt", "out.pt"],
         cwd=tmp_path,

@@ -661,7 +661,7 @@ def test_a_model_whose_weights_are_shared_out_is_refused(a_group_of_one):
 
 
 def test_the_script_of_the_guide_runs_with_torchrun(tmp_path):
-    page = (Path(rk.__file__).parent.parent / "docs" / "ranks.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "ranks.md").read_text()
     (script,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
     (tmp_path / "train.py").write_text(script)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]

@@ -44,7 +44,7 @@ def _inside(model: Any) -> Any:
     """What a wrapper is around; `None` of what is none."""
     if isinstance(model, _WRAPPERS):
         return model.module
-    if isinstance(model, nn.Module) and _COMPILED in vars(model)["_modules"]:
+    if isinstance(model, nn.Module) and _COMPILED in model.__dict__["_modules"]:
         return model.get_submodule(_COMPILED)
     return None
 
@@ -67,7 +67,7 @@ def wrappers(model: Any) -> list[Any]:
 
 def runs(module: Any, *forwards: Any) -> bool:
     """Whether a module runs one of these `forward`s: a subclass with its own does not."""
-    if not isinstance(module, nn.Module) or "forward" in vars(module):
+    if not isinstance(module, nn.Module) or "forward" in module.__dict__:
         return False
     return getattr(type(module), "forward", None) in forwards  # a scripted one has none
 

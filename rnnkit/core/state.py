@@ -31,7 +31,7 @@ def map_leaves(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
             key: map_leaves(function, tree[key], *(_part(tree, other, key) for other in others))
             for key in keys
         }
-    if isinstance(tree, tuple | list):
+    if isinstance(tree, (tuple, list)):  # torch 2.6 compiles no check of a union
         indices = range(len(tree))
         items = [
             map_leaves(function, tree[i], *(_part(tree, other, i) for other in others))
@@ -55,7 +55,7 @@ def same_form(a: State, b: State) -> bool:
             isinstance(b, dict) and a.keys() == b.keys() and all(same_form(a[k], b[k]) for k in a)
         )
     if isinstance(a, tuple | list):
-        alike = isinstance(b, tuple | list) and len(a) == len(b)
+        alike = isinstance(b, (tuple, list)) and len(a) == len(b)
         return alike and all(map(same_form, a, b))
     return (a is None and b is None) or (isinstance(a, Tensor) and isinstance(b, Tensor))
 
@@ -67,7 +67,7 @@ def _part(tree: Any, other: Any, key: Any) -> Any:
     if isinstance(tree, dict):
         alike = isinstance(other, dict) and other.keys() == tree.keys()
     else:
-        alike = isinstance(other, tuple | list) and len(other) == len(tree)
+        alike = isinstance(other, (tuple, list)) and len(other) == len(tree)
     if not alike:
         raise _another_form(tree, other)
     return other[key]

@@ -319,7 +319,7 @@ def _why_not(cell: nn.Module, step: Tensor, state: State, result: Any) -> str:
 
 def _told(value: Any) -> str:
     """A state, or what a cell gives, as the shapes of its parts."""
-    if isinstance(value, tuple | list):
+    if isinstance(value, (tuple, list)):
         return "(" + ", ".join(map(_told, value)) + ")"
     return in_words(value)
 
