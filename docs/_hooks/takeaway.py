@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from away import archive, changes, cite, feed, llms
+from away import archive, changes, cite, feed, licenses, llms
 from away.about import commit_of, day_of, versions
 from away.api import described
 from away.card import FOLDER, Card, card
@@ -68,10 +68,12 @@ def on_files(files: Any, config: Any) -> Any:
     except ValueError as problem:
         log.warning(problem)
     citation = (root / cite.SOURCE).read_text(encoding="utf-8")
+    constraints = (root / "constraints.txt").read_text(encoding="utf-8")
     made = {
         changes.PAGE: changes.changes_page(text, config.extra["made"]["feed"]),
         cite.PAGE: cite.cite_page(citation, config.repo_url or config.site_url or ""),
         cite.SOURCE: citation,
+        licenses.PAGE: licenses.licenses_page(constraints),
         llms.FILE: "",  # on_post_build writes it, and the archive
         archive.FILE: "",
     }

@@ -1,0 +1,79 @@
+"""What a release is: a wheel and an sdist, each under 150 KB, with the package in it and nothing else."""
+
+import ast
+import runpy
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from hatchling.builders.sdist import SdistBuilder
+from hatchling.builders.wheel import WheelBuilder
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 150_000
+OF_WHEEL = runpy.run_path(str(ROOT / "tests" / "wheel.py"))
+PACKAGE = {
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "rnnkit").rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts
+}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    builders = WheelBuilder(str(ROOT)), SdistBuilder(str(ROOT))
+    return [Path(next(iter(builder.build(directory=str(folder))))) for builder in builders]
+
+
+def test_wheel_and_sdist_are_small(built):
+    sizes = {file.name: file.stat().st_size for file in built}
+    assert max(sizes.values()) < LIMIT, sizes
+
+
+def test_the_wheel_is_the_package_its_license_and_its_types(built):
+    with zipfile.ZipFile(built[0]) as archive:
+        names = set(archive.namelist())
+    about = {name for name in names if ".dist-info/" in name}
+    assert names - about == PACKAGE
+    assert "rnnkit/py.typed" in names
+    assert {name.partition(".dist-info/")[2] for name in about} == {
+        "METADATA",
+        "RECORD",
+        "WHEEL",
+        "licenses/LICENSE",
+    }
+
+
+def test_the_sdist_is_what_a_wheel_is_built_of(built):
+    with tarfile.open(built[1]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    beside = {"CHANGES.md", "CITATION.cff", "LICENSE", "README.md", "PKG-INFO", "pyproject.toml"}
+    assert names - {".gitignore"} == PACKAGE | beside
+
+
+def test_the_release_runs_the_tests_of_the_wheel_with_all_they_need():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
+    said = " ".join(step.get("run", "") for step in jobs["test"]["steps"])
+    assert "python tests/wheel.py" in said
+    for name in OF_WHEEL["NEEDS"]:
+        package = {"sklearn": "scikit-learn", "matplotlib": "plot", "torchmetrics": "metrics"}.get(
+            name, name
+        )
+        assert package in said, package
+
+
+def test_each_test_that_a_wheel_goes_without_is_there_and_each_other_is_copied(tmp_path):
+    every = {file.stem.removeprefix("test_") for file in (ROOT / "tests").glob("test_*.py")}
+    assert every >= OF_WHEEL["OF_THE_CHECKOUT"]
+    copied = {name.removeprefix("test_") for name in OF_WHEEL["copied"](tmp_path)}
+    assert copied == every - OF_WHEEL["OF_THE_CHECKOUT"]
+    for file in (tmp_path / "tests").glob("*.py"):
+        imported = {
+            node.module or ""
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom)
+        }
+        assert not imported & {"road", "away", "tests"}, file.name  # of the checkout
