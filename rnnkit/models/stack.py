@@ -164,7 +164,7 @@ def _check_member(member: nn.Module) -> bool:
     # The name is what tells: nearly any module takes a second argument of some kind.
     second = list(inspect.signature(inner.forward).parameters)[1:2]
     recurrent = second in (["state"], ["hx"])
-    if recurrent or isinstance(inner, nn.RNNBase | nn.RNNCellBase):
+    if recurrent or isinstance(inner, (nn.RNNBase, nn.RNNCellBase)):
         check_model(member)
     _check_norm(inner)
     return recurrent
@@ -175,7 +175,7 @@ def _check_norm(member: nn.Module) -> None:
     if runs(member, nn.Sequential.forward):
         for part in member.children():
             _check_norm(unwrap(part))
-    if isinstance(member, _NormBase | nn.GroupNorm):
+    if isinstance(member, (_NormBase, nn.GroupNorm)):
         name = type(member).__name__
         raise Refusal(
             f"{name}, which takes dim 1 for channels",

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..core.errors import Refusal, asked, at_least, in_words, one_of
 from .events import CancelFit
+from .forms import check_count, check_form, check_rows
 from .ranks import is_first
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ class History:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
+        check_rows(saved["rows"])
         self.rows = [dict(row) for row in saved["rows"]]
 
 
@@ -337,6 +339,7 @@ class EarlyStopping(_Watch):
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
+        check_form("EarlyStopping", saved, self.state_dict())
         self.best = saved["best"]
         self.waited = saved["waited"]
         self._go_on()
@@ -377,13 +380,13 @@ class KeepBest(_Watch):
     ) -> None:
         super().__init__(monitor, mode, phase, min_delta)
         self.epoch: int | None = None
-        self._weights: list[dict[str, Any]] = []
+        self.kept: list[dict[str, Any]] = []
 
     def forget(self) -> None:
         """Start afresh."""
         super().forget()
         self.epoch = None
-        self._weights = []
+        self.kept = []
 
     @asked("KeepBest")
     def on_fit_begin(self, learner: "Learner") -> None:
@@ -397,21 +400,24 @@ class KeepBest(_Watch):
         if self._is_better(value):
             self.best = value
             self.epoch = learner.epoch_index + 1
-            self._weights = [copy.deepcopy(part.state_dict()) for part in _learned(learner)]
+            self.kept = [copy.deepcopy(part.state_dict()) for part in _learned(learner)]
 
     def on_fit_end(self, learner: "Learner") -> None:
-        for part, weights in zip(_learned(learner), self._weights, strict=False):  # none at first
+        for part, weights in zip(_learned(learner), self.kept, strict=False):  # none at first
             part.load_state_dict(weights)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"best": self.best, "epoch": self.epoch, "weights": self._weights}
+        return {"best": self.best, "epoch": self.epoch, "weights": self.kept}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
+        check_form("best", saved["best"], self.best)
+        if saved["epoch"] is not None:
+            check_count("best epoch", saved["epoch"])
         self.best = saved["best"]
         self.epoch = saved["epoch"]
-        self._weights = saved["weights"]
+        self.kept = saved["weights"]
         self._go_on()
 
 
@@ -476,4 +482,5 @@ class Scheduler:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
+        check_form("scheduler", saved, self.scheduler.state_dict())
         self.scheduler.load_state_dict(saved)

@@ -19,6 +19,7 @@ from ..generation.samplers import NextInput
 from ..losses.base import Scored, SequenceLoss
 from ..losses.plain import as_loss
 from ..losses.total import Total
+from .forms import check_count, check_form
 from .ranks import ranks_of
 
 Loss = SequenceLoss | Callable[..., Any]
@@ -184,6 +185,8 @@ class Phase:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
+        check_count("phase's updates", saved["updates"])
+        check_form("phase's generators", saved["generators"], [None for _ in self.generators()])
         self.updates = saved["updates"]
         self.carried = saved["carried"]
         self.read = saved["read"]

@@ -9,7 +9,17 @@ from torch.nn.parameter import is_lazy
 
 from ..core.errors import Refusal
 from ..core.state import map_leaves
+from .callbacks import KeepBest
 from .events import stateful
+from .forms import (
+    check_count,
+    check_held,
+    check_optimizer,
+    check_place,
+    check_sizes,
+    check_tally,
+    check_weights,
+)
 from .ranks import Ranks, count_of
 from .rng import generators_of, rng_state, set_rng_state
 
@@ -234,7 +244,7 @@ def _put_or_restore(
         _put(learner, before, whole)
         learner.place.resuming = resuming
         learner.place.epoch_rng = epoch_rng
-        if not isinstance(error, Exception):
+        if isinstance(error, Refusal) or not isinstance(error, Exception):
             raise
         came = f"a state that does not fit ({type(error).__name__}: {error})"
         raise Refusal(came, "the state of this learner", _SAME) from error
@@ -245,8 +255,12 @@ def _put(learner: "Training", saved: dict[str, Any], whole: bool) -> None:
         _put_fit(learner, saved)
     if not whole:
         return
+    modules = [learner.model, *learner.loss.modules()]
     for name, part in stateful(learner.callbacks).items():
         part.load_state_dict(saved["callbacks"][name])
+        if isinstance(part, KeepBest):
+            check_weights(part.kept, modules)
+    check_optimizer(saved["optimizer"], learner.optimizer)
     learner.optimizer.load_state_dict(saved["optimizer"])
     for module, state in zip(learner.loss.modules(), saved["loss"], strict=True):
         module.load_state_dict(state)
@@ -261,8 +275,13 @@ def _put_fit(learner: "Training", saved: dict[str, Any]) -> None:
     device = learner.parameters[0].device
     for phase, state in zip(learner.phases, saved["phases"], strict=True):
         phase.load_state_dict(state)
+        if "held" in state:
+            check_held(state["held"], learner.optimizer)
         phase.carried = map_leaves(lambda leaf: leaf.to(device), phase.carried)
-    set_rng_state(saved["rng"], generators_of(learner.loaders))
+    own = generators_of(learner.loaders)
+    if saved["epoch_rng"]:
+        set_rng_state(saved["epoch_rng"], own)  # it can be, when the epoch's batches are made again
+    set_rng_state(saved["rng"], own)
     learner.place.epoch_rng = saved["epoch_rng"]
     _, steps = saved["place"]
     within = steps > 0 and not saved["passes"]
@@ -274,6 +293,7 @@ def _share_of(saved: dict[str, Any], ranks: Ranks | None) -> dict[str, Any]:
     """The state of this rank, of a file that has those of all."""
     here = count_of(ranks)
     there = saved["count"]
+    check_count("count of processes", there)
     if here != there:
         raise Refusal(
             f"a file of {there} {_processes(there)}",
@@ -305,7 +325,12 @@ def _check_format(saved: Any) -> None:
 def _check_same(saved: dict[str, Any], here: dict[str, Any], in_fit: bool) -> None:
     """Refuse a state of something else, before anything is changed."""
     try:
+        check_sizes(saved)
+        check_place(saved)
+        check_tally(saved["tally"])
         there = _described(saved, in_fit)
+    except Refusal:
+        raise
     except Exception as error:
         came = f"a state that does not fit ({type(error).__name__}: {error})"
         raise Refusal(came, "the state of a learner", _SAME) from error
