@@ -5,6 +5,8 @@ Each is answered in the one voice, by a ValueError, TypeError or OSError, and le
 
 import copy
 import errno
+import hashlib
+import io
 import math
 import os
 import random
@@ -12,15 +14,17 @@ import random
 import pytest
 import torch
 from helpers import refused
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from test_checkpoint import build, everything, loaders, same
+from test_checkpoint import build, everything, loaders
 from torch import nn
 
 import rnnkit as rk
 
 LOSS = rk.seq2seq_loss(nn.MSELoss())
-often = settings(max_examples=120, deadline=None, derandomize=True, database=None)
+often = settings(
+    max_examples=40, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
+)
 
 
 # ---------------------------------------------------------------- states
@@ -93,30 +97,39 @@ ODD = [
 ]  # fmt: skip
 
 
+def written(learner):
+    """What a learner is, as the bytes of a file: NaN is NaN, and what is repeated is not written out."""
+    buffer = io.BytesIO()
+    torch.save(everything(learner), buffer)
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
 def told(error):
     message = str(error)
     return ": got " in message and "; wanted " in message and "Likely fix: " in message
 
 
-@often
-@given(data=st.data())
-def test_a_state_with_an_odd_value_anywhere_is_gone_on_from_or_refused(good, data):
-    at = data.draw(st.sampled_from(places(good[1])))
-    odd = data.draw(st.sampled_from(ODD))
+@pytest.mark.parametrize(
+    "seed", range(60)
+)  # by hand: a training draws from the generators that hypothesis keeps
+def test_a_state_with_an_odd_value_anywhere_is_gone_on_from_or_refused(good, seed):
+    choose = random.Random(seed)
+    at = choose.choice(places(good[1]))
+    odd = choose.choice(ODD)
     learner, rest = another()
-    before = copy.deepcopy(everything(learner))
+    before = written(learner)
     try:
-        learner.load_state_dict(changed(good[1], at, odd))
+        learner.load_state_dict(changed(copy.deepcopy(good[1]), at, odd))
     except (ValueError, TypeError) as error:
         assert told(error), error
-        assert same(before, everything(learner))
+        assert written(learner) == before
         return
-    before = copy.deepcopy(everything(learner))
+    before = written(learner)
     try:
         learner.fit(2, *rest)  # what belongs to a fit is put back as it begins
     except (ValueError, TypeError) as error:
         assert told(error), error
-        assert same(before, everything(learner))
+        assert written(learner) == before
     else:
         assert learner.epoch_index <= 2**53
 
@@ -184,7 +197,9 @@ class Interrupt:
     on_fit_end = strike
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")  # resumed after its last step
+@pytest.mark.filterwarnings(
+    "ignore:Detected call of `lr_scheduler.step:UserWarning"
+)  # resumed after its last step
 @pytest.mark.parametrize("order", [-2, 3])
 @pytest.mark.parametrize("n", random.Random(0).sample(range(1, 120), 10))
 def test_after_ctrl_c_a_learner_goes_on_and_the_bar_and_the_file_are_whole(

@@ -53,14 +53,17 @@ def check_count(name: str, came: Any, below: int = _STEPS) -> None:
 
 
 def check_sizes(saved: Any) -> None:
-    """Refuse a large tensor that has less memory than its shape says: to read it would take all."""
-    waiting = [saved]
+    """Refuse what would take all memory to read: parts within parts without end, and a large tensor
+    that has less memory than its shape says.
+    """
+    waiting = [(saved, 0)]
     while waiting:
-        part = waiting.pop()
+        part, depth = waiting.pop()
+        _want("part", part, "parts within parts, and not a hundred times", depth < 100)
         if isinstance(part, dict):
-            waiting += part.values()
+            waiting += [(inner, depth + 1) for inner in part.values()]
         elif isinstance(part, list | tuple):
-            waiting += part
+            waiting += [(inner, depth + 1) for inner in part]
         elif isinstance(part, Tensor) and not is_lazy(part):
             small = part.numel() <= _REPEATED
             _want("tensor", part, "one as large as it says", small or _is_own(part))
@@ -118,6 +121,12 @@ def check_optimizer(saved: dict[str, Any], optimizer: Any) -> None:
     _want("state's names", names, "the same for every parameter", len(names) < 2)
     for name, found in kinds.items():
         _want(f"state {name}", found, "of one kind", len(found - {"any"}) < 2)
+
+
+def check_groups(optimizer: Any, before: list[set[str]]) -> None:
+    """Refuse groups that are without what they had before they were loaded."""
+    for group, names in zip(optimizer.param_groups, before, strict=True):
+        _want("group", group, f"one with {', '.join(sorted(names))}", names <= set(group))
 
 
 def _kind(name: str, value: Any, parameter: Tensor) -> str:

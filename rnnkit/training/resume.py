@@ -13,6 +13,7 @@ from .callbacks import KeepBest
 from .events import stateful
 from .forms import (
     check_count,
+    check_groups,
     check_held,
     check_optimizer,
     check_place,
@@ -261,7 +262,9 @@ def _put(learner: "Training", saved: dict[str, Any], whole: bool) -> None:
         if isinstance(part, KeepBest):
             check_weights(part.kept, modules)
     check_optimizer(saved["optimizer"], learner.optimizer)
+    names = [set(group) for group in learner.optimizer.param_groups]
     learner.optimizer.load_state_dict(saved["optimizer"])
+    check_groups(learner.optimizer, names)
     for module, state in zip(learner.loss.modules(), saved["loss"], strict=True):
         module.load_state_dict(state)
 
