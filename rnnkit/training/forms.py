@@ -137,8 +137,10 @@ def _kind(name: str, value: Any, parameter: Tensor) -> str:
         return "number" if is_number(value) else ""
     if is_lazy(parameter):
         return "any"
-    if parameter.numel() == 1:
-        return "any" if value.numel() == 1 else ""
+    if parameter.ndim == 0:
+        return "any" if value.ndim == 0 else ""
+    if value.shape == parameter.shape and _is_own(value):
+        return "like it"
     if value.numel() == 1 and value.ndim < 2:
         return "number"
     if value.ndim != parameter.ndim or not _is_own(value):
