@@ -109,31 +109,6 @@ def told(error):
     return ": got " in message and "; wanted " in message and "Likely fix: " in message
 
 
-@pytest.mark.parametrize(
-    "seed", range(60)
-)  # by hand: a training draws from the generators that hypothesis keeps
-def test_a_state_with_an_odd_value_anywhere_is_gone_on_from_or_refused(good, seed):
-    choose = random.Random(seed)
-    at = choose.choice(places(good[1]))
-    odd = choose.choice(ODD)
-    learner, rest = another()
-    before = written(learner)
-    try:
-        learner.load_state_dict(changed(copy.deepcopy(good[1]), at, odd))
-    except (ValueError, TypeError) as error:
-        assert told(error), error
-        assert written(learner) == before
-        return
-    before = written(learner)
-    try:
-        learner.fit(2, *rest)  # what belongs to a fit is put back as it begins
-    except (ValueError, TypeError) as error:
-        assert told(error), error
-        assert written(learner) == before
-    else:
-        assert learner.epoch_index <= 2**53
-
-
 def test_what_is_not_changed_is_gone_on_from(good):
     learner, rest = another()
     learner.load_state_dict(copy.deepcopy(good[1]))

@@ -60,7 +60,8 @@ def _untouched(module: nn.Module) -> bool:
         or module._backward_hooks  # pyright: ignore[reportPrivateUsage]
         or module._backward_pre_hooks  # pyright: ignore[reportPrivateUsage]
     )
-    everywhere = nn.modules.module._has_any_global_hook()  # pyright: ignore[reportPrivateUsage]
+    kinds = ("forward", "forward_pre", "backward", "backward_pre")
+    everywhere = any(getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in kinds)
     if hooks or everywhere or "forward" in vars(module):
         return False
     for parameter in module.parameters():
