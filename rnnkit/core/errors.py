@@ -17,7 +17,14 @@ R = TypeVar("R")
 
 
 class Refusal(Exception):
-    """The reason for an error, raised where it is seen; `asked` makes the error of it, a `kind`."""
+    """The reason for an error, raised where it is seen; `asked` makes the error of it.
+
+    Args:
+        came: what was given.
+        wanted: what would have been right.
+        fix: what most likely mends it, a sentence.
+        kind: the exception that the user gets.
+    """
 
     def __init__(
         self, came: str, wanted: str, fix: str, kind: type[Exception] = ValueError
@@ -34,6 +41,15 @@ def asked(who: str | Callable[[Any], str]) -> Callable[[Callable[P, R]], Callabl
     """Makes a function a boundary: what is refused inside is told in its name, `who`.
 
     For a method whose name depends on its object, `who` is a function of the object.
+
+    >>> @asked("halve")
+    ... def halve(n):
+    ...     if n % 2:
+    ...         raise Refusal(f"n = {n}", "an even n", "pass 2 * n.")
+    ...     return n // 2
+    >>> halve(3)
+    Traceback (most recent call last):
+    ValueError: halve: got n = 3; wanted an even n. Likely fix: pass 2 * n.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -154,7 +154,16 @@ class _Beams:
 
 @dataclass(frozen=True)
 class _Search:
-    """What a search goes by: `width` candidates of a row are kept, `best` are asked for."""
+    """What a search goes by.
+
+    Attributes:
+        width: candidates of a row that are kept.
+        best: candidates of a row that are asked for.
+        stop: the token that finishes one.
+        penalty: the exponent of its length.
+        length: steps to consume.
+        lengths: `(B,)`, those of the primers.
+    """
 
     width: int
     best: int

@@ -22,6 +22,14 @@ class Average:
     and resumed adds in the same order.
 
     Totals by step, `(T,)`, are padded to the longest.
+
+    >>> import torch
+    >>> from rnnkit.losses.total import Total
+    >>> average = Average()
+    >>> average.add(Total(torch.tensor(6.0), 3.0))
+    >>> average.add(Total(torch.tensor(2.0), 1.0))
+    >>> average.mean().item()
+    2.0
     """
 
     def __init__(self) -> None:

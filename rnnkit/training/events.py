@@ -79,11 +79,19 @@ class CancelStep(Cancel):
 class CancelEpoch(Cancel):
     """Raised by a callback: the rest of this epoch is left out; `EpochEnd` follows.
 
-    >>> from rnnkit import CancelEpoch
+    >>> import torch
+    >>> from rnnkit import CancelEpoch, Learner, seq2seq_loss
     >>> class TwoSteps:
     ...     def on_step_end(self, learner):
+    ...         print("step", learner.step_index)
     ...         if learner.step_index == 2:
     ...             raise CancelEpoch
+    >>> model = torch.nn.GRU(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    >>> learner = Learner(model, seq2seq_loss(torch.nn.MSELoss()), optimizer, [TwoSteps()])
+    >>> fitted = learner.fit(1, 9 * [torch.ones(5, 3, 1)])
+    step 1
+    step 2
     """
 
     width = 2
@@ -214,9 +222,19 @@ class Tells(Protocol):
 class Bracket:
     """Owns begin, end and cancel of a fit or an epoch.
 
+        with Bracket(learner, "Epoch", CancelEpoch, ending) as bracket:
+            if bracket.begun:
+                ...
+
     The end is told to every callback, also where one of them cancelled what is inside, and not
     where it ended in an error. A `CancelFit` within an epoch waits in `fit_cancelled` until the
-    epoch's end has been told. `ending` is called before, with whether one cut it short.
+    epoch's end has been told.
+
+    Args:
+        loop: calls the callbacks.
+        name: `"Fit"` or `"Epoch"`.
+        cancel: what ends this bracket and no other.
+        ending: called before the end is told, with whether a `CancelFit` cut it short.
     """
 
     def __init__(

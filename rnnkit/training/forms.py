@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, optim
 from torch.nn.parameter import is_lazy
 
 from ..core.errors import Refusal, in_words
@@ -13,6 +13,8 @@ from .average import Average
 _FIX = "it is damaged, or another program has changed it; use an earlier copy."
 _EPOCHS = 2**53  # more than any training makes
 _STEPS = 2**63
+# Of these it is known what they keep for a parameter: numbers, and tensors of its shape.
+_BY_PARAMETER = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad, optim.NAdam)
 _REPEATED = 2**20  # elements that may share memory: a state that all rows began with
 
 
@@ -100,27 +102,23 @@ def check_tally(saved: dict[str, Any]) -> None:
 
 
 def check_optimizer(saved: dict[str, Any], optimizer: Any) -> None:
-    """Refuse groups of another form, and a state that is none of its parameters'."""
+    """Refuse groups of another form, and tensors kept for a parameter that are not of its shape."""
     check_form(
         "the optimizer's groups", saved["param_groups"], optimizer.state_dict()["param_groups"]
     )
     parameters: list[Any] = []
     for group in optimizer.param_groups:
         parameters += group["params"]
-    if not type(optimizer).__module__.startswith("torch.optim"):
-        return  # what another one keeps is its own affair
-    kinds: dict[str, set[str]] = {}
-    names: set[frozenset[Any]] = set()
-    for i, state in saved["state"].items():
+    states = saved["state"]
+    _want("optimizer's state", states, "a dict", isinstance(states, dict))
+    for i, state in states.items():
         check_count("a parameter's state", i, len(parameters))
-        names.add(frozenset(state))
-        for name, value in state.items():
-            kind = _kind(name, value, parameters[i])
-            _want(f"state {i}.{name}", value, "its parameter's", kind != "")
-            kinds.setdefault(name, set()).add(kind)
-    _want("state's names", names, "the same for every parameter", len(names) < 2)
-    for name, found in kinds.items():
-        _want(f"state {name}", found, "of one kind", len(found - {"any"}) < 2)
+        _want("a parameter's state", state, "a dict", isinstance(state, dict))
+        if type(optimizer) in _BY_PARAMETER:
+            for name, value in state.items():
+                if not _fits(value, parameters[i]):
+                    wanted = f"a number or {in_words(parameters[i])}"
+                    raise Refusal(f"a state whose {name} is {in_words(value)}", wanted, _FIX)
 
 
 def check_groups(optimizer: Any, before: list[set[str]]) -> None:
@@ -129,25 +127,11 @@ def check_groups(optimizer: Any, before: list[set[str]]) -> None:
         _want("group", group, f"one with {', '.join(sorted(names))}", names <= set(group))
 
 
-def _kind(name: str, value: Any, parameter: Tensor) -> str:
-    """How an optimizer keeps this for a parameter: as one number, or like it; "" of neither."""
-    if value is None and name == "momentum_buffer":  # has not begun
-        return "any"
-    if not isinstance(value, Tensor):
-        return "number" if is_number(value) else ""
-    if is_lazy(parameter):
-        return "any"
-    if parameter.ndim == 0:
-        return "any" if value.ndim == 0 else ""
-    if value.shape == parameter.shape and _is_own(value):
-        return "like it"
-    if value.numel() == 1 and value.ndim < 2:
-        return "number"
-    if value.ndim != parameter.ndim or not _is_own(value):
-        return ""
-    # Some keep a row's or a column's mean.
-    alike = all(n in (1, m) for n, m in zip(value.shape, parameter.shape, strict=True))
-    return "like it" if alike else ""
+def _fits(value: Any, parameter: Tensor) -> bool:
+    """Whether an optimizer of that kind keeps this: a number, or a tensor like the parameter."""
+    if value is None or is_number(value) or is_lazy(parameter):
+        return True
+    return isinstance(value, Tensor) and value.shape == parameter.shape and _is_own(value)
 
 
 def check_held(held: dict[str, Any], optimizer: Any) -> None:

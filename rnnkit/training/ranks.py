@@ -68,6 +68,11 @@ class Ranks:
     """The processes of a group that train one model, each on its own share of the data.
 
     Every method but the properties is called by all of them.
+
+    Attributes:
+        rank: which of them this is, from 0.
+        count: how many there are.
+        module: the model, without what makes it one of several.
     """
 
     def __init__(self, group: dist.ProcessGroup, module: nn.Module) -> None:
