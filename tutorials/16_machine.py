@@ -24,8 +24,6 @@
 # %% tags=["fold"]
 import logging
 import math
-import subprocess
-import sys
 import time
 import warnings
 from contextlib import nullcontext
@@ -346,8 +344,10 @@ assert for_loop == [1, 1, 1, 1], "an unrolled loop: one for each length"
 # that they train it together; `rank` and `ranks` give each its rows. The rest is as before:
 
 # %% tags=["fold"] summary="How the script begins: imports, and who am I"
+import subprocess
+import sys
+
 TOGETHER = """\
-import time
 import rnnkit
 import torch
 import torch.distributed as dist
@@ -357,7 +357,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 dist.init_process_group("gloo")  # "nccl" on GPUs
 rank, ranks = dist.get_rank(), dist.get_world_size()
-torch.set_num_threads(1)
 loss = rnnkit.seq2seq_loss(nn.MSELoss())
 """
 
@@ -405,10 +404,12 @@ kept["rnnkit"] = torch.cat([p.grad.flatten() for p in model.parameters()])
 
 # %% tags=["fold"]
 TIMES = """
+from time import perf_counter
+
 def seconds(learner, batch):
-    start = time.perf_counter()
+    start = perf_counter()
     learner.step(rnnkit.BPTTTrainingPhase(), batch)
-    return time.perf_counter() - start
+    return perf_counter() - start
 
 kept["seconds"] = {}
 for size, hours, rows in (16, 24, 4), (256, 32, 16):
