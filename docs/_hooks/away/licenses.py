@@ -15,8 +15,8 @@ UNKNOWN = "not stated"
 
 GROUPS = {
     "To run": ("", "Whoever installs rnnkit gets these."),
-    "For the extras `plot`, `metrics` and `lightning`": (
-        "plot metrics lightning",
+    "For the extras `plot`, `metrics`, `lightning` and `export`": (
+        "plot metrics lightning export",
         "Only who asks for an extra gets these.",
     ),
     "To build the site": ("docs", "They run the tutorials and make the pages."),
