@@ -59,9 +59,12 @@ def test_the_release_runs_the_tests_of_the_wheel_with_all_they_need():
     said = " ".join(step.get("run", "") for step in jobs["test"]["steps"])
     assert "python tests/wheel.py" in said
     for name in OF_WHEEL["NEEDS"]:
-        package = {"sklearn": "scikit-learn", "matplotlib": "plot", "torchmetrics": "metrics", "onnxruntime": "export"}.get(
-            name, name
-        )
+        package = {
+            "sklearn": "scikit-learn",
+            "matplotlib": "plot",
+            "torchmetrics": "metrics",
+            "onnxruntime": "export",
+        }.get(name, name)
         assert package in said, package
 
 

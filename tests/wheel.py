@@ -35,7 +35,15 @@ OF_THE_CHECKOUT = {
     "tutorials",
 }
 BESIDE = ("pyproject.toml", "docs/ranks.md")  # how pytest is asked; a page whose script is a test
-NEEDS = ("hypothesis", "lightning", "matplotlib", "onnxruntime", "pandas", "sklearn", "torchmetrics")
+NEEDS = (
+    "hypothesis",
+    "lightning",
+    "matplotlib",
+    "onnxruntime",
+    "pandas",
+    "sklearn",
+    "torchmetrics",
+)
 # Why a test may be left out of a run: what a machine is, never what is not installed.
 MAY_SKIP = (
     "no fork here",

@@ -274,7 +274,7 @@ def _drawn(inputs: Any, state: State, time: int, rows: int) -> tuple[Any, State]
 def _refuse_a_fixed_length(form: _Form, program: ExportedProgram) -> None:
     try:
         program.module()(*form.draw(_STEPS + 1, _ROWS))
-    except AssertionError:  # a guard of the program
+    except (AssertionError, RuntimeError):  # a guard of the program; in torch 2.6 another
         raise Refusal(
             f"a program of torch.export that takes the {_STEPS} steps of its example only",
             "one for any number of steps",
