@@ -48,7 +48,8 @@ def test_what_the_page_says_is_what_was_measured(bench: ModuleType) -> None:
     assert tiny["loop by hand, fused Adam"] < 0.95
     trainers = ["rnnkit, Learner", "ignite", "skorch", "Lightning", "accelerate", "fastai"]
     assert all(medium[label] < 1.15 for label in trainers)
-    assert all(c["ratios"]["model and loss once a step"][0] > 1.5 for c in contests)
+    literal = [row["model and loss once a step"][0] for key, row in ratios.items() if "LSTM" in key]
+    assert min(literal) > 1.5
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
