@@ -48,6 +48,10 @@ def test_what_the_page_says_is_what_was_measured(bench: ModuleType) -> None:
     assert tiny["loop by hand, fused Adam"] < 0.95
     trainers = ["rnnkit, Learner", "ignite", "skorch", "Lightning", "accelerate", "fastai"]
     assert all(medium[label] < 1.15 for label in trainers)
+    for shape in ("tiny", "long"):
+        gru = ratios[shape, "GRU", 1]
+        assert gru["rnnkit, Learner, rnnkit.GRU"][0] < 0.65
+    assert all(ratios[shape, "GRU", 1]["flax nnx"][0] < 1 for shape in bench.SHAPES)
     literal = [row["model and loss once a step"][0] for key, row in ratios.items() if "LSTM" in key]
     assert min(literal) > 1.5
 
