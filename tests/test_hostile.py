@@ -246,3 +246,136 @@ def test_a_disk_that_fails_at_any_call_leaves_the_good_file_and_says_so(
     assert path.read_bytes() == good
     assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
     rk.Checkpoint(path).save(learner)
+
+
+# ---------------------------------------------------------------- absurd arguments
+
+INF, NAN = math.inf, math.nan
+x, tok = torch.zeros(5, 2, 3), torch.zeros(5, 2, dtype=torch.long)
+model, lm = nn.GRU(3, 3), rk.RecurrentSequential(nn.Embedding(4, 4), nn.GRU(4, 4))
+opt, mse = torch.optim.SGD(model.parameters(), 0.1), rk.seq2seq_loss(nn.MSELoss())
+
+
+def learner(**options):
+    return rk.Learner(model, mse, opt, **options)
+
+
+ABSURD = [
+    (lambda: rk.BPTTTrainingPhase(window=0), 'BPTTTrainingPhase: got window = 0'),
+    (lambda: rk.BPTTTrainingPhase(window=-1), 'BPTTTrainingPhase: got window = -1'),
+    (lambda: rk.BPTTTrainingPhase(window=2.5), 'BPTTTrainingPhase: got window = 2.5'),
+    (lambda: rk.BPTTTrainingPhase(window=True), 'BPTTTrainingPhase: got window = True'),
+    (lambda: rk.BPTTTrainingPhase(window="a"), "BPTTTrainingPhase: got window = 'a'"),
+    (lambda: rk.BPTTValidationPhase(nfeedback=-1), 'BPTTValidationPhase: got nfeedback = -1'),
+    (lambda: rk.BPTTValidationPhase(nfeedback=99)(model, mse, x), 'BPTTValidationPhase: got nfeedback = 99 and a sequence of 4 steps'),
+    (lambda: rk.BPTTValidationPhase(nfeedback=NAN), 'BPTTValidationPhase: got nfeedback = nan'),
+    (lambda: rk.BPTTValidationPhase(nfeedback="3"), "BPTTValidationPhase: got nfeedback = '3'"),
+    (lambda: rk.BPTTTrainingPhase(accumulate=0), 'BPTTTrainingPhase: got accumulate = 0'),
+    (lambda: rk.BPTTTrainingPhase(feedback=3), 'BPTTTrainingPhase: got feedback = a int'),
+    (lambda: rk.sample_model(model, -1, x), 'sample_model: got length = -1'),
+    (lambda: rk.sample_model(model, 1.5, x), 'sample_model: got length = 1.5'),
+    (lambda: rk.sample_model(model, "9", x), "sample_model: got length = '9'"),
+    (lambda: rk.sample_model(model, 3, None), 'sample_model: got an empty primer'),
+    (lambda: rk.sample_model(model, 3, "abc"), 'sample_model: got primer = a str'),
+    (lambda: rk.sample_model(model, 3, torch.zeros(3)), 'sample_model: got primer (3,)'),
+    (lambda: rk.sample_model(model, 8, x, sampler=3), 'sample_model: got sampler = a int'),
+    (lambda: rk.sample_model(None, 8, x), 'sample_model: got a NoneType'),
+    (lambda: rk.SoftmaxSampler(temperature=0), 'SoftmaxSampler: got temperature = 0'),
+    (lambda: rk.SoftmaxSampler(temperature=INF), 'SoftmaxSampler: got temperature = inf'),
+    (lambda: rk.SoftmaxSampler(temperature=NAN), 'SoftmaxSampler: got temperature = nan'),
+    (lambda: rk.SoftmaxSampler(temperature=-1), 'SoftmaxSampler: got temperature = -1'),
+    (lambda: rk.SoftmaxSampler(temperature="hot"), 'SoftmaxSampler: got temperature = hot'),
+    (lambda: rk.SoftmaxSampler(top_k=0), 'SoftmaxSampler: got top_k = 0'),
+    (lambda: rk.SoftmaxSampler(top_k=1.5), 'SoftmaxSampler: got top_k = 1.5'),
+    (lambda: rk.SoftmaxSampler(top_p=2), 'SoftmaxSampler: got top_p = 2'),
+    (lambda: rk.SoftmaxSampler(top_p=NAN), 'SoftmaxSampler: got top_p = nan'),
+    (lambda: rk.beam_search(lm, 3, tok, 0), 'beam_search: got width = 0'),
+    (lambda: rk.beam_search(lm, -1, tok, 2), 'beam_search: got length = -1'),
+    (lambda: rk.beam_search(lm, 3, tok, 2, stop="a"), "beam_search: got stop = 'a'"),
+    (lambda: rk.beam_search(model, 8, x, 2), 'beam_search: got a primer (5, 2, 3) of torch.float32'),
+    (lambda: rk.beam_search(lm, 3, tok, 2, stop=0, length_penalty=NAN), 'beam_search: got length_penalty = nan'),
+    (lambda: rk.forecast(model, 8, x, paths=-3, sampler=rk.identity), 'forecast: got paths = -3'),
+    (lambda: rk.rollout(model, x, "all"), 'rollout: got feedback = a str'),
+    (lambda: rk.Feedback.every(0), 'Feedback.every: got k = 0'),
+    (lambda: rk.Feedback.every(-2), 'Feedback.every: got k = -2'),
+    (lambda: rk.Feedback.last(NAN), 'Feedback.last: got n = nan'),
+    (lambda: rk.Feedback.probability(2.0), 'Feedback.probability: got p = 2.0'),
+    (lambda: rk.Feedback.probability(NAN), 'Feedback.probability: got p = nan'),
+    (lambda: rk.batchseq([]), 'batchseq: got an empty list'),
+    (lambda: rk.batchseq(3), 'batchseq: got a int'),
+    (lambda: rk.batchseq([torch.zeros(3,2), torch.zeros(3,4)]), 'batchseq: got sequences (3, 2), (3, 4)'),
+    (lambda: rk.unbatchseq(x, torch.tensor([9, 9])), 'unbatchseq: got lengths from 9 to 9'),
+    (lambda: rk.unbatchseq("x", torch.tensor([1])), 'unbatchseq: got padded = a str'),
+    (lambda: rk.steps(None), 'steps: got sequence = a NoneType'),
+    (lambda: rk.get_inout_seq(3), 'get_inout_seq: got a int'),
+    (lambda: rk.get_inout_seq(torch.zeros(1, 2, 3)), 'get_inout_seq: got a sequence (1, 2, 3)'),
+    (lambda: rk.StreamLoader(torch.arange(100), batch_size=0, window=4), 'StreamLoader: got batch_size = 0'),
+    (lambda: rk.StreamLoader(torch.arange(100), batch_size=10**9, window=4), 'StreamLoader: got (100,) for 1000000000 rows'),
+    (lambda: rk.StreamLoader(torch.arange(100), batch_size=2, window=NAN), 'StreamLoader: got window = nan'),
+    (lambda: rk.StreamLoader(None, batch_size=2, window=3), 'StreamLoader: got a NoneType'),
+    (lambda: rk.BucketSampler([3, -1], batch_size=2), 'BucketSampler: got a length of -1 at index 1'),
+    (lambda: rk.BucketSampler([3, 1], batch_size=0), 'BucketSampler: got batch_size = 0'),
+    (lambda: rk.BucketSampler("ab", batch_size=1), 'BucketSampler: got lengths a str'),
+    (lambda: rk.seq2seq_loss(None), 'seq2seq_loss: got a NoneType'),
+    (lambda: rk.seq2seq_loss("mse"), 'seq2seq_loss: got a str'),
+    (lambda: rk.seq2seq_loss(nn.MSELoss(), average="all"), "seq2seq_loss: got average='all'"),
+    (lambda: rk.seq2one_loss(3), 'seq2one_loss: got a int'),
+    (lambda: rk.seq2one_loss(nn.MSELoss(), read="middle"), "seq2one_loss: got read='middle'"),
+    (lambda: rk.seq2seq_loss(nn.MSELoss(), warmup=-1), 'seq2seq_loss: got warmup = -1'),
+    (lambda: rk.Learner(model, mse, None), 'Learner: got no optimizer'),
+    (lambda: rk.Learner(None, mse, opt), 'Learner: got model = a NoneType'),
+    (lambda: rk.Learner(model, 3, opt), 'Learner: got loss = a int'),
+    (lambda: learner().fit(-1, [x]), 'Learner: got epochs = -1'),
+    (lambda: learner().fit(1.5, [x]), 'Learner: got epochs = 1.5'),
+    (lambda: learner().fit(NAN, [x]), 'Learner: got epochs = nan'),
+    (lambda: learner().fit(1, None), 'Learner: got a NoneType for training'),
+    (lambda: learner().fit(1, x), 'Learner: got (5, 2, 3) for training, which is one batch'),
+    (lambda: learner().fit(1, []), 'Learner: got no batches in epoch 1'),
+    (lambda: learner().fit(1, ["a"]), 'SequenceBatch.of: got a str'),
+    (lambda: learner(autocast="half"), 'Learner: got autocast = half'),
+    (lambda: rk.Learner(model, mse, opt, [3]), 'Learner: got a int that hears no event'),
+    (lambda: rk.ClipGradients(-1), 'ClipGradients: got max_norm = -1'),
+    (lambda: rk.ClipGradients(NAN), 'ClipGradients: got max_norm = nan'),
+    (lambda: rk.ClipGradients("1"), 'ClipGradients: got max_norm = a str'),
+    (lambda: rk.EarlyStopping(patience=-1), 'EarlyStopping: got patience = -1'),
+    (lambda: rk.EarlyStopping(patience=NAN), 'EarlyStopping: got patience = nan'),
+    (lambda: rk.Checkpoint("/tmp/a.pt", 0), 'Checkpoint: got every = 0'),
+    (lambda: rk.Checkpoint(3), 'Checkpoint: got path = a int'),
+    (lambda: rk.Scheduler(3), 'Scheduler: got scheduler = a int'),
+    (lambda: rk.Scheduler(torch.optim.lr_scheduler.StepLR(opt, 1), per="day"), "Scheduler: got per='day'"),
+    (lambda: rk.Unroll(3), 'Unroll: got cell = a int'),
+    (lambda: rk.PerStep(nn.Linear(3, 3))(3), 'PerStep: got inputs a int'),
+    (lambda: rk.RecurrentSequential(nn.GRUCell(3, 3)), 'RecurrentSequential: got a cell, GRUCell'),
+    (lambda: rk.EncoderDecoder(3, 4), 'EncoderDecoder: got encoder = a int'),
+    (lambda: rk.select_rows(3, torch.tensor([0])), 'select_rows: got a int in a state'),
+    (lambda: rk.reset_rows(torch.zeros(1, 2, 3), torch.tensor([True])), 'reset_rows: got rows (1,) of torch.bool for a leaf (1, 2, 3)'),
+    (lambda: rk.detach(3), 'detach: got a int in a state'),
+    (lambda: rk.gradient_by_step(model, None, x, x), 'gradient_by_step: got loss = a NoneType'),
+    (lambda: rk.plot_history(3), 'plot_history: got a int'),
+    (lambda: rk.export_program(model, x, steps=-4), 'export_program: got steps = -4'),
+    (lambda: rk.export_onnx(model, 3, x), 'export_onnx: got path = a int'),
+    (lambda: rk.evaluate(model, mse, None), 'evaluate: got a NoneType for evaluation'),
+    (lambda: rk.evaluate(model, mse, [x], phase=3), 'evaluate: got a int'),
+    (lambda: rk.energy_score(torch.zeros(1, 2), torch.zeros(3)), 'energy_score: got paths (1, 2) and targets (3,)'),
+    (lambda: rk.DistributionSampler(3), 'DistributionSampler: got make = a int'),
+    (lambda: rk.pad_collate([]), 'pad_collate: got an empty list'),
+    (lambda: rk.select_rows(torch.zeros(1, 2, 3), torch.tensor([5])), "select_rows: got rows [5]"),
+    (lambda: rk.forecast(model, x, 3), "forecast: got horizon = (5, 2, 3)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "text"), ABSURD, ids=[text for _, text in ABSURD])
+def test_what_cannot_be_meant_is_refused_in_the_one_voice(call, text):
+    assert refused(call, text, (ValueError, TypeError, OSError, IndexError)).startswith(text)
+
+
+def test_what_is_large_and_can_be_meant_is_bounded_by_the_data():
+    """A window longer than any sequence is no window; a width above all candidates keeps them all."""
+    whole = rk.BPTTTrainingPhase()(model, mse, x, torch.optim.SGD(model.parameters(), 0.0)).loss
+    wide = rk.BPTTTrainingPhase(window=10**30)(
+        model, mse, x, torch.optim.SGD(model.parameters(), 0.0)
+    ).loss
+    assert torch.equal(whole, wide)
+    assert len(rk.beam_search(lm, 7, tok, 10**12).tokens) == len(
+        rk.beam_search(lm, 7, tok, 64).tokens
+    )

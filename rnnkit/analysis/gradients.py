@@ -64,6 +64,9 @@ def gradient_by_step(
     [Flux issue 2185](https://github.com/FluxML/Flux.jl/issues/2185).
     """
     inputs = _checked_call(model, inputs, lengths)
+    if not callable(loss):
+        fix = "seq2seq_loss(nn.MSELoss()), for one."
+        raise Refusal(f"loss = {in_words(loss)}", "loss(outputs, targets)", fix, TypeError)
     if isinstance(model, nn.DataParallel):
         model = model.module  # what it splits over devices; PyTorch gives no other weights to both
     time = extent(inputs)[0]

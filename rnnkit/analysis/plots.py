@@ -35,9 +35,10 @@ def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
         ImportError: without matplotlib.
         ValueError: if there is no row with a loss.
     """
-    rows: Sequence[Mapping[str, Any]] = history
-    if not isinstance(history, Sequence):
-        rows = history.rows
+    rows: Sequence[Mapping[str, Any]] = getattr(history, "rows", history)
+    if not isinstance(rows, Sequence):
+        fix = "plot_history(history), after a fit with the callback history = History()."
+        raise Refusal(in_words(history), "a History, or its rows", fix, TypeError)
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         labels = {"loss": row["phase"], "open_loss": "open loop", "closed_loss": "closed loop"}

@@ -96,9 +96,19 @@ def one_of(name: str, value: object, words: Sequence[str], fix: str) -> None:
         raise Refusal(f"{name}={value!r}", f"{', '.join(first)} or {last}", fix)
 
 
+def check_kind(
+    name: str, value: object, kind: type | tuple[type, ...], wanted: str, fix: str
+) -> None:
+    """Refuse what is none of some classes; `True` is no number."""
+    is_number = kind is not bool and isinstance(value, bool)
+    if not isinstance(value, kind) or is_number:
+        raise Refusal(f"{name} = {in_words(value)}", wanted, fix, TypeError)
+
+
 def at_least(name: str, value: object, least: int, fix: str) -> None:
     """Refuse what is no whole number of `least` and more."""
     if not isinstance(value, Integral) or isinstance(value, bool):  # True is an int to Python
-        raise Refusal(f"{name} = {value!r}", f"a whole number, {name} >= {least}", fix, TypeError)
+        shown = in_words(value) if isinstance(value, Tensor) else repr(value)
+        raise Refusal(f"{name} = {shown}", f"a whole number, {name} >= {least}", fix, TypeError)
     if int(value) < least:
         raise Refusal(f"{name} = {value}", f"{name} >= {least}", fix)

@@ -175,6 +175,9 @@ def _is_pytorchs_own(model: Any) -> bool:
 def check_model(model: Model) -> None:
     """Refuse what cannot keep the contract: cells, `batch_first` modules, rows split along time."""
     inner = unwrap(model)
+    if not callable(inner):
+        fix = "nn.GRU(3, 8), for one."
+        raise Refusal(in_words(inner), "outputs, state = model(inputs, state)", fix, TypeError)
     if isinstance(inner, nn.RNNCellBase):
         name = type(inner).__name__
         fix = f"Unroll({name}(...)) steps a cell over time."

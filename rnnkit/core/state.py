@@ -139,7 +139,13 @@ def select_rows(state: State, index: Tensor) -> State:
     >>> select_rows(state, torch.tensor([2, 0])).flatten().tolist()
     [3.0, 1.0]
     """
-    return map_leaves(lambda leaf: leaf[:, index.to(leaf.device)], state)
+    try:
+        return map_leaves(lambda leaf: leaf[:, index.to(leaf.device)], state)
+    except IndexError as error:
+        wanted = "rows that the state has"
+        raise Refusal(
+            f"rows {index.tolist()} ({error})", wanted, "count from 0.", IndexError
+        ) from error
 
 
 @asked("reset_rows")

@@ -4,7 +4,7 @@ A batch comes in many forms: a pair, a triple, one sequence, a list of steps, a 
 `Padded`, a `SequenceBatch`. `SequenceBatch.of` is the one place that reads them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -380,6 +380,9 @@ def batchseq(sequences: Sequence[Tensor], *, pad: float = 0.0) -> Padded:
         TypeError: if they are not tensors of one dtype.
         ValueError: if there is none, one is empty, or `F` differs.
     """
+    if not isinstance(sequences, Iterable):
+        fix = "put brackets around it: [sequence]."
+        raise Refusal(in_words(sequences), "a list of sequences", fix, TypeError)
     items = list(sequences)
     _check_sequences(items)
     lengths = torch.tensor([len(item) for item in items], device="cpu")

@@ -273,6 +273,8 @@ def _kind(steps: Tensor) -> torch.dtype:
 def _rows(stream: Any, count: int) -> list[Segment]:
     """One stream cut into rows of equal length."""
     steps = (len(stream) - 1) // count
+    if steps < 1:  # before a list is made that no memory may hold
+        return []
     return [Segment(stream, i * steps, (i + 1) * steps) for i in range(count)]
 
 
@@ -446,7 +448,11 @@ def _check_rank(rank: int, ranks: int) -> None:
 
 
 def _checked_counts(lengths: Any) -> Tensor:
-    counts = torch.as_tensor(lengths, device="cpu")
+    try:
+        counts = torch.as_tensor(lengths, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        fix = "pass the length of every sequence."
+        raise Refusal(f"lengths {in_words(lengths)}", "whole numbers", fix, TypeError) from error
     if counts.ndim != 1 or not len(counts):
         fix = "pass the length of every sequence."
         raise Refusal(f"lengths {in_words(counts)}", "lengths (N,) with N >= 1", fix)

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ..core.errors import Refusal, asked, at_least, one_of
+from ..core.errors import Refusal, asked, at_least, check_kind, one_of
 from ..core.layout import all_lengths, check_lengths
 
 Probability = float | Callable[[int], float]
@@ -176,3 +176,9 @@ class Feedback:
         lengths = all_lengths(lengths, time, batch)
         times = _times(time)
         return self._rule.fed(time, lengths, step) & (times > 0) & (times < lengths)
+
+
+def check_feedback(feedback: object) -> None:
+    """Refuse what is no `Feedback`."""
+    fix = "Feedback.probability(0.5), Feedback.last(n) or another of its constructors."
+    check_kind("feedback", feedback, Feedback, "a Feedback", fix)

@@ -17,7 +17,7 @@ from ..core.layout import Sequences, between, device_of, extent, join, lengths_b
 from ..core.model import Model, check_call, check_one_way, run_model
 from ..core.state import State, map_leaves, where_rows
 from ._fast import quicker_step
-from .feedback import Feedback
+from .feedback import Feedback, check_feedback
 from .samplers import DeclaredSampler, NextInput, check_drawn, identity
 
 
@@ -201,6 +201,7 @@ def rollout(
     inputs = check_call(model, inputs, state, lengths)
     mask: Tensor | None = None
     if feedback is not None:
+        check_feedback(feedback)
         time, batch = extent(inputs)
         mask = feedback.mask(time, batch, lengths, step)
     return Rollout(model, sampler).over(inputs, mask, state, lengths)

@@ -6,8 +6,10 @@ that takes a second argument, required or named `given`, is called `sampler(outp
 (B, *F)` is what the data has at the step that is fed.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
@@ -41,6 +43,7 @@ class DeclaredSampler:
     """
 
     def __init__(self, sampler: NextInput) -> None:
+        check_sampler(sampler)
         self.sampler = sampler
         self._given = _how_given(sampler)
 
@@ -216,13 +219,14 @@ class SoftmaxSampler:
 
     @asked("SoftmaxSampler")
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
+        number = isinstance(self.temperature, (Real, Tensor))
+        if not number or not 0 < self.temperature < math.inf:
             came = f"temperature = {self.temperature}"
             wanted = "temperature above 0; the limit at 0 is sample_best"
             raise Refusal(came, wanted, "1.0 leaves the logits as they are.")
         none = "None leaves the cut out."
-        if self.top_k is not None and not self.top_k >= 1:
-            raise Refusal(f"top_k = {self.top_k}", "top_k at least 1", none)
+        if self.top_k is not None and not (isinstance(self.top_k, Integral) and self.top_k >= 1):
+            raise Refusal(f"top_k = {self.top_k}", "top_k at least 1, a whole number", none)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise Refusal(f"top_p = {self.top_p}", "top_p in (0, 1]", none)
         if self.min_p is not None and not 0 <= self.min_p <= 1:
@@ -291,7 +295,11 @@ class DistributionSampler:
 
     draws: ClassVar[bool] = True
 
+    @asked("DistributionSampler")
     def __init__(self, make: Callable[[Any], Distribution]) -> None:
+        if not callable(make):
+            fix = "lambda outputs: torch.distributions.Normal(outputs, 1.0), for one."
+            raise Refusal(f"make = {in_words(make)}", "a function of the outputs", fix, TypeError)
         self.make = make
 
     def _distribution(self, outputs: Any) -> Distribution:
@@ -405,6 +413,13 @@ def with_covariates(sampler: NextInput, fed: int | str | Sequence[str]) -> WithC
     if not fed or not all(isinstance(name, str) for name in fed):
         raise Refusal(f"fed = {fed!r}", "a name, or a list of names", fix, TypeError)
     return WithCovariates(sampler, fed)
+
+
+def check_sampler(sampler: object) -> None:
+    """Refuse what cannot be called."""
+    if not callable(sampler):
+        fix = "identity, sample_best, SoftmaxSampler() or a function of your own."
+        raise Refusal(f"sampler = {in_words(sampler)}", "a function", fix, TypeError)
 
 
 def check_drawn(drawn: Any, like: Any, outputs: Any, what: str) -> None:

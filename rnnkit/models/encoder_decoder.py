@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..core.errors import Refusal, asked, in_words
+from ..core.errors import Refusal, asked, check_kind, in_words
 from ..core.layout import (
     Sequences,
     all_lengths,
@@ -101,8 +101,9 @@ class EncoderDecoder(nn.Module):
         bridge: Callable[[State], State] | None = None,
     ) -> None:
         super().__init__()
-        check_model(encoder)
-        check_model(decoder)
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            check_kind(name, part, nn.Module, "a torch.nn.Module", "nn.GRU(4, 8), for one.")
+            check_model(part)
         self.encoder = encoder
         self.decoder = decoder
         self.attention = attention

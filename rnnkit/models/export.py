@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..core.errors import Refusal, asked, at_least, in_words
+from ..core.errors import Refusal, asked, at_least, check_kind, in_words
 from ..core.layout import extent
 from ..core.model import call_model, check_call, check_one_way, evaluating, unwrap
 from ..core.state import State, map_leaves, select_rows
@@ -139,6 +139,7 @@ def export_onnx(
     [('inputs', ['steps', 'rows', 2]), ('state_0', [1, 'rows', 4])]
     """
     runtime = _onnxruntime()
+    check_kind("path", path, (str, os.PathLike), "a path", "name the file to write.")
     form = _form_of(model, inputs, steps, state)
     _check_dtype(form.model)
     with evaluating(form.model), torch.no_grad():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..core.errors import Refusal, asked, in_words
+from ..core.errors import Refusal, asked, check_kind, in_words
 from ..core.layout import as_sequence, check_state, repack
 from ..core.model import Declared, evaluating, runs, unwrap
 from ..core.state import State, map_leaves, same_form, select_rows
@@ -54,6 +54,8 @@ class Unroll(nn.Module):
         super().__init__()
         if not cells:
             raise Refusal("no cell", "one cell a layer", "Unroll(nn.LSTMCell(3, 8)).")
+        for cell in cells:
+            check_kind("cell", cell, nn.Module, "cells, modules", "Unroll(nn.LSTMCell(3, 8)).")
         self.cells = nn.ModuleList(cells)
         self.dropout = dropout
 

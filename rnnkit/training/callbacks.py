@@ -6,14 +6,15 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..core.errors import Refusal, asked, at_least, in_words, one_of
+from ..core.errors import Refusal, asked, at_least, check_kind, in_words, one_of
 from .events import CancelFit
 from .forms import check_count, check_form, check_rows
 from .ranks import is_first
@@ -199,6 +200,7 @@ class ClipGradients:
 
     @asked("ClipGradients")
     def __init__(self, max_norm: float) -> None:
+        check_kind("max_norm", max_norm, (Real, Tensor), "a number above 0", "1.0 is common.")
         if not max_norm > 0:
             raise Refusal(f"max_norm = {max_norm}", "max_norm > 0", "1.0 is common.")
         self.max_norm = max_norm
@@ -421,6 +423,13 @@ class KeepBest(_Watch):
         self._go_on()
 
 
+@runtime_checkable
+class _Steps(Protocol):
+    """What has a step, as a scheduler has."""
+
+    def step(self) -> object: ...
+
+
 class Scheduler:
     """Steps a learning rate scheduler of PyTorch.
 
@@ -450,6 +459,8 @@ class Scheduler:
         monitor: str = "loss",
     ) -> None:
         one_of("per", per, ("epoch", "step"), "most are stepped an epoch.")
+        fix = "torch.optim.lr_scheduler.StepLR(optimizer, 10), for one."
+        check_kind("scheduler", scheduler, _Steps, "a scheduler, which has a step()", fix)
         self.plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if self.plateau and per == "step":
             came = 'ReduceLROnPlateau with per="step"'

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
-from ..core.errors import Refusal, asked, at_least
+from ..core.errors import Refusal, asked, at_least, check_kind
 from .ranks import Ranks, by_first
 from .resume import FORMAT, OF_RANK, go_on_from
 
@@ -60,6 +60,8 @@ class Checkpoint:
     def __init__(self, path: str | Path, every: int | None = None, *, resume: bool = False) -> None:
         if every is not None:
             at_least("every", every, 1, "None writes at the end of each epoch only.")
+        fix = "name the file to write."
+        check_kind("path", path, (str, os.PathLike), "a path", fix)
         self.path = Path(path)
         self.every = every
         self.resume = resume

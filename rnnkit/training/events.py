@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
-from ..core.errors import Refusal
+from ..core.errors import Refusal, in_words
 
 EVENTS = (
     "FitBegin",
@@ -196,6 +196,9 @@ def _check_methods(callback: object) -> None:
         if method.startswith("on_") and method not in names:
             came = f"{type(callback).__name__}.{method}"
             raise Refusal(came, f"one of {', '.join(sorted(names))}", "rename it.")
+    if names.isdisjoint(dir(callback)):
+        fix = "give it a method for an event, such as on_step_end(self, learner)."
+        raise Refusal(f"{in_words(callback)} that hears no event", "callbacks", fix, TypeError)
 
 
 def hushed(handlers: Handlers, training: bool) -> Handlers:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import Refusal, asked, at_least, in_words
+from ..core.errors import Refusal, asked, at_least, check_kind, in_words
 from ..core.model import Model, check_model, evaluating
 from ..data.batches import SequenceBatch
 from . import resume
@@ -128,6 +128,7 @@ class Learner(Loop):
         device: torch.device | str | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
+        check_kind("model", model, nn.Module, "a torch.nn.Module", "only a module has weights.")
         check_model(model)
         check_optimizer(optimizer)
         if autocast not in (None, torch.bfloat16):

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.errors import Named, Refusal, asked, in_words
+from ..core.errors import Named, Refusal, asked
 from ..core.layout import all_lengths, as_sequences, between, check_lengths, check_state, extent
 from ..core.model import Declared, check_model, check_one_way, restart_rows
 from ..core.state import State, detach, map_leaves
 from ..data.batches import SequenceBatch
-from ..generation.feedback import Feedback
-from ..generation.samplers import NextInput
+from ..generation.feedback import Feedback, check_feedback
+from ..generation.samplers import NextInput, check_sampler
 from ..losses.base import Scored, SequenceLoss
 from ..losses.plain import as_loss
 from ..losses.total import Total
@@ -130,13 +130,9 @@ class Phase:
     def __init__(
         self, sampler: NextInput, stateful: bool, feedback: Feedback | None = None
     ) -> None:
-        if feedback is not None and not isinstance(feedback, Feedback):
-            came = f"feedback = {in_words(feedback)}"
-            fix = "Feedback.probability(0.5), Feedback.last(n) or another of its constructors."
-            raise Refusal(came, "a Feedback", fix, TypeError)
-        if not callable(sampler):
-            fix = "identity, sample_best, SoftmaxSampler() or a function of your own."
-            raise Refusal(f"sampler = {in_words(sampler)}", "a function", fix, TypeError)
+        if feedback is not None:
+            check_feedback(feedback)
+        check_sampler(sampler)
         self.sampler = sampler
         self.stateful = stateful
         self.feedback = feedback
