@@ -249,7 +249,7 @@ def _table(kind: str, threads: int, contests: list[dict[str, Any]]) -> str:
     lines = [
         f"### {kind}, {threads} thread{'s'[: threads - 1]}",
         "",
-        f"| | {' | '.join(heads)} |",
+        f"| Trained by | {' | '.join(heads)} |",
         f"|---|{'---|' * len(contests)}",
     ]
     for one in CONTESTANTS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from html import escape
 from typing import NamedTuple
 
@@ -28,10 +29,12 @@ class User(NamedTuple):
 
 
 def names_in(code: str) -> set[str]:
-    """The names of the package that code imports from it or asks it for.
+    """The names of the package that code imports from it or asks it for, in a script it writes too.
 
     >>> sorted(names_in("import rnnkit\\nfrom rnnkit import steps\\nrnnkit.detach(0).rnnkit"))
     ['detach', 'steps']
+    >>> names_in("script = 'model = 1\\\\nrnnkit.rollout(model)'")
+    {'rollout'}
     """
     names: set[str] = set()
     for node in ast.walk(ast.parse(code)):
@@ -39,6 +42,9 @@ def names_in(code: str) -> set[str]:
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == PACKAGE:
             names.add(node.attr)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" in node.value:
+            with suppress(SyntaxError):  # of prose
+                names |= names_in(node.value)
     return names
 
 
