@@ -187,6 +187,7 @@ def test_the_api_pages_list_what_the_package_exports() -> None:
 @pytest.mark.parametrize("page", sorted(set(API) - {"index"}))
 def test_the_api_pages_follow_the_rooms(page: str) -> None:
     parts = {"callbacks": "training", "learner": "training", "samplers": "generation"}
+    parts["export"] = "models"
     room = parts.get(page, page)
     for name in API[page]:
         assert getattr(rnnkit, name).__module__.split(".")[1] == room, name
