@@ -100,8 +100,7 @@ def check_kind(
     name: str, value: object, kind: type | tuple[type, ...], wanted: str, fix: str
 ) -> None:
     """Refuse what is none of some classes; `True` is no number."""
-    is_number = kind is not bool and isinstance(value, bool)
-    if not isinstance(value, kind) or is_number:
+    if not isinstance(value, kind) or isinstance(value, bool):
         raise Refusal(f"{name} = {in_words(value)}", wanted, fix, TypeError)
 
 

@@ -209,17 +209,17 @@ class _Form(NamedTuple):
 
     def draw(self, time: int, rows: int) -> list[Tensor]:
         """Inputs and a state of this size: steps of the example, and a state that they led to."""
-        before, start = _drawn(self.example, self.start, _STEPS, rows)
-        inputs, _ = _drawn(self.example, self.start, time, rows)
-        _, state = call_model(self.model, before, start)
-        return [*_leaves(inputs), *_leaves(state)]
+        batch = extent(self.example)[1]
+        start = select_rows(self.start, torch.arange(rows) % batch)
+        _, state = call_model(self.model, _drawn(self.example, _STEPS, rows), start)
+        return [*_leaves(_drawn(self.example, time, rows)), *_leaves(state)]
 
 
 def _form_of(model: Any, inputs: Any, steps: int | None, state: State) -> _Form:
     model = unwrap(model)
     if not isinstance(model, nn.Module):
-        came = f"{in_words(model)}"
-        raise Refusal(came, "a torch.nn.Module", "put the call into a module's forward.", TypeError)
+        fix = "put the call into a module's forward."
+        raise Refusal(in_words(model), "a torch.nn.Module", fix, TypeError)
     if steps is not None:
         at_least("steps", steps, 1, "1 exports a step, None a sequence of any length.")
         check_one_way(
@@ -256,8 +256,8 @@ def _leaves(tree: Any) -> list[Tensor]:
     return found
 
 
-def _drawn(inputs: Any, state: State, time: int, rows: int) -> tuple[Any, State]:
-    """Steps drawn from a sequence, all its parts alike, and rows from a state; always the same."""
+def _drawn(inputs: Any, time: int, rows: int) -> Any:
+    """Steps drawn from a sequence, all its parts alike; always the same."""
     length, batch = extent(inputs)
     generator = torch.Generator().manual_seed(time)
     steps = torch.randint(length * batch, (time * rows,), generator=generator)
@@ -266,7 +266,7 @@ def _drawn(inputs: Any, state: State, time: int, rows: int) -> tuple[Any, State]
         chosen = part.flatten(0, 1)[steps.to(part.device)]  # (time * rows, *F)
         return chosen.unflatten(0, (time, rows))
 
-    return map_leaves(draw, inputs), select_rows(state, torch.arange(rows) % batch)
+    return map_leaves(draw, inputs)
 
 
 # ---- What an exporter made

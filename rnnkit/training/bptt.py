@@ -18,6 +18,7 @@ from ..generation.rollouts import Rollout
 from ..generation.samplers import NextInput, identity
 from ..losses.base import Scored
 from ..losses.total import Total, check_adds_up, exact, weight_like
+from .forms import parameters_of
 from .phase import Begun, Loop, Phase, StepState, detached
 from .ranks import Ranks
 
@@ -421,14 +422,14 @@ def _empty_gradients(optimizer: torch.optim.Optimizer) -> None:
     if own is not torch.optim.Optimizer.zero_grad:
         optimizer.zero_grad(set_to_none=True)  # another one may do more
         return
-    for parameter in _parameters_of(optimizer):
+    for parameter in parameters_of(optimizer):
         parameter.grad = None
 
 
 def _make_update(loop: Loop) -> None:
     """The optimizer's step on a gradient that is whole."""
     if loop.ranks is not None:
-        loop.ranks.add_gradients(_parameters_of(loop.optimizer))
+        loop.ranks.add_gradients(parameters_of(loop.optimizer))
     loop.emit("BackwardEnd")
     loop.optimizer.step()
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
@@ -452,7 +453,7 @@ class _Held:
         sums = total.sum.detach()
         weights = weight_like(total.weight, sums.to(exact(sums.device))).reshape(-1)
         if self.sums is None or self.weights is None:
-            parameters = _parameters_of(optimizer)
+            parameters = parameters_of(optimizer)
             self.sums = [[None] * len(parameters) for _ in heads]
             self.weights = [torch.zeros_like(weight) for weight in weights]
             self.scales = [1.0] if total.scales is None else total.scales.tolist()
@@ -462,7 +463,7 @@ class _Held:
             _empty_gradients(optimizer)
             head.backward(retain_graph=h + 1 < len(heads))
             self.weights[h] = self.weights[h] + weights[h]
-            for i, parameter in enumerate(_parameters_of(optimizer)):
+            for i, parameter in enumerate(parameters_of(optimizer)):
                 self.sums[h][i] = _plus(self.sums[h][i], parameter.grad)
         _empty_gradients(optimizer)
 
@@ -477,7 +478,7 @@ class _Held:
         for sums, weight, scale in parts:
             if not bool(weight):
                 continue
-            for parameter, held in zip(_parameters_of(optimizer), sums, strict=True):
+            for parameter, held in zip(parameters_of(optimizer), sums, strict=True):
                 if held is not None:
                     share = held * (scale / weight).to(held)
                     parameter.grad = _plus(parameter.grad, share)
@@ -488,13 +489,6 @@ def _plus(held: Tensor | None, more: Tensor | None) -> Tensor | None:
     if held is None or more is None:
         return held if more is None else more
     return held.to(more.device) + more
-
-
-def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    parameters: list[Tensor] = []
-    for group in optimizer.param_groups:
-        parameters.extend(group["params"])
-    return parameters
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..core.errors import Refusal, asked, at_least, check_kind, in_words, one_of
 from .events import CancelFit
-from .forms import check_count, check_form, check_rows
+from .forms import check_count, check_form, check_rows, parameters_of
 from .ranks import is_first
 
 if TYPE_CHECKING:
@@ -208,8 +208,7 @@ class ClipGradients:
 
     def on_backward_end(self, learner: "Learner") -> None:
         # Of what the optimizer has not, nobody empties the gradients: their norm would only grow.
-        groups = learner.optimizer.param_groups
-        parameters = [parameter for group in groups for parameter in group["params"]]
+        parameters = parameters_of(learner.optimizer)
         self.norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
 
 

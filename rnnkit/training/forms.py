@@ -18,6 +18,14 @@ _BY_PARAMETER = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagra
 _REPEATED = 2**20  # elements that may share memory: a state that all rows began with
 
 
+def parameters_of(optimizer: Any) -> list[Any]:
+    """All that an optimizer updates, in the order of its state."""
+    parameters: list[Any] = []
+    for group in optimizer.param_groups:
+        parameters.extend(group["params"])
+    return parameters
+
+
 def check_form(name: str, came: Any, here: Any) -> None:
     """Refuse what is not of the kind of `here`: numbers for numbers, as many parts, named alike.
 
@@ -101,14 +109,12 @@ def check_tally(saved: dict[str, Any]) -> None:
         _want(f"the average {name}", average, "sums and weights", trial.mean().ndim < 2)
 
 
-def check_optimizer(saved: dict[str, Any], optimizer: Any) -> None:
+def check_optimizer_state(saved: dict[str, Any], optimizer: Any) -> None:
     """Refuse groups of another form, and tensors kept for a parameter that are not of its shape."""
     check_form(
         "the optimizer's groups", saved["param_groups"], optimizer.state_dict()["param_groups"]
     )
-    parameters: list[Any] = []
-    for group in optimizer.param_groups:
-        parameters += group["params"]
+    parameters = parameters_of(optimizer)
     states = saved["state"]
     _want("optimizer's state", states, "a dict", isinstance(states, dict))
     for i, state in states.items():
@@ -139,7 +145,7 @@ def check_held(held: dict[str, Any], optimizer: Any) -> None:
     check_count("batches held", held["batches"])
     if held["sums"] is None:
         return
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    parameters = parameters_of(optimizer)
     for head in held["sums"]:
         alike = isinstance(head, list) and len(head) == len(parameters)
         _want("gradients", head, f"those of {len(parameters)} parameters", alike)

@@ -15,7 +15,7 @@ from .forms import (
     check_count,
     check_groups,
     check_held,
-    check_optimizer,
+    check_optimizer_state,
     check_place,
     check_sizes,
     check_tally,
@@ -261,7 +261,7 @@ def _put(learner: "Training", saved: dict[str, Any], whole: bool) -> None:
         part.load_state_dict(saved["callbacks"][name])
         if isinstance(part, KeepBest):
             check_weights(part.kept, modules)
-    check_optimizer(saved["optimizer"], learner.optimizer)
+    check_optimizer_state(saved["optimizer"], learner.optimizer)
     names = [set(group) for group in learner.optimizer.param_groups]
     learner.optimizer.load_state_dict(saved["optimizer"])
     check_groups(learner.optimizer, names)
