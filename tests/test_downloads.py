@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,33 +99,6 @@ def test_a_download_carries_its_drawing_and_says_where_it_is_from(site: Path, na
         assert about.page == f"{SITE_URL}tutorials/{name}/"
         assert about.license and about.version and about.python
         assert about.page in notebook.cells[-1].source
-
-
-@pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheels")
-    command(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder)
-    return folder
-
-
-def test_the_wheel_holds_the_package_and_asks_for_torch_and_tqdm_alone(wheels: Path) -> None:
-    (wheel,) = wheels.glob("rnnkit-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
-    committed = {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "rnnkit").rglob("*") if path.is_file()
-    }
-    assert {name for name in names if name.startswith("rnnkit/")} == {
-        p for p in committed if "__pycache__" not in p
-    }
-    assert {"rnnkit/style.mplstyle", "rnnkit/py.typed"} <= set(names)
-    required = [
-        line
-        for line in metadata.splitlines()
-        if line.startswith("Requires-Dist:") and "extra ==" not in line
-    ]
-    assert sorted(re.findall(r"Requires-Dist: (\w+)", "\n".join(required))) == ["torch", "tqdm"]
 
 
 @pytest.fixture(scope="session")

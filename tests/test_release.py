@@ -1,6 +1,7 @@
 """What a release is: a wheel and an sdist, small, with the package in it and nothing else."""
 
 import ast
+import re
 import runpy
 import tarfile
 import zipfile
@@ -38,13 +39,26 @@ def test_the_wheel_is_the_package_its_license_and_its_types(built):
         names = set(archive.namelist())
     about = {name for name in names if ".dist-info/" in name}
     assert names - about == PACKAGE
-    assert "rnnkit/py.typed" in names
+    assert {"rnnkit/style.mplstyle", "rnnkit/py.typed"} <= names
     assert {name.partition(".dist-info/")[2] for name in about} == {
         "METADATA",
         "RECORD",
         "WHEEL",
         "licenses/LICENSE",
     }
+
+
+def test_the_wheel_asks_for_torch_and_tqdm_alone(built):
+    with zipfile.ZipFile(built[0]) as archive:
+        metadata = archive.read(
+            next(name for name in archive.namelist() if name.endswith("METADATA"))
+        ).decode()
+    required = [
+        line
+        for line in metadata.splitlines()
+        if line.startswith("Requires-Dist:") and "extra ==" not in line
+    ]
+    assert sorted(re.findall(r"Requires-Dist: (\w+)", "\n".join(required))) == ["torch", "tqdm"]
 
 
 def test_the_sdist_is_what_a_wheel_is_built_of(built):
