@@ -42,6 +42,15 @@ def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built(tmp_path_factory.mktemp("nowhere"), "", "")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A test that needs a GPU is one of the tests only where there is one."""
+    if torch.cuda.is_available():
+        return
+    without = [item for item in items if "gpu" in item.keywords]
+    config.hook.pytest_deselected(items=without)
+    items[:] = [item for item in items if item not in without]
+
+
 def pytest_runtest_teardown():
     """In torch 2.6 a default device that was taken back is asked for its name all the same."""
     context = vars(torch).get("_GLOBAL_DEVICE_CONTEXT")

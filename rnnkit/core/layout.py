@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .errors import Refusal, in_words
-from .state import State, map_leaves
+from .state import State, map_leaves, onto
 
 Steps: TypeAlias = Tensor | Sequence[Tensor]
 Sequences: TypeAlias = Any  # Steps, or a dict of them
@@ -199,26 +199,54 @@ def fill_padding(sequence: Any, lengths: Tensor) -> Any:
     row = rows.where(lengths > 0, lengths.argmax()).expand_as(step)  # (T, B)
 
     def fill(part: Tensor) -> Tensor:
-        device = part.device
-        return part[step.to(device, non_blocking=True), row.to(device, non_blocking=True)]
+        return part[onto(step, part.device), onto(row, part.device)]
 
     return map_leaves(fill, sequence)
 
 
 def pack(sequence: Any, lengths: Tensor) -> Any:
     """The valid steps of a sequence as a `PackedSequence`; a dict of them of a dict."""
+    # PyTorch would sort the rows by itself, and then wait for the device.
+    lengths, order = lengths.sort(descending=True)
+    order = onto(order, device_of(sequence))
+
+    def packed(part: Tensor) -> Any:
+        data, batch_sizes, _, _ = pack_padded_sequence(part.index_select(1, order), lengths)
+        return PackedSequence(data, batch_sizes, order)
+
     if isinstance(sequence, dict):
-        return {name: pack(part, lengths) for name, part in sequence.items()}
-    return pack_padded_sequence(sequence, lengths, enforce_sorted=False)
+        return {name: packed(part) for name, part in sequence.items()}
+    return packed(sequence)
 
 
 def unpack(packed: Any, time: int | None = None) -> tuple[Any, Tensor]:
-    """The sequence `(T, B, *F)`, padded with zeros, and the lengths of what `pack` makes."""
-    if not isinstance(packed, dict):
-        return pad_packed_sequence(packed, total_length=time)
-    parts = {name: pad_packed_sequence(part, total_length=time) for name, part in packed.items()}
-    lengths = next(iter(parts.values()))[1]
-    return {name: part for name, (part, _) in parts.items()}, lengths
+    """The sequence `(T, B, *F)`, padded with zeros, and the lengths of what `pack` makes.
+
+    The lengths are in the order of the rows, which the device is asked for.
+    """
+    first = parts_of(packed)[0]
+    rows = torch.arange(int(first.batch_sizes[0]), device="cpu")
+    lengths = (first.batch_sizes.unsqueeze(1) > rows).sum(0)  # from the longest to the shortest
+    if first.unsorted_indices is not None:
+        lengths = lengths[first.unsorted_indices.cpu()]
+    return padded(packed, time), lengths
+
+
+def padded(packed: Any, time: int | None = None) -> Any:
+    """The sequence `(T, B, *F)` of what `pack` makes, padded with zeros."""
+    if isinstance(packed, dict):
+        return {name: padded(part, time) for name, part in packed.items()}
+    in_order = PackedSequence(packed.data, packed.batch_sizes)
+    sequence, _ = pad_packed_sequence(in_order, total_length=time)
+    if packed.unsorted_indices is None:
+        return sequence
+    return sequence.index_select(1, packed.unsorted_indices)
+
+
+def same_rows(packed: PackedSequence, other: PackedSequence) -> bool:
+    """Whether two hold rows of the same lengths in the same order, as far as no device is asked."""
+    same_order = packed.sorted_indices is other.sorted_indices
+    return same_order and torch.equal(packed.batch_sizes, other.batch_sizes)
 
 
 def repack(packed: PackedSequence, data: Tensor) -> PackedSequence:

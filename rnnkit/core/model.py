@@ -26,10 +26,12 @@ from .layout import (
     extent,
     fill_padding,
     pack,
+    padded,
     parts_of,
+    same_rows,
     unpack,
 )
-from .state import State, map_leaves, select_rows, where_rows
+from .state import State, map_leaves, onto, select_rows, where_rows
 
 Model: TypeAlias = Callable[..., Any]
 
@@ -347,7 +349,7 @@ def spread_rows(tree: Any, rows: Tensor, batch: int) -> Any:
     """A tree of `(n, len(rows), *F)` as `(n, batch, *F)`, zero elsewhere: undoes `select_rows`."""
 
     def spread(leaf: Tensor) -> Tensor:
-        index = rows.to(leaf.device, non_blocking=True)
+        index = onto(rows, leaf.device)
         return leaf.new_zeros(len(leaf), batch, *leaf.shape[2:]).index_copy(1, index, leaf)
 
     return map_leaves(spread, tree)
@@ -355,7 +357,8 @@ def spread_rows(tree: Any, rows: Tensor, batch: int) -> Any:
 
 def _run_packed(model: Model, inputs: Any, state: State, lengths: Tensor) -> tuple[Any, State]:
     time = extent(inputs)[0]
-    outputs, state = call_model(model, pack(inputs, lengths), state)
+    packed = pack(inputs, lengths)
+    outputs, state = call_model(model, packed, state)
     for part in parts_of(outputs):
         if not isinstance(part, PackedSequence):
             fix = "a model with takes_packed = True gives a PackedSequence for a PackedSequence."
@@ -363,12 +366,15 @@ def _run_packed(model: Model, inputs: Any, state: State, lengths: Tensor) -> tup
             raise Refusal(came, "a PackedSequence", fix, TypeError)
 
     # Rows of another length would be read as rows of this batch, without an error.
-    outputs, given = unpack(outputs, time)
-    if not torch.equal(given, lengths):
-        fix = "repack what was unpacked with its own lengths, batch_sizes and indices."
-        came = f"rows of {given.tolist()} steps from {_name(model)}"
-        raise Refusal(came, f"rows of {lengths.tolist()} steps, as they came in", fix)
-    return outputs, state
+    for part in parts_of(outputs):
+        if same_rows(part, parts_of(packed)[0]):
+            continue
+        given = unpack(part)[1]
+        if not torch.equal(given, lengths):
+            fix = "repack what was unpacked with its own lengths, batch_sizes and indices."
+            came = f"rows of {given.tolist()} steps from {_name(model)}"
+            raise Refusal(came, f"rows of {lengths.tolist()} steps, as they came in", fix)
+    return padded(outputs, time), state
 
 
 def _run_by_length(model: Model, inputs: Any, state: State, lengths: Tensor) -> tuple[Any, State]:

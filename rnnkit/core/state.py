@@ -108,7 +108,15 @@ def where_rows(rows: Tensor, new: State, old: State) -> State:
 
 def along(rows: Tensor, leaf: Tensor) -> Tensor:
     """`rows`, `(B,)`, shaped to broadcast over a leaf `(layers, B, *F)`."""
-    return rows.to(leaf.device, non_blocking=True).view(-1, *[1] * (leaf.ndim - 2))
+    return onto(rows, leaf.device).view(-1, *[1] * (leaf.ndim - 2))
+
+
+def onto(part: Tensor, device: torch.device) -> Tensor:
+    """The same on a device, which the host does not wait for.
+
+    On Apple's a copy that nobody waits for may read memory that is used again by then.
+    """
+    return part.to(device, non_blocking=device.type != "mps")
 
 
 @asked("detach")
@@ -140,7 +148,7 @@ def select_rows(state: State, index: Tensor) -> State:
     [3.0, 1.0]
     """
     try:
-        return map_leaves(lambda leaf: leaf[:, index.to(leaf.device)], state)
+        return map_leaves(lambda leaf: leaf[:, onto(index, leaf.device)], state)
     except IndexError as error:
         wanted = "rows that the state has"
         raise Refusal(

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..core.errors import Refusal, asked, in_words, one_of
 from ..core.layout import Steps, as_sequence, as_sequences, between, check_lengths, extent, parts_of
+from ..core.state import onto
 
 
 class Padded(NamedTuple):
@@ -85,18 +86,16 @@ class SequenceBatch:
     def to(self, device: torch.device | str) -> "SequenceBatch":
         """The same batch with inputs, targets and weights on `device`.
 
-        Lengths and restarts stay on the CPU. What is pinned is copied without waiting for it.
+        Lengths and restarts stay on the CPU. The host does not wait for the copies.
         """
-
-        def move(tree: Any) -> Any:
-            return _each_tensor(lambda leaf: leaf.to(device, non_blocking=leaf.is_pinned()), tree)
-
         inputs = self.inputs
         if isinstance(inputs, tuple) and len(inputs) == 3:
-            inputs = (move(inputs[0]), inputs[1], move(inputs[2]))  # lengths of the source stay too
+            source, lengths, own = inputs  # lengths of the source stay too
+            inputs = (move(source, device), lengths, move(own, device))
         else:
-            inputs = move(inputs)
-        return replace(self, inputs=inputs, targets=move(self.targets), weights=move(self.weights))
+            inputs = move(inputs, device)
+        targets = move(self.targets, device)
+        return replace(self, inputs=inputs, targets=targets, weights=move(self.weights, device))
 
     def pin_memory(self) -> "SequenceBatch":
         """The same batch in pinned memory: `DataLoader(pin_memory=True)` calls this."""
@@ -111,6 +110,13 @@ class SequenceBatch:
             pin(self.restart),
             pin(self.weights),
         )
+
+
+def move(tree: Any, device: torch.device | str | None) -> Any:
+    """The tensors of a batch on a device; where they are, if it is `None`."""
+    if device is None:
+        return tree
+    return _each_tensor(lambda leaf: onto(leaf, torch.device(device)), tree)
 
 
 def _each_tensor(function: Callable[[Tensor], Tensor], tree: Any) -> Any:

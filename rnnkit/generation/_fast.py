@@ -68,7 +68,8 @@ def _untouched(module: nn.Module) -> bool:
         # In float16 and bfloat16 the order of a sum changes digits that a draw depends on.
         if parameter.dtype not in (torch.float32, torch.float64):
             return False
-        if torch.is_autocast_enabled(parameter.device.type):
+        kind = parameter.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             return False
     return not torch.is_autocast_enabled("cpu")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.errors import Refusal, asked, at_least, in_words
 from ..core.layout import Steps, between
 from ..core.model import Model, evaluating, run_model
-from ..core.state import State, select_rows
+from ..core.state import State, onto, select_rows
 from ._fast import quicker_step
 from .rollouts import Rollout
 from .samplers import sample_best
@@ -91,7 +91,7 @@ def beam_search(
         rollout = Rollout(model, sample_best)
         primed = next(rollout.stretches(between(inputs, 0, shortest), driven, state))
         _check_logits(primed.outputs)
-        search = _Search(width, best, stop, length_penalty, length, lengths.to(inputs.device))
+        search = _Search(width, best, stop, length_penalty, length, onto(lengths, inputs.device))
         beams = search.first(inputs[shortest - 1], primed.outputs[-1])
         state = primed.state
 
@@ -119,7 +119,7 @@ def beam_search(
         ended, stopped = _ends(consumed, lengths.repeat_interleave(best), stop)
         after = sample_best(outputs[-1])
         if stop is not None:
-            after = after.masked_fill(stopped.to(after.device), stop)
+            after = after.masked_fill(onto(stopped, after.device), stop)
         after = after.to(inputs.dtype).unsqueeze(0)
         return sample_of(
             consumed, outputs, after, state, sample_best, ended, stopped=stopped, scores=scores

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.errors import asked
 from ..core.layout import Sequences, between, device_of, extent, join, lengths_between
 from ..core.model import Model, check_call, check_one_way, run_model
-from ..core.state import State, map_leaves, where_rows
+from ..core.state import State, map_leaves, onto, where_rows
 from ._fast import quicker_step
 from .feedback import Feedback, check_feedback
 from .samplers import DeclaredSampler, NextInput, check_drawn, identity
@@ -85,7 +85,7 @@ class Rollout:
         time, batch = extent(inputs)
         some = mask.any(1).tolist()
         every = mask.all(1).tolist()
-        mask = mask.to(device_of(inputs))
+        mask = onto(mask, device_of(inputs))
         single = self.model
         if any(some):
             single = quicker_step(self.model, batch)

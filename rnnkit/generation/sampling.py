@@ -19,7 +19,7 @@ from ..core.layout import (
     valid_steps,
 )
 from ..core.model import Model, check_call, evaluating
-from ..core.state import State, map_leaves, where_rows
+from ..core.state import State, map_leaves, onto, where_rows
 from .rollouts import Rollout, Stretch, first_step, last_step, one_step_of
 from .samplers import DeclaredSampler, NextInput, identity
 
@@ -386,8 +386,8 @@ def _filled(inputs: Any, future: Any, lengths: Tensor) -> Any:
 
     def fill(part: Tensor, after: Tensor) -> Tensor:
         device = part.device
-        inside = (behind < 0).to(device).view(*behind.shape, *[1] * (part.ndim - 2))
-        return torch.where(inside, part, after[index.to(device), rows.to(device)])
+        inside = onto(behind < 0, device).view(*behind.shape, *[1] * (part.ndim - 2))
+        return torch.where(inside, part, after[onto(index, device), onto(rows, device)])
 
     return map_leaves(fill, inputs, future)
 
@@ -397,7 +397,9 @@ def _at_own_step(sequence: Any, index: Tensor) -> Any:
     if bool((index == index[0]).all()):
         return map_leaves(lambda part: part[int(index[0])], sequence)
     rows = torch.arange(len(index), device="cpu")
-    return map_leaves(lambda part: part[index.to(part.device), rows.to(part.device)], sequence)
+    return map_leaves(
+        lambda part: part[onto(index, part.device), onto(rows, part.device)], sequence
+    )
 
 
 def check_primer(
@@ -478,5 +480,5 @@ def sample_of(
         if bool(stopped.any()):
             steps = torch.arange(time, device="cpu").unsqueeze(1)
             filled = stopped & (steps >= ended - 1)  # (T, B)
-            log_probs = log_probs.masked_fill(filled.to(log_probs.device), 0.0)
+            log_probs = log_probs.masked_fill(onto(filled, log_probs.device), 0.0)
     return Sample(tokens, outputs, log_probs, after, state, ended, scores)

@@ -63,6 +63,7 @@ class Ask(NamedTuple):
     """What a loss is asked about: targets, and the batch of outputs that they are held against."""
 
     targets: Any
+    known: Any  # the same on the CPU, where they came from there
     time: int  # T
     batch: int  # B
     lengths: Tensor | None
@@ -71,7 +72,7 @@ class Ask(NamedTuple):
     came: object  # in an error: what the targets are held against
 
     def one_a_step(self) -> Any:
-        """The targets `(T, B, *Y)`, or a dict of such."""
+        """The targets, checked, `(T, B, *Y)`, or a dict of such."""
         targets = as_sequences(self.targets, "targets")
         if extent(targets) != (self.time, self.batch):
             raise Refusal(
@@ -166,13 +167,17 @@ class SequenceLoss:
         weights: Tensor | None = None,
         *,
         read: Tensor | None = None,
+        known: Any = None,
         came: object = "outputs",
     ) -> Scored:
         """What is scored of a batch of `T` steps and `B` rows.
 
-        `read (B,)` counts the steps of each row that came before it; `came` says in an error what
-        the targets are held against."""
-        return self._scored(Ask(targets, time, batch, lengths, weights, read, came))
+        `read (B,)` counts the steps of each row that came before it; `known` are the targets on the
+        CPU, from where they were moved, so that counting them waits for no device; `came` says in
+        an error what the targets are held against."""
+        if known is None:
+            known = targets
+        return self._scored(Ask(targets, known, time, batch, lengths, weights, read, came))
 
     def _scored(self, ask: Ask) -> Scored:
         raise NotImplementedError

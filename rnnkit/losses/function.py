@@ -13,6 +13,7 @@ from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 
 from ..core.errors import Refusal, in_words
 from ..core.signature import must_be_given, parameters_of
+from ..core.state import onto
 from .total import Total, exact, precise
 
 LossFunction = Callable[..., Any]
@@ -52,7 +53,10 @@ _SAME_SHAPE_FUNCTIONS = (
 
 class Each(NamedTuple):
     """What a loss function gives for `N` steps: each one's loss and weight, `(N,)`, or one weight
-    for all."""
+    for all.
+
+    Weights are on the CPU where the targets were known there, and losses where the outputs are.
+    """
 
     losses: Tensor
     weights: Tensor | float
@@ -61,22 +65,29 @@ class Each(NamedTuple):
         """The sum and the weight of all steps, or of those `where`, bool `(N,)` on the CPU."""
         losses, weights = self
         if where is not None:
-            index = where.nonzero().squeeze(1).to(losses.device)
-            losses = losses.index_select(0, index)
+            index = where.nonzero().squeeze(1)
+            losses = losses.index_select(0, onto(index, losses.device))
             if isinstance(weights, Tensor):
-                weights = weights.index_select(0, index)
+                weights = weights.index_select(0, onto(index, weights.device))
         if isinstance(weights, Tensor):
             return Total(losses.sum(), weights.sum())
         return Total(losses.sum(), weights * len(losses))
 
     def times(self, factors: Tensor) -> Each:
         """Each step's loss and weight, times a factor of its own."""
-        factors = factors.to(self.losses)
-        return Each(self.losses * factors, self.weights * factors)
+        factors = factors.to(self.losses.dtype)
+        weights = self.weights
+        own = factors
+        if isinstance(weights, Tensor):
+            own = onto(factors, weights.device)
+        return Each(self.losses * onto(factors, self.losses.device), weights * own)
 
 
 class Head:
     """One loss function, asked for `N` steps side by side: outputs `(N, *O)`, targets `(N, *Y)`.
+
+    `known` are the same targets where they can be read without waiting: on the CPU, if they came
+    from there.
 
     Attributes:
         key: its name in a dict of losses.
@@ -94,6 +105,7 @@ class Head:
         if self._options is not None:
             _refuse_more_arguments(loss_fn)
         self.scalar = False
+        self._class_weight: tuple[Tensor, int, Tensor] | None = None
         self.base: Any = loss_fn
         while isinstance(self.base, functools.partial):
             self.base = self.base.func
@@ -106,7 +118,7 @@ class Head:
             return torch_options(self.loss_fn)  # a module's may be set later
         return self._options
 
-    def __call__(self, outputs: Tensor, targets: Any) -> Each | Total:
+    def __call__(self, outputs: Tensor, targets: Any, known: Any) -> Each | Total:
         """Each step's loss where the function tells it, a sum and a weight where it does not."""
         options = self.options
         if options is None:
@@ -115,7 +127,7 @@ class Head:
         losses = self._unreduced(outputs, targets)
         if not isinstance(losses, Tensor) or losses.shape[:1] != outputs.shape[:1]:
             return self.read(losses, len(outputs))  # a subclass that reduces by itself
-        weights = self.weights(targets)
+        weights = self.weights(known)
         losses = _features(precise(losses))  # (N, K)
         if weights is not None:
             return Each(losses.sum(1), weights)
@@ -123,7 +135,7 @@ class Head:
             return Each(losses.sum(1), 1.0)
         return Each(losses.sum(1), float(losses.shape[1]))
 
-    def whole(self, outputs: Tensor, targets: Tensor) -> Total | None:
+    def whole(self, outputs: Tensor, targets: Tensor, known: Tensor) -> Total | None:
         """The total of all steps as torch reduces them, where that is quicker and the same; else
         nothing."""
         loss_fn: Any = self.loss_fn
@@ -136,7 +148,7 @@ class Head:
         if kind is nn.CrossEntropyLoss:
             if loss_fn.weight is not None or targets.is_floating_point():
                 return None
-            weight = _count_of_others(targets, loss_fn.ignore_index)
+            weight = _count_of_others(known, loss_fn.ignore_index)
         if weight == 0:
             return None
         mean = loss_fn(outputs, targets)
@@ -150,12 +162,22 @@ class Head:
             return None
         options: dict[str, Any] = self.options or {}
         ignored = targets == options["ignore_index"]
-        class_weight: Tensor | None = options["weight"]
-        if class_weight is None:
+        if options["weight"] is None:
             weights = (~ignored).to(exact(targets.device))
         else:
+            class_weight = self._class_weight_on(targets.device, options["weight"])
             weights = class_weight[targets.masked_fill(ignored, 0)].masked_fill(ignored, 0)
         return _features(weights).sum(1)
+
+    def _class_weight_on(self, device: torch.device, weight: Tensor) -> Tensor:
+        """The weights of the classes on a device: copied once, and again when they change."""
+        if weight.device == device:
+            return weight
+        kept = self._class_weight
+        if kept is None or kept[0] is not weight or kept[1] != weight._version:
+            kept = (weight, weight._version, weight.to(device))
+            self._class_weight = kept
+        return kept[2]
 
     def read(self, given: Any, count: int) -> Each | Total:
         """What a function gave for `count` steps: one loss for each, a mean over them, or a sum and

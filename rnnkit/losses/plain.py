@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core.errors import Refusal, in_words
 from ..core.layout import all_lengths, between, extent, lengths_between, parts_of, valid_steps
 from ..core.signature import by_place, must_be_given, parameters_of
-from ..core.state import map_leaves, select_rows
+from ..core.state import map_leaves, onto, select_rows
 from .base import Ask, Scored, SequenceLoss
 from .function import LossFunction, pair_of, refuse_class, torch_options
 from .steps import StepLoss
@@ -106,8 +106,10 @@ class ScoredPlain(Scored):
         return self.mask.double()
 
     def valid(self, outputs: Any) -> tuple[Any, Any]:
+        index = self.mask.flatten().nonzero().squeeze(1)
+
         def flat(leaf: Tensor) -> Tensor:
-            return leaf[self.mask.to(leaf.device)]
+            return leaf.flatten(0, 1).index_select(0, onto(index, leaf.device))
 
         return map_leaves(flat, outputs), map_leaves(flat, self.targets)
 
@@ -156,7 +158,7 @@ class ScoredPlain(Scored):
         rows = torch.arange(self.batch, device="cpu").expand_as(steps)
 
         def gather(leaf: Tensor) -> Tensor:
-            return leaf[steps.to(leaf.device), rows.to(leaf.device)]
+            return leaf[onto(steps, leaf.device), onto(rows, leaf.device)]
 
         full = self.lengths is None and bool((counts == longest).all())
         part = ScoredPlain(self.loss, map_leaves(gather, self.targets), None if full else counts)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.errors import Refusal, asked, in_words, one_of
 from ..core.layout import all_lengths, extent, parts_of, valid_steps
 from ..core.model import Declared, Model
-from ..core.state import map_leaves, select_rows
+from ..core.state import map_leaves, onto, select_rows
 from .base import Ask, Scored, SequenceLoss, check_weights, part_of
 from .function import Each, LossFunction
 from .total import Total, nothing, stacked
@@ -79,7 +79,7 @@ class ReadLoss(SequenceLoss):
         if weights is not None:
             weights = self._row_weights(weights, ask.time, lengths)
         _check_batch_first(ask.targets, ask.batch, ask.came)
-        return ScoredRows(self, ask.targets, ask.time, lengths, weights)
+        return ScoredRows(self, ask, lengths, weights)
 
     def _row_weights(self, weights: Tensor, time: int, lengths: Tensor) -> Tensor:
         """The weights of the sequences, `(B,)`: of their own, or of the step that is read."""
@@ -119,11 +119,9 @@ class ReadLoss(SequenceLoss):
 class ScoredRows(Scored):
     """A target for each sequence; rows without a step, or of weight 0, take no part."""
 
-    def __init__(
-        self, loss: ReadLoss, targets: Any, time: int, lengths: Tensor, weights: Tensor | None
-    ) -> None:
+    def __init__(self, loss: ReadLoss, ask: Ask, lengths: Tensor, weights: Tensor | None) -> None:
         self.loss = loss
-        self.time = time
+        self.time = ask.time
         counts = lengths > 0
         if weights is not None:
             counts = counts & (weights != 0)
@@ -131,10 +129,14 @@ class ScoredRows(Scored):
         self.all = len(self.rows) == len(lengths)
         self.lengths = lengths[self.rows]
         self.weights = None if weights is None else weights[self.rows]
-        self.targets = targets if self.all else map_leaves(self._choose, targets)
+        self.targets = ask.targets
+        self.known = ask.known  # the same, on the CPU where they came from there
+        if not self.all:
+            self.targets = map_leaves(self._choose, ask.targets)
+            self.known = map_leaves(self._choose, ask.known)
 
     def _choose(self, leaf: Tensor) -> Tensor:
-        return leaf[self.rows.to(leaf.device)]
+        return leaf[onto(self.rows, leaf.device)]
 
     @property
     def count(self) -> int:
@@ -166,7 +168,8 @@ class ScoredRows(Scored):
             else:
                 _check_target(target, outputs)
                 head.check_shapes(answer, target, leading=1)
-                totals.append(self._weighed(head(answer, target)))
+                known = part_of(self.known, head.key, "targets")
+                totals.append(self._weighed(head(answer, target, known)))
         return stacked(totals, self.loss.scales)
 
     def valid(self, outputs: Any) -> tuple[Any, Any]:
@@ -229,13 +232,14 @@ def _check_batch_first(targets: Any, batch: int, came: object) -> None:
 def _read_last(outputs: Tensor, lengths: Tensor) -> Tensor:
     if bool((lengths == len(outputs)).all()):
         return outputs[-1]
-    rows = torch.arange(len(lengths), device="cpu").to(outputs.device)
-    return outputs[(lengths - 1).to(outputs.device), rows]
+    rows = torch.arange(len(lengths), device="cpu")
+    return outputs[onto(lengths - 1, outputs.device), onto(rows, outputs.device)]
 
 
 def _read_mean(outputs: Tensor, lengths: Tensor) -> Tensor:
     total = torch.where(_valid_like(outputs, lengths), outputs, 0).sum(0)  # (B, *O)
-    return total / lengths.to(outputs).view(-1, *[1] * (total.ndim - 1))
+    counts = onto(lengths.to(outputs.dtype), outputs.device)
+    return total / counts.view(-1, *[1] * (total.ndim - 1))
 
 
 def _read_max(outputs: Tensor, lengths: Tensor) -> Tensor:
@@ -243,7 +247,7 @@ def _read_max(outputs: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _valid_like(outputs: Tensor, lengths: Tensor) -> Tensor:
-    valid = valid_steps(lengths, len(outputs)).to(outputs.device)
+    valid = onto(valid_steps(lengths, len(outputs)), outputs.device)
     return valid.view(*valid.shape, *[1] * (outputs.ndim - 2))
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least, in_words, one_of
-from ..core.layout import between, extent, valid_steps
-from ..core.state import map_leaves
+from ..core.layout import as_sequences, between, extent, valid_steps
+from ..core.state import map_leaves, onto
 from .base import Ask, Scored, SequenceLoss, check_weights, part_of
 from .function import Each, Head, LossFunction
 from .total import Total, in_a_row, nothing, precise, stacked, weight_like
@@ -115,11 +115,32 @@ class StepLoss(SequenceLoss):
         if weights is not None:
             weights = check_weights(weights, (ask.time, ask.batch))
             mask = _both(mask, weights != 0)
-        return ScoredSteps(self, targets, mask, weights)
+        known = targets
+        if ask.known is not ask.targets:
+            known = as_sequences(ask.known, "targets")
+        return ScoredSteps(self, targets, known, mask, weights)
 
 
 def _both(mask: Tensor | None, other: Tensor) -> Tensor:
     return other if mask is None else mask & other
+
+
+class _Laid(NamedTuple):
+    """The `N` steps that are scored, side by side, `(N, *F)`, or dicts of such by head."""
+
+    outputs: Any
+    targets: Any
+    known: Any  # the targets where they can be read without waiting
+
+    def head(self, key: Any) -> _Laid:
+        """What is one head's own."""
+        if key is None:
+            return self
+        targets = part_of(self.targets, key, "targets")
+        known = targets
+        if self.known is not self.targets:
+            known = part_of(self.known, key, "targets")
+        return _Laid(part_of(self.outputs, key, "outputs"), targets, known)
 
 
 class ScoredSteps(Scored):
@@ -132,12 +153,14 @@ class ScoredSteps(Scored):
         self,
         loss: StepLoss,
         targets: Any,
+        known: Any,
         mask: Tensor | None,
         weights: Tensor | None,
         row_weights: list[Tensor] | None = None,
     ) -> None:
         self.loss = loss
         self.targets = targets
+        self.known = known  # the same targets, on the CPU where they came from there
         self.shape = extent(targets)  # T, B
         self.index: Tensor | None = None  # (N,): which of the T * B steps count; all where None
         if mask is not None and not bool(mask.all()):
@@ -169,34 +192,34 @@ class ScoredSteps(Scored):
         return len(self.index)
 
     def total(self, outputs: Any) -> Total:
-        flat, targets = self.valid(outputs)
+        flat = self._laid_out(outputs)
         if self.loss.scales is None:
-            return self._total_of(0, flat, targets)
-        totals: list[Total] = []
-        for i, head in enumerate(self.loss.heads):
-            own_outputs = part_of(flat, head.key, "outputs")
-            own_targets = part_of(targets, head.key, "targets")
-            totals.append(self._total_of(i, own_outputs, own_targets))
+            return self._total_of(0, flat)
+        totals = [self._total_of(i, flat.head(head.key)) for i, head in enumerate(self.loss.heads)]
         return stacked(totals, self.loss.scales)
 
     def between(self, start: int, stop: int) -> Scored:
         weights = between(self.weights, start, stop)
         targets = between(self.targets, start, stop)
+        known = targets
+        if self.known is not self.targets:
+            known = between(self.known, start, stop)
         mask = between(self._mask, start, stop)
-        return self._part(targets, mask, weights)
+        return self._part(targets, known, mask, weights)
 
     def only(self, mask: Tensor) -> Scored:
-        return self._part(self.targets, _both(self._mask, mask), self.weights)
+        return self._part(self.targets, self.known, _both(self._mask, mask), self.weights)
 
-    def _part(self, targets: Any, mask: Tensor | None, weights: Tensor | None) -> ScoredSteps:
-        return ScoredSteps(self.loss, targets, mask, weights, self.row_weights)
+    def _part(
+        self, targets: Any, known: Any, mask: Tensor | None, weights: Tensor | None
+    ) -> ScoredSteps:
+        return ScoredSteps(self.loss, targets, known, mask, weights, self.row_weights)
 
     def parts(self, outputs: Any, masks: Sequence[Tensor]) -> list[Total]:
-        flat, targets = self.valid(outputs)
+        flat = self._laid_out(outputs)
         by_head: list[list[Total]] = []
         for i, head in enumerate(self.loss.heads):
-            own_targets = part_of(targets, head.key, "targets")
-            table = self._table(i, part_of(flat, head.key, "outputs"), own_targets)
+            table = self._table(i, flat.head(head.key))
             if table is None:  # called anew for each part
                 by_head.append([self.only(mask).total(outputs).head(i) for mask in masks])
             else:
@@ -205,11 +228,10 @@ class ScoredSteps(Scored):
 
     def by_step(self, outputs: Any) -> Total:
         time = self.shape[0]
-        flat, targets = self.valid(outputs)
+        flat = self._laid_out(outputs)
         totals: list[Total] = []
         for i, head in enumerate(self.loss.heads):
-            own_targets = part_of(targets, head.key, "targets")
-            table = self._table(i, part_of(flat, head.key, "outputs"), own_targets)
+            table = self._table(i, flat.head(head.key))
             if table is None:
                 alone: list[Total] = []
                 for t in range(time):
@@ -223,7 +245,7 @@ class ScoredSteps(Scored):
     def _by_step(self, table: Each) -> Total:
         time, batch = self.shape
         step = self._of_valid(torch.arange(time * batch, device="cpu")) // batch  # (N,)
-        step = step.to(table.losses.device)
+        step = onto(step, table.losses.device)
         sums = table.losses.new_zeros(time).index_add(0, step, table.losses)
         weights = weight_like(table.weights, sums).expand_as(table.losses)
         return Total(sums, sums.new_zeros(time).index_add(0, step, weights))
@@ -233,18 +255,28 @@ class ScoredSteps(Scored):
         return weights if self.weights is None else weights * self.weights
 
     def valid(self, outputs: Any) -> tuple[Any, Any]:
-        self._check(outputs)
-        if isinstance(outputs, Tensor) and isinstance(self.targets, Tensor):
-            return self._flat(outputs), self._flat(self.targets)
-        return map_leaves(self._flat, outputs), map_leaves(self._flat, self.targets)
+        flat = self._laid_out(outputs)
+        return flat.outputs, flat.targets
 
-    def _flat(self, leaf: Tensor) -> Tensor:
-        return self._of_valid(leaf.flatten(0, 1))  # (T * B, *F) to (N, *F)
+    def _laid_out(self, outputs: Any) -> _Laid:
+        """What is scored, side by side."""
+        self._check(outputs)
+        targets = self._flat(self.targets)
+        known = targets
+        if self.known is not self.targets:
+            known = self._flat(self.known)
+        return _Laid(self._flat(outputs), targets, known)
+
+    def _flat(self, tree: Any) -> Any:
+        """`(T, B, *F)` to `(N, *F)`, of a tensor or a dict of such."""
+        if isinstance(tree, Tensor):
+            return self._of_valid(tree.flatten(0, 1))
+        return map_leaves(self._flat, tree)
 
     def _of_valid(self, flat: Tensor) -> Tensor:
         if self.index is None:
             return flat
-        return flat.index_select(0, self.index.to(flat.device))
+        return flat.index_select(0, onto(self.index, flat.device))
 
     def _check(self, outputs: Any) -> None:
         if isinstance(outputs, Tensor) and isinstance(self.targets, Tensor):
@@ -272,30 +304,30 @@ class ScoredSteps(Scored):
                 )
             head.check_shapes(own, target, leading=2)
 
-    def _total_of(self, i: int, outputs: Tensor, targets: Tensor) -> Total:
-        """One head's total; outputs `(N, *O)`, targets `(N, *Y)`."""
+    def _total_of(self, i: int, flat: _Laid) -> Total:
+        """One head's total."""
         head = self.loss.heads[i]
-        if not outputs.size(0):
-            return nothing(outputs)
+        if not flat.outputs.size(0):
+            return nothing(flat.outputs)
         if self.weights is None and self.row_weights is None:
-            total = head.whole(outputs, targets)
+            total = head.whole(*flat)
             if total is not None:
                 return total
-            given = head(outputs, targets)
+            given = head(*flat)
             if isinstance(given, Each):
                 given = given.total()
             return given
-        table = self._table(i, outputs, targets)
+        table = self._table(i, flat)
         if table is None:
-            return self._row_by_row(i, outputs, targets)
+            return self._row_by_row(i, flat)
         return table.total()
 
-    def _table(self, i: int, outputs: Tensor, targets: Tensor) -> Each | None:
+    def _table(self, i: int, flat: _Laid) -> Each | None:
         """What each of the `N` steps adds to the sum and to the weight; nothing where a head does
         not tell."""
-        if not len(outputs):
-            return Each(precise(outputs.flatten()[:0]), 0.0)
-        given = self.loss.heads[i](outputs, targets)
+        if not len(flat.outputs):
+            return Each(precise(flat.outputs.flatten()[:0]), 0.0)
+        given = self.loss.heads[i](*flat)
         if isinstance(given, Total):
             self._refuse_weights()
             return None
@@ -319,7 +351,7 @@ class ScoredSteps(Scored):
         weights = self._of_valid(
             self.step_weights().flatten()
         )  # (N,), without padding: its targets may be no classes
-        own = head.weights(self._flat(part_of(self.targets, head.key, "targets")))
+        own = head.weights(self._flat(part_of(self.known, head.key, "targets")))
         if own is not None:
             weights = weights * own.to("cpu", torch.float64)
         return weights.new_zeros(self.shape[1]).index_add(0, self._rows(), weights)
@@ -329,15 +361,15 @@ class ScoredSteps(Scored):
         time, batch = self.shape
         return self._of_valid(torch.arange(batch, device="cpu").repeat(time))
 
-    def _row_by_row(self, i: int, outputs: Tensor, targets: Tensor) -> Total:
+    def _row_by_row(self, i: int, flat: _Laid) -> Total:
         """Under `average="sequence"`: a function that gives one number for all, called for each
         row."""
         head = self.loss.heads[i]
         row = self._rows()
-        total = nothing(outputs)
+        total = nothing(flat.outputs)
         for b in row.unique().tolist():
-            here = (row == b).nonzero().squeeze(1).to(outputs.device)
-            given = head(outputs[here], targets[here])
+            here = (row == b).nonzero().squeeze(1)
+            given = head(*(part[onto(here, part.device)] for part in flat))
             if not isinstance(given, Total):
                 came = "a loss that gives now one number, now many"
                 raise Refusal(came, "one of the two", "reduce it always, or never.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Refusal
+from ..core.state import onto
 
 
 class Total:
@@ -65,13 +66,13 @@ class Total:
         if self._is_mean:
             return self._given
         if isinstance(self.weight, Tensor):
-            weight = self.weight.to(self.sum.dtype)
+            weight = weight_like(self.weight, self.sum)
             mean = self.sum / weight.masked_fill(weight == 0, 1)
         else:
             mean = self.sum / (self.weight or 1)
         if self.scales is None:
             return mean
-        return (mean * self.scales).sum(-1)
+        return (mean * weight_like(self.scales, mean)).sum(-1)
 
     def curve(self) -> Tensor:
         """Of single steps, `(T,)`, each one's mean; NaN, a gap, where a step was not scored."""
@@ -85,6 +86,11 @@ class Total:
         total = Total(self._given.detach(), self.weight, self.scales)
         total._is_mean = self._is_mean
         return total
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether its weight can be read without waiting for a device."""
+        return not isinstance(self.weight, Tensor) or self.weight.device.type == "cpu"
 
     @property
     def empty(self) -> bool:
@@ -113,7 +119,7 @@ def stacked(totals: Sequence[Total], scales: tuple[float, ...] | None) -> Total:
     if torch.is_grad_enabled():
         totals = _without_idle(totals)
     sums, weights = _side_by_side(totals, -1)
-    return Total(sums, weights, sums.new_tensor(scales))
+    return Total(sums, weights, torch.tensor(scales, dtype=sums.dtype, device="cpu"))
 
 
 def _without_idle(totals: Sequence[Total]) -> Sequence[Total]:
@@ -140,15 +146,26 @@ def in_a_row(totals: Sequence[Total]) -> Total:
 
 def _side_by_side(totals: Sequence[Total], dim: int) -> tuple[Tensor, Tensor]:
     sums = torch.stack([total.sum for total in totals], dim)
-    weights = torch.stack([weight_like(total.weight, sums) for total in totals], dim)
+    # Where all weights are known to the CPU they stay there: whether there are any is asked of it.
+    like = sums
+    if all(total.on_cpu for total in totals):
+        like = torch.empty(0, dtype=sums.dtype, device="cpu")
+    weights = torch.stack([weight_like(total.weight, like) for total in totals], dim)
     return sums, weights
+
+
+def as_weight(weight: Tensor | float) -> Tensor:
+    """A weight as a tensor, in the dtype in which weights are added up; a number is on the CPU."""
+    if not isinstance(weight, Tensor):
+        return torch.tensor(weight, dtype=torch.float64, device="cpu")
+    return weight.to(exact(weight.device))
 
 
 def weight_like(weight: Tensor | float, like: Tensor) -> Tensor:
     """A weight as a tensor of the dtype and on the device of another one."""
     if isinstance(weight, Tensor):
-        return weight.to(like)
-    return like.new_tensor(weight)
+        return onto(weight.to(like.dtype), like.device)
+    return like.new_full((), weight)
 
 
 def precise(losses: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ..core.layout import (
     valid_steps,
 )
 from ..core.model import Declared, call_model, check_call, check_model, run_model
-from ..core.state import State
+from ..core.state import State, onto
 
 
 class Attention(nn.Module):
@@ -147,7 +147,7 @@ class EncoderDecoder(nn.Module):
             return (state,)
         time, batch = extent(source)
         mask = valid_steps(all_lengths(lengths, time, batch), time)  # (S, B)
-        return state, memory, mask.to(device_of(source), non_blocking=True)
+        return state, memory, onto(mask, device_of(source))
 
     @asked("EncoderDecoder")
     def forward(self, inputs: Any, state: State = None) -> tuple[Any, State]:

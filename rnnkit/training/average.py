@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..losses.total import Total
+from ..core.state import onto
+from ..losses.total import Total, as_weight
 
 # How many pieces wait before they are added up: so many are stacked and summed in one operation.
 _TOGETHER = 64
@@ -62,11 +63,8 @@ class Average:
         """The sum by the weight, in the losses' dtype, float32 at least; NaN of nothing."""
         total = self.total()
         weight = torch.as_tensor(total.weight, device=total.sum.device)
-        scales = total.scales
-        if scales is not None:
-            scales = scales.to(total.sum)
-        mean = Total(total.sum, weight, scales).mean()
-        if scales is not None:  # of several heads: nothing was weighed where none was
+        mean = Total(total.sum, weight, total.scales).mean()
+        if total.scales is not None:  # of several heads: nothing was weighed where none was
             weight = weight.sum(-1)
         return mean.masked_fill(weight == 0, torch.nan).to(self._dtype)
 
@@ -129,7 +127,7 @@ def _weight_of(pieces: list[Total], sums: list[Tensor]) -> Tensor | float:
     tensors: list[Tensor] = []
     for piece, its_sum in zip(pieces, sums, strict=True):
         if isinstance(piece.weight, Tensor) or its_sum.ndim:
-            weight = torch.as_tensor(piece.weight, device=its_sum.device)
+            weight = onto(as_weight(piece.weight), its_sum.device)
             tensors.append(weight.expand(its_sum.shape))
         else:
             numbers.append(piece.weight)
@@ -142,7 +140,7 @@ def _plus(left: Tensor | float, right: Tensor | float) -> Any:
     """What was added before and what comes now, where that lives; by step as long as the longer."""
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return left + right
-    left = left.to(right.device)
+    left = onto(left, right.device)
     if left.ndim and len(left) != len(right):
         longest = max(len(left), len(right))
         return _longer(left, longest) + _longer(right, longest)

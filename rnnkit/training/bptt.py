@@ -12,12 +12,12 @@ from torch import Tensor
 from ..core.errors import Refusal, asked, at_least
 from ..core.layout import all_lengths, between, extent, join, lengthened, lengths_between
 from ..core.model import Declared, check_one_way
-from ..core.state import State, detach, map_leaves, where_rows
+from ..core.state import State, detach, map_leaves, onto, where_rows
 from ..generation.feedback import Feedback
 from ..generation.rollouts import Rollout
 from ..generation.samplers import NextInput, identity
 from ..losses.base import Scored
-from ..losses.total import Total, check_adds_up, exact, weight_like
+from ..losses.total import Total, as_weight, check_adds_up, weight_like
 from .forms import parameters_of
 from .phase import Begun, Loop, Phase, StepState, detached
 from .ranks import Ranks
@@ -111,19 +111,22 @@ class _Ends:
 
     def gather(self, leaf: Tensor) -> Tensor:
         """`(W, B, *F)` of `(T, B, *F)`."""
-        return leaf[self.index.to(leaf.device), self.rows.to(leaf.device)]
+        return leaf[onto(self.index, leaf.device), onto(self.rows, leaf.device)]
 
     def last_before(self, leaf: Tensor) -> Tensor:
         """The step before each row's window, `(B, *F)`, of the steps before it."""
         last = (self.skipped - 1).clamp(min=0)
-        return leaf[last.to(leaf.device), self.rows[0].to(leaf.device)]
+        return leaf[onto(last, leaf.device), onto(self.rows[0], leaf.device)]
 
     def put(self, early: Tensor, late: Tensor) -> Tensor:
         """The steps before the windows and the windows as one sequence, `(T, B, *F)`."""
         rest = early.new_zeros(self.time - self.longest, *early.shape[1:])
-        steps = self.index[self.valid].to(early.device)
-        rows = self.rows[self.valid].to(early.device)
-        return torch.cat([early, rest]).index_put((steps, rows), late[self.valid.to(late.device)])
+        # Which places of the windows are steps, and where they are in the sequence.
+        places = self.valid.flatten().nonzero().squeeze(1)
+        steps = onto(self.index.flatten()[places], early.device)
+        rows = onto(self.rows.flatten()[places], early.device)
+        found = late.flatten(0, 1).index_select(0, onto(places, late.device))
+        return torch.cat([early, rest]).index_put((steps, rows), found)
 
 
 class BPTTTrainingPhase(Phase):
@@ -450,8 +453,7 @@ class _Held:
     def add(self, total: Total, optimizer: torch.optim.Optimizer) -> None:
         """Backpropagate a sum, head by head, and put its gradient aside."""
         heads = [total.sum] if total.scales is None else list(total.sum.unbind(-1))
-        sums = total.sum.detach()
-        weights = weight_like(total.weight, sums.to(exact(sums.device))).reshape(-1)
+        weights = as_weight(total.weight).reshape(-1)
         if self.sums is None or self.weights is None:
             parameters = parameters_of(optimizer)
             self.sums = [[None] * len(parameters) for _ in heads]
@@ -480,7 +482,7 @@ class _Held:
                 continue
             for parameter, held in zip(parameters_of(optimizer), sums, strict=True):
                 if held is not None:
-                    share = held * (scale / weight).to(held)
+                    share = held * weight_like(scale / weight, held)
                     parameter.grad = _plus(parameter.grad, share)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.errors import Refusal, asked, at_least, in_words
 from ..core.layout import all_lengths, extent, join
 from ..core.model import evaluating, run_model
-from ..core.state import State
+from ..core.state import State, onto
 from ..generation.feedback import Feedback
 from ..generation.rollouts import Rollout
 from ..generation.samplers import DeclaredSampler, NextInput, identity
@@ -276,7 +276,7 @@ def _at_places(
     """By step: the loss where a row is driven, the score where it is fed."""
     time = extent(step.inputs)[0]
     alone = scored.only(driven).by_step(step.outputs)
-    flat = index.flatten().to(scores.device)
+    flat = onto(index.flatten(), scores.device)
     sums = alone.sum.index_add(0, flat, scores.flatten().to(alone.sum))
     own = weight_like(alone.weight, sums).expand(time)
     return Total(sums, own.index_add(0, flat, weights.flatten().to(sums)))

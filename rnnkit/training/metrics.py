@@ -250,4 +250,12 @@ def _scored(loss: SequenceLoss, phase: Phase, step: StepState) -> Scored:
     read = phase.read  # the steps of each row up to the end of this batch, where it goes on
     if read is not None:
         read = read - all_lengths(step.lengths, time, batch)
-    return loss.over(step.targets, time, batch, step.lengths, step.weights, read=read)
+    return loss.over(
+        step.targets,
+        time,
+        batch,
+        step.lengths,
+        step.weights,
+        read=read,
+        known=step.known_targets,
+    )

@@ -13,7 +13,7 @@ from ..core.errors import Named, Refusal, asked
 from ..core.layout import all_lengths, as_sequences, between, check_lengths, check_state, extent
 from ..core.model import Declared, check_model, check_one_way, restart_rows
 from ..core.state import State, detach, map_leaves
-from ..data.batches import SequenceBatch
+from ..data.batches import SequenceBatch, move
 from ..generation.feedback import Feedback, check_feedback
 from ..generation.samplers import NextInput, check_sampler
 from ..losses.base import Scored, SequenceLoss
@@ -52,6 +52,7 @@ class StepState:
         loss_by_step: validation: `(T,)`, the loss of each step alone, where it was asked for; NaN
             at a step that was not scored.
         totals: what an epoch adds up: name to a sum and a weight.
+        known_targets: the targets as they came, before they were moved to the model's device.
     """
 
     inputs: Any
@@ -65,6 +66,7 @@ class StepState:
     closed_loss: Tensor | None = None
     loss_by_step: Tensor | None = None
     totals: dict[str, Total] = field(default_factory=dict[str, Total])
+    known_targets: Any = None
 
     def keep(self, name: str, total: Total) -> Tensor:
         """Note a total for the epoch; gives its mean."""
@@ -193,8 +195,6 @@ class Phase:
     def begin(self, loop: Loop, batch: Any) -> Begun:
         """Take a batch apart, and tell that the step begins."""
         batch = SequenceBatch.of(batch)
-        if loop.device is not None:
-            batch = batch.to(loop.device)
         loop.loss.check_model(loop.model)
         inputs, state = self._start(loop, batch.inputs)
         inputs = as_sequences(inputs)
@@ -220,13 +220,25 @@ class Phase:
         self._align(loop, step)
         time, rows = extent(step.inputs)
 
+        # What counts is read before the batch is moved: a device would have to be waited for.
+        step.known_targets = step.targets
+        step.inputs = move(step.inputs, loop.device)
+        step.targets = move(step.targets, loop.device)
+
         if self.stateful:
             state = self._go_on(loop, state, rows)
             if batch.restart is not None and self.read is not None:
                 self.read = self.read.masked_fill(batch.restart, 0)
         came = Named("inputs", step.inputs)
         scored = loop.loss.over(
-            step.targets, time, rows, step.lengths, step.weights, read=self.read, came=came
+            step.targets,
+            time,
+            rows,
+            step.lengths,
+            step.weights,
+            read=self.read,
+            known=step.known_targets,
+            came=came,
         )
         loop.current = step
         loop.emit("StepBegin")
@@ -244,7 +256,7 @@ class Phase:
             return inputs, None
         source, source_lengths, inputs = inputs
         with loop.context():
-            return inputs, encode(source, source_lengths)
+            return inputs, encode(move(source, loop.device), source_lengths)
 
     def _go_on(self, loop: Loop, state: State, rows: int) -> State:
         """The state carried from the batch before."""

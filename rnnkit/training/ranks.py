@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..core.errors import Refusal
 from ..core.model import wrappers
+from ..core.state import onto
 from ..losses.total import Total, weight_like
 
 T = TypeVar("T")
@@ -106,7 +107,7 @@ class Ranks:
 
     def add(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Numbers, summed over ranks."""
-        return list(self._add(torch.stack(list(weights))))
+        return list(self._add(onto(torch.stack(list(weights)), self.device)))
 
     @torch.no_grad()
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
