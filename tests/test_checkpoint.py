@@ -73,11 +73,10 @@ def loaders(kind: str, salt: int):
 class Kill:
     """Ends its own process with SIGKILL at the n-th time that an event comes in a phase."""
 
-    def __init__(self, place: tuple[str, str, int] | None) -> None:
+    def __init__(self, place: tuple[str, str, int]) -> None:
         self.place, self.count = place, 0
         self.order = -1
-        if place is not None:
-            setattr(self, f"on_{place[1]}", self.strike)
+        setattr(self, f"on_{place[1]}", self.strike)
 
     def strike(self, learner: rk.Learner) -> None:
         if learner.phase_name in (self.place[0], ""):
@@ -139,7 +138,10 @@ def train(
         1000 if path is not None and path.exists() else 0
     )  # whoever resumes has other seeds of his own
     checkpoint = [] if path is None else [rk.Checkpoint(path, every, resume=True)]
-    extra = (*checkpoint, Kill(place), KillLate(late))
+    kills = [Kill(place)] if place else []
+    if late:
+        kills.append(KillLate(late))
+    extra = (*checkpoint, *kills)
     learner, history, training, validation = build(kind, salt, extra=extra, **options)
     learner.fit(epochs, *loaders(kind, salt), training, validation)
     weights = {name: value.clone() for name, value in learner.model.state_dict().items()}

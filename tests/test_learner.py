@@ -277,13 +277,118 @@ def test_the_loss_runs_under_autocast_too():
     assert all(seen)
 
 
-def test_float16_is_refused():
+def test_another_dtype_is_refused():
     with pytest.raises(TypeError) as info:
-        learner_of(autocast=torch.float16)
+        learner_of(autocast=torch.float64)
     assert str(info.value) == (
-        "Learner: got autocast = torch.float16; wanted torch.bfloat16 or None. Likely fix: float16 needs a scaler "
-        "around the optimizer; bfloat16 does not."
+        "Learner: got autocast = torch.float64; wanted torch.bfloat16, torch.float16 or None. Likely fix: None "
+        "computes in the dtype of the weights."
     )
+
+
+def in_float16():
+    """A model that a CPU can train in float16, and batches of different lengths."""
+    torch.manual_seed(3)
+    model = rk.RecurrentSequential(nn.GRU(3, 5), nn.Linear(5, 3))
+    generator = torch.Generator().manual_seed(1)
+    return model, [torch.randn(n, 4, 3, generator=generator) for n in (8, 5, 9)]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_float16_trains_as_a_loop_with_a_scaler(window):
+    model, batches = in_float16()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    scaler = torch.amp.GradScaler("cpu")
+    losses = []
+    for batch in batches:
+        inputs, targets = batch[:-1], batch[1:]
+        state = None
+        for start in range(0, len(inputs), window or len(inputs)):
+            here = slice(start, start + (window or len(inputs)))
+            with torch.autocast("cpu", torch.float16):
+                outputs, state = model(inputs[here], state)
+                loss = nn.functional.mse_loss(outputs, targets[here])
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            scaler.step(optimizer)
+            scaler.update()
+            state = rk.detach(state)
+            losses.append(loss.item())
+
+    other, batches = in_float16()
+    learner = rk.Learner(
+        other,
+        SEQ,
+        torch.optim.Adam(other.parameters(), 0.01),
+        [rk.ClipGradients(0.1)],
+        autocast=torch.float16,
+    )
+    for batch in batches:
+        learner.step(rk.BPTTTrainingPhase(window), batch)
+    assert learner.scaler.state_dict() == scaler.state_dict()
+    for one, same in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, same)
+
+
+def test_accumulated_gradients_in_float16_are_scaled_and_scaled_back():
+    gradients = []
+    for autocast in (torch.float16, None):
+        model, (batch, *_) = in_float16()
+        learner = rk.Learner(
+            model, SEQ, torch.optim.SGD(model.parameters(), 0.1), autocast=autocast
+        )
+        if learner.scaler is not None:
+            learner.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        phase = rk.BPTTTrainingPhase(accumulate=2)
+        for _ in range(2):
+            learner.step(phase, batch)
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for half, whole in zip(*gradients, strict=True):
+        torch.testing.assert_close(half, whole, rtol=0.02, atol=1e-3)
+
+
+def test_where_float16_overflows_the_update_is_left_out():
+    model, (batch, *_) = in_float16()
+    learner = rk.Learner(
+        model, SEQ, torch.optim.SGD(model.parameters(), 0.1), autocast=torch.float16
+    )
+    learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    before = [parameter.clone() for parameter in model.parameters()]
+    learner.step(rk.BPTTTrainingPhase(), batch)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert learner.scaler.get_scale() == 2.0**99
+
+
+def test_float16_resumed_is_bitwise_that_of_one_go(tmp_path):
+    def learner():
+        model, batches = in_float16()
+        made = rk.Learner(
+            model, SEQ, torch.optim.Adam(model.parameters(), 0.01), autocast=torch.float16
+        )
+        made.scaler = torch.amp.GradScaler("cpu", growth_interval=2)  # its scale moves
+        return made, batches
+
+    whole, batches = learner()
+    whole.fit(4, batches)
+    cut, batches = learner()
+    cut.fit(2, batches)
+    saved = cut.state_dict()
+    resumed, batches = learner()
+    resumed.load_state_dict(saved)
+    resumed.fit(2, batches)
+    assert (
+        resumed.scaler.state_dict() == whole.scaler.state_dict() != learner()[0].scaler.state_dict()
+    )
+    for one, same in zip(whole.parameters, resumed.parameters, strict=True):
+        assert torch.equal(one, same)
+
+    in_full, _ = learner()
+    in_full.scaler = None
+    with pytest.raises(ValueError) as info:
+        in_full.load_state_dict(saved)
+    assert "got a scaler of gradients: True; wanted a scaler of gradients: False" in str(info.value)
 
 
 class Modes:

@@ -379,11 +379,11 @@ class BPTTTrainingPhase(Phase):
                 raise Refusal("a loss without gradient", "one that depends on the parameters", fix)
             loop.emit("BackwardBegin")
             if self.accumulate > 1:
-                self._held.add(total, loop.optimizer)
+                self._held.add(loop, total)
             else:
                 _empty_gradients(loop.optimizer)
                 if not total.empty:
-                    loss.backward()
+                    _backpropagate(loop, loss)
                 _make_update(loop)
         loop.emit("WindowEnd")
         return total.detach()
@@ -429,12 +429,26 @@ def _empty_gradients(optimizer: torch.optim.Optimizer) -> None:
         parameter.grad = None
 
 
+def _backpropagate(loop: Loop, loss: Tensor, retain_graph: bool = False) -> None:
+    """The gradient of a loss, scaled where it is computed in float16."""
+    if loop.scaler is not None:
+        loss = loop.scaler.scale(loss)
+    loss.backward(retain_graph=retain_graph)
+
+
 def _make_update(loop: Loop) -> None:
     """The optimizer's step on a gradient that is whole."""
     if loop.ranks is not None:
         loop.ranks.add_gradients(parameters_of(loop.optimizer))
-    loop.emit("BackwardEnd")
-    loop.optimizer.step()
+    scaler = loop.scaler
+    if scaler is None:
+        loop.emit("BackwardEnd")
+        loop.optimizer.step()
+    else:
+        scaler.unscale_(loop.optimizer)  # first: what is clipped is the gradient itself
+        loop.emit("BackwardEnd")
+        scaler.step(loop.optimizer)
+        scaler.update()
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         # The caller's own autocast would go on with the weights of before.
         torch.clear_autocast_cache()
@@ -450,8 +464,9 @@ class _Held:
     weights: list[Tensor] | None = None  # by head
     scales: list[float] | None = None
 
-    def add(self, total: Total, optimizer: torch.optim.Optimizer) -> None:
+    def add(self, loop: Loop, total: Total) -> None:
         """Backpropagate a sum, head by head, and put its gradient aside."""
+        optimizer = loop.optimizer
         heads = [total.sum] if total.scales is None else list(total.sum.unbind(-1))
         weights = as_weight(total.weight).reshape(-1)
         if self.sums is None or self.weights is None:
@@ -463,7 +478,7 @@ class _Held:
             return
         for h, head in enumerate(heads):
             _empty_gradients(optimizer)
-            head.backward(retain_graph=h + 1 < len(heads))
+            _backpropagate(loop, head, retain_graph=h + 1 < len(heads))
             self.weights[h] = self.weights[h] + weights[h]
             for i, parameter in enumerate(parameters_of(optimizer)):
                 self.sums[h][i] = _plus(self.sums[h][i], parameter.grad)

@@ -96,7 +96,9 @@ class Learner(Loop):
             outputs `(N, *O)` and targets `(N, *Y)`. What a loss ignores by its value,
             `ignore_index`, is among them: such a metric has an `ignore_index`, too.
         device: where the model and each batch are moved; nothing is moved where it is `None`.
-        autocast: `torch.bfloat16` for mixed precision in the forward pass and the loss.
+        autocast: mixed precision in the forward pass and the loss: `torch.bfloat16`, or
+            `torch.float16`, whose gradients are scaled by a `torch.amp.GradScaler` as `scaler`. It
+            leaves an update out where they overflow.
 
     Attributes:
         phase: the running phase; `phase_name` is `"training"` or `"validation"`.
@@ -112,8 +114,8 @@ class Learner(Loop):
     Raises:
         ValueError: if the model is built with `batch_first=True`, a callback's method names no
             event, or a metric has the name of a loss.
-        TypeError: if the model is a bare cell, the optimizer needs a closure, or `autocast` is not
-            `torch.bfloat16`.
+        TypeError: if the model is a bare cell, the optimizer needs a closure, or `autocast` is
+            another dtype.
     """
 
     @asked("Learner")
@@ -131,9 +133,10 @@ class Learner(Loop):
         check_kind("model", model, nn.Module, "a torch.nn.Module", "only a module has weights.")
         check_model(model)
         check_optimizer(optimizer)
-        if autocast not in (None, torch.bfloat16):
-            fix = "float16 needs a scaler around the optimizer; bfloat16 does not."
-            raise Refusal(f"autocast = {autocast}", "torch.bfloat16 or None", fix, TypeError)
+        if autocast not in (None, torch.bfloat16, torch.float16):
+            wanted = "torch.bfloat16, torch.float16 or None"
+            fix = "None computes in the dtype of the weights."
+            raise Refusal(f"autocast = {autocast}", wanted, fix, TypeError)
         super().__init__(model, loss, optimizer)
         if device is not None:
             self.device = torch.device(device)
@@ -142,6 +145,8 @@ class Learner(Loop):
             self.ranks.same(self.loss.modules())
         self.autocast = autocast
         self.parameters = list(model.parameters())
+        if autocast is torch.float16:
+            self.scaler = torch.amp.GradScaler(self._device_type)
         self.metrics = Metrics(metrics, self.device)
         if not isinstance(callbacks, Iterable):
             fix = "put brackets around it: [callback]."
@@ -223,8 +228,12 @@ class Learner(Loop):
         """What the forward pass and the loss run under: autocast, where it was asked for."""
         if self.autocast is None:
             return _PLAINLY
+        return torch.autocast(self._device_type, self.autocast)
+
+    @property
+    def _device_type(self) -> str:
         device = self.device or self.parameters[0].device
-        return torch.autocast(device.type, self.autocast)
+        return device.type
 
     # Training
 

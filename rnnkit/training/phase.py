@@ -97,6 +97,7 @@ class Loop:
         ranks: the processes that train the model together; `None` where it is one.
         current: the [StepState][rnnkit.StepState] of the step, as far as it has come.
         device: where each batch is moved; nothing is moved where it is `None`.
+        scaler: what keeps the gradients of a loss in float16 above 0; `None` in another dtype.
     """
 
     def __init__(self, model: Any, loss: Loss, optimizer: Any) -> None:
@@ -105,6 +106,7 @@ class Loop:
         self.loss = as_loss(loss)
         self.optimizer = optimizer
         self.device: torch.device | None = None
+        self.scaler: torch.amp.GradScaler | None = None
         if self.ranks is not None:
             self.model = self.ranks.module
             self.device = self.ranks.device

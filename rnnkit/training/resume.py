@@ -13,6 +13,7 @@ from .callbacks import KeepBest
 from .events import stateful
 from .forms import (
     check_count,
+    check_form,
     check_groups,
     check_held,
     check_optimizer_state,
@@ -99,6 +100,7 @@ class Training(Protocol):
     model: Any
     loss: Any
     optimizer: Any
+    scaler: Any
     callbacks: list[object]
     parameters: list[Any]
     phases: tuple[Any, ...]
@@ -130,6 +132,7 @@ def state_of(learner: "Training") -> dict[str, Any]:
 
 def _state_of(learner: "Training") -> dict[str, Any]:
     callbacks = stateful(learner.callbacks)
+    scaler = {} if learner.scaler is None else {"scaler": learner.scaler.state_dict()}
     return {
         "format": FORMAT,
         "model": learner.model.state_dict(),
@@ -137,6 +140,7 @@ def _state_of(learner: "Training") -> dict[str, Any]:
         "optimizer": learner.optimizer.state_dict(),
         "callbacks": {name: part.state_dict() for name, part in callbacks.items()},
         "count": count_of(learner.ranks),
+        **scaler,
         **_place_of(learner),
         **_fit_of(learner),
     }
@@ -265,6 +269,9 @@ def _put(learner: "Training", saved: dict[str, Any], whole: bool) -> None:
     names = [set(group) for group in learner.optimizer.param_groups]
     learner.optimizer.load_state_dict(saved["optimizer"])
     check_groups(learner.optimizer, names)
+    if learner.scaler is not None:
+        check_form("scaler", saved["scaler"], learner.scaler.state_dict())
+        learner.scaler.load_state_dict(saved["scaler"])
     for module, state in zip(learner.loss.modules(), saved["loss"], strict=True):
         module.load_state_dict(state)
 
@@ -361,6 +368,7 @@ def _described(saved: dict[str, Any], in_fit: bool) -> dict[str, Any]:
         said["the optimizer"] = kinds[0]
     groups = saved["optimizer"]["param_groups"]
     said["parameter groups"] = [len(group["params"]) for group in groups]
+    said["a scaler of gradients:"] = "scaler" in saved
     said["callbacks"] = sorted(saved["callbacks"])
     place = [*saved["place"], *(saved[name] for name in _PLACE[1:])]
     said["a place of"] = [type(part).__name__ for part in place]
