@@ -231,13 +231,13 @@ def test_a_disk_that_fails_at_any_call_leaves_the_good_file_and_says_so(
         def __exit__(self, *error):
             self.file.close()
 
-    from rnnkit.training import checkpoint
+    from rnnkit.core import files
 
     if when == "write":
-        made = checkpoint._created
-        monkeypatch.setattr(checkpoint, "_created", lambda *names: Full(made(*names)))
+        made = files.new_file
+        monkeypatch.setattr(files, "new_file", lambda *names: Full(made(*names)))
     elif when == "create":
-        monkeypatch.setattr(checkpoint, "_created", fails)
+        monkeypatch.setattr(files, "new_file", fails)
     else:
         monkeypatch.setattr(os, when, fails)
     message = refused(lambda: rk.Checkpoint(path).save(learner), os.strerror(kind), OSError)

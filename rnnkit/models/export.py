@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..core.errors import Refusal, asked, at_least, check_kind, in_words
+from ..core.files import write_whole
 from ..core.layout import extent
 from ..core.model import call_model, check_call, check_one_way, evaluating, unwrap
 from ..core.state import State, map_leaves, select_rows
@@ -155,7 +156,7 @@ def export_onnx(
             return list(map(torch.from_numpy, session.run(None, given)))
 
         _compare(form, steps, run, "the ONNX file")
-    _write(Path(path), data)
+    write_whole(Path(path), data, "make room, or choose another place.")
 
 
 # ---- The form of what is exported: tensors in, tensors out
@@ -381,14 +382,3 @@ def _told(who: str) -> Generator[None]:
 def _reason(error: Exception) -> str:
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {shorten(words, 200)}"
-
-
-def _write(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(data)
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        came = f"{error.strerror or error} when writing {str(path)!r}"
-        raise Refusal(came, "a file written whole", "choose another place.", OSError) from error

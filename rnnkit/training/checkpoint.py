@@ -3,13 +3,13 @@
 import hashlib
 import io
 import os
-import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..core.errors import Refusal, asked, at_least, check_kind
+from ..core.files import new_file, place_beside, target_of, write_whole
 from .ranks import Ranks, by_first
 from .resume import FORMAT, OF_RANK, go_on_from
 
@@ -137,23 +137,7 @@ _WANTED = f"a file of the format {FORMAT!r}"
 def write(path: Path, saved: dict[str, Any]) -> None:
     """Write a state so that at any moment the old file or the new one is there, whole."""
     data = with_checksum(_serialized(saved))
-    target = _target(path)
-    beside = _beside(target)
-    try:
-        with _created(beside, target) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        fix = "make room, or choose another place; the file of before is as it was."
-        came = f"{error.strerror or error} when writing {len(data)} bytes"
-        raise Refusal(came, "a file written whole", fix, OSError) from error
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
+    write_whole(path, data, "make room, or choose another place; the file of before is as it was.")
 
 
 def read(path: Path) -> Any:
@@ -206,14 +190,14 @@ def check_checksum(data: bytes) -> None:
 
 def check_path(path: Path) -> None:
     """Refuse a path that cannot be written to; remove what killed processes have left beside it."""
-    target = _target(path)
+    target = target_of(path)
     try:
         kind = _no_file(target)
         if kind is not None:
             raise Refusal(kind, "a regular file, or none yet", "give the file a name of its own.")
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = _beside(target)
-        _created(beside, target).close()
+        beside = place_beside(target)
+        new_file(beside, target).close()
         beside.unlink()
     except OSError as error:
         came = f"a path that cannot be written to ({error.strerror or error})"
@@ -231,34 +215,6 @@ def _no_file(target: Path) -> str | None:
     if target.exists() and not target.is_file():
         return "a pipe or device"
     return None
-
-
-def _target(path: Path) -> Path:
-    """The file itself, behind symbolic links."""
-    return Path(os.path.realpath(path))
-
-
-def _beside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}")
-
-
-def _created(beside: Path, target: Path) -> BinaryIO:
-    """A new file to write to, with the old one's mode, or the one that a new file gets."""
-    beside.unlink(missing_ok=True)  # of a process before this one, which had its number
-    file = beside.open("xb")
-    if os.name == "posix" and target.exists():
-        os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
-    return file
-
-
-def _sync_folder(folder: Path) -> None:
-    """The new name reaches the disk, too."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _remove_left_over(target: Path) -> None:
