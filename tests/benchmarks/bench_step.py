@@ -69,6 +69,40 @@ def by_learner(hidden: int, inputs: torch.Tensor, targets: torch.Tensor, *callba
     return lambda: learner.step(phase, (inputs, targets)), model
 
 
+def parts_of_a_step(hidden: int, inputs: torch.Tensor, targets: torch.Tensor) -> dict:
+    """What a bare step is made of: name to a function that does so much of it, each more than the one before."""
+    (embedding, lstm, head), _ = build(hidden)
+    parameters = [*embedding.parameters(), *lstm.parameters(), *head.parameters()]
+    loss_fn = nn.CrossEntropyLoss()
+    plain = torch.optim.Adam(parameters, 1e-3)
+    fused = torch.optim.Adam(parameters, 1e-3, fused=True)
+
+    def forward() -> torch.Tensor:
+        return loss_fn(head(lstm(embedding(inputs))[0]).flatten(0, 1), targets.flatten())
+
+    def no_gradient() -> None:
+        with torch.no_grad():
+            forward()
+
+    def backward() -> None:
+        plain.zero_grad()
+        forward().backward()
+
+    def update(optimizer: torch.optim.Optimizer, clip: bool) -> None:
+        backward()
+        if clip:
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    return {
+        "Adam and clipping": lambda: update(plain, clip=True),
+        "forward and loss, without gradient": no_gradient,
+        "forward, loss, backward": backward,
+        "the same and fused Adam": lambda: update(fused, clip=False),
+        "the same, fused Adam and clipping": lambda: update(fused, clip=True),
+    }
+
+
 def timed(steps: list, count: int) -> list[float]:
     """The processor time of each for a block of `count` calls, after one call that warms the caches; in any order."""
     spent = [0.0] * len(steps)
@@ -108,6 +142,11 @@ def main(rounds: int) -> None:
             f"{high:.3f}, target {target}); with History and ProgressBar {shown:.3f}; by hand {milliseconds:.2f} ms, "
             f"of which RecurrentSequential against bare modules {stack:.3f}"
         )
+        parts = parts_of_a_step(hidden, tokens[:-1], tokens[1:])
+        rows = [timed(list(parts.values()), count) for _ in range(max(5, rounds // 5))]
+        for i, part in enumerate(parts):
+            share = statistics.median(row[i] / row[0] for row in rows)
+            print(f"    {part:36} {share:.2f}")
 
 
 if __name__ == "__main__":
