@@ -51,11 +51,11 @@ def good(tmp_path_factory):
     return path.read_bytes(), torch.load(path, weights_only=True)
 
 
-def another(*callbacks):
+def another(*callbacks, salt=5):
     """A learner of the same kind, and what it fits with."""
     extra = (rk.KeepBest(), *callbacks)
-    learner, _, *phases = build("own", salt=5, extra=extra)
-    return learner, [*loaders("own", 5), *phases]
+    learner, _, *phases = build("own", salt=salt, extra=extra)
+    return learner, [*loaders("own", salt), *phases]
 
 
 def places(tree, at=()):
@@ -109,10 +109,232 @@ def told(error):
     return ": got " in message and "; wanted " in message and "Likely fix: " in message
 
 
-def test_what_is_not_changed_is_gone_on_from(good):
-    learner, rest = another()
-    learner.load_state_dict(copy.deepcopy(good[1]))
-    assert learner.fit(2, *rest).epoch_index == 2
+quietly = pytest.mark.filterwarnings("ignore")  # a scheduler is stepped before a held update
+
+
+class Steps:
+    """A metric that counts by itself."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.steps = 0
+        self.sums = torch.zeros(2)
+
+    def update(self, outputs, targets):
+        self.steps += len(outputs)
+        self.sums = self.sums + 1.0
+
+    def compute(self):
+        return self.steps + self.sums.sum()
+
+    def state_dict(self):
+        return {"steps": self.steps, "sums": self.sums}
+
+    def load_state_dict(self, saved):
+        self.steps = saved["steps"]
+        self.sums = saved["sums"]
+
+
+def with_all_sorts(extra=(), salt=0):
+    """A training with states of other kinds: a stream, two heads, held gradients, metrics, plateaus."""
+    torch.manual_seed(salt)
+    random.seed(salt)
+    heads = {"a": nn.MSELoss(), "b": nn.L1Loss()}
+    model = Heads()
+    optimizer = torch.optim.SGD([
+        {"params": model.rnn.parameters()}, {"params": model.out.parameters(), "lr": 0.1},
+    ], 0.05, momentum=0.9)  # fmt: skip
+    rates = torch.optim.lr_scheduler
+    warm = rates.LinearLR(optimizer, 0.1, 1.0, 3)
+    late = rates.CosineAnnealingLR(optimizer, 9)
+    callbacks = [
+        rk.History(),
+        rk.Scheduler(rates.ReduceLROnPlateau(optimizer, patience=1)),
+        rk.Scheduler(rates.SequentialLR(optimizer, [warm, late], [3]), per="step"),
+        *extra,
+    ]
+    loss = rk.seq2seq_loss(heads, weights={"a": 1.0, "b": 2.0})
+    metrics = {
+        "steps": Steps(),
+        "off": rk.seq2seq_loss({"a": nn.L1Loss(), "b": nn.L1Loss()}),
+    }
+    learner = rk.Learner(model, loss, optimizer, callbacks, metrics=metrics)
+    data = [torch.sin(torch.arange(7.0 * 3).reshape(7, 3, 1) + i) for i in range(5)]
+    batches = [(part, {"a": part, "b": part}) for part in data]
+    training = rk.BPTTTrainingPhase(window=4, stateful=True, accumulate=2)
+    return learner, [batches, batches[:2], training, rk.BPTTValidationPhase(stateful=True)]
+
+
+class Heads(nn.Module):
+    """Two heads on a GRU."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(1, 4)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, inputs, state=None):
+        outputs, state = self.rnn(inputs, state)
+        outputs = self.out(outputs)
+        return {"a": outputs[..., :1], "b": outputs[..., 1:]}, state
+
+
+TRAININGS = {
+    "own": lambda extra=(), salt=0: another(*extra, salt=salt),
+    "all sorts": with_all_sorts,
+}
+SAVED: dict[str, object] = {}
+
+
+def saved_by(kind):
+    """The state of a training that was cut short within an epoch; made once."""
+    if kind not in SAVED:
+
+        class Take:
+            order = 1
+
+            def on_step_end(self, learner):
+                buffer = io.BytesIO()
+                torch.save(learner.state_dict(), buffer)
+                SAVED[kind] = torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+
+        learner, rest = TRAININGS[kind]((Take(), Cut()))
+        with pytest.raises(ZeroDivisionError):
+            learner.fit(2, *rest)
+    return SAVED[kind]
+
+
+class Loads:
+    """Loads a state as a fit begins, as a checkpoint does, if it has one."""
+
+    order = 1
+
+    def __init__(self, state=None):
+        self.state = state
+
+    def on_fit_begin(self, learner):
+        state = self.state
+        self.state = None
+        if state is not None:
+            learner.load_state_dict(state)
+
+
+def kept(learner, phases=()):
+    """What a learner is, and its phases, without what generators draw, as the bytes of a file."""
+    parts = [learner.model, learner.optimizer, *learner.callbacks, *phases]
+    states = [part.state_dict() for part in parts if hasattr(part, "state_dict")]
+    buffer = io.BytesIO()
+    torch.save(copy.deepcopy(states), buffer)
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+UNTOUCHED: dict[str, list[str]] = {}
+
+
+def untouched(kind):
+    """What comes of a training that was given no state."""
+    if kind not in UNTOUCHED:
+        learner, rest = TRAININGS[kind]((Loads(),), salt=5)
+        learner.fit(1, *rest)
+        UNTOUCHED[kind] = [written(learner), kept(learner, rest[2:])]
+    return UNTOUCHED[kind]
+
+
+def goes_on_or_is_as_it_was(kind, state, at_begin):
+    """Gives whether the state was gone on from; any other error than a refusal comes through."""
+    loads = Loads(state if at_begin else None)
+    learner, rest = TRAININGS[kind]((loads,), salt=5)
+    before = kept(learner, rest[2:])
+    loaded = at_begin
+    try:
+        if not at_begin:
+            learner.load_state_dict(state)
+            loaded = True
+            before = kept(learner, rest[2:])
+        learner.fit(2, *rest)
+        return True
+    except (ValueError, TypeError) as error:
+        assert told(error), error
+        late = str(error).startswith("BPTT")  # by the first batch, which a carried state meets
+    if late:
+        assert learner.fit(1, *rest).epoch_index <= 2**53
+        return False
+    assert kept(learner, rest[2:]) == before
+    if at_begin or not loaded:
+        learner.fit(1, *rest)
+        assert [written(learner), kept(learner, rest[2:])] == untouched(kind)
+    return False
+
+
+@quietly
+@pytest.mark.parametrize("kind", TRAININGS)
+@pytest.mark.parametrize("at_begin", [False, True])
+def test_what_is_not_changed_is_gone_on_from(kind, at_begin):
+    assert goes_on_or_is_as_it_was(kind, copy.deepcopy(saved_by(kind)), at_begin)
+
+
+@quietly
+@pytest.mark.parametrize("kind", TRAININGS)
+@often
+@given(
+    part=st.integers(0, 99),
+    place=st.integers(0, 9999),
+    odd=st.integers(0, len(ODD) - 1),
+    beside=st.integers(0, 3),
+    at_begin=st.booleans(),
+)
+def test_a_state_with_an_odd_value_anywhere_is_gone_on_from_or_refused(
+    kind, part, place, odd, beside, at_begin
+):
+    state = saved_by(kind)
+    name = list(state)[part % len(state)]
+    known = [at for at in places(state) if at[0] == name]
+    at = known[place % len(known)]
+    if not beside and isinstance(found_at(state, at), dict):  # a part more
+        at = (*at, "step")
+    value = ODD[odd]
+    if value is LEFT_OUT and at[-1] == "step" and at not in known:
+        value = None
+    goes_on_or_is_as_it_was(kind, changed(copy.deepcopy(state), at, value), at_begin)
+
+
+def found_at(tree, at):
+    for key in at:
+        tree = tree[key]
+    return tree
+
+
+# What had been taken, and had failed deep inside later: a kind each.
+TAKEN = {
+    "a moment that is no tensor": ("own", ("optimizer", "state", 0, "exp_avg_sq"), [1]),
+    "a count of steps that is divided by": ("own", ("optimizer", "state", 0, "step"), -1),
+    "an option for another device": ("own", ("optimizer", "param_groups", 0, "capturable"), True),
+    "an option of no kind": ("own", ("optimizer", "param_groups", 0, "foreach"), torch.zeros(2)),
+    "a period of no epoch": ("own", ("callbacks", "2 Scheduler(StepLR)", "step_size"), 0),
+    "a method of a scheduler": ("own", ("callbacks", "2 Scheduler(StepLR)", "step"), 3),
+    "an epoch without its generators": ("own", ("epoch_rng",), {}),
+    "a number that Python's generator adds to": ("own", ("rng", "python", 2), "x"),
+    "a place behind NumPy's numbers": ("own", ("rng", "numpy", 2), 10**6),
+    "a sum of two numbers": ("own", ("tally", "averages", "loss", "waiting", 0, "sum"), [1.0, 2.0]),
+    "a sum without its heads": ("all sorts", ("tally", "averages", "loss", "waiting", 0, "sum"), 3),
+    "a metric that there is not": ("all sorts", ("tally", "counters", "x"), {}),
+    "a metric's state that is none": ("all sorts", ("tally", "counters", "steps"), 3),
+    "a metric's tensor of another shape": ("all sorts", ("tally", "counters", "steps", "sums"), torch.zeros(3)),
+    "a carried state of another size": ("all sorts", ("phases", 0, "carried"), torch.zeros(1, 3, 7)),
+    "a carried state of another form": ("all sorts", ("phases", 0, "carried"), [torch.zeros(1, 3, 4)]),
+    "steps read by no rows": ("all sorts", ("phases", 0, "read"), 3),
+    "steps read by other rows": ("all sorts", ("phases", 0, "read"), torch.zeros(2, dtype=torch.int64)),
+}  # fmt: skip
+
+
+@quietly
+@pytest.mark.parametrize("what", TAKEN)
+def test_what_no_step_can_be_made_from_is_refused(what):
+    kind, at, value = TAKEN[what]
+    state = copy.deepcopy(saved_by(kind))
+    assert not goes_on_or_is_as_it_was(kind, changed(state, at, value), at_begin=False)
 
 
 @often

@@ -16,7 +16,14 @@ from tqdm import tqdm
 
 from ..core.errors import Refusal, asked, at_least, check_kind, in_words, one_of
 from .events import CancelFit
-from .forms import check_count, check_form, check_rows, parameters_of
+from .forms import (
+    check_count,
+    check_form,
+    check_rows,
+    check_scheduler,
+    is_pytorchs,
+    parameters_of,
+)
 from .ranks import is_first
 
 if TYPE_CHECKING:
@@ -341,6 +348,7 @@ class EarlyStopping(_Watch):
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
         check_form("EarlyStopping", saved, self.state_dict())
+        check_count("EarlyStopping.waited", saved["waited"])
         self.best = saved["best"]
         self.waited = saved["waited"]
         self._go_on()
@@ -492,5 +500,8 @@ class Scheduler:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
-        check_form("scheduler", saved, self.scheduler.state_dict())
+        check_scheduler(saved, self.scheduler)
+        if is_pytorchs(self.scheduler):  # it would take any name, and one of its methods' too
+            known = self.scheduler.state_dict().keys()
+            saved = {name: value for name, value in saved.items() if name in known}
         self.scheduler.load_state_dict(saved)

@@ -1,11 +1,16 @@
 """Whether a loaded state has the form of the one whose place it takes, before it is used."""
 
+import copy
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
-from torch import Tensor, optim
+import torch
+from torch import Tensor
 from torch.nn.parameter import is_lazy
+from torch.optim import lr_scheduler
 
 from ..core.errors import Refusal, in_words
 from .average import Average
@@ -13,8 +18,6 @@ from .average import Average
 _FIX = "it is damaged, or another program has changed it; use an earlier copy."
 _EPOCHS = 2**53  # more than any training makes
 _STEPS = 2**63
-# Of these it is known what they keep for a parameter: numbers, and tensors of its shape.
-_BY_PARAMETER = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad, optim.NAdam)
 _REPEATED = 2**20  # elements that may share memory: a state that all rows began with
 
 
@@ -29,23 +32,33 @@ def parameters_of(optimizer: Any) -> list[Any]:
 def check_form(name: str, came: Any, here: Any) -> None:
     """Refuse what is not of the kind of `here`: numbers for numbers, as many parts, named alike.
 
-    Of what only one of two dicts has nothing is known, nor of what is `None` here.
+    Of what only one of two dicts has nothing is known, nor of what is `None` here, nor of how much
+    is in a list that is empty here.
     """
     if here is None:
         return
-    if isinstance(here, dict):
+    if isinstance(here, Tensor) and here.ndim:
+        _want(name, came, in_words(here), isinstance(came, Tensor) and came.shape == here.shape)
+    elif isinstance(here, dict):
         _want(name, came, "a dict", isinstance(came, dict))
         for key in here.keys() & came.keys():
             check_form(f"{name}.{key}", came[key], here[key])
     elif isinstance(here, list | tuple):
-        alike = isinstance(came, list | tuple) and len(came) == len(here)
-        _want(name, came, in_words(here), alike)
-        for i in range(len(here)):
-            check_form(f"{name}.{i}", came[i], here[i])
+        _check_parts(name, came, here)
     elif isinstance(here, bool | str):
         _want(name, came, in_words(here), isinstance(came, type(here)))
     elif is_number(here):
         _want(name, came, "a number", is_number(came))
+
+
+def _check_parts(name: str, came: Any, here: Sequence[Any]) -> None:
+    alike = isinstance(came, list | tuple) and (not here or len(came) == len(here))
+    _want(name, came, in_words(here), alike)
+    if not here:
+        plain = all(isinstance(part, Tensor | int | float | str) for part in came)
+        _want(name, came, "parts of one kind", plain and len(set(map(type, came))) < 2)
+    for i in range(len(here)):
+        check_form(f"{name}.{i}", came[i], here[i])
 
 
 def is_number(value: Any) -> bool:
@@ -93,6 +106,8 @@ def check_place(saved: dict[str, Any]) -> None:
     check_count("a step", steps)
     check_count("a phase", saved["passes"], max(1, len(saved["kinds"]) - 1))
     fits = saved["fits"]
+    if steps and not saved["passes"]:
+        _want("epoch's generators", saved["epoch_rng"], "those it began with", saved["epoch_rng"])
     before = 0
     for end in fits:
         check_count("a fit's end", end, epochs + 1)
@@ -100,13 +115,42 @@ def check_place(saved: dict[str, Any]) -> None:
         before = end
 
 
-def check_tally(saved: dict[str, Any]) -> None:
-    """Refuse sums that no mean can be made of."""
-    _want("counters", saved["counters"], "a dict", isinstance(saved["counters"], dict))
+def check_tally(saved: dict[str, Any], losses: Iterable[str], counters: dict[str, Any]) -> None:
+    """Refuse sums that no mean can be made of, and what counters of that name cannot go on from.
+
+    Args:
+        saved: what an epoch had added up.
+        losses: the names of averages that are one number.
+        counters: the metrics that count.
+    """
     for name, average in saved["averages"].items():
-        trial = Average()
-        trial.load_state_dict(average)
-        _want(f"the average {name}", average, "sums and weights", trial.mean().ndim < 2)
+        _check_average(name, average, 1 if name in losses else 2)
+    known = isinstance(saved["counters"], dict) and saved["counters"].keys() <= counters.keys()
+    _want("counters", saved["counters"], in_words(counters), known)
+    for name, state in saved["counters"].items():
+        trial = copy.deepcopy(counters[name])
+        trial.reset()
+        check_form(f"the metric {name}", state, dict(trial.state_dict()))
+        trial.load_state_dict(state)
+
+
+def _check_average(name: str, average: Any, dimensions: int) -> None:
+    pieces = [piece for piece in (average["added"], *average["waiting"]) if piece is not None]
+    for piece in pieces:
+        heads = piece["scales"]
+        known = heads is None or (isinstance(piece["sum"], list) and isinstance(heads, list))
+        _want(f"the average {name}", piece, "sums of as many heads as scales", known)
+        known = isinstance(piece["weight"], list) or is_number(piece["weight"])
+        _want(f"the average {name}", piece, "weights that are numbers", known)
+        if heads is not None:
+            heads = torch.tensor(heads)
+            known = torch.tensor(piece["sum"]).shape[-1:] == heads.shape
+            _want(f"the average {name}", piece, "sums of as many heads as scales", known)
+    _want(f"the average {name}", average["like"], "floats", average["like"].is_floating_point())
+    trial = Average()
+    trial.load_state_dict(average)
+    known = trial.mean().ndim < dimensions
+    _want(f"the average {name}", average, "sums and weights", known)
 
 
 def check_optimizer_state(saved: dict[str, Any], optimizer: Any) -> None:
@@ -120,24 +164,90 @@ def check_optimizer_state(saved: dict[str, Any], optimizer: Any) -> None:
     for i, state in states.items():
         check_count("a parameter's state", i, len(parameters))
         _want("a parameter's state", state, "a dict", isinstance(state, dict))
-        if type(optimizer) in _BY_PARAMETER:
-            for name, value in state.items():
-                if not _fits(value, parameters[i]):
-                    wanted = f"a number or {in_words(parameters[i])}"
-                    raise Refusal(f"a state whose {name} is {in_words(value)}", wanted, _FIX)
+    if is_pytorchs(optimizer):
+        _check_steps(saved, optimizer)
+
+
+def is_pytorchs(part: Any) -> bool:
+    """Whether it is an optimizer or a scheduler of PyTorch's, and of no class made of one."""
+    return type(part).__module__.startswith("torch.optim.")
+
+
+def _check_steps(saved: dict[str, Any], optimizer: Any) -> None:
+    """Refuse a state that no step can be made from: one is, with a stand-in for each parameter."""
+    i = 0
+    for group, here in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        for parameter in here["params"]:
+            state = saved["state"].get(i, {})
+            i += 1
+            if is_lazy(parameter) or _error_of(optimizer, parameter):
+                continue  # it is not known what a step asks for, as of sparse gradients
+            options = {name: value for name, value in group.items() if name != "params"}
+            kept = {"state": {0: state}, "param_groups": [{**options, "params": [0]}]}
+            error = _error_of(optimizer, parameter, kept)
+            if error is not None:
+                came = f"a state that {type(optimizer).__name__} makes no step from"
+                wanted = f"what it keeps for {in_words(parameter)}"
+                raise Refusal(f"{came} ({type(error).__name__}: {error})", wanted, _FIX) from error
+
+
+def _error_of(
+    optimizer: Any, parameter: Tensor, kept: dict[str, Any] | None = None
+) -> Exception | None:
+    """What a step ends with, a first one or one from what is kept, if it is an error."""
+    stand_in = torch.zeros_like(parameter).requires_grad_()
+    stand_in.grad = torch.ones_like(stand_in)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            trial = type(optimizer)([stand_in])
+            if kept is not None:
+                trial.load_state_dict(copy.deepcopy(kept))
+            trial.step()
+    except Exception as error:
+        return error
+    return None
+
+
+def check_scheduler(saved: dict[str, Any], scheduler: Any) -> None:
+    """Refuse a state of another form, and one that PyTorch's own scheduler cannot step from."""
+    check_form("scheduler", saved, scheduler.state_dict())
+    if not is_pytorchs(scheduler):
+        return
+    for name in ("last_epoch", "_step_count"):
+        came = saved.get(name, 0)
+        known = type(came) is int and -1 <= came < _EPOCHS  # -1: it has not begun
+        _want(f"scheduler's {name}", came, "a count", known)
+    if isinstance(scheduler, lr_scheduler.SequentialLR | lr_scheduler.ChainedScheduler):
+        for state, inner in zip(saved["_schedulers"], vars(scheduler)["_schedulers"], strict=True):
+            check_scheduler(state, inner)
+    elif not isinstance(scheduler, lr_scheduler.LambdaLR | lr_scheduler.MultiplicativeLR):
+        _check_scheduler_steps(saved, scheduler)
+
+
+def _check_scheduler_steps(saved: dict[str, Any], scheduler: Any) -> None:
+    """Makes a step with a copy, of which the optimizer is a stand-in."""
+    groups: list[dict[str, Any]] = []
+    for group in scheduler.optimizer.param_groups:
+        options = {name: value for name, value in group.items() if name != "params"}
+        groups.append(copy.deepcopy(options))
+    stand_in = SimpleNamespace(param_groups=groups, step=None)
+    trial = copy.deepcopy(scheduler, {id(scheduler.optimizer): stand_in})
+    by_metric = isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            trial.load_state_dict(copy.deepcopy(saved))
+            trial.step(*[0.0] * by_metric)
+    except Exception as error:
+        if isinstance(scheduler, lr_scheduler.OneCycleLR) and isinstance(error, ValueError):
+            return  # it has made its last step
+        came = f"a state that {type(scheduler).__name__} makes no step from"
+        raise Refusal(f"{came} ({type(error).__name__}: {error})", "its own", _FIX) from error
 
 
 def check_groups(optimizer: Any, before: list[set[str]]) -> None:
     """Refuse groups that are without what they had before they were loaded."""
     for group, names in zip(optimizer.param_groups, before, strict=True):
         _want("group", group, f"one with {', '.join(sorted(names))}", names <= set(group))
-
-
-def _fits(value: Any, parameter: Tensor) -> bool:
-    """Whether an optimizer of that kind keeps this: a number, or a tensor like the parameter."""
-    if value is None or is_number(value) or is_lazy(parameter):
-        return True
-    return isinstance(value, Tensor) and value.shape == parameter.shape and _is_own(value)
 
 
 def check_held(held: dict[str, Any], optimizer: Any) -> None:
@@ -155,6 +265,12 @@ def check_held(held: dict[str, Any], optimizer: Any) -> None:
     numbers = [1.0 for _ in held["sums"]]
     check_form("weights held", held["weights"], numbers)
     check_form("scales held", held["scales"], numbers)
+
+
+def check_read(read: Any) -> None:
+    """Refuse what is no number of steps read for each row."""
+    known = isinstance(read, Tensor) and read.dtype == torch.int64 and read.ndim == 1
+    _want("phase's steps read", read, "a number for each row", read is None or known)
 
 
 def check_rows(rows: Any) -> None:

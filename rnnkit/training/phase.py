@@ -11,7 +11,15 @@ from torch import Tensor
 
 from ..core.errors import Named, Refusal, asked
 from ..core.layout import all_lengths, as_sequences, between, check_lengths, check_state, extent
-from ..core.model import Declared, check_model, check_one_way, restart_rows
+from ..core.model import (
+    Declared,
+    call_model,
+    check_model,
+    check_one_way,
+    evaluating,
+    restart_rows,
+    unwrap,
+)
 from ..core.state import State, detach, map_leaves
 from ..data.batches import SequenceBatch, move
 from ..generation.feedback import Feedback, check_feedback
@@ -19,8 +27,9 @@ from ..generation.samplers import NextInput, check_sampler
 from ..losses.base import Scored, SequenceLoss
 from ..losses.plain import as_loss
 from ..losses.total import Total
-from .forms import check_count, check_form
+from .forms import check_count, check_form, check_read
 from .ranks import ranks_of
+from .rng import rng_state, set_rng_state
 
 Loss = SequenceLoss | Callable[..., Any]
 
@@ -145,6 +154,7 @@ class Phase:
             None  # (B,): the steps of each row that came before, for a warmup
         )
         self.updates = 0
+        self._tried = True  # whether the model takes what is carried: what was loaded is tried
 
     @asked(lambda phase: type(phase).__name__)
     def __call__(self, model: Any, loss: Loss, batch: Any, optimizer: Any = None) -> StepState:
@@ -187,9 +197,11 @@ class Phase:
         """Go on from a `state_dict`."""
         check_count("phase's updates", saved["updates"])
         check_form("phase's generators", saved["generators"], [None for _ in self.generators()])
+        check_read(saved["read"])
         self.updates = saved["updates"]
-        self.carried = saved["carried"]
-        self.read = saved["read"]
+        self.carried = saved["carried"] if self.stateful else None
+        self.read = saved["read"] if self.stateful else None
+        self._tried = self.carried is None
         for generator, kept in zip(self.generators(), saved["generators"], strict=True):
             if generator is not None and kept is not None:
                 generator.set_state(kept)
@@ -228,7 +240,7 @@ class Phase:
         step.targets = move(step.targets, loop.device)
 
         if self.stateful:
-            state = self._go_on(loop, state, rows)
+            state = self._go_on(loop, state, step.inputs)
             if batch.restart is not None and self.read is not None:
                 self.read = self.read.masked_fill(batch.restart, 0)
         came = Named("inputs", step.inputs)
@@ -260,8 +272,9 @@ class Phase:
         with loop.context():
             return inputs, encode(move(source, loop.device), source_lengths)
 
-    def _go_on(self, loop: Loop, state: State, rows: int) -> State:
+    def _go_on(self, loop: Loop, state: State, inputs: Any) -> State:
         """The state carried from the batch before."""
+        rows = extent(inputs)[1]
         fix = "make the model one-directional, or stateful=False."
         check_one_way(loop.model, ", stateful", "a state that goes on", fix)
         if state is not None:
@@ -270,14 +283,29 @@ class Phase:
                 "one place that the first state comes from",
                 "stateful=False: each batch starts from its own source.",
             )
-        if self.carried is None:
-            return None
         fix = (
             "StreamLoader and DataLoader(drop_last=True) keep the batch size; phase.reset() starts "
             "afresh."
         )
         check_state(self.carried, rows, fix)
+        if self.read is not None and len(self.read) != rows:
+            raise Refusal(f"{len(self.read)} rows read for a batch of {rows}", "as many", fix)
+        if not self._tried:
+            self._try(loop, inputs)
         return self.carried
+
+    def _try(self, loop: Loop, inputs: Any) -> None:
+        """Refuse a carried state that was loaded and that the model does not take."""
+        drawn = rng_state([])
+        try:
+            with torch.no_grad(), evaluating(loop.model), loop.context():
+                call_model(unwrap(loop.model), inputs, self.carried)
+        except Exception as error:
+            came = f"a carried state that the model does not take ({type(error).__name__}: {error})"
+            raise Refusal(came, "one of the model's own", "phase.reset() starts afresh.") from error
+        finally:
+            set_rng_state(drawn, [])
+        self._tried = True
 
     def _carry(self, state: State, step: StepState) -> None:
         """Keep the state after a batch, and count the steps that each row has read."""

@@ -22,8 +22,9 @@ from .forms import (
     check_tally,
     check_weights,
 )
+from .metrics import Metrics
 from .ranks import Ranks, count_of
-from .rng import generators_of, rng_state, set_rng_state
+from .rng import check_rng, generators_of, rng_state, set_rng_state
 
 FORMAT = "rnnkit checkpoint 1"
 
@@ -102,6 +103,7 @@ class Training(Protocol):
     optimizer: Any
     scaler: Any
     callbacks: list[object]
+    metrics: Metrics
     parameters: list[Any]
     phases: tuple[Any, ...]
     loaders: tuple[Any, ...]
@@ -202,7 +204,7 @@ def go_on_from(learner: "Training", saved: Any) -> None:
     _check_format(saved)
     saved = _share_of(saved, learner.ranks)
     before = copy.deepcopy(_state_of(learner))
-    _check_same(saved, before, place.in_fit)
+    _check_same(learner, saved, before, place.in_fit)
     _put_or_restore(learner, saved, before, whole=True)
     _set_place(learner, saved)
     if place.in_fit:
@@ -223,7 +225,7 @@ def put_what_waits(learner: "Training") -> None:
     place.waiting = None
     try:
         before = copy.deepcopy(_state_of(learner))
-        _check_same(waiting.saved, before, in_fit=True)
+        _check_same(learner, waiting.saved, before, in_fit=True)
         _put_or_restore(learner, waiting.saved, before, waiting.whole)
     except BaseException:
         place.waiting = waiting
@@ -246,6 +248,8 @@ def _put_or_restore(
     try:
         _put(learner, saved, whole)
     except BaseException as error:
+        if whole:  # first, for its schedulers are tried with its groups
+            learner.optimizer.load_state_dict(before["optimizer"])
         _put(learner, before, whole)
         learner.place.resuming = resuming
         learner.place.epoch_rng = epoch_rng
@@ -332,12 +336,18 @@ def _check_format(saved: Any) -> None:
         raise Refusal(f"a file without {', '.join(missing)}", "all that a training is", _SAME)
 
 
-def _check_same(saved: dict[str, Any], here: dict[str, Any], in_fit: bool) -> None:
+def _check_same(
+    learner: "Training", saved: dict[str, Any], here: dict[str, Any], in_fit: bool
+) -> None:
     """Refuse a state of something else, before anything is changed."""
     try:
         check_sizes(saved)
         check_place(saved)
-        check_tally(saved["tally"])
+        losses = ("loss", *learner.metrics.losses)
+        check_tally(saved["tally"], losses, learner.metrics.counters)
+        check_rng(saved["rng"])
+        if saved["epoch_rng"]:
+            check_rng(saved["epoch_rng"])
         there = _described(saved, in_fit)
     except Refusal:
         raise
