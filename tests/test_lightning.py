@@ -1,6 +1,10 @@
-"""Lightning's Trainer runs the phases: its weights and losses are those of a Learner."""
+"""Lightning's Trainer runs the phases: its weights and losses are those of a Learner.
+
+Run as a script, this file trains in forked processes, of which some are killed and resumed.
+"""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -178,53 +182,126 @@ class Placed:
         self.place = saved["place"]
 
 
-@pytest.mark.parametrize("keeps_its_place", [False, True])
-def test_a_training_cut_in_the_middle_of_an_epoch_goes_on_where_its_loader_does(
-    keeps_its_place, tmp_path
-):
+LOADERS = {"keeps its place": Placed, "begins anew": loader}
+
+
+def in_a_process(work, *arguments):
+    """Does the work in a process of its own; gives the signal that ended it, or 0."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work(*arguments)
+            code = 0
+        finally:
+            os._exit(code)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        return os.WTERMSIG(status)
+    assert os.WEXITSTATUS(status) == 0, "the training failed"
+    return 0
+
+
+def fit(kind, folder, name, killed=False, checkpoint=None):
+    """A training of three epochs, and what it saw in a file; one that is killed writes checkpoints."""
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
     class Look(Callback):
-        """Which batch each step was given, and the end of the process in the second epoch."""
+        """The batches and losses, and the end of the process in the second epoch."""
 
-        def __init__(self, cut=False):
+        def __init__(self):
             self.seen = []
-            self.cut = cut
+            self.losses = []
 
         def on_train_batch_start(self, running, module, batch, batch_idx):
             found = [torch.equal(batch, one) for one in TRAIN].index(True)
             self.seen.append((running.current_epoch, batch_idx, found))
 
         def on_train_batch_end(self, running, module, outputs, batch, batch_idx):
-            if self.cut and (running.current_epoch, batch_idx) == (1, 3):
-                raise ZeroDivisionError
+            if killed and (running.current_epoch, batch_idx) == (1, 3):
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.losses.append(running.callback_metrics["train_loss_step"])
 
-    def fit(look, *more, checkpoint=None):
-        data = Placed(TRAIN) if keeps_its_place else loader(TRAIN)
-        model, optimizer = network()
-        module = PhaseModule(model, LOSS, optimizer, training=PHASES["stateful"]())
-        running = trainer(tmp_path, 3, callbacks=[look, *more], enable_checkpointing=bool(more))
-        running.fit(module, data, ckpt_path=checkpoint)
-        return model, running
+    model, optimizer = network()
+    if checkpoint is not None:  # what is initialized now must not matter
+        torch.manual_seed(9)
+        model[0].reset_parameters()
+    look = Look()
+    callbacks = [look]
+    if killed:  # three updates a batch: every two batches
+        callbacks.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=6, save_top_k=-1))
+    module = PhaseModule(model, LOSS, optimizer, training=PHASES["stateful"]())
+    running = trainer(folder, 3, callbacks=callbacks, enable_checkpointing=killed)
+    running.fit(module, LOADERS[kind](TRAIN), ckpt_path=checkpoint)
+    saved = {"seen": look.seen, "losses": look.losses, "updates": running.global_step}
+    saved |= {"weights": list(model.parameters()), "optimizer": optimizer.state_dict()}
+    torch.save(saved, folder / name)
 
-    whole, first, second = Look(), Look(cut=True), Look()
-    wanted, _ = fit(whole)
-    every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
-    with pytest.raises(ZeroDivisionError):
-        fit(first, every)
-    # Three updates a batch, five batches an epoch: that of two batches into the second epoch.
-    came, running = fit(second, checkpoint=tmp_path / "step=21.ckpt")
 
-    # Updates and places are counted as if nothing had been.
-    assert running.global_step == 45
-    assert [seen[:2] for seen in second.seen] == [seen[:2] for seen in whole.seen[7:]]
-    pairs = list(zip(came.parameters(), wanted.parameters(), strict=True))
-    if keeps_its_place:
-        assert second.seen == whole.seen[7:]
-        assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
-    else:  # Lightning reads the loader from its beginning, and leaves out the end of the epoch
-        assert [found for _, _, found in second.seen] == [0, 1, 2, 0, 1, 2, 3, 4]
-        assert not any(torch.equal(mine, theirs) for mine, theirs in pairs)
+def killed_and_resumed(folder):
+    """The script's: each training whole, and again, killed in its ninth batch and resumed."""
+    import lightning  # noqa: F401  # once, for all processes
+
+    torch.set_num_threads(1)
+    for kind in LOADERS:
+        own = folder / kind
+        own.mkdir()
+        assert in_a_process(fit, kind, own, "whole.pt") == 0
+        assert in_a_process(fit, kind, own, "killed.pt", True) == signal.SIGKILL
+        assert not (own / "killed.pt").exists()
+        files = sorted(own.glob("*.ckpt"), key=lambda file: int(file.stem.partition("=")[2]))
+        assert [file.name for file in files] == [f"step={n}.ckpt" for n in (6, 12, 18, 24)]
+        assert in_a_process(fit, kind, own, "resumed.pt", False, files[-1]) == 0
+
+
+def alike(mine, theirs):
+    return all(torch.equal(*pair) for pair in zip(mine, theirs, strict=True))
+
+
+@pytest.fixture(scope="module")
+def after_kills(tmp_path_factory):
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    folder = tmp_path_factory.mktemp("killed")
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, str(folder)],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(rnnkit.__file__).parents[1]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    return folder
+
+
+def test_a_training_killed_in_the_middle_of_an_epoch_is_bitwise_the_one_that_was_not(after_kills):
+    own = after_kills / "keeps its place"
+    whole, resumed = (torch.load(own / f"{name}.pt") for name in ("whole", "resumed"))
+    # The last file is that of three batches into the second epoch: the ninth is trained on anew.
+    assert resumed["seen"] == whole["seen"][8:]
+    assert resumed["updates"] == whole["updates"] == 45
+    assert alike(resumed["losses"], whole["losses"][8:])
+    assert alike(resumed["weights"], whole["weights"])
+    moments = [
+        [value for state in run["optimizer"]["state"].values() for value in state.values()]
+        for run in (resumed, whole)
+    ]
+    assert alike(*moments)
+
+
+def test_where_the_loader_keeps_no_place_it_is_read_from_its_beginning(after_kills):
+    own = after_kills / "begins anew"
+    whole, resumed = (torch.load(own / f"{name}.pt") for name in ("whole", "resumed"))
+    # Updates and places are counted as if nothing had been; the end of the epoch is left out.
+    assert resumed["updates"] == 45
+    assert [seen[:2] for seen in resumed["seen"]] == [seen[:2] for seen in whole["seen"][8:]]
+    assert [found for _, _, found in resumed["seen"]] == [0, 1, 0, 1, 2, 3, 4]
+    assert not alike(resumed["weights"], whole["weights"])
 
 
 def test_gradients_are_clipped_by_a_hook(tmp_path):
@@ -348,3 +425,7 @@ def test_without_lightning_the_name_says_what_to_install(monkeypatch):
         rnnkit.PhaseModule  # noqa: B018
     with pytest.raises(AttributeError, match="has no attribute 'phase_module'"):
         rnnkit.phase_module  # noqa: B018
+
+
+if __name__ == "__main__":
+    killed_and_resumed(Path(sys.argv[1]))
