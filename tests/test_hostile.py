@@ -306,7 +306,7 @@ def found_at(tree, at):
     return tree
 
 
-# What had been taken, and had failed deep inside later: a kind each.
+# Of each kind one, which would be taken by its form and then fail deep inside.
 TAKEN = {
     "a moment that is no tensor": ("own", ("optimizer", "state", 0, "exp_avg_sq"), [1]),
     "a count of steps that is divided by": ("own", ("optimizer", "state", 0, "step"), -1),

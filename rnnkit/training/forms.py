@@ -170,7 +170,7 @@ def check_optimizer_state(saved: dict[str, Any], optimizer: Any) -> None:
 
 def is_pytorchs(part: Any) -> bool:
     """Whether it is an optimizer or a scheduler of PyTorch's, and of no class made of one."""
-    return type(part).__module__.startswith("torch.optim.")
+    return type(part).__module__.split(".")[:2] == ["torch", "optim"]
 
 
 def _check_steps(saved: dict[str, Any], optimizer: Any) -> None:
