@@ -2,6 +2,8 @@
 
 import copy
 import math
+import random
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
@@ -32,8 +34,7 @@ def parameters_of(optimizer: Any) -> list[Any]:
 def check_form(name: str, came: Any, here: Any) -> None:
     """Refuse what is not of the kind of `here`: numbers for numbers, as many parts, named alike.
 
-    Of what only one of two dicts has nothing is known, nor of what is `None` here, nor of how much
-    is in a list that is empty here.
+    Of what only one of two dicts has nothing is known, nor of what is `None` here.
     """
     if here is None:
         return
@@ -54,7 +55,7 @@ def check_form(name: str, came: Any, here: Any) -> None:
 def _check_parts(name: str, came: Any, here: Sequence[Any]) -> None:
     alike = isinstance(came, list | tuple) and (not here or len(came) == len(here))
     _want(name, came, in_words(here), alike)
-    if not here:
+    if not here:  # a list that grows
         plain = all(isinstance(part, Tensor | int | float | str) for part in came)
         _want(name, came, "parts of one kind", plain and len(set(map(type, came))) < 2)
     for i in range(len(here)):
@@ -105,9 +106,9 @@ def check_place(saved: dict[str, Any]) -> None:
     check_count("an epoch", epochs, _EPOCHS)
     check_count("a step", steps)
     check_count("a phase", saved["passes"], max(1, len(saved["kinds"]) - 1))
-    fits = saved["fits"]
     if steps and not saved["passes"]:
-        _want("epoch's generators", saved["epoch_rng"], "those it began with", saved["epoch_rng"])
+        _want("epoch_rng", saved["epoch_rng"], "that of a begun epoch", saved["epoch_rng"])
+    fits = saved["fits"]
     before = 0
     for end in fits:
         check_count("a fit's end", end, epochs + 1)
@@ -116,13 +117,7 @@ def check_place(saved: dict[str, Any]) -> None:
 
 
 def check_tally(saved: dict[str, Any], losses: Iterable[str], counters: dict[str, Any]) -> None:
-    """Refuse sums that no mean can be made of, and what counters of that name cannot go on from.
-
-    Args:
-        saved: what an epoch had added up.
-        losses: the names of averages that are one number.
-        counters: the metrics that count.
-    """
+    """Refuse sums that no mean can be made of, and what no counter takes."""
     for name, average in saved["averages"].items():
         _check_average(name, average, 1 if name in losses else 2)
     known = isinstance(saved["counters"], dict) and saved["counters"].keys() <= counters.keys()
@@ -135,22 +130,18 @@ def check_tally(saved: dict[str, Any], losses: Iterable[str], counters: dict[str
 
 
 def _check_average(name: str, average: Any, dimensions: int) -> None:
-    pieces = [piece for piece in (average["added"], *average["waiting"]) if piece is not None]
-    for piece in pieces:
-        heads = piece["scales"]
-        known = heads is None or (isinstance(piece["sum"], list) and isinstance(heads, list))
-        _want(f"the average {name}", piece, "sums of as many heads as scales", known)
+    for piece in (average["added"], *average["waiting"]):
+        if piece is None:
+            continue
         known = isinstance(piece["weight"], list) or is_number(piece["weight"])
-        _want(f"the average {name}", piece, "weights that are numbers", known)
-        if heads is not None:
-            heads = torch.tensor(heads)
-            known = torch.tensor(piece["sum"]).shape[-1:] == heads.shape
-            _want(f"the average {name}", piece, "sums of as many heads as scales", known)
+        if piece["scales"] is not None:
+            heads = torch.tensor(piece["scales"]).shape
+            known = known and torch.tensor(piece["sum"]).shape[-1:] == heads != ()
+        _want(f"the average {name}", piece, "numbers, as many as heads", known)
     _want(f"the average {name}", average["like"], "floats", average["like"].is_floating_point())
     trial = Average()
     trial.load_state_dict(average)
-    known = trial.mean().ndim < dimensions
-    _want(f"the average {name}", average, "sums and weights", known)
+    _want(f"the average {name}", average, "sums and weights", trial.mean().ndim < dimensions)
 
 
 def check_optimizer_state(saved: dict[str, Any], optimizer: Any) -> None:
@@ -182,18 +173,13 @@ def _check_steps(saved: dict[str, Any], optimizer: Any) -> None:
             i += 1
             if is_lazy(parameter) or _error_of(optimizer, parameter):
                 continue  # it is not known what a step asks for, as of sparse gradients
-            options = {name: value for name, value in group.items() if name != "params"}
-            kept = {"state": {0: state}, "param_groups": [{**options, "params": [0]}]}
+            kept = {"state": {0: state}, "param_groups": [{**group, "params": [0]}]}
             error = _error_of(optimizer, parameter, kept)
             if error is not None:
-                came = f"a state that {type(optimizer).__name__} makes no step from"
-                wanted = f"what it keeps for {in_words(parameter)}"
-                raise Refusal(f"{came} ({type(error).__name__}: {error})", wanted, _FIX) from error
+                raise _no_step(optimizer, error)
 
 
-def _error_of(
-    optimizer: Any, parameter: Tensor, kept: dict[str, Any] | None = None
-) -> Exception | None:
+def _error_of(optimizer: Any, parameter: Tensor, kept: Any = None) -> Exception | None:
     """What a step ends with, a first one or one from what is kept, if it is an error."""
     stand_in = torch.zeros_like(parameter).requires_grad_()
     stand_in.grad = torch.ones_like(stand_in)
@@ -213,10 +199,8 @@ def check_scheduler(saved: dict[str, Any], scheduler: Any) -> None:
     check_form("scheduler", saved, scheduler.state_dict())
     if not is_pytorchs(scheduler):
         return
-    for name in ("last_epoch", "_step_count"):
-        came = saved.get(name, 0)
-        known = type(came) is int and -1 <= came < _EPOCHS  # -1: it has not begun
-        _want(f"scheduler's {name}", came, "a count", known)
+    last = saved.get("last_epoch", 0)  # -1: it has not begun
+    _want("last_epoch", last, "a count", type(last) is int and -1 <= last < _EPOCHS)
     if isinstance(scheduler, lr_scheduler.SequentialLR | lr_scheduler.ChainedScheduler):
         for state, inner in zip(saved["_schedulers"], vars(scheduler)["_schedulers"], strict=True):
             check_scheduler(state, inner)
@@ -226,22 +210,23 @@ def check_scheduler(saved: dict[str, Any], scheduler: Any) -> None:
 
 def _check_scheduler_steps(saved: dict[str, Any], scheduler: Any) -> None:
     """Makes a step with a copy, of which the optimizer is a stand-in."""
-    groups: list[dict[str, Any]] = []
-    for group in scheduler.optimizer.param_groups:
-        options = {name: value for name, value in group.items() if name != "params"}
-        groups.append(copy.deepcopy(options))
-    stand_in = SimpleNamespace(param_groups=groups, step=None)
+    groups = [{**group, "params": []} for group in scheduler.optimizer.param_groups]
+    stand_in = SimpleNamespace(param_groups=copy.deepcopy(groups), step=None)
     trial = copy.deepcopy(scheduler, {id(scheduler.optimizer): stand_in})
-    by_metric = isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)
+    metrics = [0.0] * isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)
     try:
         with warnings.catch_warnings(action="ignore"):
             trial.load_state_dict(copy.deepcopy(saved))
-            trial.step(*[0.0] * by_metric)
+            trial.step(*metrics)
     except Exception as error:
         if isinstance(scheduler, lr_scheduler.OneCycleLR) and isinstance(error, ValueError):
             return  # it has made its last step
-        came = f"a state that {type(scheduler).__name__} makes no step from"
-        raise Refusal(f"{came} ({type(error).__name__}: {error})", "its own", _FIX) from error
+        raise _no_step(scheduler, error) from None
+
+
+def _no_step(part: Any, error: Exception) -> Refusal:
+    came = f"a state that {type(part).__name__} makes no step from"
+    return Refusal(f"{came} ({type(error).__name__}: {error})", "its own", _FIX)
 
 
 def check_groups(optimizer: Any, before: list[set[str]]) -> None:
@@ -265,6 +250,20 @@ def check_held(held: dict[str, Any], optimizer: Any) -> None:
     numbers = [1.0 for _ in held["sums"]]
     check_form("weights held", held["weights"], numbers)
     check_form("scales held", held["scales"], numbers)
+
+
+def check_rng(state: dict[str, Any]) -> None:
+    """Refuse what no generator can be put to, and be asked then; the global ones stay."""
+    torch.Generator().set_state(state["torch"])
+    trial = random.Random()
+    version, inner, gauss = state["python"]
+    trial.setstate((version, tuple(inner), gauss))
+    trial.gauss(0.0, 1.0)
+    if state["numpy"] is not None and "numpy" in sys.modules:
+        sys.modules["numpy"].random.RandomState().set_state(state["numpy"])
+        _, keys, place, *_ = state["numpy"]
+        # Behind its numbers NumPy would read what else is in memory.
+        _want("place of NumPy's", place, "one in its numbers", 0 <= place <= len(keys))
 
 
 def check_read(read: Any) -> None:

@@ -18,13 +18,14 @@ from .forms import (
     check_held,
     check_optimizer_state,
     check_place,
+    check_rng,
     check_sizes,
     check_tally,
     check_weights,
 )
 from .metrics import Metrics
 from .ranks import Ranks, count_of
-from .rng import check_rng, generators_of, rng_state, set_rng_state
+from .rng import generators_of, rng_state, set_rng_state
 
 FORMAT = "rnnkit checkpoint 1"
 

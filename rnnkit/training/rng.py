@@ -7,10 +7,6 @@ from typing import Any
 
 import torch
 
-from ..core.errors import Refusal
-
-_FIX = "it is damaged, or another program has changed it; use an earlier copy."
-
 
 def generators_of(loaders: Iterable[object]) -> list[torch.Generator]:
     """The generators of their own that data loaders draw their order from, each once."""
@@ -66,20 +62,3 @@ def set_rng_state(state: dict[str, Any], generators: list[torch.Generator]) -> N
         sys.modules["numpy"].random.set_state(state["numpy"])
     for generator, own in zip(generators, state["own"], strict=False):
         generator.set_state(own)
-
-
-def check_rng(state: dict[str, Any]) -> None:
-    """Refuse, by the error that comes, what no generator can be put to; the global ones stay."""
-    torch.Generator().set_state(state["torch"])
-    trial = random.Random()
-    version, inner, gauss = state["python"]
-    trial.setstate((version, tuple(inner), gauss))
-    trial.gauss(0.0, 1.0)
-    if state["numpy"] is not None and "numpy" in sys.modules:
-        name, keys, place, *rest = state["numpy"]
-        sys.modules["numpy"].random.RandomState().set_state((name, keys, place, *rest))
-        if not 0 <= place <= len(keys):  # it would read what stands behind them
-            raise Refusal(f"a place {place} in {len(keys)} numbers", "one within", _FIX)
-    for own in [*state["cuda"], *state["own"]]:
-        if own.dtype != torch.uint8:
-            raise Refusal(f"a generator's state of {own.dtype}", "bytes", _FIX)
