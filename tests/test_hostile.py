@@ -167,6 +167,17 @@ def with_all_sorts(extra=(), salt=0):
     return learner, [batches, batches[:2], training, rk.BPTTValidationPhase(stateful=True)]
 
 
+def in_float16(extra=(), salt=0):
+    """A training whose gradients are scaled."""
+    torch.manual_seed(salt)
+    random.seed(salt)
+    model = rk.RecurrentSequential(nn.GRU(1, 4), nn.Linear(4, 1))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    learner = rk.Learner(model, LOSS, optimizer, [rk.History(), *extra], autocast=torch.float16)
+    data = [torch.sin(torch.arange(7.0 * 3).reshape(7, 3, 1) + i) for i in range(5)]
+    return learner, [data, data[:2], rk.BPTTTrainingPhase(window=4), rk.BPTTValidationPhase()]
+
+
 class Heads(nn.Module):
     """Two heads on a GRU."""
 
@@ -184,6 +195,7 @@ class Heads(nn.Module):
 TRAININGS = {
     "own": lambda extra=(), salt=0: another(*extra, salt=salt),
     "all sorts": with_all_sorts,
+    "float16": in_float16,
 }
 SAVED: dict[str, object] = {}
 
@@ -277,7 +289,7 @@ def test_what_is_not_changed_is_gone_on_from(kind, at_begin):
 
 @quietly
 @pytest.mark.parametrize("kind", TRAININGS)
-@often
+@settings(often, max_examples=60)
 @given(
     part=st.integers(0, 99),
     place=st.integers(0, 9999),
@@ -324,6 +336,8 @@ TAKEN = {
     "a metric's tensor of another shape": ("all sorts", ("tally", "counters", "steps", "sums"), torch.zeros(3)),
     "a carried state of another size": ("all sorts", ("phases", 0, "carried"), torch.zeros(1, 3, 7)),
     "a carried state of another form": ("all sorts", ("phases", 0, "carried"), [torch.zeros(1, 3, 4)]),
+    "a part of an interval": ("float16", ("scaler", "growth_interval"), 0.5),
+    "a count that is no number": ("float16", ("scaler", "_growth_tracker"), math.nan),
     "steps read by no rows": ("all sorts", ("phases", 0, "read"), 3),
     "steps read by other rows": ("all sorts", ("phases", 0, "read"), torch.zeros(2, dtype=torch.int64)),
 }  # fmt: skip

@@ -229,6 +229,13 @@ def _no_step(part: Any, error: Exception) -> Refusal:
     return Refusal(f"{came} ({type(error).__name__}: {error})", "its own", _FIX)
 
 
+def check_scaler(saved: dict[str, Any], scaler: Any) -> None:
+    """Refuse a state that a scaler of gradients cannot count on from."""
+    check_form("scaler", saved, scaler.state_dict())
+    for name in ("growth_interval", "_growth_tracker"):
+        check_count(f"scaler's {name}", saved.get(name, 0), 2**31)
+
+
 def check_groups(optimizer: Any, before: list[set[str]]) -> None:
     """Refuse groups that are without what they had before they were loaded."""
     for group, names in zip(optimizer.param_groups, before, strict=True):

@@ -13,12 +13,12 @@ from .callbacks import KeepBest
 from .events import stateful
 from .forms import (
     check_count,
-    check_form,
     check_groups,
     check_held,
     check_optimizer_state,
     check_place,
     check_rng,
+    check_scaler,
     check_sizes,
     check_tally,
     check_weights,
@@ -275,7 +275,7 @@ def _put(learner: "Training", saved: dict[str, Any], whole: bool) -> None:
     learner.optimizer.load_state_dict(saved["optimizer"])
     check_groups(learner.optimizer, names)
     if learner.scaler is not None:
-        check_form("scaler", saved["scaler"], learner.scaler.state_dict())
+        check_scaler(saved["scaler"], learner.scaler)
         learner.scaler.load_state_dict(saved["scaler"])
     for module, state in zip(learner.loss.modules(), saved["loss"], strict=True):
         module.load_state_dict(state)
