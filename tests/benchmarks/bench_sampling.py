@@ -1,0 +1,182 @@
+"""Generation by rnnkit beside other ways and libraries, interleaved in one run, in the form of `bench_peers.py`.
+
+    python tests/benchmarks/bench_sampling.py run [rounds] [--check]  every contest, 7 rounds; 6 minutes
+    python tests/benchmarks/bench_sampling.py page                    the tables of docs/peers.md anew
+
+All have the same weights: an embedding, one or two layers of 256, a linear head, 64 classes. Before anything is timed
+all generate 200 tokens by the highest logit, which must be the same tokens. One thread; seconds are those of the
+processor, ratios are to the first contestant in the same round. JAX is of the environment that `bench_peers.py
+install` makes. `--check` ends with an error where `sample_model` is above its target.
+"""
+
+import json
+import random
+import statistics
+import sys
+from typing import Any
+
+from bench_peers import PAGE, RESULTS, Contestant, Worker, ratios_to, versions
+
+BEGIN = "<!-- what follows is made by bench_sampling.py -->"
+END = "<!-- end of what bench_sampling.py makes -->"
+ROUNDS = 7
+BLOCK = 0.1  # seconds of the first contestant in a block
+FEWEST = 50  # tokens in a block
+TARGET = 1.10
+
+HAND = "best loop by hand"
+KIT = "`sample_model`, RecurrentSequential"
+WRAPPED = "`sample_model`, a module of one's own"
+SAMPLING = [
+    Contestant(HAND, "sampling_torch:best"),
+    Contestant("best loop by hand, tokens alone", "sampling_torch:best_tokens"),
+    Contestant(KIT, "sampling_torch:kit"),
+    Contestant(WRAPPED, "sampling_torch:kit_wrapped"),
+    Contestant("a module called for each step, oneDNN off", "sampling_torch:layer_without_onednn"),
+    Contestant("a module called for each step", "sampling_torch:layer"),
+    Contestant("cells called for each step", "sampling_torch:cells"),
+    Contestant("NumPy by hand", "sampling_arrays:with_numpy"),
+    Contestant("JAX by hand, `lax.scan`", "sampling_arrays:with_jax", "jax"),
+    Contestant("matrix products alone", "sampling_torch:floor", trains=False),
+]
+BEAM = [
+    Contestant("a beam by hand", "sampling_torch:hand_beam"),
+    Contestant("`beam_search`", "sampling_torch:kit_beam"),
+]
+PATHS = [
+    Contestant("`sample_model` of rows repeated 100 times", "sampling_torch:repeated_paths"),
+    Contestant("`sample_model` 100 times", "sampling_torch:single_paths"),
+    Contestant("`forecast(paths=100)`", "sampling_torch:kit_paths"),
+]
+KINDS = ("LSTM", "GRU")
+CONTESTS: list[tuple[str, list[Contestant], str, int, int]] = []  # name, who, kind, layers, rows
+for _kind in KINDS:
+    for _rows in (1, 64):
+        CONTESTS += [("sampling", SAMPLING, _kind, layers, _rows) for layers in (1, 2)]
+    CONTESTS += [("beam", BEAM, _kind, 1, rows) for rows in (1, 16)]
+    CONTESTS += [("paths", PATHS, _kind, 1, 1)]
+
+
+def contest(
+    name: str, who: list[Contestant], kind: str, layers: int, rows: int, rounds: int
+) -> dict[str, Any]:
+    """The ratios of all to the first: median and quartiles, and the tokens that it makes in a second."""
+    fields = [kind, str(layers), str(rows)]
+    workers = [Worker(one, fields, 1, "sampling.py") for one in who]
+    base = who[0].label
+    try:
+        _compare(workers, 30 if name == "paths" else 200)
+        spent = min(workers[0].ask(f"{FEWEST} 0")["seconds"] for _ in range(3))
+        count = max(FEWEST, round(BLOCK * FEWEST / spent))
+        if name == "paths":
+            count = FEWEST
+        found = []
+        for _ in range(rounds):
+            row = {}
+            for worker in random.sample(workers, len(workers)):
+                row[worker.contestant.label] = worker.ask(f"{count} 0")["seconds"]
+            found.append(row)
+    finally:
+        for worker in workers:
+            worker.end()
+    seconds = statistics.median(row[base] for row in found)
+    return {
+        "contest": name,
+        "kind": kind,
+        "layers": layers,
+        "batch": rows,
+        "tokens per second": round(count * rows / seconds),
+        "ratios": ratios_to(base, found),
+    }
+
+
+def _compare(workers: list[Worker], count: int) -> None:
+    """The work is the same where the likeliest tokens are."""
+    made = {worker.contestant.label: worker.ask(f"{count} 1") for worker in workers}
+    wanted = made[workers[0].contestant.label]["tokens"]
+    for worker in workers:
+        if worker.contestant.trains:
+            assert made[worker.contestant.label]["tokens"] == wanted, worker.contestant.label
+
+
+def run(rounds: int, check: bool) -> None:
+    done = json.loads(RESULTS.read_text())
+    done["versions"] = versions()
+    done["generation"] = []
+    missed = []
+    for setting in CONTESTS:
+        result = contest(*setting, rounds)
+        done["generation"].append(result)
+        RESULTS.write_text(json.dumps(done, indent=1) + "\n")
+        print(json.dumps(result), flush=True)
+        for label in (KIT, WRAPPED):
+            if result["ratios"].get(label, [0])[0] > TARGET:
+                missed.append(f"{label}, {result['kind']} {result['layers']} x {result['batch']}")
+    if check and missed:
+        raise SystemExit(f"above {TARGET}: {'; '.join(missed)}")
+
+
+# ---- The page
+
+
+def page() -> None:
+    """Write the tables into the page."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    made = tables(json.loads(RESULTS.read_text()))
+    PAGE.write_text(f"{before}{BEGIN}\n\n{made}\n{END}{after}")
+
+
+def tables(done: dict[str, Any]) -> str:
+    """A table of sampling for each kind, and one of beams and paths for both."""
+    told = []
+    for kind in KINDS:
+        here = [c for c in done["generation"] if (c["contest"], c["kind"]) == ("sampling", kind)]
+        heads = [_head(c) for c in here]
+        told.append(_table(f"{kind}, a token at a time", "Generated by", SAMPLING, heads, here))
+    for name, who, title in (("beam", BEAM, "Beams of 4"), ("paths", PATHS, "100 paths")):
+        here = [c for c in done["generation"] if c["contest"] == name]
+        heads = [f"{c['kind']}, {_head(c)}" for c in here]
+        told.append(_table(title, "Made by", who, heads, here))
+    return "\n".join(told)
+
+
+def _head(contest: dict[str, Any]) -> str:
+    layers = "1 layer" if contest["layers"] == 1 else f"{contest['layers']} layers"
+    return f"{layers}, `B={contest['batch']}`"
+
+
+def _table(
+    title: str, first: str, who: list[Contestant], heads: list[str], here: list[dict[str, Any]]
+) -> str:
+    lines = [
+        f"### {title}",
+        "",
+        f"| {first} | {' | '.join(heads)} |",
+        f"|---|{'---|' * len(heads)}",
+    ]
+    for one in who:
+        cells = [_cell(c, one.label, who[0].label) for c in here]
+        lines.append(f"| {one.label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(contest: dict[str, Any], label: str, base: str) -> str:
+    """The median, and the quartiles where they are more than a tenth of it apart."""
+    middle, low, high = contest["ratios"][label]
+    if label == base:
+        return f"1.00, {contest['tokens per second']:,} tokens/s"
+    if high - low < 0.1 * middle:
+        return f"{middle:.2f}"
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+if __name__ == "__main__":
+    command, *rest = sys.argv[1:] or ["run"]
+    if command == "run":
+        numbers = [int(word) for word in rest if word.isdigit()]
+        run(numbers[0] if numbers else ROUNDS, "--check" in rest)
+    elif command == "page":
+        page()
+    else:
+        raise SystemExit(__doc__)
