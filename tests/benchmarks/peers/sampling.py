@@ -50,8 +50,7 @@ class Task:
         """The four of one layer: of the input, of the state, and the biases of both."""
         weights = self.weights()
         return [
-            weights[f"{name}_l{layer}"]
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            weights[f"{name}_l{layer}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         ]
 
 

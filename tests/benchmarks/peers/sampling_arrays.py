@@ -76,9 +76,7 @@ def _numpy_gru(gates: Any, own: Any, own_bias: Any, h: Any, _: Any) -> list[np.n
 
 def with_jax(task: Task) -> Callable[..., Any]:
     """`lax.scan` over the steps, compiled for each number of them."""
-    os.environ["XLA_FLAGS"] = (
-        "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    )
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     with suppress(AttributeError):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     import jax

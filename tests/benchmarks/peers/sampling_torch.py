@@ -7,7 +7,14 @@ import torch
 from sampling import HIDDEN, VOCABULARY, Task, torch_module, torch_parts
 from torch import Tensor, nn
 
-from rnnkit import RecurrentSequential, SoftmaxSampler, beam_search, forecast, sample_best, sample_model
+from rnnkit import (
+    RecurrentSequential,
+    SoftmaxSampler,
+    beam_search,
+    forecast,
+    sample_best,
+    sample_model,
+)
 
 PATHS = 100
 WIDTH = 4
@@ -283,7 +290,9 @@ def kit_paths(task: Task) -> Callable[..., Any]:
     """`forecast`: the primer is read once."""
     model = RecurrentSequential(*torch_parts(task))
     primer = torch.zeros(100, task.batch, dtype=torch.long)
-    return lambda count, greedy: forecast(model, count, primer, chooser(greedy), paths=PATHS)[:, :, 0]
+    return lambda count, greedy: forecast(model, count, primer, chooser(greedy), paths=PATHS)[
+        :, :, 0
+    ]
 
 
 def repeated_paths(task: Task) -> Callable[..., Any]:
