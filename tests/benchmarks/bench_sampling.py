@@ -20,8 +20,8 @@ from bench_peers import PAGE, RESULTS, Contestant, Worker, ratios_to, versions
 BEGIN = "<!-- what follows is made by bench_sampling.py -->"
 END = "<!-- end of what bench_sampling.py makes -->"
 ROUNDS = 7
-BLOCK = 0.1  # seconds of the first contestant in a block
-FEWEST = 50  # tokens in a block
+FEW = 16  # with more rows a generation is a third as long
+LENGTHS = {"sampling": (1000, 200), "beam": (200, 200), "paths": (20, 10)}  # timed, compared
 TARGET = 1.10
 
 HAND = "best loop by hand"
@@ -65,11 +65,10 @@ def contest(
     workers = [Worker(one, fields, 1, "sampling.py") for one in who]
     base = who[0].label
     try:
-        _compare(workers, 30 if name == "paths" else 200)
-        spent = min(workers[0].ask(f"{FEWEST} 0")["seconds"] for _ in range(3))
-        count = max(FEWEST, round(BLOCK * FEWEST / spent))
-        if name == "paths":
-            count = FEWEST
+        count, compared = LENGTHS[name]
+        if rows > FEW:
+            count //= 3
+        _compare(workers, compared)
         found = []
         for _ in range(rounds):
             row = {}
