@@ -20,7 +20,6 @@ from ..core.layout import (
 )
 from ..core.model import Model, check_call, evaluating
 from ..core.state import State, map_leaves, onto, where_rows
-from ._fast import quicker_draws
 from .rollouts import Rollout, Stretch, first_step, last_step, one_step_of
 from .samplers import DeclaredSampler, NextInput, identity
 
@@ -289,10 +288,9 @@ class _Holding(Rollout):
         """What follows the last step, up to `length`; all at once where nothing looks at a step."""
         tokens = self.inputs[-1]
         if self.stop is None and known.future is None and _are_tokens(tokens):
-            steps = length - self.time
-            drawn = quicker_draws(self.model, self.sampler, steps, self.answer, self.state)
+            drawn = self.at_once(length - self.time, self.answer, self.state)
             if drawn is not None:
-                yield Stretch(*drawn)
+                yield drawn
                 return
         given = (known.at(t) for t in range(self.time, length))
         yield from self.onward(self.answer, self.state, given)

@@ -87,17 +87,19 @@ def torch_module(task: Task) -> Any:
 
 
 def main() -> None:
-    """Generate on command: a line is a number of tokens and whether they are the likeliest."""
+    """Generate on command: a line has the task, the number of tokens, and 1 for the likeliest."""
     sys.path.insert(0, str(Path(__file__).parent))
-    name, kind, layers, batch = sys.argv[1:]
     out = sys.stdout
     sys.stdout = sys.stderr
-    module, _, variant = name.partition(":")
+    module, _, variant = sys.argv[1].partition(":")
     start = getattr(importlib.import_module(module), variant)
-    generate = start(Task(kind, int(layers), int(batch)))
-    known = set()
+    task, generate, known = None, None, set()
     for line in sys.stdin:
-        count, greedy = map(int, line.split())
+        kind, *numbers = line.split()
+        layers, batch, count, greedy = map(int, numbers)
+        if task != Task(kind, layers, batch):
+            task, known = Task(kind, layers, batch), set()
+            generate = start(task)
         if (count, greedy) not in known:
             generate(count, bool(greedy))
             known.add((count, greedy))
