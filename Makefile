@@ -76,6 +76,8 @@ bench: $(INSTALLED)
 	@$(BIN)/python tests/benchmarks/bench_peers.py install
 	@$(BIN)/python tests/benchmarks/bench_peers.py run
 	@$(BIN)/python tests/benchmarks/bench_peers.py page
+	@$(BIN)/python tests/benchmarks/bench_sampling.py run
+	@$(BIN)/python tests/benchmarks/bench_sampling.py page
 
 # The pins, from what is installed and passes.
 constraints:

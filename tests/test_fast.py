@@ -11,6 +11,7 @@ from helpers import (
     continuous_model,
     generate_by_hand,
     language_model,
+    seeded,
     wander,
 )
 from torch import nn
@@ -19,12 +20,13 @@ from rnnkit import (
     Feedback,
     PerStep,
     RecurrentSequential,
+    SoftmaxSampler,
     identity,
     rollout,
     sample_best,
     sample_model,
 )
-from rnnkit.generation._fast import quicker_step
+from rnnkit.generation._fast import quicker_draws, quicker_step
 
 pytestmark = pytest.mark.usefixtures("in_double_precision")
 
@@ -353,3 +355,63 @@ def test_a_token_beyond_the_table_is_an_error_as_in_the_embedding():
         sample_model(
             language_model(), 5, torch.tensor([[0]]), lambda outputs: outputs.argmax(1) + V
         )
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 4}, {"min_p": 0.1}], ids=str)
+def test_all_steps_at_once_draw_what_the_sampler_draws_one_by_one(recurrent, options):
+    model, primer = language_model(recurrent, 2).float(), torch.randint(V, (2, 5))
+    sampler = SoftmaxSampler(**options, generator=seeded(1))
+    sample = sample_model(model, 60, primer, sampler)
+    again = SoftmaxSampler(**options, generator=seeded(1))
+    tokens, outputs, following, state = generate_by_hand(model, 60, primer, again)
+    assert torch.equal(sample.tokens, tokens)
+    assert torch.equal(sample.next[0], following)
+    assert torch.equal(sampler.generator.get_state(), again.generator.get_state())
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-4, atol=1e-5)
+    assert_state(sample.state, state, rtol=1e-4, atol=1e-5)
+
+
+def test_a_draw_from_no_number_is_the_sampler_s_error():
+    """Where later logits are numbers again, too."""
+    model, token = language_model(), torch.tensor([[0]])
+    with torch.no_grad(), pytest.raises(RuntimeError, match="probability tensor contains"):
+        quicker_draws(model, SoftmaxSampler(), 3, torch.full((1, V), torch.nan), model(token)[1])
+
+
+class Wrapped(nn.Module):
+    """A model of the user's own."""
+
+    def __init__(self, recurrent):
+        super().__init__()
+        self.embedding = nn.Embedding(V, 4)
+        self.recurrent = recurrent(4, H, 2)
+        self.head = nn.Linear(H, V)
+
+    def forward(self, tokens, state=None):
+        hidden, state = self.recurrent(self.embedding(tokens), state)
+        return self.head(hidden).tanh(), state
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_layer_inside_a_module_of_one_s_own_is_stepped_as_itself(recurrent, rows):
+    model, calls = Wrapped(recurrent), []
+    model.recurrent.register_forward_hook(lambda *_: calls.append(1))
+    assert_samples_like(model, model, torch.randint(V, (4, rows)))
+    assert len(calls) == 1 + 16 + 20, "the primer, each step of the kit, each call by hand"
+    assert is_quicker(model) and not is_quicker(model, rows=20)
+
+
+def test_a_layer_inside_is_itself_again_after_an_error():
+    model, calls = Wrapped(nn.LSTM), []
+
+    def fails(*_):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyError("the fifth")
+
+    model.head.register_forward_hook(fails)
+    with pytest.raises(KeyError):
+        sample_model(model, 12, torch.randint(V, (1, 3)), sample_best)
+    assert "forward" not in vars(model.recurrent)

@@ -1,5 +1,6 @@
-"""The contest of bench_peers.py: the page shows its results, and its contestants do the same work."""
+"""The contests of the page: it shows their results, and their contestants do the same work."""
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "tests" / "benchmarks" / "bench_peers.py"
@@ -23,10 +25,19 @@ HERE = [
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_peers", SCRIPT)
+    return loaded(SCRIPT)
+
+
+@pytest.fixture(scope="module")
+def sampling(bench: ModuleType) -> ModuleType:
+    return loaded(SCRIPT.with_name("bench_sampling.py"))
+
+
+def loaded(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_peers"] = module  # where its dataclasses look for their names
+    sys.modules[path.stem] = module  # where its dataclasses look for their names
     spec.loader.exec_module(module)
     return module
 
@@ -54,6 +65,47 @@ def test_what_the_page_says_is_what_was_measured(bench: ModuleType) -> None:
     assert all(ratios[shape, "GRU", 1]["flax nnx"][0] < 1 for shape in bench.SHAPES)
     literal = [row["model and loss once a step"][0] for key, row in ratios.items() if "LSTM" in key]
     assert min(literal) > 1.5
+
+
+def test_the_page_shows_the_generation_that_was_measured(sampling: ModuleType) -> None:
+    page = sampling.PAGE.read_text()
+    made = page.partition(sampling.BEGIN)[2].partition(sampling.END)[0]
+    assert made.strip() == sampling.tables(json.loads(sampling.RESULTS.read_text())).strip()
+
+
+def test_what_the_page_says_of_generation_is_what_was_measured(sampling: ModuleType) -> None:
+    found = json.loads(sampling.RESULTS.read_text())["generation"]
+    tokens = [c for c in found if c["contest"] == "sampling"]
+    for contest in tokens:
+        ratios = {label: row[0] for label, row in contest["ratios"].items()}
+        assert 0.9 <= round(ratios[sampling.KIT], 2) <= 1.3
+        assert ratios[sampling.WRAPPED] > 1.5
+        assert ratios["JAX by hand, `lax.scan`"] < 1
+        assert ratios["NumPy by hand"] < 1.05
+        if (contest["kind"], contest["batch"]) == ("LSTM", 1):
+            assert ratios[sampling.WRAPPED] < 0.8 * ratios["a module called for each step"]
+    for contest in found:
+        if contest["contest"] == "paths":
+            at_once = contest["ratios"]["`forecast(paths=100)`"][0]
+            assert contest["ratios"]["`sample_model` 100 times"][0] > 3 * at_once
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_the_contestants_generate_the_same_tokens(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.with_name("peers")))
+    threads = torch.get_num_threads()
+    task = importlib.import_module("sampling").Task(kind, 2, 3)
+    in_torch = importlib.import_module("sampling_torch")
+    starts = [in_torch.best, in_torch.layer, in_torch.cells, in_torch.kit, in_torch.kit_wrapped]
+    starts.append(importlib.import_module("sampling_arrays").with_numpy)
+    made = [[torch.as_tensor(part) for part in start(task)(60, True)] for start in starts]
+    torch.set_num_threads(threads)
+    for tokens, logits, log_probs in made[1:]:
+        assert torch.equal(tokens[-60:], made[0][0])
+        torch.testing.assert_close(logits, made[0][1], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(log_probs, made[0][2], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])

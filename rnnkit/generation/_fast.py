@@ -3,20 +3,21 @@
 `nn.LSTM` and its like are made for whole sequences: a call of one step pays for the preparation of
 many. What is here takes one step with the same weights and fewer calls. It is used where it is the
 same to a rounding: in float32 and float64, for PyTorch's own modules that nobody has put a hook on.
-Everything else is stepped as it is.
+Everything else is called as it is.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.model import FUSED, Declared, Model, call_model, runs
-from ..core.state import State
+from ..core.model import FUSED, Declared, Model, call_model, runs, unwrap
+from ..core.state import State, map_leaves
 from ..models.stack import RecurrentSequential
+from .samplers import NextInput, SoftmaxSampler, sample_best
 
 # Up to here cells are the quicker step on every processor tried, see tests/benchmarks.
 _FEW_ROWS = 16
@@ -34,16 +35,24 @@ def quicker_step(model: Model, rows: int) -> Model:
     """What takes a step `(1, rows, *F)` as `model` does, quicker where it can; else `model` itself.
 
     For few rows a fused module is stepped as cells on its own weights. Without gradient, an
-    embedding of few classes and the input weights of the LSTM behind it become one table.
+    embedding of few classes and the input weights of what is behind it become one table. A module
+    of the user's own is called as it is, and what is fused inside of it stepped as cells.
     """
-    if not isinstance(model, nn.Module) or not _untouched(model):
+    if not isinstance(model, nn.Module) or not _has_digits(model):
         return model
-    if type(model) is not RecurrentSequential:
-        if rows > _FEW_ROWS or not _has_cells(model):
+    if type(model) is RecurrentSequential and _untouched(model):
+        if Declared(model).batch_statistics:  # which rows are in a call would count
             return model
-        return _LSTMCells(model) if isinstance(model, nn.LSTM) else _Cells(model)
-    if Declared(model).batch_statistics:  # which rows are in a call would count
+        return _stack(model, rows)
+    if rows > _FEW_ROWS:
         return model
+    if _untouched(model) and _has_cells(model):
+        return _cells_of(model)
+    cells = _cells_inside(model)
+    return _CellsInside(model, cells) if cells else model
+
+
+def _stack(model: RecurrentSequential, rows: int) -> Model:
     members: list[nn.Module] = list(model)
     quick: list[Model] = []
     if len(members) > 1 and not torch.is_grad_enabled() and _fit_a_table(members[0], members[1]):
@@ -53,7 +62,7 @@ def quicker_step(model: Model, rows: int) -> Model:
 
 
 def _untouched(module: nn.Module) -> bool:
-    """Whether a call is the class's own forward and nothing more, in a dtype of enough digits."""
+    """Whether a call is the class's own forward and nothing more."""
     hooks = (
         module._forward_hooks  # pyright: ignore[reportPrivateUsage]
         or module._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
@@ -62,10 +71,12 @@ def _untouched(module: nn.Module) -> bool:
     )
     kinds = ("forward", "forward_pre", "backward", "backward_pre")
     everywhere = any(getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in kinds)
-    if hooks or everywhere or "forward" in vars(module):
-        return False
+    return not (hooks or everywhere or "forward" in vars(module))
+
+
+def _has_digits(module: nn.Module) -> bool:
+    """Whether its dtype has enough of them that the order of a sum changes no draw."""
     for parameter in module.parameters():
-        # In float16 and bfloat16 the order of a sum changes digits that a draw depends on.
         if parameter.dtype not in (torch.float32, torch.float64):
             return False
         kind = parameter.device.type
@@ -86,6 +97,40 @@ def _has_cells(module: nn.Module) -> bool:
         if not all(isinstance(weight, nn.Parameter) for weight in weights):  # they are computed
             return False
     return True
+
+
+def _cells_inside(model: nn.Module) -> "dict[nn.Module, _Cells]":
+    """The parts of a model of the user's own that its cells can stand for, and the cells."""
+    parts = list(model.modules())
+    if any(unwrap(part) is not part for part in parts):  # compiled code would be made anew
+        return {}
+    return {part: _cells_of(part) for part in parts if _has_cells(part)}
+
+
+class _CellsInside:
+    """A model that is called as it is, while its recurrent layers take single steps as cells."""
+
+    def __init__(self, model: nn.Module, cells: "dict[nn.Module, _Cells]") -> None:
+        self.model = model
+        self.steps = [
+            (vars(part), partial(_step_or_more, part, own)) for part, own in cells.items()
+        ]
+
+    def __call__(self, inputs: Any, state: State) -> tuple[Any, State]:
+        for attributes, step in self.steps:
+            attributes["forward"] = step  # what a call of the part ends in, its hooks around it
+        try:
+            return call_model(self.model, inputs, state)
+        finally:
+            for attributes, _ in self.steps:
+                attributes.pop("forward", None)
+
+
+def _step_or_more(part: Any, cells: "_Cells", inputs: Any, state: State = None) -> Any:
+    """A single step `(1, B, F)` by cells, anything else by the layer's own forward."""
+    if isinstance(inputs, Tensor) and inputs.ndim == 3 and len(inputs) == 1:
+        return cells(inputs, state)
+    return type(part).forward(part, inputs, state)
 
 
 class _Stack:
@@ -125,12 +170,19 @@ class _Cells:
         return zeros
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        cell = _CELLS[self.mode]
         after: list[Tensor] = []
-        for before, weights in zip(state, self.weights, strict=True):
-            x = cell(x, before, *weights)  # (B, H)
+        for layer, before in enumerate(state):
+            x = self.layer(layer, x, before)  # (B, H)
             after.append(x)
         return x.unsqueeze(0), torch.stack(after)
+
+    def layer(self, layer: int, x: Tensor, *state: Tensor) -> Any:
+        """The new state of a layer."""
+        return _CELLS[self.mode](x, *state, *self.weights[layer])
+
+
+def _cells_of(module: nn.Module) -> _Cells:
+    return _LSTMCells(module) if isinstance(module, nn.LSTM) else _Cells(module)
 
 
 class _LSTMCells(_Cells):
@@ -142,45 +194,255 @@ class _LSTMCells(_Cells):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         short: list[Tensor] = []
         long: list[Tensor] = []
-        for layer in range(len(self.weights)):
-            x, c = self.layer(layer, x, state[0][layer], state[1][layer])  # (B, H)
+        for layer, (h, c) in enumerate(zip(*state, strict=True)):
+            x, c = self.layer(layer, x, h, c)  # (B, H)
             short.append(x)
             long.append(c)
         return x.unsqueeze(0), (torch.stack(short), torch.stack(long))
 
-    def layer(self, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """The new `h` and `c` of a layer."""
-        return torch.lstm_cell(x, (h, c), *self.weights[layer])
+    def layer(self, layer: int, x: Tensor, *state: Tensor) -> Any:
+        return torch.lstm_cell(x, state, *self.weights[layer])
 
 
-def _fit_a_table(embedding: nn.Module, lstm: nn.Module) -> bool:
-    """Whether the two are a plain embedding of few classes, on a CPU, and an LSTM."""
-    if type(embedding) is not nn.Embedding or not isinstance(lstm, nn.LSTM):
+# ---- An embedding of few classes: what a layer makes of each is made once
+
+
+def _fit_a_table(embedding: nn.Module, rnn: nn.Module) -> bool:
+    """Whether the two are a plain embedding of few classes, on a CPU, and an LSTM or GRU."""
+    if type(embedding) is not nn.Embedding or not isinstance(rnn, nn.LSTM | nn.GRU):
         return False
-    if not (_untouched(embedding) and _untouched(lstm) and _has_cells(lstm)):
+    if not (_untouched(embedding) and _untouched(rnn) and _has_cells(rnn)):
+        return False
+    if not (_has_digits(embedding) and _has_digits(rnn)):
         return False
     small = embedding.num_embeddings <= _SMALL_VOCABULARY
     return small and embedding.max_norm is None and embedding.weight.device.type == "cpu"
 
 
-def _table(embedding: Any, lstm: Any) -> list[Model]:
-    """What the first layer's input weights make of each class, and the LSTM that takes it."""
-    weights: list[Tensor] = lstm.all_weights[0]
-    bias = weights[2] + weights[3] if lstm.bias else None
-    gates = F.linear(embedding.weight, weights[0], bias)  # (V, 4 H)
-    return [partial(F.embedding, weight=gates), _CellsOnGates(lstm)]
+def _table(embedding: Any, rnn: Any) -> list[Model]:
+    """What the first layer's input weights make of each class, and the layers that take it."""
+    gates = _Weights.of(rnn, 0).of_input(embedding.weight)  # (V, gates * H)
+    on_gates = _LSTMOnGates(rnn) if isinstance(rnn, nn.LSTM) else _GRUOnGates(rnn)
+    return [partial(F.embedding, weight=gates), on_gates]
 
 
-class _CellsOnGates(_LSTMCells):
+class _Weights(NamedTuple):
+    """The weights of a layer, transposed, and its biases, most of which can be added early.
+
+    An LSTM's gates are in the order i, f, o, g: three of them are logistic.
+    """
+
+    input: Tensor  # (F, gates * H)
+    own: Tensor  # (H, gates * H)
+    bias: Tensor  # (gates * H,)
+    late: Tensor  # (gates * H,), what a GRU adds before its reset gate
+
+    @classmethod
+    def of(cls, rnn: Any, layer: int) -> "_Weights":
+        """Those of one layer of an LSTM or GRU."""
+        weights: list[Tensor] = rnn.all_weights[layer]
+        early = 2 * rnn.hidden_size
+        if isinstance(rnn, nn.LSTM):
+            weights = [_ordered(weight) for weight in weights]
+            early = 4 * rnn.hidden_size
+        of_input, own, *biases = weights
+        bias, late = biases or of_input.new_zeros(2, len(of_input))
+        early_bias = F.pad(late[:early], (0, len(late) - early))
+        # Copies, for which the product of a single row is quicker than for views.
+        return cls(
+            of_input.t().contiguous(), own.t().contiguous(), bias + early_bias, late - early_bias
+        )
+
+    def of_input(self, x: Tensor) -> Tensor:
+        """What `(N, F)` makes of the gates."""
+        return torch.addmm(self.bias, x, self.input)
+
+
+def _ordered(weight: Tensor) -> Tensor:
+    """The gates i, f, g, o of a weight or bias as i, f, o, g."""
+    i, f, g, o = weight.chunk(4)
+    return torch.cat([i, f, o, g])
+
+
+class _LSTMOnGates(_LSTMCells):
     """An LSTM whose input is what its input weights make of it: the gates `(1, B, 4 H)`."""
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
-        self.recurrent = self.weights[0][1].t()  # (H, 4 H)
+        self.first = _Weights.of(module, 0)
 
-    def layer(self, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def layer(self, layer: int, x: Tensor, *state: Tensor) -> Any:
         if layer:
-            return super().layer(layer, x, h, c)
-        i, f, g, o = torch.addmm(x, h, self.recurrent).chunk(4, 1)  # (B, H) each
+            return super().layer(layer, x, *state)
+        h, c = state
+        i, f, o, g = torch.addmm(x, h, self.first.own).chunk(4, 1)  # (B, H) each
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c
+
+
+class _GRUOnGates(_Cells):
+    """A GRU whose input is what its input weights make of it: the gates `(1, B, 3 H)`."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.first = _Weights.of(module, 0)
+
+    def layer(self, layer: int, x: Tensor, *state: Tensor) -> Any:
+        if layer:
+            return super().layer(layer, x, *state)
+        (h,) = state
+        r, z, n = x.chunk(3, 1)  # (B, H) each
+        own_r, own_z, own_n = torch.addmm(self.first.late, h, self.first.own).chunk(3, 1)
+        n = torch.addcmul(n, (r + own_r).sigmoid_(), own_n).tanh_()
+        return torch.lerp(n, h, (z + own_z).sigmoid_())
+
+
+# ---- All steps at once, where nothing looks at one before the next
+
+
+class Drawn(NamedTuple):
+    """Tokens drawn one after another, and what the model answered."""
+
+    tokens: Tensor  # (n, B)
+    outputs: Tensor  # (n, B, V)
+    state: State
+
+
+def quicker_draws(
+    model: Model, sampler: NextInput, steps: int, answer: Any, state: State
+) -> Drawn | None:
+    """`steps` tokens, the first drawn from `answer (B, V)`, by a loop in place; `None` elsewhere.
+
+    For an embedding that fits a table, an LSTM or GRU, and a linear head, without gradient. The
+    draws are those of the sampler, bit by bit, from the same generator.
+    """
+    choose = _chooser(sampler, answer)
+    members = _members_in_place(model)
+    if choose is None or members is None or steps < 1:
+        return None
+    embedding, rnn, head = members
+    state = map_leaves(torch.clone, state)
+    layers = _in_place(rnn, state[0])
+    table = layers[0].weights.of_input(embedding.weight)
+    to_logits = head.weight.t()
+    bias = head.weight.new_zeros(head.out_features) if head.bias is None else head.bias
+
+    # The loop: every call writes to where its result is wanted.
+    tokens = torch.empty(steps, len(answer), dtype=torch.int64, device="cpu")  # (n, B)
+    outputs = answer.new_empty(steps, *answer.shape)  # (n, B, V)
+    logits = answer
+    with torch.inference_mode():
+        for token, after in zip(tokens.unbind(), outputs.unbind(), strict=True):
+            choose(logits, token)
+            torch.index_select(table, 0, token, out=layers[0].gates)
+            x = layers[0].step()
+            for layer in layers[1:]:
+                x = layer.step_on(x)
+            logits = torch.addmm(bias, x, to_logits, out=after)
+
+    drawn_from = torch.cat([answer.unsqueeze(0), outputs[:-1]])
+    _refuse_no_number(sampler, drawn_from)
+    return Drawn(tokens, outputs, state)
+
+
+def _members_in_place(model: Any) -> tuple[nn.Embedding, nn.Module, nn.Linear] | None:
+    """The three that a model is: an embedding that fits a table, an LSTM or GRU, a linear head."""
+    if type(model) is not RecurrentSequential or not _untouched(model) or len(model) != 3:
+        return None
+    if torch.is_grad_enabled() or not _has_digits(model):
+        return None
+    embedding, rnn, head = list[Any](model)
+    if not _fit_a_table(embedding, rnn) or type(head) is not nn.Linear or not _untouched(head):
+        return None
+    if head.out_features > embedding.num_embeddings:
+        return None
+    return embedding, rnn, head
+
+
+def _chooser(sampler: NextInput, answer: Any) -> Callable[[Tensor, Tensor], Any] | None:
+    """What writes the sampler's draw from logits `(B, V)` to a tensor `(B,)`."""
+    if sampler is sample_best:
+        return lambda logits, token: torch.argmax(logits, 1, out=token)
+    if not isinstance(sampler, SoftmaxSampler) or type(sampler) is not SoftmaxSampler:
+        return None
+    if sampler.one_hot:
+        return None
+    noise = torch.empty_like(answer)
+    cuts = [sampler.top_k, sampler.top_p, sampler.min_p]
+    plain = cuts == [None, None, None] and sampler.temperature == 1
+
+    def choose(logits: Tensor, token: Tensor) -> None:
+        # What torch.multinomial does to draw once, after it has looked at each number.
+        p = logits.softmax(1) if plain else sampler.probabilities(logits)
+        noise.exponential_(generator=sampler.generator)
+        torch.argmax(p.div_(noise), 1, out=token)
+
+    return choose
+
+
+def _refuse_no_number(sampler: NextInput, logits: Tensor) -> None:
+    """Where a draw was made from NaN, the sampler is asked for it, to say so in its own words."""
+    peaks = logits.amax(2)  # (n, B)
+    if not bool(peaks.isfinite().all()):
+        time = int(peaks.isfinite().all(1).int().argmin())
+        sampler(logits[time])
+
+
+def _in_place(rnn: Any, state: State) -> "list[_LSTMInPlace] | list[_GRUInPlace]":
+    """The layers, which write to a state `(layers, B, H)`."""
+    weights = [_Weights.of(rnn, k) for k in range(rnn.num_layers)]
+    if isinstance(rnn, nn.LSTM):
+        return [_LSTMInPlace(*layer) for layer in zip(weights, *state, strict=True)]
+    return [_GRUInPlace(*layer) for layer in zip(weights, state, strict=True)]
+
+
+class _LSTMInPlace:
+    """A layer of an LSTM that writes each state over the one before."""
+
+    def __init__(self, weights: _Weights, h: Tensor, c: Tensor) -> None:
+        self.weights = weights
+        self.h = h
+        self.c = c
+        self.gates = h.new_empty(len(h), 4 * h.shape[1])
+        self.i, self.f, self.o, self.g = self.gates.chunk(4, 1)
+        self.logistic = self.gates[:, : 3 * h.shape[1]]
+
+    def step_on(self, x: Tensor) -> Tensor:
+        """One step on an input `(B, F)`."""
+        torch.addmm(self.weights.bias, x, self.weights.input, out=self.gates)
+        return self.step()
+
+    def step(self) -> Tensor:
+        """One step, where `gates` has what the input makes of them."""
+        self.gates.addmm_(self.h, self.weights.own)
+        self.logistic.sigmoid_()
+        self.g.tanh_()
+        self.c.mul_(self.f).addcmul_(self.i, self.g)
+        torch.tanh(self.c, out=self.h)
+        return self.h.mul_(self.o)
+
+
+class _GRUInPlace:
+    """A layer of a GRU that writes each state over the one before."""
+
+    def __init__(self, weights: _Weights, h: Tensor) -> None:
+        self.weights = weights
+        self.h = h
+        self.gates = h.new_empty(len(h), 3 * h.shape[1])
+        self.own = torch.empty_like(self.gates)
+        self.r, self.z, self.n = self.gates.chunk(3, 1)
+        self.r_and_z = self.gates[:, : 2 * h.shape[1]]
+        self.own_r_and_z = self.own[:, : 2 * h.shape[1]]
+        self.own_n = self.own[:, 2 * h.shape[1] :]
+
+    def step_on(self, x: Tensor) -> Tensor:
+        """One step on an input `(B, F)`."""
+        torch.addmm(self.weights.bias, x, self.weights.input, out=self.gates)
+        return self.step()
+
+    def step(self) -> Tensor:
+        """One step, where `gates` has what the input makes of them."""
+        torch.addmm(self.weights.late, self.h, self.weights.own, out=self.own)
+        self.r_and_z.add_(self.own_r_and_z).sigmoid_()
+        self.n.addcmul_(self.r, self.own_n).tanh_()
+        return torch.lerp(self.n, self.h, self.z, out=self.h)

@@ -16,7 +16,7 @@ from ..core.errors import asked
 from ..core.layout import Sequences, between, device_of, extent, join, lengths_between
 from ..core.model import Model, check_call, check_one_way, run_model
 from ..core.state import State, map_leaves, onto, where_rows
-from ._fast import quicker_step
+from ._fast import quicker_draws, quicker_step
 from .feedback import Feedback, check_feedback
 from .samplers import DeclaredSampler, NextInput, check_drawn, identity
 
@@ -125,6 +125,14 @@ class Rollout:
             outputs, state = run_model(single, drawn, state, carry=self.carry)
             yield Stretch(drawn, outputs, state)
             previous = last_step(outputs)
+
+    def at_once(self, steps: int, previous: Any, state: State) -> Stretch | None:
+        """The next `steps` that the model feeds, where nobody looks at one before all are there.
+
+        `None` where that is not quicker: they are then made `onward`.
+        """
+        drawn = quicker_draws(self.model, self.sampler, steps, previous, state)
+        return None if drawn is None else Stretch(*drawn)
 
     def next_input(self, outputs: Any, given: Any) -> Any:
         """What the sampler makes of `outputs (B, *O)`, in the form of `given (B, *F)`."""

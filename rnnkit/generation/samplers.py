@@ -429,18 +429,23 @@ def check_drawn(drawn: Any, like: Any, outputs: Any, what: str) -> None:
         for name, part in like.items():
             check_drawn(drawn[name], part, outputs, f"{what}[{name!r}]")
         return
-    wanted = f"{what}, {in_words(like)} of {like.dtype}"
-    source = f"from the sampler, for outputs {in_words(outputs)}"
     if not isinstance(drawn, Tensor):
         fix = "return a tensor: the sampler maps the outputs (B, *O) to the next input (B, *F)."
-        raise Refusal(f"{in_words(drawn)} {source}", wanted, fix, TypeError)
+        raise _not_drawn(in_words(drawn), like, outputs, what, fix, TypeError)
     if drawn.shape != like.shape or drawn.is_floating_point() != like.is_floating_point():
-        came = f"{in_words(drawn)} of {drawn.dtype} {source}"
         fix = (
             "tokens come from sample_best or SoftmaxSampler, "
             "one-hot rows from SoftmaxSampler(one_hot=True)."
         )
-        raise Refusal(came, wanted, fix)
+        came = f"{in_words(drawn)} of {drawn.dtype}"
+        raise _not_drawn(came, like, outputs, what, fix, ValueError)
+
+
+def _not_drawn(
+    came: str, like: Tensor, outputs: Any, what: str, fix: str, kind: type[Exception]
+) -> Refusal:
+    came = f"{came} from the sampler, for outputs {in_words(outputs)}"
+    return Refusal(came, f"{what}, {in_words(like)} of {like.dtype}", fix, kind)
 
 
 def _check_names(drawn: Any, like: dict[str, Any], what: str) -> None:

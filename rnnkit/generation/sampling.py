@@ -130,8 +130,7 @@ def sample_model(
             holding.keep(stretch)
 
         # What follows it. Nothing is made in advance: `stop` may end it long before `length`.
-        given = (known.at(t) for t in range(time, length))
-        for stretch in holding.onward(holding.answer, holding.state, given):
+        for stretch in holding.ahead(known, length):
             holding.keep(stretch)
             if not holding.rows.any():
                 break
@@ -285,6 +284,17 @@ class _Holding(Rollout):
             self.ended[hit] = self.time
             self.rows = self.rows & ~hit
 
+    def ahead(self, known: "_Known", length: int) -> Iterator[Stretch]:
+        """What follows the last step, up to `length`; all at once where nothing looks at a step."""
+        tokens = self.inputs[-1]
+        if self.stop is None and known.future is None and _are_tokens(tokens):
+            drawn = self.at_once(length - self.time, self.answer, self.state)
+            if drawn is not None:
+                yield drawn
+                return
+        given = (known.at(t) for t in range(self.time, length))
+        yield from self.onward(self.answer, self.state, given)
+
     def next_input(self, outputs: Any, given: Any) -> Any:
         drawn = super().next_input(outputs, given)
         if bool(self.rows.all()):
@@ -429,6 +439,11 @@ def check_length(length: int, inputs: Any) -> None:
 def is_token(stop: object) -> bool:
     """Whether it is a whole number."""
     return isinstance(stop, Integral) and not isinstance(stop, bool)
+
+
+def _are_tokens(inputs: object) -> bool:
+    """Whether they are indices of classes, `(T, B)`."""
+    return isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.dtype == torch.int64
 
 
 def _stopping(stop: Stop | None) -> Callable[[Any], Tensor] | None:

@@ -134,6 +134,7 @@ def main() -> None:
     if options.plain:
         for module in (beam, rollouts):
             module.quicker_step = lambda model, rows: model
+        rollouts.quicker_draws = lambda *_: None
     if options.heap == "kept":
         keep_heap()
     torch.set_num_threads(1)

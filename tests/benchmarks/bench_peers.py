@@ -105,9 +105,10 @@ def install() -> None:
 class Worker:
     """A contestant that waits in a process of its own."""
 
-    def __init__(self, contestant: Contestant, kind: str, shape: str, threads: int) -> None:
+    def __init__(
+        self, contestant: Contestant, fields: list[str], threads: int, script: str = "contest.py"
+    ) -> None:
         self.contestant = contestant
-        numbers = [str(number) for number in (*SHAPES[shape], threads)]
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": str(threads),
@@ -117,23 +118,27 @@ class Worker:
             "TF_CPP_MIN_LOG_LEVEL": "3",
         }
         self._process = subprocess.Popen(
-            [python_of(contestant.environment), PEERS / "contest.py", contestant.module, kind, *numbers],
+            [python_of(contestant.environment), PEERS / script, contestant.module, *fields],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, env=environment,
         )  # fmt: skip
 
     def train(self, count: int) -> tuple[float, float]:
         """Seconds and mean loss of so many steps."""
+        answer = self.ask(str(count))
+        return answer["seconds"], answer["loss"]
+
+    def ask(self, line: str) -> dict[str, Any]:
+        """What it answers to a line."""
         assert self._process.stdin and self._process.stdout and self._process.stderr
         try:
-            print(count, file=self._process.stdin, flush=True)
-            line = self._process.stdout.readline()
+            print(line, file=self._process.stdin, flush=True)
+            answer = self._process.stdout.readline()
         except BrokenPipeError:
-            line = ""
-        if not line:
+            answer = ""
+        if not answer:
             raise SystemExit(f"{self.contestant.label}: {self._process.stderr.read()[-2000:]}")
-        answer = json.loads(line)
-        return answer["seconds"], answer["loss"]
+        return json.loads(answer)
 
     def end(self) -> None:
         self._process.kill()
@@ -143,7 +148,8 @@ class Worker:
 def contest(shape: str, kind: str, threads: int, rounds: int) -> dict[str, Any]:
     """The ratios of all to the plain loop: median and quartiles, and the milliseconds of that loop."""
     here = [one for one in CONTESTANTS if kind in one.kinds]
-    workers = [Worker(one, kind, shape, threads) for one in here]
+    fields = [kind, *map(str, SHAPES[shape]), str(threads)]
+    workers = [Worker(one, fields, threads) for one in here]
     try:
         _compare(workers)
         plain = workers[0]
@@ -159,18 +165,23 @@ def contest(shape: str, kind: str, threads: int, rounds: int) -> dict[str, Any]:
     finally:
         for worker in workers:
             worker.end()
-    ratios = {}
-    for one in here:
-        values = [row[one.label] / row[PLAIN] for row in rows]
-        low, middle, high = statistics.quantiles(values, n=4)
-        ratios[one.label] = [round(value, 3) for value in (middle, low, high)]
     return {
         "shape": shape,
         "kind": kind,
         "threads": threads,
         "milliseconds": round(1e3 * statistics.median(row[PLAIN] for row in rows), 3),
-        "ratios": ratios,
+        "ratios": ratios_to(PLAIN, rows),
     }
+
+
+def ratios_to(base: str, rows: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Median and quartiles over the rounds of each one's seconds over those of `base`."""
+    ratios = {}
+    for label in rows[0]:
+        values = [row[label] / row[base] for row in rows]
+        low, middle, high = statistics.quantiles(values, n=4)
+        ratios[label] = [round(value, 3) for value in (middle, low, high)]
+    return ratios
 
 
 def _compare(workers: list[Worker]) -> None:
