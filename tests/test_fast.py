@@ -26,6 +26,7 @@ from rnnkit import (
     sample_best,
     sample_model,
 )
+from rnnkit.core.state import map_leaves
 from rnnkit.generation._fast import quicker_draws, quicker_step
 
 pytestmark = pytest.mark.usefixtures("in_double_precision")
@@ -415,3 +416,37 @@ def test_a_layer_inside_is_itself_again_after_an_error():
     with pytest.raises(KeyError):
         sample_model(model, 12, torch.randint(V, (1, 3)), sample_best)
     assert "forward" not in vars(model.recurrent)
+
+
+def test_a_layer_inside_may_be_called_by_name():
+    class ByName(Wrapped):
+        def forward(self, tokens, state=None):
+            hidden, state = self.recurrent(input=self.embedding(tokens), hx=state)
+            return self.head(hidden), state
+
+    model = ByName(nn.LSTM)
+    assert is_quicker(model)
+    assert_samples_like(model, model, torch.randint(V, (4, 3)))
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("spoil", ["fewer layers", "fewer rows", "another width"])
+def test_a_state_that_does_not_fit_is_the_layer_s_own_error(recurrent, spoil):
+    cut = {
+        "fewer layers": lambda part: part[:1],
+        "fewer rows": lambda part: part[:, :1],
+        "another width": lambda part: part[:, :, :2],
+    }[spoil]
+
+    class Spoiling(Wrapped):
+        def forward(self, tokens, state=None):
+            outputs, state = super().forward(tokens, state)
+            return outputs, map_leaves(cut, state)
+
+    model = Spoiling(recurrent)
+    primer = torch.randint(V, (1, 3))
+    with pytest.raises((RuntimeError, ValueError)) as info:
+        sample_model(model, 4, primer, sample_best)
+    with torch.no_grad(), pytest.raises((RuntimeError, ValueError)) as plain:
+        Wrapped(recurrent)(primer, model(primer)[1])
+    assert str(info.value) == str(plain.value)

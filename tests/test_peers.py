@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -108,26 +107,19 @@ def test_the_contestants_generate_the_same_tokens(
         torch.testing.assert_close(log_probs, made[0][2], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_the_contestants_on_this_package_do_the_work_of_the_plain_loop(kind: str) -> None:
-    losses = [trained(name, kind) for name in HERE]
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_the_contestants_on_this_package_do_the_work_of_the_plain_loop(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.with_name("peers")))
+    threads = torch.get_num_threads()
+    contest = importlib.import_module("contest")
+    losses: list[list[float]] = []
+    for name in HERE:
+        module, _, variant = name.partition(":")
+        task = contest.Task(kind, 3, 5, 8, 1)
+        train, batches = importlib.import_module(module).start(task, variant)
+        losses.append([float(train(contest.Clock(batches, count, 1))) for count in (1, 5)])
+    torch.set_num_threads(threads)
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], rel=1e-5)
-
-
-def trained(name: str, kind: str) -> list[float]:
-    """The mean losses of one batch, then of five."""
-    call = [
-        sys.executable,
-        SCRIPT.with_name("peers") / "contest.py",
-        name,
-        kind,
-        "3",
-        "5",
-        "8",
-        "1",
-    ]
-    done = subprocess.run(
-        call, input="1\n5\n", capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    return [json.loads(line)["loss"] for line in done.stdout.splitlines()]

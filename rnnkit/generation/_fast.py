@@ -126,11 +126,11 @@ class _CellsInside:
                 attributes.pop("forward", None)
 
 
-def _step_or_more(part: Any, cells: "_Cells", inputs: Any, state: State = None) -> Any:
-    """A single step `(1, B, F)` by cells, anything else by the layer's own forward."""
-    if isinstance(inputs, Tensor) and inputs.ndim == 3 and len(inputs) == 1:
-        return cells(inputs, state)
-    return type(part).forward(part, inputs, state)
+def _step_or_more(part: Any, cells: "_Cells", input: Any, hx: State = None) -> Any:
+    """A single step `(1, B, F)` by cells, anything else by the layer's own forward, errors too."""
+    if cells.fit(input, hx):
+        return cells(input, hx)
+    return type(part).forward(part, input, hx)
 
 
 class _Stack:
@@ -154,10 +154,27 @@ class _Stack:
 class _Cells:
     """One step of an `nn.GRU` or `nn.RNN`, layer by layer, on the module's own weights."""
 
+    parts = 1  # of a state
+
     def __init__(self, module: Any) -> None:
         self.mode: str = module.mode
         self.weights: list[list[Tensor]] = module.all_weights
+        self.features: int = module.input_size
         self.hidden: int = module.hidden_size
+
+    def fit(self, inputs: Any, state: Any) -> bool:
+        """Whether they are a single step `(1, B, F)` and a state for it."""
+        if not isinstance(inputs, Tensor) or inputs.ndim != 3:
+            return False
+        steps, rows, features = inputs.shape
+        if steps != 1 or features != self.features:
+            return False
+        if state is None:
+            return True
+        parts = state if isinstance(state, tuple | list) else (state,)
+        wanted = (len(self.weights), rows, self.hidden)
+        shapes = [part.shape for part in parts if isinstance(part, Tensor)]
+        return shapes == [wanted] * self.parts
 
     def __call__(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         x = inputs[0]  # (B, F)
@@ -187,6 +204,8 @@ def _cells_of(module: nn.Module) -> _Cells:
 
 class _LSTMCells(_Cells):
     """One step of an `nn.LSTM`."""
+
+    parts = 2
 
     def start(self, zeros: Tensor) -> State:
         return zeros, zeros
