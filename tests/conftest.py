@@ -27,6 +27,7 @@ def quick_and_plain_steps(request):
         if request.param == "plain steps":
             for module in (rollouts, beam):
                 patch.setattr(module, "quicker_step", lambda model, rows: model)
+            patch.setattr(rollouts, "quicker_draws", lambda *_: None)
         yield
 
 

@@ -61,7 +61,11 @@ def test_what_the_page_says_is_what_was_measured(bench: ModuleType) -> None:
     for shape in ("tiny", "long"):
         gru = ratios[shape, "GRU", 1]
         assert gru["rnnkit, Learner, rnnkit.GRU"][0] < 0.65
-    assert all(ratios[shape, "GRU", 1]["flax nnx"][0] < 1 for shape in bench.SHAPES)
+    for kind in ("GRU", "RNN"):
+        assert all(ratios[shape, kind, 1]["flax nnx"][0] < 1 for shape in bench.SHAPES)
+    spent = {(c["shape"], c["threads"]): c["milliseconds"] for c in contests if c["kind"] == "LSTM"}
+    assert spent["medium", 2] < 0.7 * spent["medium", 1]
+    assert spent["tiny", 2] > 0.9 * spent["tiny", 1] and spent["long", 2] > 0.8 * spent["long", 1]
     literal = [row["model and loss once a step"][0] for key, row in ratios.items() if "LSTM" in key]
     assert min(literal) > 1.5
 
@@ -77,8 +81,8 @@ def test_what_the_page_says_of_generation_is_what_was_measured(sampling: ModuleT
     tokens = [c for c in found if c["contest"] == "sampling"]
     for contest in tokens:
         ratios = {label: row[0] for label, row in contest["ratios"].items()}
-        assert 0.9 <= round(ratios[sampling.KIT], 2) <= 1.3
-        assert ratios[sampling.WRAPPED] > 1.5
+        assert 0.9 <= round(ratios[sampling.KIT], 1) <= 1.2
+        assert 1.4 <= round(ratios[sampling.WRAPPED], 1) <= 5
         assert ratios["JAX by hand, `lax.scan`"] < 1
         assert ratios["NumPy by hand"] < 1.05
         if (contest["kind"], contest["batch"]) == ("LSTM", 1):
