@@ -135,6 +135,8 @@ def install_line(name: str) -> str:
 IN_TURN = sorted(NAMES, key=lambda name: (install_line(name), name))
 ALONE = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
 ALONE.pop("VIRTUAL_ENV", None)
+# Two run side by side: with two threads each, which wait for each other, one of them took seven minutes.
+ALONE["OMP_NUM_THREADS"] = "1"
 PINNED = {"PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "PIP_NO_COMPILE": "1"}
 
 
