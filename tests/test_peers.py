@@ -41,10 +41,14 @@ def loaded(path: Path) -> ModuleType:
     return module
 
 
-def test_the_page_shows_what_was_measured(bench: ModuleType) -> None:
+@pytest.mark.parametrize("contests", ["bench", "sampling"])
+def test_the_page_shows_what_was_measured(
+    contests: str, bench: ModuleType, request: pytest.FixtureRequest
+) -> None:
+    script = request.getfixturevalue(contests)
     page = bench.PAGE.read_text()
-    made = page.partition(bench.BEGIN)[2].partition(bench.END)[0]
-    assert made.strip() == bench.tables(json.loads(bench.RESULTS.read_text())).strip()
+    made = page.partition(script.BEGIN)[2].partition(script.END)[0]
+    assert made.strip() == script.tables(json.loads(bench.RESULTS.read_text())).strip()
 
 
 def test_what_the_page_says_is_what_was_measured(bench: ModuleType) -> None:
@@ -68,12 +72,6 @@ def test_what_the_page_says_is_what_was_measured(bench: ModuleType) -> None:
     assert spent["tiny", 2] > 0.9 * spent["tiny", 1] and spent["long", 2] > 0.8 * spent["long", 1]
     literal = [row["model and loss once a step"][0] for key, row in ratios.items() if "LSTM" in key]
     assert min(literal) > 1.5
-
-
-def test_the_page_shows_the_generation_that_was_measured(sampling: ModuleType) -> None:
-    page = sampling.PAGE.read_text()
-    made = page.partition(sampling.BEGIN)[2].partition(sampling.END)[0]
-    assert made.strip() == sampling.tables(json.loads(sampling.RESULTS.read_text())).strip()
 
 
 def test_what_the_page_says_of_generation_is_what_was_measured(sampling: ModuleType) -> None:

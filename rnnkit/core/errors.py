@@ -107,7 +107,9 @@ def check_kind(
 def at_least(name: str, value: object, least: int, fix: str) -> None:
     """Refuse what is no whole number of `least` and more."""
     if not isinstance(value, Integral) or isinstance(value, bool):  # True is an int to Python
-        shown = in_words(value) if isinstance(value, Tensor) else repr(value)
+        shown = repr(value)
+        if isinstance(value, Tensor):
+            shown = in_words(value)
         raise Refusal(f"{name} = {shown}", f"a whole number, {name} >= {least}", fix, TypeError)
     if int(value) < least:
         raise Refusal(f"{name} = {value}", f"{name} >= {least}", fix)

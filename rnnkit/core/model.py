@@ -366,8 +366,9 @@ def _run_packed(model: Model, inputs: Any, state: State, lengths: Tensor) -> tup
             raise Refusal(came, "a PackedSequence", fix, TypeError)
 
     # Rows of another length would be read as rows of this batch, without an error.
+    first = parts_of(packed)[0]
     for part in parts_of(outputs):
-        if same_rows(part, parts_of(packed)[0]):
+        if same_rows(part, first):
             continue
         given = unpack(part)[1]
         if not torch.equal(given, lengths):

@@ -6,7 +6,7 @@ same to a rounding: in float32 and float64, for PyTorch's own modules that nobod
 Everything else is called as it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,7 +49,9 @@ def quicker_step(model: Model, rows: int) -> Model:
     if _untouched(model) and _has_cells(model):
         return _cells_of(model)
     cells = _cells_inside(model)
-    return _CellsInside(model, cells) if cells else model
+    if not cells:
+        return model
+    return _CellsInside(model, cells)
 
 
 def _stack(model: RecurrentSequential, rows: int) -> Model:
@@ -171,7 +173,9 @@ class _Cells:
             return False
         if state is None:
             return True
-        parts = state if isinstance(state, tuple | list) else (state,)
+        parts: Any = (state,)
+        if isinstance(state, tuple | list):
+            parts = state
         wanted = (len(self.weights), rows, self.hidden)
         shapes = [part.shape for part in parts if isinstance(part, Tensor)]
         return shapes == [wanted] * self.parts
@@ -199,7 +203,9 @@ class _Cells:
 
 
 def _cells_of(module: nn.Module) -> _Cells:
-    return _LSTMCells(module) if isinstance(module, nn.LSTM) else _Cells(module)
+    if isinstance(module, nn.LSTM):
+        return _LSTMCells(module)
+    return _Cells(module)
 
 
 class _LSTMCells(_Cells):
@@ -232,17 +238,18 @@ def _fit_a_table(embedding: nn.Module, rnn: nn.Module) -> bool:
         return False
     if not (_untouched(embedding) and _untouched(rnn) and _has_cells(rnn)):
         return False
-    if not (_has_digits(embedding) and _has_digits(rnn)):
-        return False
     small = embedding.num_embeddings <= _SMALL_VOCABULARY
     return small and embedding.max_norm is None and embedding.weight.device.type == "cpu"
 
 
 def _table(embedding: Any, rnn: Any) -> list[Model]:
     """What the first layer's input weights make of each class, and the layers that take it."""
-    gates = _Weights.of(rnn, 0).of_input(embedding.weight)  # (V, gates * H)
-    on_gates = _LSTMOnGates(rnn) if isinstance(rnn, nn.LSTM) else _GRUOnGates(rnn)
-    return [partial(F.embedding, weight=gates), on_gates]
+    kind = _GRUOnGates
+    if isinstance(rnn, nn.LSTM):
+        kind = _LSTMOnGates
+    layers = kind(rnn)
+    gates = layers.first.of_input(embedding.weight)  # (V, gates * H)
+    return [partial(F.embedding, weight=gates), layers]
 
 
 class _Weights(NamedTuple):
@@ -283,8 +290,8 @@ def _ordered(weight: Tensor) -> Tensor:
     return torch.cat([i, f, o, g])
 
 
-class _LSTMOnGates(_LSTMCells):
-    """An LSTM whose input is what its input weights make of it: the gates `(1, B, 4 H)`."""
+class _OnGates(_Cells):
+    """Cells whose input is what its weights make of it in the first layer: `(1, B, gates * H)`."""
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
@@ -293,24 +300,29 @@ class _LSTMOnGates(_LSTMCells):
     def layer(self, layer: int, x: Tensor, *state: Tensor) -> Any:
         if layer:
             return super().layer(layer, x, *state)
+        return self.on_gates(x, *state)
+
+    def on_gates(self, gates: Tensor, *state: Tensor) -> Any:
+        """The new state of the first layer."""
+        raise NotImplementedError
+
+
+class _LSTMOnGates(_OnGates, _LSTMCells):
+    """An LSTM on gates."""
+
+    def on_gates(self, gates: Tensor, *state: Tensor) -> Any:
         h, c = state
-        i, f, o, g = torch.addmm(x, h, self.first.own).chunk(4, 1)  # (B, H) each
+        i, f, o, g = torch.addmm(gates, h, self.first.own).chunk(4, 1)  # (B, H) each
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c
 
 
-class _GRUOnGates(_Cells):
-    """A GRU whose input is what its input weights make of it: the gates `(1, B, 3 H)`."""
+class _GRUOnGates(_OnGates):
+    """A GRU on gates."""
 
-    def __init__(self, module: Any) -> None:
-        super().__init__(module)
-        self.first = _Weights.of(module, 0)
-
-    def layer(self, layer: int, x: Tensor, *state: Tensor) -> Any:
-        if layer:
-            return super().layer(layer, x, *state)
+    def on_gates(self, gates: Tensor, *state: Tensor) -> Any:
         (h,) = state
-        r, z, n = x.chunk(3, 1)  # (B, H) each
+        r, z, n = gates.chunk(3, 1)  # (B, H) each
         own_r, own_z, own_n = torch.addmm(self.first.late, h, self.first.own).chunk(3, 1)
         n = torch.addcmul(n, (r + own_r).sigmoid_(), own_n).tanh_()
         return torch.lerp(n, h, (z + own_z).sigmoid_())
@@ -319,19 +331,12 @@ class _GRUOnGates(_Cells):
 # ---- All steps at once, where nothing looks at one before the next
 
 
-class Drawn(NamedTuple):
-    """Tokens drawn one after another, and what the model answered."""
-
-    tokens: Tensor  # (n, B)
-    outputs: Tensor  # (n, B, V)
-    state: State
-
-
 def quicker_draws(
     model: Model, sampler: NextInput, steps: int, answer: Any, state: State
-) -> Drawn | None:
+) -> tuple[Tensor, Tensor, State] | None:
     """`steps` tokens, the first drawn from `answer (B, V)`, by a loop in place; `None` elsewhere.
 
+    They come as `(n, B)`, with what the model answered, `(n, B, V)`, and the state after them.
     For an embedding that fits a table, an LSTM or GRU, and a linear head, without gradient. The
     draws are those of the sampler, bit by bit, from the same generator.
     """
@@ -348,20 +353,19 @@ def quicker_draws(
 
     # The loop: every call writes to where its result is wanted.
     tokens = torch.empty(steps, len(answer), dtype=torch.int64, device="cpu")  # (n, B)
-    outputs = answer.new_empty(steps, *answer.shape)  # (n, B, V)
-    logits = answer
+    logits = answer.new_empty(steps + 1, *answer.shape)  # (1 + n, B, V)
+    logits[0] = answer
     with torch.inference_mode():
-        for token, after in zip(tokens.unbind(), outputs.unbind(), strict=True):
-            choose(logits, token)
+        for token, before, after in zip(tokens, logits[:-1], logits[1:], strict=True):
+            choose(before, token)
             torch.index_select(table, 0, token, out=layers[0].gates)
             x = layers[0].step()
             for layer in layers[1:]:
                 x = layer.step_on(x)
-            logits = torch.addmm(bias, x, to_logits, out=after)
+            torch.addmm(bias, x, to_logits, out=after)
 
-    drawn_from = torch.cat([answer.unsqueeze(0), outputs[:-1]])
-    _refuse_no_number(sampler, drawn_from)
-    return Drawn(tokens, outputs, state)
+    _refuse_no_number(sampler, logits[:-1])
+    return tokens, logits[1:], state
 
 
 def _members_in_place(model: Any) -> tuple[nn.Embedding, nn.Module, nn.Linear] | None:
@@ -378,22 +382,22 @@ def _members_in_place(model: Any) -> tuple[nn.Embedding, nn.Module, nn.Linear] |
     return embedding, rnn, head
 
 
-def _chooser(sampler: NextInput, answer: Any) -> Callable[[Tensor, Tensor], Any] | None:
+def _chooser(sampler: Any, answer: Any) -> Callable[[Tensor, Tensor], Any] | None:
     """What writes the sampler's draw from logits `(B, V)` to a tensor `(B,)`."""
     if sampler is sample_best:
         return lambda logits, token: torch.argmax(logits, 1, out=token)
-    if not isinstance(sampler, SoftmaxSampler) or type(sampler) is not SoftmaxSampler:
+    if type(sampler) is not SoftmaxSampler or sampler.one_hot:
         return None
-    if sampler.one_hot:
-        return None
+    generator = sampler.generator
     noise = torch.empty_like(answer)
-    cuts = [sampler.top_k, sampler.top_p, sampler.min_p]
-    plain = cuts == [None, None, None] and sampler.temperature == 1
+    probabilities: Callable[[Tensor], Tensor] = sampler.probabilities
+    if [sampler.top_k, sampler.top_p, sampler.min_p, sampler.temperature] == [None, None, None, 1]:
+        probabilities = partial(torch.softmax, dim=1)
 
     def choose(logits: Tensor, token: Tensor) -> None:
         # What torch.multinomial does to draw once, after it has looked at each number.
-        p = logits.softmax(1) if plain else sampler.probabilities(logits)
-        noise.exponential_(generator=sampler.generator)
+        p = probabilities(logits)
+        noise.exponential_(generator=generator)
         torch.argmax(p.div_(noise), 1, out=token)
 
     return choose
@@ -407,7 +411,7 @@ def _refuse_no_number(sampler: NextInput, logits: Tensor) -> None:
         sampler(logits[time])
 
 
-def _in_place(rnn: Any, state: State) -> "list[_LSTMInPlace] | list[_GRUInPlace]":
+def _in_place(rnn: Any, state: State) -> "Sequence[_InPlace]":
     """The layers, which write to a state `(layers, B, H)`."""
     weights = [_Weights.of(rnn, k) for k in range(rnn.num_layers)]
     if isinstance(rnn, nn.LSTM):
@@ -415,16 +419,14 @@ def _in_place(rnn: Any, state: State) -> "list[_LSTMInPlace] | list[_GRUInPlace]
     return [_GRUInPlace(*layer) for layer in zip(weights, state, strict=True)]
 
 
-class _LSTMInPlace:
-    """A layer of an LSTM that writes each state over the one before."""
+class _InPlace:
+    """A layer that writes each state over the one before."""
 
-    def __init__(self, weights: _Weights, h: Tensor, c: Tensor) -> None:
+    def __init__(self, weights: _Weights, h: Tensor) -> None:
         self.weights = weights
         self.h = h
-        self.c = c
-        self.gates = h.new_empty(len(h), 4 * h.shape[1])
-        self.i, self.f, self.o, self.g = self.gates.chunk(4, 1)
-        self.logistic = self.gates[:, : 3 * h.shape[1]]
+        self.hidden = h.shape[1]
+        self.gates = h.new_empty(len(h), weights.own.shape[1])
 
     def step_on(self, x: Tensor) -> Tensor:
         """One step on an input `(B, F)`."""
@@ -433,6 +435,19 @@ class _LSTMInPlace:
 
     def step(self) -> Tensor:
         """One step, where `gates` has what the input makes of them."""
+        raise NotImplementedError
+
+
+class _LSTMInPlace(_InPlace):
+    """A layer of an LSTM."""
+
+    def __init__(self, weights: _Weights, h: Tensor, c: Tensor) -> None:
+        super().__init__(weights, h)
+        self.c = c
+        self.i, self.f, self.o, self.g = self.gates.chunk(4, 1)
+        self.logistic = self.gates[:, : 3 * self.hidden]
+
+    def step(self) -> Tensor:
         self.gates.addmm_(self.h, self.weights.own)
         self.logistic.sigmoid_()
         self.g.tanh_()
@@ -441,26 +456,18 @@ class _LSTMInPlace:
         return self.h.mul_(self.o)
 
 
-class _GRUInPlace:
-    """A layer of a GRU that writes each state over the one before."""
+class _GRUInPlace(_InPlace):
+    """A layer of a GRU."""
 
     def __init__(self, weights: _Weights, h: Tensor) -> None:
-        self.weights = weights
-        self.h = h
-        self.gates = h.new_empty(len(h), 3 * h.shape[1])
+        super().__init__(weights, h)
         self.own = torch.empty_like(self.gates)
         self.r, self.z, self.n = self.gates.chunk(3, 1)
-        self.r_and_z = self.gates[:, : 2 * h.shape[1]]
-        self.own_r_and_z = self.own[:, : 2 * h.shape[1]]
-        self.own_n = self.own[:, 2 * h.shape[1] :]
-
-    def step_on(self, x: Tensor) -> Tensor:
-        """One step on an input `(B, F)`."""
-        torch.addmm(self.weights.bias, x, self.weights.input, out=self.gates)
-        return self.step()
+        self.r_and_z = self.gates[:, : 2 * self.hidden]
+        self.own_r_and_z = self.own[:, : 2 * self.hidden]
+        self.own_n = self.own[:, 2 * self.hidden :]
 
     def step(self) -> Tensor:
-        """One step, where `gates` has what the input makes of them."""
         torch.addmm(self.weights.late, self.h, self.weights.own, out=self.own)
         self.r_and_z.add_(self.own_r_and_z).sigmoid_()
         self.n.addcmul_(self.r, self.own_n).tanh_()

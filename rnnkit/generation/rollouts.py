@@ -132,7 +132,9 @@ class Rollout:
         `None` where that is not quicker: they are then made `onward`.
         """
         drawn = quicker_draws(self.model, self.sampler, steps, previous, state)
-        return None if drawn is None else Stretch(*drawn)
+        if drawn is None:
+            return None
+        return Stretch(*drawn)
 
     def next_input(self, outputs: Any, given: Any) -> Any:
         """What the sampler makes of `outputs (B, *O)`, in the form of `given (B, *F)`."""

@@ -6,7 +6,7 @@ outputs, of the whole batch or of a part, and answers with a `Total`."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -204,6 +204,14 @@ def _scales(losses: Mapping[Any, Any], weights: Mapping[Any, float]) -> tuple[fl
         fix = "leave a head out by leaving it out of the dict."
         raise Refusal(f"weights {scales}", "finite numbers", fix)
     return scales
+
+
+def of_both(change: Callable[[Any], Any], targets: Any, known: Any) -> tuple[Any, Any]:
+    """The same change of the targets and of what is known of them, made once where they are one."""
+    changed = change(targets)
+    if known is targets:
+        return changed, changed
+    return changed, change(known)
 
 
 def part_of(tree: Any, key: Any, name: str) -> Any:

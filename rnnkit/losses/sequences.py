@@ -14,7 +14,7 @@ from ..core.errors import Refusal, asked, in_words, one_of
 from ..core.layout import all_lengths, extent, parts_of, valid_steps
 from ..core.model import Declared, Model
 from ..core.state import map_leaves, onto, select_rows
-from .base import Ask, Scored, SequenceLoss, check_weights, part_of
+from .base import Ask, Scored, SequenceLoss, check_weights, of_both, part_of
 from .function import Each, LossFunction
 from .total import Total, nothing, stacked
 
@@ -132,11 +132,10 @@ class ScoredRows(Scored):
         self.targets = ask.targets
         self.known = ask.known  # the same, on the CPU where they came from there
         if not self.all:
-            self.targets = map_leaves(self._choose, ask.targets)
-            self.known = map_leaves(self._choose, ask.known)
+            self.targets, self.known = of_both(self._choose, ask.targets, ask.known)
 
-    def _choose(self, leaf: Tensor) -> Tensor:
-        return leaf[onto(self.rows, leaf.device)]
+    def _choose(self, tree: Any) -> Any:
+        return map_leaves(lambda leaf: leaf[onto(self.rows, leaf.device)], tree)
 
     @property
     def count(self) -> int:

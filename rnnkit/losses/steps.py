@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.errors import Refusal, asked, at_least, in_words, one_of
 from ..core.layout import as_sequences, between, extent, valid_steps
 from ..core.state import map_leaves, onto
-from .base import Ask, Scored, SequenceLoss, check_weights, part_of
+from .base import Ask, Scored, SequenceLoss, check_weights, of_both, part_of
 from .function import Each, Head, LossFunction
 from .total import Total, in_a_row, nothing, precise, stacked, weight_like
 
@@ -136,10 +136,9 @@ class _Laid(NamedTuple):
         """What is one head's own."""
         if key is None:
             return self
-        targets = part_of(self.targets, key, "targets")
-        known = targets
-        if self.known is not self.targets:
-            known = part_of(self.known, key, "targets")
+        targets, known = of_both(
+            lambda tree: part_of(tree, key, "targets"), self.targets, self.known
+        )
         return _Laid(part_of(self.outputs, key, "outputs"), targets, known)
 
 
@@ -200,10 +199,7 @@ class ScoredSteps(Scored):
 
     def between(self, start: int, stop: int) -> Scored:
         weights = between(self.weights, start, stop)
-        targets = between(self.targets, start, stop)
-        known = targets
-        if self.known is not self.targets:
-            known = between(self.known, start, stop)
+        targets, known = of_both(lambda tree: between(tree, start, stop), self.targets, self.known)
         mask = between(self._mask, start, stop)
         return self._part(targets, known, mask, weights)
 
@@ -261,10 +257,7 @@ class ScoredSteps(Scored):
     def _laid_out(self, outputs: Any) -> _Laid:
         """What is scored, side by side."""
         self._check(outputs)
-        targets = self._flat(self.targets)
-        known = targets
-        if self.known is not self.targets:
-            known = self._flat(self.known)
+        targets, known = of_both(self._flat, self.targets, self.known)
         return _Laid(self._flat(outputs), targets, known)
 
     def _flat(self, tree: Any) -> Any:

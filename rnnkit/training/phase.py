@@ -199,8 +199,11 @@ class Phase:
         check_form("phase's generators", saved["generators"], [None for _ in self.generators()])
         check_read(saved["read"])
         self.updates = saved["updates"]
-        self.carried = saved["carried"] if self.stateful else None
-        self.read = saved["read"] if self.stateful else None
+        self.carried = None
+        self.read = None
+        if self.stateful:
+            self.carried = saved["carried"]
+            self.read = saved["read"]
         self._tried = self.carried is None
         for generator, kept in zip(self.generators(), saved["generators"], strict=True):
             if generator is not None and kept is not None:

@@ -27,22 +27,28 @@ SHAPES = {"tiny": (8, 16, 32), "small": (32, 32, 128), "medium": (32, 128, 256)}
 Way = Callable[[], object]
 
 
-def compare(group: str, ways: dict[str, Way], rounds: int) -> None:
+def compare(
+    group: str, ways: dict[str, Way], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Print the ratios of each way to the first, and give their medians."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way()
     for _ in range(rounds):
         for name in random.sample(list(ways), len(ways)):
-            start = time.perf_counter()
+            start = clock()
             ways[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     first = next(iter(times.values()))
+    found: dict[str, float] = {}
     print(group)
     for name, row in times.items():
         low, middle, high = statistics.quantiles(
             [a / b for a, b in zip(row, first, strict=True)], n=4
         )
+        found[name] = middle
         print(f"  {name:<58} {middle:5.2f}  ({low:.2f} to {high:.2f})", flush=True)
+    return found
 
 
 def model_of(kind: type[nn.RNNBase], hidden: int) -> rk.RecurrentSequential:

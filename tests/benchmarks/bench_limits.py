@@ -6,14 +6,13 @@ One thread, seconds of the processor, the ways taken in turn in an order drawn a
 median of the ratios to the first way of a group. `--check` ends with an error where a figure misses its target.
 """
 
-import random
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from bench_choices import compare
 from bench_generation import keep_heap
 from torch import nn
 from torch.utils.data import DataLoader
@@ -30,26 +29,9 @@ BUCKETS = 1 / 1.5
 missed: list[str] = []
 
 
-def compare(group: str, ways: dict[str, Way], rounds: int) -> dict[str, float]:
-    """Print and give the median ratios."""
-    rows: list[dict[str, float]] = []
-    for way in ways.values():
-        way()
-    for _ in range(rounds):
-        row = {}
-        for name in random.sample(list(ways), len(ways)):
-            start = time.process_time()
-            ways[name]()
-            row[name] = time.process_time() - start
-        rows.append(row)
-    first = next(iter(ways))
-    print(group)
-    found = {}
-    for name in ways:
-        low, middle, high = statistics.quantiles([row[name] / row[first] for row in rows], n=4)
-        found[name] = middle
-        print(f"  {name:<58} {middle:5.2f}  ({low:.2f} to {high:.2f})", flush=True)
-    return found
+def compared(group: str, ways: dict[str, Way], rounds: int) -> dict[str, float]:
+    """Print and give the median ratios, of the processor's time."""
+    return compare(group, ways, rounds, time.process_time)
 
 
 def hold(name: str, found: float, target: float) -> None:
@@ -82,7 +64,7 @@ def closed_loop(kind: type[nn.RNNBase], rounds: int) -> None:
 
     for n in (8, 64):
         ways = {"a call for each step": each(n), f"rollout, Feedback.last({n})": kit(n)}
-        found = compare(
+        found = compared(
             f"closed loop, {kind.__name__}, T=128 B=32 H=128, with gradient", ways, rounds
         )
         hold(f"rollout last({n}), {kind.__name__}", found[f"rollout, Feedback.last({n})"], 1.0)
@@ -151,7 +133,7 @@ def windows(rounds: int) -> None:
         # As many steps in each block, so that each has its share of what the machine does else.
         steps = max(LENGTHS)
         repeated = {name: _repeat(ways[name], steps // int(name.split()[2])) for name in ways}
-        found = compare(f"time per token, windows of {window}, LSTM B=8 H=64", repeated, rounds)
+        found = compared(f"time per token, windows of {window}, LSTM B=8 H=64", repeated, rounds)
         least = min(kept.values())
         for name in ways:
             print(f"  {name:<58} {kept[name]:,} bytes kept")
@@ -180,7 +162,7 @@ def validation(kind: type[nn.RNNBase], rounds: int) -> None:
     for by_step in (False, True):
         phase = rk.BPTTValidationPhase(by_step=by_step)
         ways[f"by_step={by_step}"] = lambda phase=phase: phase(model, loss, tokens)
-    compare(f"validation, {kind.__name__}, T=128 B=32 H=128", ways, rounds)
+    compared(f"validation, {kind.__name__}, T=128 B=32 H=128", ways, rounds)
 
 
 def main(rounds: int, check: bool) -> None:
@@ -191,7 +173,7 @@ def main(rounds: int, check: bool) -> None:
         closed_loop(kind, rounds)
     for kind in (nn.LSTM, nn.GRU):
         ways = {"padded": ragged(kind, False), "batches of like length": ragged(kind, True)}
-        found = compare(f"an epoch, 5 to 500 steps, {kind.__name__}, B=32 H=128", ways, rounds)
+        found = compared(f"an epoch, 5 to 500 steps, {kind.__name__}, B=32 H=128", ways, rounds)
         hold(f"buckets, {kind.__name__}", found["batches of like length"], BUCKETS)
     windows(rounds)
     for kind in (nn.LSTM, nn.GRU):

@@ -237,10 +237,15 @@ def versions() -> dict[str, str]:
 def page() -> None:
     """Write the tables into the page, and the figure beside it."""
     done = json.loads(RESULTS.read_text())
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(done)}\n{END}{after}")
+    put_into_page(BEGIN, tables(done), END)
     draw(done)
+
+
+def put_into_page(begin: str, made: str, end: str) -> None:
+    """Write what was made between its two marks, in place of what was there."""
+    before, _, rest = PAGE.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    PAGE.write_text(f"{before}{begin}\n\n{made}\n{end}{after}")
 
 
 def tables(done: dict[str, Any]) -> str:
@@ -260,25 +265,30 @@ def tables(done: dict[str, Any]) -> str:
 
 def _table(kind: str, threads: int, contests: list[dict[str, Any]]) -> str:
     heads = ["%s `B={} T={} H={}`".format(*SHAPES[c["shape"]]) % c["shape"] for c in contests]
-    lines = [
-        f"### {kind}, {threads} thread{'s'[: threads - 1]}",
-        "",
-        f"| Trained by | {' | '.join(heads)} |",
-        f"|---|{'---|' * len(contests)}",
-    ]
+    rows = {}
     for one in CONTESTANTS:
-        if kind not in one.kinds:
-            continue
-        cells = [_cell(c, one.label) for c in contests]
-        lines.append(f"| {one.label} | {' | '.join(cells)} |")
+        if kind in one.kinds:
+            rows[one.label] = [_cell(c, one.label) for c in contests]
+    return table(f"{kind}, {threads} thread{'s'[: threads - 1]}", ["Trained by", *heads], rows)
+
+
+def table(title: str, heads: list[str], rows: dict[str, list[str]]) -> str:
+    """A table under its title; a row is a label and its cells."""
+    lines = [f"### {title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for label, cells in rows.items():
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _cell(contest: dict[str, Any], label: str) -> str:
-    """The median, and the quartiles where they are more than a tenth of it apart."""
-    middle, low, high = contest["ratios"][label]
     if label == PLAIN:
         return f"1.00, {contest['milliseconds']:.3g} ms"
+    return shown(contest["ratios"][label])
+
+
+def shown(ratios: list[float]) -> str:
+    """The median, and the quartiles where they are more than a tenth of it apart."""
+    middle, low, high = ratios
     if high - low < 0.1 * middle:
         return f"{middle:.2f}"
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"

@@ -224,7 +224,7 @@ def sampled(model: Any, task: Task) -> Callable[..., Any]:
     primer = torch.zeros(1, task.batch, dtype=torch.long)
 
     def generate(count: int, greedy: bool) -> Any:
-        sample = sample_model(model, count, primer, sample_best if greedy else SoftmaxSampler())
+        sample = sample_model(model, count, primer, chooser(greedy))
         return torch.cat([sample.tokens, sample.next]), sample.outputs, sample.log_probs
 
     return generate
