@@ -67,5 +67,7 @@ def test_who_may_import_what():
         for there, typing in imports(path):
             if there[-1] == "_fast":
                 assert path.stem in ("rollouts", "beam")
+            if there[-1] == "_chain":
+                assert path.stem == "_fast"
             if there[-1] == "learner" and path.stem in ("checkpoint", "callbacks"):
                 assert typing

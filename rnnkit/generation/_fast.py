@@ -7,7 +7,7 @@ Everything else is called as it is.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..core.model import FUSED, Declared, Model, call_model, runs, unwrap
 from ..core.state import State, map_leaves
 from ..models.stack import RecurrentSequential
+from ._chain import chain_of
 from .samplers import NextInput, SoftmaxSampler, sample_best
 
 # Up to here cells are the quicker step on every processor tried, see tests/benchmarks.
@@ -36,14 +37,16 @@ def quicker_step(model: Model, rows: int) -> Model:
 
     For few rows a fused module is stepped as cells on its own weights. Without gradient, an
     embedding of few classes and the input weights of what is behind it become one table. A module
-    of the user's own is called as it is, and what is fused inside of it stepped as cells.
+    of the user's own is called as it is, unless it is a chain of its children, and what is fused
+    inside of it stepped as cells.
     """
     if not isinstance(model, nn.Module) or not _has_digits(model):
         return model
-    if type(model) is RecurrentSequential and _untouched(model):
+    stack = _Stack.of(model)
+    if stack is not None:
         if Declared(model).batch_statistics:  # which rows are in a call would count
             return model
-        return _stack(model, rows)
+        return stack.quicker(rows)
     if rows > _FEW_ROWS:
         return model
     if _untouched(model) and _has_cells(model):
@@ -52,15 +55,6 @@ def quicker_step(model: Model, rows: int) -> Model:
     if not cells:
         return model
     return _CellsInside(model, cells)
-
-
-def _stack(model: RecurrentSequential, rows: int) -> Model:
-    members: list[nn.Module] = list(model)
-    quick: list[Model] = []
-    if len(members) > 1 and not torch.is_grad_enabled() and _fit_a_table(members[0], members[1]):
-        quick = _table(members[0], members[1])
-    quick += [quicker_step(member, rows) for member in members[len(quick) :]]
-    return _Stack(quick, model.recurrent)
 
 
 def _untouched(module: nn.Module) -> bool:
@@ -136,12 +130,50 @@ def _step_or_more(part: Any, cells: "_Cells", input: Any, hx: State = None) -> A
 
 
 class _Stack:
-    """The members of a `RecurrentSequential`, in quicker forms, and the state through them."""
+    """Members that are called one after another, as a `RecurrentSequential` does.
 
-    def __init__(self, members: list[Model], recurrent: tuple[bool, ...]) -> None:
-        self.members = list(zip(members, recurrent, strict=True))
+    Attributes:
+        members: each, or what is quicker, and whether it is recurrent.
+        alone: whether the model's state is that of its only recurrent member, not a tuple of one.
+    """
+
+    def __init__(self, members: list[tuple[Any, bool]], alone: bool) -> None:
+        self.members = members
+        self.alone = alone
+
+    @classmethod
+    def of(cls, model: Any) -> "_Stack | None":
+        """The members of a `RecurrentSequential`, or of a module that is a chain of its children.
+
+        A dropout that is not training is none of them.
+        """
+        if not isinstance(model, nn.Module) or not _untouched(model):
+            return None
+        alone = type(model) is not RecurrentSequential
+        if alone:
+            members = chain_of(model)
+        else:
+            members = list(zip(model, model.recurrent, strict=True))
+        if members is None:
+            return None
+        return cls([(part, recurrent) for part, recurrent in members if not _is_idle(part)], alone)
+
+    def quicker(self, rows: int) -> "_Stack":
+        """The same, of quicker members."""
+        members = list(self.members)
+        quick: list[tuple[Any, bool]] = []
+        if len(members) > 1 and not torch.is_grad_enabled():
+            (first, _), (second, _), *others = members
+            if _fit_a_table(first, second):
+                table, layers = _table(first, second)
+                quick = [(table, False), (layers, True)]
+                members = others
+        quick += [(quicker_step(member, rows), recurrent) for member, recurrent in members]
+        return _Stack(quick, self.alone)
 
     def __call__(self, inputs: Any, state: State) -> tuple[Any, State]:
+        if self.alone and state is not None:
+            state = (state,)
         after: list[State] = []
         for member, recurrent in self.members:
             if recurrent:
@@ -150,7 +182,13 @@ class _Stack:
                 after.append(new)
             else:
                 inputs = member(inputs)
+        if self.alone:
+            return inputs, after[0]
         return inputs, tuple(after)
+
+
+def _is_idle(member: nn.Module) -> bool:
+    return type(member) is nn.Dropout and not member.training and _untouched(member)
 
 
 class _Cells:
@@ -340,24 +378,26 @@ def quicker_draws(
     For an embedding that fits a table, an LSTM or GRU, and a linear head, without gradient. The
     draws are those of the sampler, bit by bit, from the same generator.
     """
-    choose = _chooser(sampler, answer)
     members = _members_in_place(model)
-    if choose is None or members is None or steps < 1:
+    if members is None or steps < 1:
         return None
-    embedding, rnn, head = members
-    state = map_leaves(torch.clone, state)
-    layers = _in_place(rnn, state[0])
-    table = layers[0].weights.of_input(embedding.weight)
-    to_logits = head.weight.t()
-    bias = head.weight.new_zeros(head.out_features) if head.bias is None else head.bias
-
     # The loop: every call writes to where its result is wanted.
     tokens = torch.empty(steps, len(answer), dtype=torch.int64, device="cpu")  # (n, B)
     logits = answer.new_empty(steps + 1, *answer.shape)  # (1 + n, B, V)
     logits[0] = answer
+    choose = _chooser(sampler, logits[1:])
+    if choose is None:
+        return None
+    embedding, rnn, head, alone = members
+    state = map_leaves(torch.clone, state)
+    layers = _in_place(rnn, state if alone else state[0])
+    table = layers[0].weights.of_input(embedding.weight)
+    to_logits = head.weight.t()
+    bias = head.weight.new_zeros(head.out_features) if head.bias is None else head.bias
+
     with torch.inference_mode():
         for token, before, after in zip(tokens, logits[:-1], logits[1:], strict=True):
-            choose(before, token)
+            choose(before, after, token)
             torch.index_select(table, 0, token, out=layers[0].gates)
             x = layers[0].step()
             for layer in layers[1:]:
@@ -368,39 +408,62 @@ def quicker_draws(
     return tokens, logits[1:], state
 
 
-def _members_in_place(model: Any) -> tuple[nn.Embedding, nn.Module, nn.Linear] | None:
-    """The three that a model is: an embedding that fits a table, an LSTM or GRU, a linear head."""
-    if type(model) is not RecurrentSequential or not _untouched(model) or len(model) != 3:
+def _members_in_place(model: Any) -> tuple[nn.Embedding, nn.Module, nn.Linear, bool] | None:
+    """The three that a model is: an embedding that fits a table, an LSTM or GRU, a linear head.
+
+    The last is whether its state is that of the layer, and not a tuple of one.
+    """
+    stack = _Stack.of(model)
+    if stack is None or len(stack.members) != 3:
         return None
     if torch.is_grad_enabled() or not _has_digits(model):
         return None
-    embedding, rnn, head = list[Any](model)
+    embedding, rnn, head = [member for member, _ in stack.members]
     if not _fit_a_table(embedding, rnn) or type(head) is not nn.Linear or not _untouched(head):
         return None
     if head.out_features > embedding.num_embeddings:
         return None
-    return embedding, rnn, head
+    return embedding, rnn, head, stack.alone
 
 
-def _chooser(sampler: Any, answer: Any) -> Callable[[Tensor, Tensor], Any] | None:
-    """What writes the sampler's draw from logits `(B, V)` to a tensor `(B,)`."""
+def _chooser(sampler: Any, noise: Tensor) -> Callable[[Tensor, Tensor, Tensor], Any] | None:
+    """What writes the sampler's draw from logits `(B, V)` and noise `(B, V)` to a tensor `(B,)`.
+
+    The noise `(n, B, V)` of all draws is made now.
+    """
     if sampler is sample_best:
-        return lambda logits, token: torch.argmax(logits, 1, out=token)
+        return lambda logits, _, token: torch.argmax(logits, 1, out=token)
     if type(sampler) is not SoftmaxSampler or sampler.one_hot:
         return None
-    generator = sampler.generator
-    noise = torch.empty_like(answer)
+    scores = torch.empty_like(noise[0])
     probabilities: Callable[[Tensor], Tensor] = sampler.probabilities
     if [sampler.top_k, sampler.top_p, sampler.min_p, sampler.temperature] == [None, None, None, 1]:
-        probabilities = partial(torch.softmax, dim=1)
+        probabilities = partial(torch.softmax, dim=1, out=scores)
 
-    def choose(logits: Tensor, token: Tensor) -> None:
+    def choose(logits: Tensor, noise: Tensor, token: Tensor) -> None:
         # What torch.multinomial does to draw once, after it has looked at each number.
-        p = probabilities(logits)
-        noise.exponential_(generator=generator)
-        torch.argmax(p.div_(noise), 1, out=token)
+        torch.argmax(torch.div(probabilities(logits), noise, out=scores), 1, out=token)
 
+    _make_noise(noise, sampler.generator)
     return choose
+
+
+def _make_noise(noise: Tensor, generator: torch.Generator | None) -> None:
+    """Write to `(n, B, V)` what `n` draws would ask the generator for."""
+    if _one_call_is_many():
+        noise.exponential_(generator=generator)
+        return
+    for draw in noise:
+        draw.exponential_(generator=generator)
+
+
+@cache
+def _one_call_is_many() -> bool:
+    """Whether one call draws the numbers that several would: not where MKL draws them."""
+    two, one = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    noise = torch.empty(2, 64, dtype=torch.float32, device="cpu")
+    singly = [torch.empty_like(draw).exponential_(generator=one) for draw in noise]
+    return torch.equal(noise.exponential_(generator=two), torch.stack(singly))
 
 
 def _refuse_no_number(sampler: NextInput, logits: Tensor) -> None:
