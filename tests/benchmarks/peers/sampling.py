@@ -86,6 +86,24 @@ def torch_module(task: Task) -> Any:
     return Net()
 
 
+def torch_module_with_a_branch(task: Task) -> Any:
+    """The same with a line of its own, for which it must be called at each step."""
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.layers, self.head = torch_parts(task)
+
+        def forward(self, tokens: Any, state: Any = None) -> Any:
+            if tokens.ndim != 2:
+                raise ValueError("tokens are (T, B)")
+            hidden, state = self.layers(self.embedding(tokens), state)
+            return self.head(hidden), state
+
+    return Net()
+
+
 def main() -> None:
     """Generate on command: a line has the task, the number of tokens, and 1 for the likeliest."""
     sys.path.insert(0, str(Path(__file__).parent))
