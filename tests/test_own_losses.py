@@ -215,6 +215,21 @@ def test_a_function_of_two_arguments_is_refused_where_rows_differ():
     refused(lambda: rk.BPTTValidationPhase()(model, loss, batch), "takes lengths", TypeError)
 
 
+def test_an_option_of_a_loss_is_not_given_the_lengths():
+    batch = data(5, 2, 3), data(5, 2, 3, seed=1), torch.tensor([5, 2])
+
+    def scaled(outputs, targets, scale=1.0):
+        return (scale * (outputs - targets).square().mean(2)).mean()
+
+    def masked(outputs, targets, lengths=None):
+        return rk.seq2seq_loss(nn.MSELoss())(outputs, targets, lengths)
+
+    model = net()
+    refused(lambda: rk.BPTTValidationPhase()(model, scaled, batch), "takes lengths", TypeError)
+    own = rk.BPTTValidationPhase()(model, masked, batch).loss
+    close(own, masked(model(batch[0])[0].detach(), *batch[1:]))
+
+
 # Warmup
 
 

@@ -82,9 +82,11 @@ def _takes_lengths(function: LossFunction) -> tuple[bool, bool]:
     if parameters is None:
         return False, True
     needed = [p for p in parameters if must_be_given(p)]
-    placed = [p for p in parameters if by_place(p)]
+    # One that may be left out is some option of the loss, unless it is called by what it is.
+    optional = [p for p in parameters if by_place(p)][2:3]
+    named = any("len" in p.name for p in optional)
     any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    return len(needed) >= 3, len(placed) >= 3 or any_number
+    return len(needed) >= 3, len(needed) >= 3 or named or any_number
 
 
 class ScoredPlain(Scored):
