@@ -450,6 +450,37 @@ def test_documents_of_two_dtypes_are_refused():
     )
 
 
+def test_documents_of_unequal_features_are_refused():
+    documents = [torch.zeros(5, 2), torch.zeros(5, 3)]
+    refused(lambda: list(StreamLoader(documents, 2, 3)), "documents of steps (2,) and (3,)")
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        np.arange(20.0)[::-1],
+        np.arange(20, dtype=">f4"),
+        np.array(list("some letters of a text")),
+        np.arange(20).astype("datetime64[s]"),
+    ],
+    ids=["reversed", "of another byte order", "letters", "times"],
+)
+def test_an_array_that_torch_does_not_take_is_refused_with_the_way_to_turn_it(stream):
+    def read(stream):
+        return list(StreamLoader(stream, 1, 4))
+
+    for source in (stream, [stream]):
+        text = "StreamLoader: got a ndarray that torch does not"
+        message = refused(partial(read, source), text, TypeError)
+        assert "np.ascontiguousarray" in message
+
+
+def test_lengths_of_a_small_dtype_hold_no_limit_that_is_larger_than_it():
+    for dtype in (torch.uint8, torch.uint16):
+        lengths = torch.tensor([200, 100, 3], dtype=dtype)
+        assert list(BucketSampler(lengths, None, max_steps=600, shuffle=False)) == [[0, 1, 2]]
+
+
 @pytest.mark.parametrize(
     ("stream", "text"),
     [

@@ -243,6 +243,10 @@ def _batch_of(window: Sequence[Piece]) -> SequenceBatch:
         kinds = sorted({str(steps.dtype) for steps in read})
         fix = "give every document the same dtype."
         raise Refusal(f"documents of {' and '.join(kinds)}", "one dtype", fix, TypeError)
+    if len({steps.shape[1:] for steps in read}) > 1:
+        kinds = sorted({str(tuple(steps.shape[1:])) for steps in read})
+        fix = "only their length may differ between documents."
+        raise Refusal(f"documents of steps {' and '.join(kinds)}", "steps of equal shape", fix)
     whole = pad_sequence(read)  # (T + 1, B, *F)
     if len(whole) == 1:  # other ranks have documents left
         whole = torch.cat([whole, whole])
@@ -257,7 +261,16 @@ def _batch_of(window: Sequence[Piece]) -> SequenceBatch:
 
 def _read(piece: Piece) -> Tensor:
     steps = piece.source[piece.start : piece.start + piece.steps + 1]
-    return steps if isinstance(steps, Tensor) else torch.as_tensor(steps, device="cpu")
+    return steps if isinstance(steps, Tensor) else _as_tensor(steps)
+
+
+def _as_tensor(numbers: Any) -> Tensor:
+    try:
+        return torch.as_tensor(numbers, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        came = f"{in_words(numbers)} that torch does not take ({error})"
+        fix = "np.ascontiguousarray(stream, np.float32), or np.int64 for classes."
+        raise Refusal(came, "numbers in the order of memory", fix, TypeError) from error
 
 
 def _copied(steps: Tensor) -> Tensor:
@@ -304,7 +317,7 @@ def _readable(stream: Any, holds: str = "") -> Any:
     with warnings.catch_warnings():
         # A map may be read-only, and nothing is written to it here.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.as_tensor(stream, device="cpu")
+        return _as_tensor(stream)
 
 
 class BucketSampler(Sampler[list[int]]):
@@ -459,6 +472,7 @@ def _checked_counts(lengths: Any) -> Tensor:
     if counts.is_floating_point() or counts.dtype == torch.bool:
         fix = "lengths count steps: [len(sequence) for sequence in data]."
         raise Refusal(f"lengths of {counts.dtype}", "whole numbers", fix, TypeError)
+    counts = counts.long()  # in its own dtype max_steps may have no place
     if int(counts.min()) < 1:
         came = f"a length of {int(counts.min())} at index {int(counts.argmin())}"
         raise Refusal(came, "lengths of at least 1", "drop empty sequences.")
