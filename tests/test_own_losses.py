@@ -52,6 +52,39 @@ def test_a_sum_is_refused_with_the_way_to_write_it(name, make):
     assert "lambda y, t: (F.mse_loss(y, t, reduction='sum'), 1.0)" in message
 
 
+def test_a_compiled_loss_of_pytorch_weighs_as_it_does_uncompiled():
+    loss_fn = nn.CrossEntropyLoss()
+    compiled = torch.compile(loss_fn, backend="eager")
+    outputs, targets = data(4, 2, 3), torch.randint(3, (4, 2), generator=seeded())
+    targets = targets.masked_fill(targets == 0, -100)
+    total = rk.seq2seq_loss(compiled).total(outputs, targets)
+    close(total.mean(), loss_fn(outputs.flatten(0, 1), targets.flatten()))
+    assert total.weight == (targets != -100).sum()
+    step = rk.BPTTValidationPhase()(net(), compiled, (outputs, targets))
+    assert step.totals["loss"].weight == total.weight
+
+
+def test_one_whole_number_a_step_is_averaged():
+    outputs, targets = data(4, 2, 3), torch.randint(3, (4, 2), generator=seeded())
+    right = outputs.argmax(2) == targets
+    loss = rk.seq2seq_loss(lambda y, t: (y.argmax(1) == t).long())
+    close(loss(outputs, targets).double(), right.double().mean())
+
+
+def test_the_mean_of_outputs_in_float16_is_within_its_range():
+    outputs = torch.full((10_000, 1, 1), 10.0, dtype=torch.float16)
+    loss = rk.seq2one_loss(nn.L1Loss(), read="mean")
+    close(loss(outputs, torch.zeros(1, 1, dtype=torch.float16)).double(), 10.0)
+
+
+@pytest.mark.parametrize(
+    "loss_fn", [nn.MultiLabelSoftMarginLoss(), functools.partial(F.gaussian_nll_loss, var=1.0)]
+)
+def test_a_label_for_all_features_is_not_spread_over_them(loss_fn):
+    loss = rk.seq2seq_loss(loss_fn)
+    refused(lambda: loss(data(4, 2, 3), torch.ones(4, 2, 1)), "wanted equal shapes")
+
+
 def test_the_way_to_write_a_sum_works():
     outputs, targets = data(4, 2, 3), data(4, 2, 3, seed=1)
     loss = rk.seq2seq_loss(lambda y, t: (F.mse_loss(y, t, reduction="sum"), 1.0))
@@ -185,6 +218,18 @@ def test_a_loss_that_is_no_mean_of_steps_is_never_called_on_parts_in_silence(nam
     refused(lambda: rk.BPTTValidationPhase(nfeedback=3)(model, OPAQUE[name], batch), text)
     refused(lambda: rk.BPTTValidationPhase(by_step=True)(model, OPAQUE[name], batch), text)
     rk.BPTTValidationPhase()(model, OPAQUE[name], batch)
+
+
+def test_a_mean_that_is_rounded_to_bfloat16_adds_up():
+    loss = rk.seq2seq_loss(lambda y, t: (y - t).square().mean())
+    model = net().bfloat16()
+    for seed in range(0, 20, 2):
+        batch = data(20, 3, 3, seed=seed).bfloat16(), data(20, 3, 3, seed=seed + 1).bfloat16()
+        step = rk.BPTTTrainingPhase(window=5)(model, loss, batch, sgd(model, 0.0))
+        wanted = F.mse_loss(step.outputs.double(), batch[1].double())
+        torch.testing.assert_close(step.loss.double(), wanted, rtol=0.01, atol=0)
+    phase = rk.BPTTTrainingPhase(window=5)
+    refused(lambda: phase(model, rk.seq2seq_loss(correlation), batch, sgd(model)), "together are")
 
 
 def test_a_function_of_outputs_targets_and_lengths_is_scored_in_parts():
@@ -502,6 +547,12 @@ def test_heads_of_one_target_a_sequence():
 
 
 # What stands where nothing is scored, and what is no loss at all
+
+
+@pytest.mark.parametrize("weight", [-2.0, math.nan, math.inf, torch.tensor(-1)])
+def test_a_weight_below_zero_or_not_finite_is_refused(weight):
+    loss = rk.seq2seq_loss(lambda y, t: ((y - t).square().sum(), weight))
+    refused(lambda: loss(data(4, 2, 3), data(4, 2, 3)), "a pair whose weight is")
 
 
 @pytest.mark.parametrize("padding", [-7, 99])

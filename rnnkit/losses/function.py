@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +38,7 @@ _SAME_SHAPE = (
     nn.KLDivLoss,
     nn.SoftMarginLoss,
     nn.HingeEmbeddingLoss,
+    nn.MultiLabelSoftMarginLoss,
 )
 _SAME_SHAPE_FUNCTIONS = (
     F.mse_loss,
@@ -48,6 +51,8 @@ _SAME_SHAPE_FUNCTIONS = (
     F.kl_div,
     F.soft_margin_loss,
     F.hinge_embedding_loss,
+    F.multilabel_soft_margin_loss,
+    F.gaussian_nll_loss,
 )
 
 
@@ -99,14 +104,14 @@ class Head:
             wanted = "a loss function (outputs, targets)"
             raise Refusal(in_words(loss_fn), wanted, "nn.MSELoss().", TypeError)
         refuse_class(loss_fn)
-        self.loss_fn = loss_fn
+        self.loss_fn = uncompiled(loss_fn)
         self.key = key
-        self._options = torch_options(loss_fn)
+        self._options = torch_options(self.loss_fn)
         if self._options is not None:
-            _refuse_more_arguments(loss_fn)
+            _refuse_more_arguments(self.loss_fn)
         self.scalar = False
         self._class_weight: tuple[Tensor, int, Tensor] | None = None
-        self.base: Any = loss_fn
+        self.base: Any = self.loss_fn
         while isinstance(self.base, functools.partial):
             self.base = self.base.func
         self._refuse_sum()
@@ -251,6 +256,12 @@ def _count_of_others(targets: Tensor, ignored: int) -> float:
     return float((targets != ignored).sum())
 
 
+def uncompiled(loss_fn: Any) -> Any:
+    """A loss module of PyTorch's own without `torch.compile` around it, which hides what it is."""
+    inner = getattr(loss_fn, "_orig_mod", None)
+    return inner if isinstance(inner, _Loss) else loss_fn
+
+
 def refuse_class(loss_fn: object) -> None:
     """A class is called to make a loss, not to compute one."""
     if isinstance(loss_fn, type):
@@ -319,15 +330,18 @@ def _old_words(function: Any) -> dict[str, None]:
 def pair_of(given: tuple[Any, Any]) -> Total:
     """The total that a function gave as a pair of scalars."""
     total, weight = given
-    scalar_weight = isinstance(weight, int | float) or (
-        isinstance(weight, Tensor) and weight.ndim == 0
-    )
+    scalar_weight = isinstance(weight, Real) or (isinstance(weight, Tensor) and weight.ndim == 0)
     if not isinstance(total, Tensor) or total.ndim or not scalar_weight:
         raise Refusal(
             f"a pair of {in_words(total)} and {in_words(weight)} from the loss",
             "a pair of scalars, (sum, weight)",
             "sum the losses of the steps that count, and count them.",
         )
+    on_device = isinstance(weight, Tensor) and weight.device.type != "cpu"  # not waited for
+    if not on_device and not 0 <= float(weight) < math.inf:
+        came = f"a pair whose weight is {float(weight):g} from the loss"
+        fix = "count the steps that the sum is of; 0 where there is none."
+        raise Refusal(came, "a weight that is finite and not below 0", fix)
     if isinstance(weight, Tensor):
         return Total(precise(total), weight.detach())
     return Total(precise(total), float(weight))

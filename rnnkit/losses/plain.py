@@ -13,7 +13,7 @@ from ..core.layout import all_lengths, between, extent, lengths_between, parts_o
 from ..core.signature import by_place, must_be_given, parameters_of
 from ..core.state import map_leaves, onto, select_rows
 from .base import Ask, Scored, SequenceLoss
-from .function import LossFunction, pair_of, refuse_class, torch_options
+from .function import LossFunction, pair_of, refuse_class, torch_options, uncompiled
 from .steps import StepLoss
 from .total import Total, in_a_row, nothing, precise
 
@@ -23,7 +23,7 @@ def as_loss(loss: Any) -> SequenceLoss:
     padded batch."""
     if isinstance(loss, SequenceLoss):
         return loss
-    if callable(loss) and torch_options(loss) is not None:
+    if callable(loss) and torch_options(uncompiled(loss)) is not None:
         return StepLoss(loss)
     return PlainLoss(loss)
 

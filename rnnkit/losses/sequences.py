@@ -236,9 +236,10 @@ def _read_last(outputs: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _read_mean(outputs: Tensor, lengths: Tensor) -> Tensor:
-    total = torch.where(_valid_like(outputs, lengths), outputs, 0).sum(0)  # (B, *O)
-    counts = onto(lengths.to(outputs.dtype), outputs.device)
-    return total / counts.view(-1, *[1] * (total.ndim - 1))
+    wide = torch.promote_types(outputs.dtype, torch.float32)  # a sum in float16 ends at 65504
+    total = torch.where(_valid_like(outputs, lengths), outputs, 0).sum(0, dtype=wide)  # (B, *O)
+    counts = onto(lengths.to(wide), outputs.device)
+    return (total / counts.view(-1, *[1] * (total.ndim - 1))).to(outputs.dtype)
 
 
 def _read_max(outputs: Tensor, lengths: Tensor) -> Tensor:

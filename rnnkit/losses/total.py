@@ -169,8 +169,8 @@ def weight_like(weight: Tensor | float, like: Tensor) -> Tensor:
 
 
 def precise(losses: Tensor) -> Tensor:
-    """In float32 at least: sums of bfloat16 stop growing at 256 steps."""
-    return losses.float() if losses.dtype.itemsize < 4 else losses
+    """In float32 at least: sums of bfloat16 stop growing at 256 steps, and counts have no mean."""
+    return losses.to(torch.promote_types(losses.dtype, torch.float32))
 
 
 def exact(device: torch.device) -> torch.dtype:
@@ -183,12 +183,15 @@ def nothing(outputs: Tensor) -> Total:
     return Total(precise(outputs.flatten()[:0].sum()), 0.0)
 
 
-def check_adds_up(whole: Total, parts: Sequence[Total]) -> None:
-    """Refuse a loss whose parts, put together, are not that of the whole: it is no mean of
-    steps."""
+def check_adds_up(whole: Total, parts: Sequence[Total], dtype: torch.dtype) -> None:
+    """Refuse a loss whose parts, put together, are not that of the whole: it is no mean of steps.
+
+    Each may have been rounded to the `dtype` of the outputs."""
     together = functools.reduce(Total.__add__, parts).detach().mean()
     mean = whole.detach().mean()
-    if not torch.isclose(together, mean, rtol=1e-3, atol=1e-5, equal_nan=True):
+    largest = max(float(total.mean().abs()) for total in (whole, *parts))
+    error = max(1e-3, 2 * torch.finfo(dtype).eps) * largest
+    if not torch.isclose(together, mean, rtol=0, atol=error + 1e-5, equal_nan=True):
         raise Refusal(
             f"a loss of {float(mean):.4g} whose parts put together are {float(together):.4g}",
             "a mean over the steps it is given, or a pair (sum, weight), where a batch is scored "

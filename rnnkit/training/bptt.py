@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least
-from ..core.layout import all_lengths, between, extent, join, lengthened, lengths_between
+from ..core.layout import (
+    all_lengths,
+    between,
+    extent,
+    join,
+    lengthened,
+    lengths_between,
+    parts_of,
+)
 from ..core.model import Declared, check_one_way
 from ..core.state import State, detach, map_leaves, onto, where_rows
 from ..generation.feedback import Feedback
@@ -314,7 +322,7 @@ class BPTTTrainingPhase(Phase):
             for _, new, end, _ in places:
                 scored = work.scored.between(new, end)
                 parts.append(scored.total(between(outputs, new, end)))
-            check_adds_up(work.scored.total(outputs), parts)
+            check_adds_up(work.scored.total(outputs), parts, parts_of(outputs)[0].dtype)
 
     def _last_window(self, work: _Work) -> tuple[Any, Total]:
         """One loss at the end, its gradient through each row's own last `window` steps."""

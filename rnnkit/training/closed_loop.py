@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least, in_words
-from ..core.layout import all_lengths, extent, join
+from ..core.layout import all_lengths, extent, join, parts_of
 from ..core.model import evaluating, run_model
 from ..core.state import State, onto
 from ..generation.feedback import Feedback
@@ -184,6 +184,7 @@ class BPTTValidationPhase(Phase):
 
     def _split(self, loop: Loop, step: StepState, scored: Scored, lengths: Tensor) -> None:
         """The loss of the driven part, of the closed loop, and of each step."""
+        dtype = parts_of(step.outputs)[0].dtype
         by_step = scored.by_step(step.outputs) if self.makes_by_step else None
         if by_step is None or loop.loss.opaque:
             total = scored.total(step.outputs)
@@ -194,14 +195,14 @@ class BPTTValidationPhase(Phase):
         if self.nfeedback:
             driven, fed = scored.parts(step.outputs, self._parts(lengths, step))
             if loop.loss.opaque:
-                check_adds_up(total, [driven, fed])
+                check_adds_up(total, [driven, fed], dtype)
             step.open_loss = step.keep("open_loss", driven)
             step.closed_loss = step.keep("closed_loss", fed)
         else:
             step.open_loss = step.keep("open_loss", total)
         if by_step is not None:
             if loop.loss.opaque:
-                check_adds_up(total, [by_step.over_time()])
+                check_adds_up(total, [by_step.over_time()], dtype)
             step.totals["loss_by_step"] = by_step
             step.loss_by_step = by_step.curve()
 
