@@ -49,7 +49,8 @@ class PhaseModule(LightningModule):
         loss: made by [seq2seq_loss][rnnkit.seq2seq_loss] or [seq2one_loss][rnnkit.seq2one_loss], or
             any function that a Learner takes.
         optimizer: an optimizer of the model's parameters, or what else `configure_optimizers` may
-            return, a dict with a scheduler for one.
+            return, a dict with a scheduler for one. It is stepped by its `interval`; a
+            `ReduceLROnPlateau` is not, for Lightning keeps no `monitor` here: step it in a hook.
         training: the phase of a training step, `BPTTTrainingPhase()` where it is `None`.
         validation: the phase of a validation and of a test step, `BPTTValidationPhase()` where it
             is `None`.
@@ -137,6 +138,9 @@ class PhaseModule(LightningModule):
         step = self._step(self.training_phase, batch)
         if self.trainer.is_last_batch:  # before the validation of the epoch looks at the weights
             self.training_phase.finish(self.loop)
+        self._schedule("step", batch_idx + 1)
+        if self.trainer.is_last_batch:
+            self._schedule("epoch", self.current_epoch + 1)
         loss = step.loss
         if loss is not None:
             self.log("train_loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
@@ -225,6 +229,13 @@ class PhaseModule(LightningModule):
         step = phase.run(self.loop, batch)
         tally.add(phase, step)
         return step
+
+    def _schedule(self, interval: str, count: int) -> None:
+        """Steps the schedulers, which Lightning leaves to a module that steps its optimizer."""
+        for config in self.trainer.lr_scheduler_configs:
+            plateau = isinstance(config.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+            if config.interval == interval and count % config.frequency == 0 and not plateau:
+                self.lr_scheduler_step(config.scheduler, None)
 
     def _tell(self, prefix: str, phase: Phase) -> None:
         tally = self._tallies.get(phase.name)
