@@ -101,6 +101,46 @@ def test_weights_losses_and_metrics_are_those_of_a_learner(kind, tmp_path):
     model.load_state_dict(module.model.state_dict())  # and they may be put into each other
 
 
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_a_scheduler_is_stepped_as_by_a_learner(interval, tmp_path):
+    def falling(optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+
+    model, optimizer = network()
+    callback = rnnkit.Scheduler(falling(optimizer), interval)
+    Learner(model, LOSS, optimizer, [callback]).fit(4, TRAIN)
+
+    other, own = network()
+    scheduler = {"scheduler": falling(own), "interval": interval}
+    module = PhaseModule(other, LOSS, {"optimizer": own, "lr_scheduler": scheduler})
+    trainer(tmp_path, 4).fit(module, loader(TRAIN), loader(VALID))
+
+    assert own.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] < 0.01
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_plateau_is_seen_by_a_hook(tmp_path):
+    class Falling(PhaseModule):
+        def on_train_epoch_end(self):
+            super().on_train_epoch_end()
+            self.lr_schedulers().step(self.trainer.callback_metrics["val_loss"])
+
+    model, optimizer = network()
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.9)
+    module = Falling(model, LOSS, {"optimizer": optimizer, "lr_scheduler": plateau})
+    trainer(tmp_path, 3).fit(module, loader(TRAIN), loader(VALID))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0001)
+
+
+def test_two_optimizers_are_refused(tmp_path):
+    model, optimizer = network()
+    module = PhaseModule(model, LOSS, [optimizer, network()[1]])
+    running = trainer(tmp_path, 1)
+    refused(lambda: running.fit(module, loader(TRAIN)), "optimizer = a list of 2", TypeError)
+    refused(lambda: Learner(model, LOSS, [optimizer]), "optimizer = a list of 1", TypeError)
+
+
 class Steps:
     """A metric that counts by itself: how many steps it was given."""
 

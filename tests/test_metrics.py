@@ -415,6 +415,13 @@ def test_a_batch_without_a_step_to_count_is_not_counted():
     assert "f1" not in rk.evaluate(net(), loss, [unscored], metrics={"f1": f1})
 
 
+@pytest.mark.parametrize("metric", [torchmetrics.MeanSquaredError, nn.L1Loss])
+def test_a_class_is_no_metric(metric):
+    loss = rk.seq2seq_loss(nn.CrossEntropyLoss())
+    data = batches([(5, 3)])
+    refused(lambda: rk.evaluate(net(), loss, data, metrics={"m": metric}), "the class", TypeError)
+
+
 def test_a_counter_that_is_told_what_the_loss_ignores_equals_sklearn():
     data = batches([(7, 4), (5, 3)])
     for _, targets, _ in data:

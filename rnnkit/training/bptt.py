@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.errors import Refusal, asked, at_least
+from ..core.errors import Refusal, asked, at_least, check_kind
 from ..core.layout import (
     all_lengths,
     between,
@@ -531,6 +531,8 @@ def check_optimizer(optimizer: Any) -> None:
     if isinstance(optimizer, type):
         fix = f"build it: {optimizer.__name__}(model.parameters(), ...)."
         raise Refusal(f"the class {optimizer.__name__}", "an optimizer", fix, TypeError)
+    fix = "one optimizer with parameter groups: torch.optim.SGD([{...}, {...}])."
+    check_kind("optimizer", optimizer, torch.optim.Optimizer, "one optimizer", fix)
     if _needs_closure(type(optimizer)):
         name = type(optimizer).__name__
         raise Refusal(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..core.errors import Refusal, in_words
 from ..core.layout import all_lengths, extent, parts_of
 from ..losses.base import Scored, SequenceLoss
+from ..losses.function import refuse_class
 from ..losses.plain import as_loss
 from .average import Average
 from .events import Stateful
@@ -82,6 +83,7 @@ def _checked(metrics: Mapping[str, Any] | None) -> Mapping[str, Any]:
             raise Refusal(
                 f"a metric named {name!r}", f"a name that is none of {words}", "rename it."
             )
+        refuse_class(metric)
         if not callable(metric) and not isinstance(metric, Counter):
             raise Refusal(
                 f"metrics[{name!r}] = {in_words(metric)}",
