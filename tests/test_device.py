@@ -202,7 +202,7 @@ FUTURES = {
 
 def learner_of(name, device):
     make, loss, batch, phase = STEPS[name]
-    model = make()
+    model = make().to(device)  # to "meta" its parameters are made anew
     optimizer = torch.optim.Adam(model.parameters())
     learner = Learner(
         model, loss, optimizer, [History(), ProgressBar(), ClipGradients(1.0)], device=device

@@ -1042,3 +1042,16 @@ def test_a_gradient_of_before_does_not_count():
     outputs, _ = model(torch.ones(10, 2, 1))
     once = torch.autograd.grad((outputs - 1).square().mean(), list(model.parameters()))
     torch.testing.assert_close(twice, list(once))
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 3}, {"accumulate": 2}])
+def test_an_optimizer_of_another_model_is_refused(options):
+    phase = rk.BPTTTrainingPhase(**options)
+    optimizer = sgd(nn.GRU(1, 1))
+
+    def train():
+        phase(nn.GRU(1, 1), SEQ, torch.ones(11, 2, 1), optimizer)
+        phase.flush(optimizer)
+
+    with pytest.raises(ValueError, match="BPTTTrainingPhase: got an optimizer that no gradient"):
+        train()

@@ -171,7 +171,7 @@ class BPTTTrainingPhase(Phase):
     Raises:
         ValueError: if `window`, `stride` or `accumulate` is below 1 or `stride > window`; by the
             step, if shapes do not fit, a carried state has another batch size, or the loss does not
-            depend on the parameters.
+            depend on the parameters, or on none that the optimizer updates.
         TypeError: by the step, if the optimizer needs a closure.
 
     Source: Williams and Peng 1990, BPTT(h; h'); Sutskever 2013, section 2.8.6, for the names k1 and
@@ -396,6 +396,7 @@ class BPTTTrainingPhase(Phase):
         loop.emit("WindowEnd")
         return total.detach()
 
+    @asked("BPTTTrainingPhase")
     def finish(self, loop: Loop) -> None:
         """Make the update of the batches held back, if there are any."""
         held = self._held
@@ -448,6 +449,9 @@ def _make_update(loop: Loop) -> None:
     """The optimizer's step on a gradient that is whole."""
     if loop.ranks is not None:
         loop.ranks.add_gradients(parameters_of(loop.optimizer))
+    if all(parameter.grad is None for parameter in parameters_of(loop.optimizer)):
+        fix = "make it after the model, of model.parameters()."
+        raise Refusal("an optimizer that no gradient reaches", "one of what the loss needs", fix)
     scaler = loop.scaler
     if scaler is None:
         loop.emit("BackwardEnd")
