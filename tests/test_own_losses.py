@@ -748,3 +748,18 @@ def test_what_is_no_feedback_and_no_sampler_is_refused():
     refused(lambda: rk.BPTTTrainingPhase(feedback=0.5), "feedback = a float", TypeError)
     refused(lambda: rk.BPTTTrainingPhase(sampler=3), "sampler = a int", TypeError)
     refused(lambda: rk.BPTTValidationPhase(1, None), "sampler = a NoneType", TypeError)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("step", [0, 5])
+def test_a_loss_that_is_no_number_is_told_as_what_it_is_though_it_is_made_of_parts(step, bad):
+    model = nn.LSTM(2, 2)
+    inputs, targets = torch.randn(6, 3, 2), torch.randn(6, 3, 2)
+    targets[step] = bad
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    learner = rk.Learner(
+        model, lambda outputs, targets: (outputs - targets).abs().mean(), optimizer
+    )
+    for phase in (rk.BPTTTrainingPhase(window=3), rk.BPTTValidationPhase(nfeedback=2)):
+        loss = learner.step(phase, (inputs, targets)).loss
+        torch.testing.assert_close(loss, torch.tensor(bad, dtype=loss.dtype), equal_nan=True)

@@ -4,6 +4,7 @@ whole."""
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -186,14 +187,17 @@ def nothing(outputs: Tensor) -> Total:
 def check_adds_up(whole: Total, parts: Sequence[Total], dtype: torch.dtype) -> None:
     """Refuse a loss whose parts, put together, are not that of the whole: it is no mean of steps.
 
-    Each may have been rounded to the `dtype` of the outputs."""
-    together = functools.reduce(Total.__add__, parts).detach().mean()
-    mean = whole.detach().mean()
-    largest = max(float(total.mean().abs()) for total in (whole, *parts))
+    Each may have been rounded to the `dtype` of the outputs.
+    """
+    together = float(functools.reduce(Total.__add__, parts).detach().mean())
+    mean = float(whole.detach().mean())
+    if math.isnan(together) and math.isnan(mean):  # for StopOnNaN to see
+        return
+    largest = max(abs(float(total.detach().mean())) for total in (whole, *parts))
     error = max(1e-3, 2 * torch.finfo(dtype).eps) * largest
-    if not torch.isclose(together, mean, rtol=0, atol=error + 1e-5, equal_nan=True):
+    if not math.isclose(together, mean, rel_tol=0, abs_tol=error + 1e-5):
         raise Refusal(
-            f"a loss of {float(mean):.4g} whose parts put together are {float(together):.4g}",
+            f"a loss of {mean:.4g} whose parts put together are {together:.4g}",
             "a mean over the steps it is given, or a pair (sum, weight), where a batch is scored "
             "in parts (window, nfeedback, by_step)",
             "return the pair; seq2seq_loss(..., warmup=n) leaves out first steps; or score whole "

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.errors import Refusal, asked, at_least, check_kind
+from ..core.errors import Refusal, asked, at_least, in_words
 from ..core.layout import (
     all_lengths,
     between,
@@ -535,8 +535,9 @@ def check_optimizer(optimizer: Any) -> None:
     if isinstance(optimizer, type):
         fix = f"build it: {optimizer.__name__}(model.parameters(), ...)."
         raise Refusal(f"the class {optimizer.__name__}", "an optimizer", fix, TypeError)
-    fix = "one optimizer with parameter groups: torch.optim.SGD([{...}, {...}])."
-    check_kind("optimizer", optimizer, torch.optim.Optimizer, "one optimizer", fix)
+    if not all(hasattr(optimizer, name) for name in ("param_groups", "step", "zero_grad")):
+        fix = "one optimizer with parameter groups: torch.optim.SGD([{...}, {...}])."
+        raise Refusal(f"optimizer = {in_words(optimizer)}", "one optimizer", fix, TypeError)
     if _needs_closure(type(optimizer)):
         name = type(optimizer).__name__
         raise Refusal(
