@@ -429,6 +429,63 @@ def test_a_layer_inside_may_be_called_by_name():
     assert_samples_like(model, model, torch.randint(V, (4, 3)))
 
 
+class OtherWeights(Wrapped):
+    """Weights made anew at each call, as a hypernetwork or a low-rank update has them."""
+
+    def forward(self, tokens, state=None):
+        weights = {name: -2 * own for name, own in self.recurrent.named_parameters()}
+        arguments = (self.embedding(tokens), state)
+        hidden, state = torch.func.functional_call(self.recurrent, weights, arguments)
+        return self.head(hidden), state
+
+
+class Dropping(Wrapped):
+    """Dropout in evaluation, too, which seeds itself so that two calls are alike."""
+
+    def __init__(self, recurrent):
+        super().__init__(recurrent)
+        self.recurrent.dropout = 0.5
+
+    def forward(self, tokens, state=None):
+        torch.manual_seed(0)
+        self.recurrent.train()
+        result = super().forward(tokens, state)
+        self.recurrent.eval()
+        return result
+
+
+class Casting(Wrapped):
+    """A forward with autocast in it."""
+
+    def forward(self, tokens, state=None):
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden, state = self.recurrent(self.embedding(tokens), state)
+        return self.head(hidden.float()), state
+
+
+@pytest.mark.parametrize("kind", [OtherWeights, Dropping, Casting])
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
+def test_what_a_forward_does_to_a_layer_inside_holds_for_single_steps(recurrent, kind):
+    model, primer = kind(recurrent).float().eval(), torch.randint(V, (1, 3))
+    assert is_quicker(model)
+    sample = sample_model(model, 12, primer, sample_best)
+    tokens, outputs, _, _ = generate_by_hand(model, 12, primer, sample_best)
+    assert torch.equal(sample.tokens, tokens)
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_subclass_with_a_call_of_its_own_keeps_it(recurrent):
+    class Doubled(recurrent):
+        def __call__(self, *arguments):
+            outputs, state = super().__call__(*arguments)
+            return 2 * outputs, state
+
+    assert_steps_like_itself(Doubled(3, 3), torch.randn(4, 2, 3))
+    model = RecurrentSequential(nn.Embedding(V, 4), Doubled(4, H), nn.Linear(H, V))
+    assert_samples_like(model, model, torch.randint(V, (4, 3)))
+
+
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
 @pytest.mark.parametrize("spoil", ["fewer layers", "fewer rows", "another width"])
 def test_a_state_that_does_not_fit_is_the_layer_s_own_error(recurrent, spoil):
