@@ -26,8 +26,10 @@ from rnnkit import (
     sample_best,
     sample_model,
 )
+from rnnkit.core.errors import Refusal
 from rnnkit.core.state import map_leaves
 from rnnkit.generation._fast import quicker_draws, quicker_step
+from rnnkit.generation.rollouts import Rollout
 
 pytestmark = pytest.mark.usefixtures("in_double_precision")
 
@@ -339,6 +341,16 @@ def test_batch_statistics_are_not_made_by_a_quicker_step():
     model = RecurrentSequential(PerStep(nn.BatchNorm1d(2)), nn.GRU(2, H), nn.Linear(H, 2))
     assert not is_quicker(model)
     assert is_quicker(model.eval())
+
+
+def test_batch_statistics_of_rows_of_different_length_are_refused_in_single_steps_too():
+    """In a module of one's own: its padding would count, and no step says so."""
+    model = Wrapped(nn.LSTM)
+    model.head = nn.Sequential(PerStep(nn.BatchNorm1d(H)), nn.Linear(H, V))
+    closed, lengths = Rollout(model, sample_best, carry=False), torch.tensor([6, 4, 3, 5])
+    fed = Feedback.always().mask(6, 4, lengths)
+    with pytest.raises(Refusal, match="batch statistics, in training mode"):
+        closed.over(torch.randint(V, (6, 4)), fed, None, lengths)
 
 
 def test_a_quicker_step_starts_from_zeros_like_the_model():

@@ -42,10 +42,10 @@ def quicker_step(model: Model, rows: int) -> Model:
     """
     if not isinstance(model, nn.Module) or not _has_digits(model):
         return model
+    if Declared(model).batch_statistics:  # which rows are in a call would count
+        return model
     stack = _Stack.of(model)
     if stack is not None:
-        if Declared(model).batch_statistics:  # which rows are in a call would count
-            return model
         return stack.quicker(rows)
     if rows > _FEW_ROWS:
         return model
