@@ -13,7 +13,7 @@ from ..core.model import Model, evaluating, run_model
 from ..core.state import State, onto, select_rows
 from ._fast import quicker_step
 from .rollouts import Rollout
-from .samplers import sample_best
+from .samplers import as_like, sample_best
 from .sampling import Sample, check_length, check_primer, is_token, sample_of
 
 
@@ -105,7 +105,7 @@ def beam_search(
             if t < int(lengths.max()):  # the longer primers are still read
                 grown = search.read(grown, t, inputs[t])
             state = select_rows(state, _flat(grown.parent, beams.count))
-            token = grown.token.view(1, -1).to(inputs.dtype)  # (1, B * W)
+            token = as_like(grown.token.view(1, -1), inputs)  # (1, B * W)
             outputs, state = run_model(step, token, state)
             beams = replace(grown, answer=outputs[0].unflatten(0, grown.token.shape))
             trail.append(beams)
@@ -114,13 +114,14 @@ def beam_search(
         scores, index = search.ranking(beams)  # (B, best)
         state = select_rows(state, _flat(index, beams.count))
         tokens, outputs = _trace(trail, index)
+        tokens = [as_like(token, inputs) for token in tokens]
         consumed = torch.cat([_repeated(inputs[:shortest], best), *tokens])  # (T, B * best)
         outputs = torch.cat([_repeated(primed.outputs, best), *outputs])  # (T, B * best, V)
         ended, stopped = _ends(consumed, lengths.repeat_interleave(best), stop)
         after = sample_best(outputs[-1])
         if stop is not None:
             after = after.masked_fill(onto(stopped, after.device), stop)
-        after = after.to(inputs.dtype).unsqueeze(0)
+        after = as_like(after, inputs).unsqueeze(0)
         return sample_of(
             consumed, outputs, after, state, sample_best, ended, stopped=stopped, scores=scores
         )

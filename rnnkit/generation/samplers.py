@@ -111,6 +111,7 @@ def _class_log_prob(outputs: Tensor, drawn: Tensor) -> Tensor | None:
         return torch.where(drawn == 0, 0, log_p * drawn).sum(2)
     if outputs.ndim != drawn.ndim + 1:
         return None
+    drawn = drawn.long()
     known = (drawn >= 0) & (drawn < outputs.shape[2])  # a primer may have tokens of its own
     index = drawn.where(known, 0).unsqueeze(2)
     found = log_p.gather(2, index).squeeze(2).where(known, float("-inf"))  # (T, B, *O)
@@ -358,7 +359,7 @@ class WithCovariates:
             )
             raise Refusal(came, f"inputs (B, F) with F >= {fed}", fix)
         check_drawn(drawn, given[:, :fed], outputs, f"the next input's first {fed} features")
-        return torch.cat([drawn.to(given.dtype), given[:, fed:]], 1)
+        return torch.cat([as_like(drawn, given), given[:, fed:]], 1)
 
     def _named(self, drawn: Any, given: Any, outputs: Any, names: Sequence[str]) -> dict[str, Any]:
         if not isinstance(given, dict) or not set(names) <= set(given):
@@ -439,6 +440,20 @@ def check_drawn(drawn: Any, like: Any, outputs: Any, what: str) -> None:
         )
         came = f"{in_words(drawn)} of {drawn.dtype}"
         raise _not_drawn(came, like, outputs, what, fix, ValueError)
+
+
+def as_like(drawn: Tensor, like: Tensor) -> Tensor:
+    """A draw in the dtype of the input that it is to be, which must hold a whole number."""
+    cast = drawn.to(like.dtype)
+    if drawn.dtype == like.dtype or like.is_floating_point():
+        return cast
+    if not torch.equal(cast.to(drawn.dtype), drawn):
+        raise Refusal(
+            f"a draw of {int(drawn.max())} for inputs of {like.dtype}",
+            "inputs of a dtype that holds every class",
+            "pass tokens as int64, with tokens.long().",
+        )
+    return cast
 
 
 def _not_drawn(
