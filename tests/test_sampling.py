@@ -197,6 +197,34 @@ def test_a_class_that_the_tokens_cannot_hold_is_refused(generate):
         generate(model, torch.zeros(3, 2, dtype=torch.uint8))
 
 
+def test_a_sampler_that_writes_to_its_logits_changes_no_outputs():
+    """As one does that forbids a token."""
+
+    def all_but_0(logits):
+        logits[:, 0] = float("-inf")
+        return logits.argmax(1)
+
+    model, primer = language_model(), torch.randint(V, (4, 3))
+    sample = sample_model(model, 12, primer, all_but_0)
+    outputs, _ = model(sample.tokens)
+    torch.testing.assert_close(sample.outputs, outputs.detach(), rtol=1e-10, atol=1e-10)
+    closed, _ = rollout(model, sample.tokens, Feedback.last(8), all_but_0)
+    torch.testing.assert_close(closed, outputs, rtol=1e-10, atol=1e-10)
+
+
+def test_a_sampler_that_writes_to_what_the_data_has_leaves_the_data_as_it_was():
+    def fed(outputs, given):
+        given[:, :1] = outputs[:, :1]
+        return given
+
+    model, inputs = continuous_model(), torch.randn(9, 3, 2)
+    before, future = inputs.clone(), inputs[4:]
+    rollout(model, inputs, Feedback.last(5), fed)
+    sample_model(model, 9, inputs[:4], fed, future=future)
+    forecast(model, 5, inputs[:4], fed, future=future)
+    assert torch.equal(inputs, before)
+
+
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
 def test_a_batch_is_its_rows_alone(recurrent):
     model, primer = language_model(recurrent, 2), torch.randint(V, (4, 5))

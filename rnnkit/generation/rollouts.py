@@ -120,7 +120,7 @@ class Rollout:
         single = quicker_step(self.model, batch)
         for at_step in given:
             drawn = one_step_of(self.next_input(previous, at_step))  # (1, B, *F)
-            # A copy: a model may write to its input, and `identity` gives the outputs themselves.
+            # A copy: a model may write to its input, and a sampler give the same tensor each time.
             drawn = map_leaves(torch.clone, drawn)
             outputs, state = run_model(single, drawn, state, carry=self.carry)
             yield Stretch(drawn, outputs, state)

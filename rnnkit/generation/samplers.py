@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 
 from ..core.errors import Refusal, asked, at_least, in_words
 from ..core.signature import must_be_given, parameters_of
+from ..core.state import map_leaves
 
 NextInput: TypeAlias = Callable[..., Any]
 S = TypeVar("S", bound=Callable[..., Any])
@@ -68,9 +69,14 @@ class DeclaredSampler:
         return bool(getattr(self.sampler, "classes", False))
 
     def __call__(self, outputs: Any, given: Any) -> Any:
-        """The next input, by a call in the form that the sampler takes."""
+        """The next input, by a call in the form that the sampler takes.
+
+        It gets copies, for many write to their logits, and to what the data has.
+        """
+        outputs = map_leaves(torch.clone, outputs)
         if self._given is None:
             return self.sampler(outputs)
+        given = map_leaves(torch.clone, given)
         if self._given.by_name:
             return self.sampler(outputs, given=given)
         return self.sampler(outputs, given)
