@@ -226,7 +226,9 @@ class SoftmaxSampler:
 
     @asked("SoftmaxSampler")
     def __post_init__(self) -> None:
-        number = isinstance(self.temperature, (Real, Tensor))
+        number = isinstance(self.temperature, Real)
+        if isinstance(self.temperature, Tensor):
+            number = self.temperature.numel() == 1
         if not number or not 0 < self.temperature < math.inf:
             came = f"temperature = {self.temperature}"
             wanted = "temperature above 0; the limit at 0 is sample_best"
@@ -248,7 +250,7 @@ class SoftmaxSampler:
         if outputs.ndim != 2 or not outputs.is_floating_point():
             fix = "end the model with nn.Linear(H, V); identity is for outputs that are inputs."
             raise Refusal(f"outputs {in_words(outputs)}", "float logits (B, V)", fix)
-        p = (outputs / self.temperature).softmax(1, dtype=_at_least_single(outputs))
+        p = (outputs.to(_at_least_single(outputs)) / self.temperature).softmax(1)
         if self.top_k is not None and self.top_k < p.shape[1]:
             p = _keep_top_k(p, self.top_k)
         if self.top_p is not None and self.top_p < 1:
@@ -424,8 +426,10 @@ def with_covariates(sampler: NextInput, fed: int | str | Sequence[str]) -> WithC
 
 def check_sampler(sampler: object) -> None:
     """Refuse what cannot be called."""
+    fix = "identity, sample_best, SoftmaxSampler() or a function of your own."
+    if isinstance(sampler, type):
+        raise Refusal(f"sampler = the class {sampler.__name__}", "an object of it", fix, TypeError)
     if not callable(sampler):
-        fix = "identity, sample_best, SoftmaxSampler() or a function of your own."
         raise Refusal(f"sampler = {in_words(sampler)}", "a function", fix, TypeError)
 
 
