@@ -35,6 +35,9 @@ from .state import State, map_leaves, onto, select_rows, where_rows
 
 Model: TypeAlias = Callable[..., Any]
 
+# What to do about a state that cannot be taken apart by rows.
+BATCH_IN_STATE = "give back a state whose leaves have the batch as dim 1."
+
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _COMPILED = "_orig_mod"  # the name of the only child of what torch.compile gives
 # What gives PyTorch's own results from PyTorch's own parameters; models/gru.py adds its own.
@@ -285,6 +288,7 @@ def _run_ragged(
         return call_model(model, fill_padding(inputs, lengths), state)
 
     # From here on padding would count. Rows that have no step are left out of the call.
+    check_state(state, extent(inputs)[1], BATCH_IN_STATE)
     if declared.takes_packed and not _splits_batches(model):
         return _run_rows(_run_packed, model, inputs, state, lengths)
     if both_ways or statistics:
@@ -389,7 +393,7 @@ def _run_by_length(model: Model, inputs: Any, state: State, lengths: Tensor) -> 
         part = select_rows(between(inputs, 0, length), here)
         out, after = call_model(model, part, select_rows(state, here))
         _check_outputs(out, part)
-        check_state(after, len(here), "give back a state whose leaves have the batch as dim 1.")
+        check_state(after, len(here), BATCH_IN_STATE)
         rows.append(here)
         outputs.append(map_leaves(lambda leaf: _padded(leaf, time), out))
         states.append(after)
@@ -405,7 +409,17 @@ def _padded(leaf: Tensor, time: int) -> Tensor:
 
 def _beside(trees: list[Any]) -> Any:
     """Trees of `(n, rows, *F)` as one, with the rows of all."""
-    return map_leaves(lambda *leaves: torch.cat(leaves, 1), *trees)
+
+    def beside(*leaves: Tensor) -> Tensor:
+        if len({(len(leaf), leaf.shape[2:]) for leaf in leaves}) > 1:
+            raise Refusal(
+                f"state leaves {', '.join(map(in_words, leaves))} after rows of different length",
+                "leaves of one shape but for the rows, (layers, B, *F)",
+                "a state that grows with time wants rows of one length.",
+            )
+        return torch.cat(leaves, 1)
+
+    return map_leaves(beside, *trees)
 
 
 def restart_rows(model: Model, state: State, rows: Tensor | None) -> State:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least, in_words
-from ..core.layout import Steps, between
-from ..core.model import Model, evaluating, run_model
+from ..core.layout import Steps, between, check_state
+from ..core.model import BATCH_IN_STATE, Model, evaluating, run_model
 from ..core.state import State, onto, select_rows
 from ._fast import quicker_step
 from .rollouts import Rollout
@@ -91,6 +91,7 @@ def beam_search(
         rollout = Rollout(model, sample_best)
         primed = next(rollout.stretches(between(inputs, 0, shortest), driven, state))
         _check_logits(primed.outputs)
+        check_state(primed.state, len(lengths), BATCH_IN_STATE)
         search = _Search(width, best, stop, length_penalty, length, onto(lengths, inputs.device))
         beams = search.first(inputs[shortest - 1], primed.outputs[-1])
         state = primed.state
