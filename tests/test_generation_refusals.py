@@ -98,6 +98,18 @@ def test_a_model_without_a_state_is_refused(run, request):
 
 
 @both_ways
+@pytest.mark.parametrize("kind", ["module", "function"])
+def test_a_model_that_cannot_be_given_a_state_is_refused(run, kind):
+    class Alone(nn.Module):
+        def forward(self, inputs, *, mask=None):
+            return inputs, None
+
+    model = {"module": Alone(), "function": lambda inputs: (inputs, None)}[kind]
+    with pytest.raises(TypeError, match=r"which takes no state; wanted outputs, state = model"):
+        run(model, torch.zeros(4, 3, 2))
+
+
+@both_ways
 def test_a_model_that_returns_no_state_is_refused(run, request):
     name = request.node.callspec.id
     with pytest.raises(TypeError, match=rf"(?s){name}.*\(4, 3, 2\).*outputs, state"):

@@ -31,6 +31,7 @@ from .layout import (
     same_rows,
     unpack,
 )
+from .signature import parameters_of, takes_two
 from .state import State, map_leaves, onto, select_rows, where_rows
 
 Model: TypeAlias = Callable[..., Any]
@@ -49,7 +50,7 @@ def _inside(model: Any) -> Any:
     """What a wrapper is around; `None` of what is none."""
     if isinstance(model, _WRAPPERS):
         return model.module
-    if isinstance(model, nn.Module) and _COMPILED in model.__dict__["_modules"]:
+    if isinstance(model, nn.Module) and _COMPILED in model.__dict__.get("_modules", ()):
         return model.get_submodule(_COMPILED)
     return None
 
@@ -187,8 +188,10 @@ def check_model(model: Model) -> None:
         name = type(inner).__name__
         fix = f"Unroll({name}(...)) steps a cell over time."
         raise Refusal(f"a cell, {name}", "a model over (T, B, *F)", fix, TypeError)
-    if runs(inner, nn.Linear.forward, nn.Sequential.forward):
-        came = f"{type(inner).__name__}, which takes no state"
+    parameters = parameters_of(inner)
+    alone = parameters is not None and not takes_two(parameters)
+    if alone or runs(inner, nn.Linear.forward, nn.Sequential.forward):
+        came = f"{_name(inner)}, which takes no state"
         fix = "RecurrentSequential threads the state through a stack of layers."
         raise Refusal(came, "outputs, state = model(inputs, state)", fix, TypeError)
     for module in _modules_of(model):
@@ -450,7 +453,7 @@ def evaluating(model: Model) -> Generator[None]:
     than set a flag.
     """
     modules = _modules_of(model)
-    before = [module.training for module in modules]
+    before = [getattr(module, "training", False) for module in modules]  # not in a frozen one
     if not any(before):
         yield
         return
