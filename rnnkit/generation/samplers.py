@@ -454,10 +454,10 @@ def check_drawn(drawn: Any, like: Any, outputs: Any, what: str) -> None:
 
 def as_like(drawn: Tensor, like: Tensor) -> Tensor:
     """A draw in the dtype of the input that it is to be, which must hold a whole number."""
+    if drawn.dtype == like.dtype:
+        return drawn
     cast = drawn.to(like.dtype)
-    if drawn.dtype == like.dtype or like.is_floating_point():
-        return cast
-    if not torch.equal(cast.to(drawn.dtype), drawn):
+    if not like.is_floating_point() and not torch.equal(cast.to(drawn.dtype), drawn):
         raise Refusal(
             f"a draw of {int(drawn.max())} for inputs of {like.dtype}",
             "inputs of a dtype that holds every class",
