@@ -26,8 +26,10 @@ from rnnkit import (
     sample_best,
     sample_model,
 )
+from rnnkit.core.errors import Refusal
 from rnnkit.core.state import map_leaves
 from rnnkit.generation._fast import quicker_draws, quicker_step
+from rnnkit.generation.rollouts import Rollout
 
 pytestmark = pytest.mark.usefixtures("in_double_precision")
 
@@ -341,6 +343,16 @@ def test_batch_statistics_are_not_made_by_a_quicker_step():
     assert is_quicker(model.eval())
 
 
+def test_batch_statistics_of_rows_of_different_length_are_refused_in_single_steps_too():
+    """In a module of one's own: its padding would count, and no step says so."""
+    model = Wrapped(nn.LSTM)
+    model.head = nn.Sequential(PerStep(nn.BatchNorm1d(H)), nn.Linear(H, V))
+    closed, lengths = Rollout(model, sample_best, carry=False), torch.tensor([6, 4, 3, 5])
+    fed = Feedback.always().mask(6, 4, lengths)
+    with pytest.raises(Refusal, match="batch statistics, in training mode"):
+        closed.over(torch.randint(V, (6, 4)), fed, None, lengths)
+
+
 def test_a_quicker_step_starts_from_zeros_like_the_model():
     for model in (language_model(layers=2), language_model(nn.GRU)):
         tokens = torch.randint(V, (1, 3))
@@ -426,6 +438,63 @@ def test_a_layer_inside_may_be_called_by_name():
 
     model = ByName(nn.LSTM)
     assert is_quicker(model)
+    assert_samples_like(model, model, torch.randint(V, (4, 3)))
+
+
+class OtherWeights(Wrapped):
+    """Weights made anew at each call, as a hypernetwork or a low-rank update has them."""
+
+    def forward(self, tokens, state=None):
+        weights = {name: -2 * own for name, own in self.recurrent.named_parameters()}
+        arguments = (self.embedding(tokens), state)
+        hidden, state = torch.func.functional_call(self.recurrent, weights, arguments)
+        return self.head(hidden), state
+
+
+class Dropping(Wrapped):
+    """Dropout in evaluation, too, which seeds itself so that two calls are alike."""
+
+    def __init__(self, recurrent):
+        super().__init__(recurrent)
+        self.recurrent.dropout = 0.5
+
+    def forward(self, tokens, state=None):
+        torch.manual_seed(0)
+        self.recurrent.train()
+        result = super().forward(tokens, state)
+        self.recurrent.eval()
+        return result
+
+
+class Casting(Wrapped):
+    """A forward with autocast in it."""
+
+    def forward(self, tokens, state=None):
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden, state = self.recurrent(self.embedding(tokens), state)
+        return self.head(hidden.float()), state
+
+
+@pytest.mark.parametrize("kind", [OtherWeights, Dropping, Casting])
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
+def test_what_a_forward_does_to_a_layer_inside_holds_for_single_steps(recurrent, kind):
+    model, primer = kind(recurrent).float().eval(), torch.randint(V, (1, 3))
+    assert is_quicker(model)
+    sample = sample_model(model, 12, primer, sample_best)
+    tokens, outputs, _, _ = generate_by_hand(model, 12, primer, sample_best)
+    assert torch.equal(sample.tokens, tokens)
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_subclass_with_a_call_of_its_own_keeps_it(recurrent):
+    class Doubled(recurrent):
+        def __call__(self, *arguments):
+            outputs, state = super().__call__(*arguments)
+            return 2 * outputs, state
+
+    assert_steps_like_itself(Doubled(3, 3), torch.randn(4, 2, 3))
+    model = RecurrentSequential(nn.Embedding(V, 4), Doubled(4, H), nn.Linear(H, V))
     assert_samples_like(model, model, torch.randint(V, (4, 3)))
 
 

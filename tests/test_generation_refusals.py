@@ -98,6 +98,18 @@ def test_a_model_without_a_state_is_refused(run, request):
 
 
 @both_ways
+@pytest.mark.parametrize("kind", ["module", "function"])
+def test_a_model_that_cannot_be_given_a_state_is_refused(run, kind):
+    class Alone(nn.Module):
+        def forward(self, inputs, *, mask=None):
+            return inputs, None
+
+    model = {"module": Alone(), "function": lambda inputs: (inputs, None)}[kind]
+    with pytest.raises(TypeError, match=r"which takes no state; wanted outputs, state = model"):
+        run(model, torch.zeros(4, 3, 2))
+
+
+@both_ways
 def test_a_model_that_returns_no_state_is_refused(run, request):
     name = request.node.callspec.id
     with pytest.raises(TypeError, match=rf"(?s){name}.*\(4, 3, 2\).*outputs, state"):
@@ -130,6 +142,49 @@ def test_a_batch_first_model_is_refused_within_another_too(run):
 
     with pytest.raises(ValueError, match=r"GRU\(batch_first=True\); wanted time as dim 0"):
         run(Wrapped(), torch.zeros(4, 3, 2))
+
+
+class BatchFirstState(nn.Module):
+    """Of which the state is (B, layers, H)."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = language_model(nn.GRU)
+
+    def forward(self, tokens, state=None):
+        if state is not None:
+            state = (state.transpose(0, 1).contiguous(),)
+        outputs, (state,) = self.inner(tokens, state)
+        return outputs, state.transpose(0, 1)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda model, primer: beam_search(model, 9, primer, 2),
+        lambda model, primer: forecast(model, 5, primer, sample_best, paths=2),
+        lambda model, primer: rollout(
+            model, primer, Feedback.last(1), sample_best, lengths=torch.tensor([4, 2, 3])
+        ),
+    ],
+)
+def test_a_state_that_cannot_be_taken_apart_by_rows_is_refused_where_it_must_be(run):
+    with pytest.raises(ValueError, match=r"a state leaf \(3, 1, 5\) for a batch of 3.*give back"):
+        run(BatchFirstState(), torch.randint(V, (4, 3)))
+
+
+def test_a_state_that_grows_with_time_wants_rows_of_one_length():
+    class Remembers(nn.Module):
+        def forward(self, inputs, state=None):
+            if state is not None:
+                inputs = torch.cat([state, inputs])
+            return inputs.cumsum(0)[-len(inputs) :], inputs
+
+    primer, lengths = torch.zeros(4, 3, 2), torch.tensor([4, 2, 3])
+    with pytest.raises(
+        ValueError, match=r"leaves \(2, 1, 2\), \(3, 1, 2\), \(4, 1, 2\) after rows"
+    ):
+        forecast(Remembers(), 5, primer, lengths=lengths)
 
 
 def test_a_bidirectional_model_cannot_be_stepped():

@@ -17,6 +17,7 @@ from rnnkit import (
     RecurrentSequential,
     Unroll,
     rollout,
+    sample_model,
     select_rows,
     seq2seq_loss,
 )
@@ -360,6 +361,23 @@ def test_a_scripted_model_is_read_like_the_one_it_was_made_of():
     assert_every_row_as_alone(model, rows_of(), float("nan"), carry=True)
     inputs, lengths = padded(rows_of(), 0.0)
     refused(told(scripted(Scriptable(True)), inputs, lengths), "two directions")
+
+
+@pytest.mark.parametrize("form", ["traced", "frozen"])
+def test_a_traced_and_a_frozen_model_generate_like_the_one_they_were_made_of(form):
+    model = Scriptable().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        if form == "traced":
+            example = (torch.zeros(2, 1, F), torch.zeros(1, 1, H))
+            made = torch.jit.trace(model, example, check_trace=False)
+        else:
+            made = torch.jit.freeze(torch.jit.script(model))
+    primer, state = torch.randn(4, 3, F), torch.zeros(1, 3, H)
+    weights = torch.randn(H, F)
+    sample = sample_model(made, 9, primer, lambda outputs: outputs @ weights, state)
+    outputs, _ = model(sample.tokens, state)
+    torch.testing.assert_close(sample.outputs, outputs.detach())
 
 
 # ---------------------------------------------------------------- one direction

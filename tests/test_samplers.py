@@ -143,6 +143,17 @@ def test_many_classes_are_summed_in_single_precision(dtype):
     assert probabilities.sum().item() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_are_divided_by_the_temperature_in_single_precision(dtype):
+    """In bfloat16 the first two end 0.25 apart and not 0.18; in float16 20 / 1e-5 is infinite."""
+    outputs = torch.tensor([[20.0, 19.875, 1.0]], dtype=dtype)
+    for temperature in (0.7, 1e-5):
+        sampler = SoftmaxSampler(temperature=temperature)
+        torch.testing.assert_close(
+            sampler.probabilities(outputs), sampler.probabilities(outputs.float()), rtol=0, atol=0
+        )
+
+
 # ---------------------------------------------------------------- frequencies
 
 
@@ -433,6 +444,7 @@ def test_what_does_not_fit_the_covariates_is_refused(sampler, fed, given, words,
         ({"temperature": 0.0}, "temperature.*0"),
         ({"temperature": -1.0}, "temperature.*-1"),
         ({"temperature": math.nan}, "temperature.*nan"),
+        ({"temperature": torch.tensor([0.5, 2.0])}, r"temperature.*0\.5"),
         ({"top_k": 0}, "top_k.*0"),
         ({"top_k": -3}, "top_k.*-3"),
         ({"top_p": 0.0}, "top_p.*0"),
@@ -452,6 +464,14 @@ def test_a_softmax_sampler_wants_one_step(wrong):
     shape = str(tuple(wrong.shape)).replace("(", r"\(").replace(")", r"\)")
     with pytest.raises(ValueError, match=rf"(?s)SoftmaxSampler.*{shape}.*\(B, V\)"):
         SoftmaxSampler()(wrong)
+
+
+@pytest.mark.parametrize("kind", [SoftmaxSampler, DistributionSampler, nn.Tanh])
+def test_a_class_is_no_sampler_but_an_object_of_it(kind):
+    with pytest.raises(
+        TypeError, match=rf"with_covariates: got sampler = the class {kind.__name__}"
+    ):
+        with_covariates(kind, 1)
 
 
 def test_sample_best_wants_a_class_dimension():

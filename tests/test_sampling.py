@@ -12,12 +12,15 @@ from torch.nn import functional as F
 
 from rnnkit import (
     DistributionSampler,
+    Feedback,
     RecurrentSequential,
     Sample,
     SoftmaxSampler,
     batchseq,
+    beam_search,
     forecast,
     identity,
+    rollout,
     sample_best,
     sample_model,
     with_covariates,
@@ -147,6 +150,79 @@ def test_the_log_prob_of_an_image_of_classes_is_the_sum_over_its_pixels():
         sample.outputs.flatten(0, 1), followed.flatten(0, 1), reduction="none"
     )
     torch.testing.assert_close(sample.log_probs, wanted.sum((1, 2)).unflatten(0, (5, 4)))
+
+
+class OfBytes(nn.Module):
+    """A model that takes tokens of any dtype."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.inner = RecurrentSequential(
+            nn.Embedding(classes, 4), nn.LSTM(4, H), nn.Linear(H, classes)
+        )
+
+    def forward(self, tokens, state=None):
+        return self.inner(tokens.long(), state)
+
+
+def greedy(model, primer):
+    return sample_model(model, 9, primer, sample_best)
+
+
+def searched(model, primer):
+    return beam_search(model, 9, primer, 3)
+
+
+@pytest.mark.parametrize("generate", [greedy, searched])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32], ids=str)
+def test_tokens_of_few_bits_are_generated_like_those_of_64(dtype, generate):
+    model, primer = OfBytes(V), torch.randint(V, (4, 3))
+    sample, wanted = generate(model, primer.to(dtype)), generate(model, primer)
+    assert sample.tokens.dtype == sample.next.dtype == dtype
+    assert torch.equal(sample.tokens.long(), wanted.tokens)
+    assert torch.equal(sample.log_probs, wanted.log_probs)
+
+
+def closed(model, primer):
+    return rollout(model, primer, Feedback.always(), sample_best)
+
+
+@pytest.mark.parametrize("generate", [greedy, searched, closed])
+def test_a_class_that_the_tokens_cannot_hold_is_refused(generate):
+    """256 begins a text of bytes; in a byte it is 0."""
+    model = OfBytes(257)
+    with torch.no_grad():
+        model.inner[2].bias[256] += 100
+    with pytest.raises(ValueError, match=r"a draw of 256 for inputs of torch.uint8.*int64"):
+        generate(model, torch.zeros(3, 2, dtype=torch.uint8))
+
+
+def test_a_sampler_that_writes_to_its_logits_changes_no_outputs():
+    """As one does that forbids a token."""
+
+    def all_but_0(logits):
+        logits[:, 0] = float("-inf")
+        return logits.argmax(1)
+
+    model, primer = language_model(), torch.randint(V, (4, 3))
+    sample = sample_model(model, 12, primer, all_but_0)
+    outputs, _ = model(sample.tokens)
+    torch.testing.assert_close(sample.outputs, outputs.detach(), rtol=1e-10, atol=1e-10)
+    closed, _ = rollout(model, sample.tokens, Feedback.last(8), all_but_0)
+    torch.testing.assert_close(closed, outputs, rtol=1e-10, atol=1e-10)
+
+
+def test_a_sampler_that_writes_to_what_the_data_has_leaves_the_data_as_it_was():
+    def fed(outputs, given):
+        given[:, :1] = outputs[:, :1]
+        return given
+
+    model, inputs = continuous_model(), torch.randn(9, 3, 2)
+    before, future = inputs.clone(), inputs[4:]
+    rollout(model, inputs, Feedback.last(5), fed)
+    sample_model(model, 9, inputs[:4], fed, future=future)
+    forecast(model, 5, inputs[:4], fed, future=future)
+    assert torch.equal(inputs, before)
 
 
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])

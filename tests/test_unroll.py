@@ -457,6 +457,18 @@ def test_from_fused_refuses_weights_that_are_computed():
         Unroll.from_fused(fused)
 
 
+def test_from_fused_refuses_a_subclass_with_a_forward_of_its_own():
+    class Doubled(nn.LSTM):
+        def forward(self, inputs, state=None):
+            outputs, state = super().forward(inputs, state)
+            return 2 * outputs, state
+
+    with pytest.raises(
+        TypeError, match=r"Unroll.from_fused: got Doubled, with a forward of its own"
+    ):
+        Unroll.from_fused(Doubled(F, H))
+
+
 def test_from_fused_refuses_what_is_not_fused():
     with pytest.raises(
         TypeError, match=r"(?s)Unroll.from_fused.*Linear.*nn.LSTM, nn.GRU or nn.RNN"

@@ -31,9 +31,13 @@ from .layout import (
     same_rows,
     unpack,
 )
+from .signature import parameters_of, takes_two
 from .state import State, map_leaves, onto, select_rows, where_rows
 
 Model: TypeAlias = Callable[..., Any]
+
+# What to do about a state that cannot be taken apart by rows.
+BATCH_IN_STATE = "give back a state whose leaves have the batch as dim 1."
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _COMPILED = "_orig_mod"  # the name of the only child of what torch.compile gives
@@ -46,7 +50,7 @@ def _inside(model: Any) -> Any:
     """What a wrapper is around; `None` of what is none."""
     if isinstance(model, _WRAPPERS):
         return model.module
-    if isinstance(model, nn.Module) and _COMPILED in model.__dict__["_modules"]:
+    if isinstance(model, nn.Module) and _COMPILED in model.__dict__.get("_modules", ()):
         return model.get_submodule(_COMPILED)
     return None
 
@@ -184,8 +188,10 @@ def check_model(model: Model) -> None:
         name = type(inner).__name__
         fix = f"Unroll({name}(...)) steps a cell over time."
         raise Refusal(f"a cell, {name}", "a model over (T, B, *F)", fix, TypeError)
-    if runs(inner, nn.Linear.forward, nn.Sequential.forward):
-        came = f"{type(inner).__name__}, which takes no state"
+    parameters = parameters_of(inner)
+    alone = parameters is not None and not takes_two(parameters)
+    if alone or runs(inner, nn.Linear.forward, nn.Sequential.forward):
+        came = f"{_name(inner)}, which takes no state"
         fix = "RecurrentSequential threads the state through a stack of layers."
         raise Refusal(came, "outputs, state = model(inputs, state)", fix, TypeError)
     for module in _modules_of(model):
@@ -285,6 +291,7 @@ def _run_ragged(
         return call_model(model, fill_padding(inputs, lengths), state)
 
     # From here on padding would count. Rows that have no step are left out of the call.
+    check_state(state, extent(inputs)[1], BATCH_IN_STATE)
     if declared.takes_packed and not _splits_batches(model):
         return _run_rows(_run_packed, model, inputs, state, lengths)
     if both_ways or statistics:
@@ -389,7 +396,7 @@ def _run_by_length(model: Model, inputs: Any, state: State, lengths: Tensor) -> 
         part = select_rows(between(inputs, 0, length), here)
         out, after = call_model(model, part, select_rows(state, here))
         _check_outputs(out, part)
-        check_state(after, len(here), "give back a state whose leaves have the batch as dim 1.")
+        check_state(after, len(here), BATCH_IN_STATE)
         rows.append(here)
         outputs.append(map_leaves(lambda leaf: _padded(leaf, time), out))
         states.append(after)
@@ -405,7 +412,17 @@ def _padded(leaf: Tensor, time: int) -> Tensor:
 
 def _beside(trees: list[Any]) -> Any:
     """Trees of `(n, rows, *F)` as one, with the rows of all."""
-    return map_leaves(lambda *leaves: torch.cat(leaves, 1), *trees)
+
+    def beside(*leaves: Tensor) -> Tensor:
+        if len({(len(leaf), leaf.shape[2:]) for leaf in leaves}) > 1:
+            raise Refusal(
+                f"state leaves {', '.join(map(in_words, leaves))} after rows of different length",
+                "leaves of one shape but for the rows, (layers, B, *F)",
+                "a state that grows with time wants rows of one length.",
+            )
+        return torch.cat(leaves, 1)
+
+    return map_leaves(beside, *trees)
 
 
 def restart_rows(model: Model, state: State, rows: Tensor | None) -> State:
@@ -436,7 +453,7 @@ def evaluating(model: Model) -> Generator[None]:
     than set a flag.
     """
     modules = _modules_of(model)
-    before = [module.training for module in modules]
+    before = [getattr(module, "training", False) for module in modules]  # not in a frozen one
     if not any(before):
         yield
         return

@@ -16,7 +16,7 @@ def parameters_of(called: Callable[..., Any]) -> list[Parameter] | None:
     """
     call: Any = called
     if isinstance(called, nn.Module):
-        call = called.forward
+        call = getattr(called, "forward", None)
     try:
         return list(inspect.signature(call).parameters.values())
     except (TypeError, ValueError):
@@ -26,6 +26,13 @@ def parameters_of(called: Callable[..., Any]) -> list[Parameter] | None:
 def by_place(parameter: Parameter) -> bool:
     """Whether it can be given by its place."""
     return parameter.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def takes_two(parameters: list[Parameter]) -> bool:
+    """Whether two arguments can be given by their places."""
+    if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters):
+        return True
+    return sum(map(by_place, parameters)) >= 2
 
 
 def must_be_given(parameter: Parameter) -> bool:

@@ -42,10 +42,10 @@ def quicker_step(model: Model, rows: int) -> Model:
     """
     if not isinstance(model, nn.Module) or not _has_digits(model):
         return model
+    if Declared(model).batch_statistics:  # which rows are in a call would count
+        return model
     stack = _Stack.of(model)
     if stack is not None:
-        if Declared(model).batch_statistics:  # which rows are in a call would count
-            return model
         return stack.quicker(rows)
     if rows > _FEW_ROWS:
         return model
@@ -67,7 +67,9 @@ def _untouched(module: nn.Module) -> bool:
     )
     kinds = ("forward", "forward_pre", "backward", "backward_pre")
     everywhere = any(getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in kinds)
-    return not (hooks or everywhere or "forward" in vars(module))
+    if hooks or everywhere or "forward" in vars(module):
+        return False
+    return type(module).__call__ is nn.Module.__call__
 
 
 def _has_digits(module: nn.Module) -> bool:
@@ -75,10 +77,15 @@ def _has_digits(module: nn.Module) -> bool:
     for parameter in module.parameters():
         if parameter.dtype not in (torch.float32, torch.float64):
             return False
-        kind = parameter.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        if _is_cast(parameter):
             return False
     return not torch.is_autocast_enabled("cpu")
+
+
+def _is_cast(tensor: Tensor) -> bool:
+    """Whether autocast is on where the tensor is."""
+    kind = tensor.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _has_cells(module: nn.Module) -> bool:
@@ -124,7 +131,7 @@ class _CellsInside:
 
 def _step_or_more(part: Any, cells: "_Cells", input: Any, hx: State = None) -> Any:
     """A single step `(1, B, F)` by cells, anything else by the layer's own forward, errors too."""
-    if cells.fit(input, hx):
+    if cells.fit(input, hx) and cells.are_still(part, input):
         return cells(input, hx)
     return type(part).forward(part, input, hx)
 
@@ -201,6 +208,7 @@ class _Cells:
         self.weights: list[list[Tensor]] = module.all_weights
         self.features: int = module.input_size
         self.hidden: int = module.hidden_size
+        self.parameters = _identities(module)
 
     def fit(self, inputs: Any, state: Any) -> bool:
         """Whether they are a single step `(1, B, F)` and a state for it."""
@@ -217,6 +225,12 @@ class _Cells:
         wanted = (len(self.weights), rows, self.hidden)
         shapes = [part.shape for part in parts if isinstance(part, Tensor)]
         return shapes == [wanted] * self.parts
+
+    def are_still(self, module: Any, inputs: Tensor) -> bool:
+        """Whether the forward around a module has changed nothing: weights, dropout, autocast."""
+        if (module.training and module.dropout) or _is_cast(inputs):
+            return False
+        return _identities(module) == self.parameters
 
     def __call__(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         x = inputs[0]  # (B, F)
@@ -238,6 +252,10 @@ class _Cells:
     def layer(self, layer: int, x: Tensor, *state: Tensor) -> Any:
         """The new state of a layer."""
         return _CELLS[self.mode](x, *state, *self.weights[layer])
+
+
+def _identities(module: nn.Module) -> list[int]:
+    return list(map(id, vars(module)["_parameters"].values()))
 
 
 def _cells_of(module: nn.Module) -> _Cells:

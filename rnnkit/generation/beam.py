@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least, in_words
-from ..core.layout import Steps, between
-from ..core.model import Model, evaluating, run_model
+from ..core.layout import Steps, between, check_state
+from ..core.model import BATCH_IN_STATE, Model, evaluating, run_model
 from ..core.state import State, onto, select_rows
 from ._fast import quicker_step
 from .rollouts import Rollout
-from .samplers import sample_best
+from .samplers import as_like, sample_best
 from .sampling import Sample, check_length, check_primer, is_token, sample_of
 
 
@@ -91,6 +91,7 @@ def beam_search(
         rollout = Rollout(model, sample_best)
         primed = next(rollout.stretches(between(inputs, 0, shortest), driven, state))
         _check_logits(primed.outputs)
+        check_state(primed.state, len(lengths), BATCH_IN_STATE)
         search = _Search(width, best, stop, length_penalty, length, onto(lengths, inputs.device))
         beams = search.first(inputs[shortest - 1], primed.outputs[-1])
         state = primed.state
@@ -105,7 +106,7 @@ def beam_search(
             if t < int(lengths.max()):  # the longer primers are still read
                 grown = search.read(grown, t, inputs[t])
             state = select_rows(state, _flat(grown.parent, beams.count))
-            token = grown.token.view(1, -1).to(inputs.dtype)  # (1, B * W)
+            token = as_like(grown.token.view(1, -1), inputs)  # (1, B * W)
             outputs, state = run_model(step, token, state)
             beams = replace(grown, answer=outputs[0].unflatten(0, grown.token.shape))
             trail.append(beams)
@@ -114,13 +115,14 @@ def beam_search(
         scores, index = search.ranking(beams)  # (B, best)
         state = select_rows(state, _flat(index, beams.count))
         tokens, outputs = _trace(trail, index)
+        tokens = [as_like(token, inputs) for token in tokens]
         consumed = torch.cat([_repeated(inputs[:shortest], best), *tokens])  # (T, B * best)
         outputs = torch.cat([_repeated(primed.outputs, best), *outputs])  # (T, B * best, V)
         ended, stopped = _ends(consumed, lengths.repeat_interleave(best), stop)
         after = sample_best(outputs[-1])
         if stop is not None:
             after = after.masked_fill(onto(stopped, after.device), stop)
-        after = after.to(inputs.dtype).unsqueeze(0)
+        after = as_like(after, inputs).unsqueeze(0)
         return sample_of(
             consumed, outputs, after, state, sample_best, ended, stopped=stopped, scores=scores
         )

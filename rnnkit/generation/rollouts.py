@@ -18,7 +18,7 @@ from ..core.model import Model, check_call, check_one_way, run_model
 from ..core.state import State, map_leaves, onto, where_rows
 from ._fast import quicker_draws, quicker_step
 from .feedback import Feedback, check_feedback
-from .samplers import DeclaredSampler, NextInput, check_drawn, identity
+from .samplers import DeclaredSampler, NextInput, as_like, check_drawn, identity
 
 
 class Stretch(NamedTuple):
@@ -120,7 +120,7 @@ class Rollout:
         single = quicker_step(self.model, batch)
         for at_step in given:
             drawn = one_step_of(self.next_input(previous, at_step))  # (1, B, *F)
-            # A copy: a model may write to its input, and `identity` gives the outputs themselves.
+            # A copy: a model may write to its input, and a sampler give the same tensor each time.
             drawn = map_leaves(torch.clone, drawn)
             outputs, state = run_model(single, drawn, state, carry=self.carry)
             yield Stretch(drawn, outputs, state)
@@ -140,7 +140,7 @@ class Rollout:
         """What the sampler makes of `outputs (B, *O)`, in the form of `given (B, *F)`."""
         drawn = self._declared(outputs, given)
         check_drawn(drawn, given, outputs, "the model's next input")
-        return map_leaves(lambda part, like: part.to(like.dtype), drawn, given)
+        return map_leaves(as_like, drawn, given)
 
     def _check_can_be_stepped(self) -> None:
         check_one_way(

@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 
 from ..core.errors import Refusal, asked, at_least, in_words
 from ..core.signature import must_be_given, parameters_of
+from ..core.state import map_leaves
 
 NextInput: TypeAlias = Callable[..., Any]
 S = TypeVar("S", bound=Callable[..., Any])
@@ -68,9 +69,14 @@ class DeclaredSampler:
         return bool(getattr(self.sampler, "classes", False))
 
     def __call__(self, outputs: Any, given: Any) -> Any:
-        """The next input, by a call in the form that the sampler takes."""
+        """The next input, by a call in the form that the sampler takes.
+
+        It gets copies, for many write to their logits, and to what the data has.
+        """
+        outputs = map_leaves(torch.clone, outputs)
         if self._given is None:
             return self.sampler(outputs)
+        given = map_leaves(torch.clone, given)
         if self._given.by_name:
             return self.sampler(outputs, given=given)
         return self.sampler(outputs, given)
@@ -111,6 +117,7 @@ def _class_log_prob(outputs: Tensor, drawn: Tensor) -> Tensor | None:
         return torch.where(drawn == 0, 0, log_p * drawn).sum(2)
     if outputs.ndim != drawn.ndim + 1:
         return None
+    drawn = drawn.long()
     known = (drawn >= 0) & (drawn < outputs.shape[2])  # a primer may have tokens of its own
     index = drawn.where(known, 0).unsqueeze(2)
     found = log_p.gather(2, index).squeeze(2).where(known, float("-inf"))  # (T, B, *O)
@@ -219,7 +226,9 @@ class SoftmaxSampler:
 
     @asked("SoftmaxSampler")
     def __post_init__(self) -> None:
-        number = isinstance(self.temperature, (Real, Tensor))
+        number = isinstance(self.temperature, Real)
+        if isinstance(self.temperature, Tensor):
+            number = self.temperature.numel() == 1
         if not number or not 0 < self.temperature < math.inf:
             came = f"temperature = {self.temperature}"
             wanted = "temperature above 0; the limit at 0 is sample_best"
@@ -241,7 +250,7 @@ class SoftmaxSampler:
         if outputs.ndim != 2 or not outputs.is_floating_point():
             fix = "end the model with nn.Linear(H, V); identity is for outputs that are inputs."
             raise Refusal(f"outputs {in_words(outputs)}", "float logits (B, V)", fix)
-        p = (outputs / self.temperature).softmax(1, dtype=_at_least_single(outputs))
+        p = (outputs.to(_at_least_single(outputs)) / self.temperature).softmax(1)
         if self.top_k is not None and self.top_k < p.shape[1]:
             p = _keep_top_k(p, self.top_k)
         if self.top_p is not None and self.top_p < 1:
@@ -358,7 +367,7 @@ class WithCovariates:
             )
             raise Refusal(came, f"inputs (B, F) with F >= {fed}", fix)
         check_drawn(drawn, given[:, :fed], outputs, f"the next input's first {fed} features")
-        return torch.cat([drawn.to(given.dtype), given[:, fed:]], 1)
+        return torch.cat([as_like(drawn, given), given[:, fed:]], 1)
 
     def _named(self, drawn: Any, given: Any, outputs: Any, names: Sequence[str]) -> dict[str, Any]:
         if not isinstance(given, dict) or not set(names) <= set(given):
@@ -417,8 +426,10 @@ def with_covariates(sampler: NextInput, fed: int | str | Sequence[str]) -> WithC
 
 def check_sampler(sampler: object) -> None:
     """Refuse what cannot be called."""
+    fix = "identity, sample_best, SoftmaxSampler() or a function of your own."
+    if isinstance(sampler, type):
+        raise Refusal(f"sampler = the class {sampler.__name__}", "an object of it", fix, TypeError)
     if not callable(sampler):
-        fix = "identity, sample_best, SoftmaxSampler() or a function of your own."
         raise Refusal(f"sampler = {in_words(sampler)}", "a function", fix, TypeError)
 
 
@@ -439,6 +450,20 @@ def check_drawn(drawn: Any, like: Any, outputs: Any, what: str) -> None:
         )
         came = f"{in_words(drawn)} of {drawn.dtype}"
         raise _not_drawn(came, like, outputs, what, fix, ValueError)
+
+
+def as_like(drawn: Tensor, like: Tensor) -> Tensor:
+    """A draw in the dtype of the input that it is to be, which must hold a whole number."""
+    if drawn.dtype == like.dtype:
+        return drawn
+    cast = drawn.to(like.dtype)
+    if not like.is_floating_point() and not torch.equal(cast.to(drawn.dtype), drawn):
+        raise Refusal(
+            f"a draw of {int(drawn.max())} for inputs of {like.dtype}",
+            "inputs of a dtype that holds every class",
+            "pass tokens as int64, with tokens.long().",
+        )
+    return cast
 
 
 def _not_drawn(

@@ -14,11 +14,12 @@ from ..core.layout import (
     all_lengths,
     as_sequences,
     between,
+    check_state,
     extent,
     join,
     valid_steps,
 )
-from ..core.model import Model, check_call, evaluating
+from ..core.model import BATCH_IN_STATE, Model, check_call, evaluating
 from ..core.state import State, map_leaves, onto, where_rows
 from .rollouts import Rollout, Stretch, first_step, last_step, one_step_of
 from .samplers import DeclaredSampler, NextInput, identity
@@ -208,6 +209,7 @@ def forecast(
     with torch.no_grad(), evaluating(model):
         rollout = Rollout(model, known.sampler)
         outputs, state = rollout.over(inputs, None, state, lengths)
+        check_state(state, len(lengths), BATCH_IN_STATE)
         answer = _at_own_step(outputs, lengths - 1)
         return draw_paths(model, known.sampler, answer, state, known.ahead(horizon), paths)
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..core.errors import Refusal, asked, check_kind, in_words
 from ..core.layout import as_sequence, check_state, repack
-from ..core.model import Declared, evaluating, runs, unwrap
+from ..core.model import FUSED, Declared, evaluating, runs, unwrap
 from ..core.state import State, map_leaves, same_form, select_rows
 
 _CELLS = {nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell, nn.RNN: nn.RNNCell}
@@ -68,7 +68,7 @@ class Unroll(nn.Module):
         their parameters: train the one, use the other.
 
         Raises:
-            TypeError: for any other module.
+            TypeError: for any other module, and a subclass with a `forward` of its own.
             ValueError: for two directions, a projection, `batch_first=True` or weights that are
                 computed.
 
@@ -148,6 +148,10 @@ def _cell_of(fused: nn.RNNBase) -> Any:
     if make is None:
         fix = "any other cell goes into Unroll(cell) directly."
         raise Refusal(in_words(fused), "nn.LSTM, nn.GRU or nn.RNN", fix, TypeError)
+    if not runs(fused, *FUSED):
+        came = f"{type(fused).__name__}, with a forward of its own"
+        fix = "cells compute what PyTorch's own forward does; unroll the module that it is made of."
+        raise Refusal(came, "nn.LSTM, nn.GRU or nn.RNN", fix, TypeError)
     if fused.bidirectional or fused.proj_size or fused.batch_first:
         fix = "a cell sees one step at a time, forward in time."
         raise Refusal(repr(fused), "one direction, no projection, batch_first=False", fix)
