@@ -21,6 +21,7 @@ from rnnkit.core.layout import (
     join,
     pack,
     pack_like,
+    padded,
     repack,
     unpack,
     valid_steps,
@@ -193,8 +194,9 @@ def test_no_gradient_comes_from_padding():
 def test_what_is_packed_is_unpacked_without_its_padding():
     lengths = torch.tensor([2, 5, 3])
     inputs = {"a": torch.randn(T, B, F), "b": torch.randint(1, 9, (T, B))}
-    back, back_lengths = unpack(pack(inputs, lengths), 7)
-    assert torch.equal(back_lengths, lengths)
+    packed = pack(inputs, lengths)
+    assert torch.equal(unpack(packed)[1], lengths)
+    back = padded(packed, 7)
     valid = valid_steps(lengths, 7)
     for name, part in inputs.items():
         assert back[name].shape[:2] == (7, B)

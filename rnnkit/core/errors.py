@@ -1,8 +1,7 @@
 """The one voice of errors: who was asked, what came, what was wanted, the likely fix.
 
-A helper gives the reason, `raise Refusal(came, wanted, fix)`; the boundary that a user called says
-who was asked, with `@asked("sample_model")`. The innermost boundary speaks, as it is nearest to the
-mistake.
+A helper raises `Refusal` with the reason; the boundary that a user called says who was asked, with
+`@asked("sample_model")`. The innermost boundary speaks, as it is nearest to the mistake.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,24 +16,13 @@ R = TypeVar("R")
 
 
 class Refusal(Exception):
-    """The reason for an error, raised where it is seen; `asked` makes the error of it.
-
-    Args:
-        came: what was given.
-        wanted: what would have been right.
-        fix: what most likely mends it, a sentence.
-        kind: the exception that the user gets.
-    """
+    """The reason for an error, raised where it is seen; `asked` makes of it one of this `kind`."""
 
     def __init__(
         self, came: str, wanted: str, fix: str, kind: type[Exception] = ValueError
     ) -> None:
         super().__init__(f"got {came}; wanted {wanted}. Likely fix: {fix}")
         self.kind = kind
-
-    def told_by(self, who: str) -> Exception:
-        """The error that the user sees."""
-        return self.kind(f"{who}: {self}")
 
 
 def asked(who: str | Callable[[Any], str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -58,9 +46,10 @@ def asked(who: str | Callable[[Any], str]) -> Callable[[Callable[P, R]], Callabl
             try:
                 return function(*args, **kwargs)
             except Refusal as refusal:
-                if isinstance(who, str):
-                    raise refusal.told_by(who) from None
-                raise refusal.told_by(who(args[0])) from None  # the object of a method
+                name = who
+                if callable(name):
+                    name = name(args[0])  # the object of a method
+                raise refusal.kind(f"{name}: {refusal}") from None
 
         return boundary
 

@@ -1,8 +1,7 @@
 """The layout rule: what a sequence is, how long its rows are, which of its steps are valid.
 
 A sequence is a tensor `(T, B, *F)`, or a dict of such tensors with the same `T` and `B`. Lengths
-and masks live on the CPU, whatever the default device is: they decide what is called, and asking a
-device would wait for it.
+and masks live on the CPU: they decide what is called, and asking a device would wait for it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .errors import Refusal, in_words
-from .state import State, map_leaves, onto
+from .state import State, leaves_of, map_leaves, onto
 
 Steps: TypeAlias = Tensor | Sequence[Tensor]
 Sequences: TypeAlias = Any  # Steps, or a dict of them
@@ -21,7 +20,7 @@ Sequences: TypeAlias = Any  # Steps, or a dict of them
 
 def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor:
     """A sequence `(T, B, *F)`, from itself or from a list of `T` steps `(B, *F)`."""
-    # Most calls end here: the checks below are for what is no plain tensor with steps and rows.
+    # Most calls end here.
     if type(sequence) is Tensor and sequence.ndim > 1 and sequence.numel():
         return sequence
     if isinstance(sequence, Sequence) and not isinstance(sequence, str | PackedSequence):
@@ -99,28 +98,28 @@ def device_of(sequence: Any) -> torch.device:
 
 
 def lengths_between(lengths: Tensor | None, start: int, stop: int) -> Tensor | None:
-    """How many steps each row has from `start` to before `stop`; `None` where all have all."""
+    """How many steps each row has from `start` to before `stop`."""
     if lengths is None:
         return None
     return (lengths - start).clamp(0, stop - start)
 
 
 def between(sequence: Any, start: int, stop: int) -> Any:
-    """The steps from `start` to before `stop` of a sequence, or of each one in a dict, as views."""
+    """The steps from `start` to before `stop`, as views."""
     if isinstance(sequence, Tensor):
         return sequence[start:stop]
     return map_leaves(lambda part: part[start:stop], sequence)
 
 
 def join(parts: Sequence[Any]) -> Any:
-    """Stretches of a sequence, or dicts of them, one after another in time."""
+    """Stretches of a sequence, one after another in time."""
     if len(parts) == 1:
         return parts[0]
     return map_leaves(lambda *stretches: torch.cat(stretches), *parts)
 
 
 def lengthened(sequence: Any, time: int) -> Any:
-    """A sequence, or each one in a dict, with steps of zeros behind it up to `time`."""
+    """A sequence with steps of zeros behind it up to `time`."""
 
     def longer(part: Tensor) -> Tensor:
         return torch.cat([part, part.new_zeros(time - len(part), *part.shape[1:])])
@@ -129,7 +128,7 @@ def lengthened(sequence: Any, time: int) -> Any:
 
 
 def all_lengths(lengths: Tensor | None, time: int, batch: int) -> Tensor:
-    """The lengths, or `T` for each row where there are none: int64, on the CPU, `(B,)`."""
+    """The lengths, or `T` for each row where there are none."""
     return torch.full((batch,), time, device="cpu") if lengths is None else lengths
 
 
@@ -139,7 +138,7 @@ def valid_steps(lengths: Tensor, time: int) -> Tensor:
 
 
 def check_lengths(lengths: Tensor, time: int, batch: int, least: int = 1) -> Tensor:
-    """Lengths as they must be: int64, on the CPU, `(B,)`, each between `least` and `T`."""
+    """Lengths as they must be: int64, on the CPU, `(B,)`, from `least` to `T`."""
     wanted = f"an int64 CPU tensor ({batch},)"
     fix = (
         "lengths is what batchseq and pad_collate return: "
@@ -169,43 +168,37 @@ def check_state(
     fix: str = "start with state=None, or keep the rows that go on with select_rows(state, rows).",
 ) -> None:
     """Every leaf of a state that comes in must have the batch as dim 1."""
-
-    def check(leaf: Tensor) -> Tensor:
+    for leaf in leaves_of(state):
         if leaf.ndim < 2 or leaf.shape[1] != batch:
-            raise Refusal(
-                f"a state leaf {in_words(leaf)} for a batch of {batch}",
-                f"(layers, {batch}, *F)",
-                fix,
-            )
-        return leaf
-
-    map_leaves(check, state)
+            came = f"a state leaf {in_words(leaf)} for a batch of {batch}"
+            raise Refusal(came, f"(layers, {batch}, *F)", fix)
 
 
 def fill_padding(sequence: Any, lengths: Tensor) -> Any:
     """The sequence with a step of the data wherever padding stands: each row's own last one.
 
-    What a user pads with, zeros or NaN, may have no finite value or gradient in a model (a
-    logarithm); a step of the data does, so that the gradient through padding is zero and not NaN. A
-    row of length 0 has no step of its own and gets the first one of the longest row.
+    What a user pads with may have no finite gradient in a model (a logarithm of zero); a step of
+    the data does. A row of length 0 gets the first step of the longest row.
     """
     time = extent(sequence)[0]
     steps = torch.arange(time, device="cpu").unsqueeze(1)  # (T, 1)
     rows = torch.arange(len(lengths), device="cpu")  # (B,)
     last = (lengths - 1).clamp(min=0)
 
-    # Where each step of the result comes from: which step, of which row.
     step = torch.minimum(steps, last)  # (T, B)
     row = rows.where(lengths > 0, lengths.argmax()).expand_as(step)  # (T, B)
+    return gathered(sequence, step, row)
 
-    def fill(part: Tensor) -> Tensor:
-        return part[onto(step, part.device), onto(row, part.device)]
 
-    return map_leaves(fill, sequence)
+def gathered(sequence: Any, steps: Tensor, rows: Tensor) -> Any:
+    """The sequence's entries at these `steps` of these `rows`, int64 on the CPU, of one shape."""
+    return map_leaves(
+        lambda part: part[onto(steps, part.device), onto(rows, part.device)], sequence
+    )
 
 
 def pack(sequence: Any, lengths: Tensor) -> Any:
-    """The valid steps of a sequence as a `PackedSequence`; a dict of them of a dict."""
+    """The valid steps of a sequence as a `PackedSequence`, or a dict of such."""
     # PyTorch would sort the rows by itself, and then wait for the device.
     lengths, order = lengths.sort(descending=True)
     order = onto(order, device_of(sequence))
@@ -214,26 +207,21 @@ def pack(sequence: Any, lengths: Tensor) -> Any:
         data, batch_sizes, _, _ = pack_padded_sequence(part.index_select(1, order), lengths)
         return PackedSequence(data, batch_sizes, order)
 
-    if isinstance(sequence, dict):
-        return {name: packed(part) for name, part in sequence.items()}
-    return packed(sequence)
+    return map_leaves(packed, sequence)
 
 
-def unpack(packed: Any, time: int | None = None) -> tuple[Any, Tensor]:
-    """The sequence `(T, B, *F)`, padded with zeros, and the lengths of what `pack` makes.
-
-    The lengths are in the order of the rows, which the device is asked for.
-    """
+def unpack(packed: Any) -> tuple[Any, Tensor]:
+    """The sequence `(T, B, *F)` of what `pack` makes, padded with zeros, and its lengths."""
     first = parts_of(packed)[0]
     rows = torch.arange(int(first.batch_sizes[0]), device="cpu")
     lengths = (first.batch_sizes.unsqueeze(1) > rows).sum(0)  # from the longest to the shortest
     if first.unsorted_indices is not None:
-        lengths = lengths[first.unsorted_indices.cpu()]
-    return padded(packed, time), lengths
+        lengths = lengths[first.unsorted_indices.cpu()]  # which waits for the device
+    return padded(packed), lengths
 
 
 def padded(packed: Any, time: int | None = None) -> Any:
-    """The sequence `(T, B, *F)` of what `pack` makes, padded with zeros."""
+    """The same without the lengths."""
     if isinstance(packed, dict):
         return {name: padded(part, time) for name, part in packed.items()}
     in_order = PackedSequence(packed.data, packed.batch_sizes)
@@ -243,19 +231,13 @@ def padded(packed: Any, time: int | None = None) -> Any:
     return sequence.index_select(1, packed.unsorted_indices)
 
 
-def same_rows(packed: PackedSequence, other: PackedSequence) -> bool:
-    """Whether two hold rows of the same lengths in the same order, as far as no device is asked."""
-    same_order = packed.sorted_indices is other.sorted_indices
-    return same_order and torch.equal(packed.batch_sizes, other.batch_sizes)
-
-
 def repack(packed: PackedSequence, data: Tensor) -> PackedSequence:
     """Other data, `(N, *F)`, in the order of a `PackedSequence`."""
     return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
 
 
 def pack_like(sequence: Any, packed: PackedSequence, lengths: Tensor) -> Any:
-    """What `pack` makes of a sequence, with the rows in the order of another `PackedSequence`."""
+    """What `pack` makes of a sequence, in the order of another `PackedSequence`."""
     if isinstance(sequence, dict):
         return {name: pack_like(part, packed, lengths) for name, part in sequence.items()}
     if packed.sorted_indices is not None:  # the rows stand by length in packed data

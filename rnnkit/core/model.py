@@ -1,9 +1,8 @@
 """How a model is called, and what it may declare.
 
 A recurrent model is anything called like `torch.nn.LSTM`: `outputs, state = model(inputs, state)`,
-with `state=None` at the start, `inputs` and `outputs` of shape `(T, B, *features)` and every leaf
-of `state` of shape `(layers, B, *features)`. Inputs and outputs may each be a dict of such
-sequences.
+with `state=None` at the start, inputs and outputs `(T, B, *F)`, or each a dict of such, and leaves
+of the state `(layers, B, *F)`.
 """
 
 from collections.abc import Callable, Generator
@@ -25,10 +24,10 @@ from .layout import (
     check_state,
     extent,
     fill_padding,
+    lengthened,
     pack,
     padded,
     parts_of,
-    same_rows,
     unpack,
 )
 from .signature import parameters_of, takes_two
@@ -56,14 +55,14 @@ def _inside(model: Any) -> Any:
 
 
 def unwrap(model: Any) -> Any:
-    """The model itself, behind DistributedDataParallel, DataParallel, AveragedModel, compile."""
+    """The model itself, behind wrappers and `torch.compile`."""
     while (inner := _inside(model)) is not None:
         model = inner
     return model
 
 
 def wrappers(model: Any) -> list[Any]:
-    """The model as it was given, what that is around, and so on to the model itself."""
+    """The model as given, what that is around, and so on to the model itself."""
     found: list[Any] = []
     while model is not None:
         found.append(model)
@@ -79,7 +78,7 @@ def runs(module: Any, *forwards: Any) -> bool:
 
 
 class Declared:
-    """The one table of what a model may declare, as attributes of its class or of the object.
+    """What a model declares, as attributes of its class or of the object: the one table of it.
 
     | attribute | what it says | where it is absent |
     |---|---|---|
@@ -96,7 +95,6 @@ class Declared:
 
     @property
     def bidirectional(self) -> bool:
-        """Whether some member reads the sequence backward too: later steps change its outputs."""
         own = getattr(self.model, "bidirectional", None)
         if own is not None:
             return bool(own)
@@ -104,7 +102,6 @@ class Declared:
 
     @property
     def takes_packed(self) -> bool:
-        """Whether it gives a `PackedSequence` of outputs for one of inputs."""
         own = getattr(self.model, "takes_packed", None)
         if own is not None:
             return bool(own)
@@ -112,7 +109,6 @@ class Declared:
 
     @property
     def batch_statistics(self) -> bool:
-        """Whether all rows decide each other's outputs, as in a batch norm that is training."""
         own = getattr(self.model, "batch_statistics", None)
         if own is not None:
             return bool(own)
@@ -122,16 +118,13 @@ class Declared:
 
     @property
     def encode(self) -> Callable[..., State] | None:
-        """What makes the first state of a source."""
         return getattr(self.model, "encode", None)
 
     @property
     def returns_output(self) -> bool | None:
-        """Whether a cell gives `(output, state)` and not a state; `None` where it does not say."""
         return getattr(self.model, "returns_output", None)
 
     def initial_state(self, batch_size: int) -> State:
-        """What a row starts from; `None` stands for zeros."""
         own = getattr(self.model, "initial_state", None)
         if callable(own):
             return own(batch_size)
@@ -166,12 +159,12 @@ class Declared:
 
 
 def _modules_of(model: Any) -> list[nn.Module]:
-    """The model and all its parts, outermost first; none of a function."""
+    """The model and all its parts, outermost first."""
     return list(model.modules()) if isinstance(model, nn.Module) else []
 
 
 def _is_pytorchs_own(model: Any) -> bool:
-    """Whether it is a recurrent layer as PyTorch runs it, without a `forward` of its own."""
+    """Whether it is a recurrent layer as PyTorch runs it."""
     if isinstance(model, nn.RNNBase):
         return runs(model, *FUSED)
     kind = type(model)
@@ -179,7 +172,7 @@ def _is_pytorchs_own(model: Any) -> bool:
 
 
 def check_model(model: Model) -> None:
-    """Refuse what cannot keep the contract: cells, `batch_first` modules, rows split along time."""
+    """Refuse what cannot keep the contract: cells, `batch_first` modules, a split along time."""
     inner = unwrap(model)
     if not callable(inner):
         fix = "nn.GRU(3, 8), for one."
@@ -220,7 +213,7 @@ def check_call(
     lengths: Tensor | None = None,
     name: str = "inputs",
 ) -> Any:
-    """The inputs `(T, B, *F)` that a model is to be called on, after what a boundary checks."""
+    """The inputs `(T, B, *F)`, after what a boundary checks of a call."""
     inputs = as_sequences(inputs, name)
     time, batch = extent(inputs)
     check_model(model)
@@ -237,10 +230,10 @@ def check_one_way(model: Model, came: str, wanted: str, fix: str) -> None:
 
 
 def call_model(model: Model, inputs: Any, state: State) -> tuple[Any, State]:
-    """`outputs, state = model(inputs, state)`, or a refusal where the model gives else."""
+    """`outputs, state = model(inputs, state)`; anything else is refused."""
     result = model(inputs, state)
     if not isinstance(result, tuple) or len(result) != 2:
-        came = f"{in_words(result)} from {_name(model)}"
+        came = f"{in_words(result)} from {name_of(model)}"
         fix = (
             "return (outputs, state) like torch.nn.LSTM; RecurrentSequential does it for a stack "
             "of layers."
@@ -254,10 +247,9 @@ def run_model(
 ) -> tuple[Any, State]:
     """One run of `model` over `(T, B, *F)`; with `lengths` the state is each row's at its end.
 
-    Padding never changes a number. Most models read forward, so that padding behind a row's end
-    changes nothing before it, and are called on the whole batch. Packed is a batch of which padding
-    would change what is asked for: the outputs of a bidirectional member, batch statistics, or
-    (`carry`) the state itself. A row of length 0 keeps the state it came with.
+    Padding never changes a number. A model that reads forward is called on the whole batch. Packed
+    is a batch where padding would change what is asked for: the outputs of a bidirectional member,
+    batch statistics, or (`carry`) the state itself. A row of length 0 keeps its state.
     """
     if lengths is None or bool((lengths == extent(inputs)[0]).all()):
         outputs, state = call_model(model, inputs, state)
@@ -290,7 +282,7 @@ def _run_ragged(
         # What a model does at padding stays there; the data's own steps keep it finite.
         return call_model(model, fill_padding(inputs, lengths), state)
 
-    # From here on padding would count. Rows that have no step are left out of the call.
+    # From here on padding would count.
     check_state(state, extent(inputs)[1], BATCH_IN_STATE)
     if declared.takes_packed and not _splits_batches(model):
         return _run_rows(_run_packed, model, inputs, state, lengths)
@@ -314,7 +306,7 @@ def _needs_packing(model: Model, both_ways: bool) -> Refusal:
     return Refusal(
         came,
         "one that takes a PackedSequence, for padding would change its outputs: "
-        f"{_name(model)} does not say so",
+        f"{name_of(model)} does not say so",
         "let its forward hand a PackedSequence to its recurrent layer and give one back, and "
         "declare takes_packed = True in its class; or pass rows of one length. See the page "
         "Models of your own.",
@@ -322,7 +314,7 @@ def _needs_packing(model: Model, both_ways: bool) -> Refusal:
 
 
 def _splits_batches(model: Any) -> bool:
-    """Whether a part of the model is called on some rows at a time, each on another device."""
+    """Whether a part of the model is called on some rows at a time, by DataParallel."""
     return any(map(_splits, _modules_of(model)))
 
 
@@ -353,7 +345,7 @@ def _run_rows(
 
 
 def spread_rows(tree: Any, rows: Tensor, batch: int) -> Any:
-    """A tree of `(n, len(rows), *F)` as `(n, batch, *F)`, zero elsewhere: undoes `select_rows`."""
+    """A tree of `(n, len(rows), *F)` as `(n, batch, *F)`, zero in other rows."""
 
     def spread(leaf: Tensor) -> Tensor:
         index = onto(rows, leaf.device)
@@ -363,30 +355,29 @@ def spread_rows(tree: Any, rows: Tensor, batch: int) -> Any:
 
 
 def _run_packed(model: Model, inputs: Any, state: State, lengths: Tensor) -> tuple[Any, State]:
-    time = extent(inputs)[0]
     packed = pack(inputs, lengths)
     outputs, state = call_model(model, packed, state)
+    first = parts_of(packed)[0]
     for part in parts_of(outputs):
         if not isinstance(part, PackedSequence):
             fix = "a model with takes_packed = True gives a PackedSequence for a PackedSequence."
-            came = f"{in_words(part)} from {_name(model)}"
+            came = f"{in_words(part)} from {name_of(model)}"
             raise Refusal(came, "a PackedSequence", fix, TypeError)
+        same_order = part.sorted_indices is first.sorted_indices
+        if same_order and torch.equal(part.batch_sizes, first.batch_sizes):
+            continue  # the usual case, in which no device is asked
 
-    # Rows of another length would be read as rows of this batch, without an error.
-    first = parts_of(packed)[0]
-    for part in parts_of(outputs):
-        if same_rows(part, first):
-            continue
+        # Rows of another length would be read as rows of this batch, without an error.
         given = unpack(part)[1]
         if not torch.equal(given, lengths):
             fix = "repack what was unpacked with its own lengths, batch_sizes and indices."
-            came = f"rows of {given.tolist()} steps from {_name(model)}"
+            came = f"rows of {given.tolist()} steps from {name_of(model)}"
             raise Refusal(came, f"rows of {lengths.tolist()} steps, as they came in", fix)
-    return padded(outputs, time), state
+    return padded(outputs, extent(inputs)[0]), state
 
 
 def _run_by_length(model: Model, inputs: Any, state: State, lengths: Tensor) -> tuple[Any, State]:
-    """The rows of each length as one call without padding: what any model does to a row alone."""
+    """The rows of each length as one call, without padding."""
     time = extent(inputs)[0]
     rows: list[Tensor] = []
     outputs: list[Any] = []
@@ -398,16 +389,12 @@ def _run_by_length(model: Model, inputs: Any, state: State, lengths: Tensor) -> 
         _check_outputs(out, part)
         check_state(after, len(here), BATCH_IN_STATE)
         rows.append(here)
-        outputs.append(map_leaves(lambda leaf: _padded(leaf, time), out))
+        outputs.append(lengthened(out, time))
         states.append(after)
 
     # Side by side the rows stand in the order of their lengths: put them back.
     back = torch.cat(rows).argsort()
     return select_rows(_beside(outputs), back), select_rows(_beside(states), back)
-
-
-def _padded(leaf: Tensor, time: int) -> Tensor:
-    return torch.cat([leaf, leaf.new_zeros(time - len(leaf), *leaf.shape[1:])])
 
 
 def _beside(trees: list[Any]) -> Any:
@@ -426,7 +413,7 @@ def _beside(trees: list[Any]) -> Any:
 
 
 def restart_rows(model: Model, state: State, rows: Tensor | None) -> State:
-    """The state with the rows, bool `(B,)`, that start afresh at the model's first state."""
+    """The state with the model's first state in these rows, bool `(B,)`."""
     if rows is None or state is None or not bool(rows.any()):
         return state  # with no state, all rows start afresh in the model itself
     return where_rows(~rows, state, _first_state(model, len(rows)))
@@ -440,7 +427,7 @@ def _first_state(model: Model, batch: int) -> State:
     return first
 
 
-def _name(model: Model) -> str:
+def name_of(model: Model) -> str:
     model = unwrap(model)
     return getattr(model, "__name__", type(model).__name__)
 
@@ -449,8 +436,7 @@ def _name(model: Model) -> str:
 def evaluating(model: Model) -> Generator[None]:
     """Evaluation mode inside, every module's own mode again after it.
 
-    Modes are changed by `eval` and `train` themselves, for there are modules that do more in them
-    than set a flag.
+    By `eval` and `train` themselves, in which a module may do more than set a flag.
     """
     modules = _modules_of(model)
     before = [getattr(module, "training", False) for module in modules]  # not in a frozen one

@@ -11,11 +11,10 @@ from .errors import Refusal, asked, in_words
 State: TypeAlias = Any
 
 
-def map_leaves(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
+def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """The tree with `function` applied to every leaf, and to the leaves of `others` at its place.
 
-    Where another tree is `None`, `function` is given `None` for each of its leaves. Others of
-    another form are refused.
+    Where another tree is `None`, each of its leaves is; others of another form are refused.
     """
     if isinstance(tree, Tensor):
         if others:
@@ -24,28 +23,38 @@ def map_leaves(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
     if tree is None:
         return None
 
-    # A part of another tree stands where it stands in this one, or the two have different forms.
+    # A part of another tree stands where it stands in this one.
     if isinstance(tree, dict):
-        keys: list[Any] = list(tree)
         return {
-            key: map_leaves(function, tree[key], *(_part(tree, other, key) for other in others))
-            for key in keys
+            key: map_leaves(function, part, *(_part(tree, other, key) for other in others))
+            for key, part in tree.items()
         }
     if isinstance(tree, (tuple, list)):  # torch 2.6 compiles no check of a union
-        indices = range(len(tree))
         items = [
-            map_leaves(function, tree[i], *(_part(tree, other, i) for other in others))
-            for i in indices
+            map_leaves(function, part, *(_part(tree, other, i) for other in others))
+            for i, part in enumerate(tree)
         ]
-        if hasattr(tree, "_fields"):  # a named tuple takes its parts one by one
-            return type(tree)(*items)
-        return type(tree)(items)
+        return like(tree, items)
     raise Refusal(
         f"a {type(tree).__name__} in a state",
         "a tree of tensors (layers, B, *F) in tuples, lists or dicts",
         "keep numbers and modules out of the state.",
         TypeError,
     )
+
+
+def like(tree: Any, items: list[Any]) -> Any:
+    """A tuple or list of the same kind, of these items."""
+    if hasattr(tree, "_fields"):  # a named tuple takes them one by one
+        return type(tree)(*items)
+    return type(tree)(items)
+
+
+def leaves_of(tree: Any) -> list[Tensor]:
+    """The leaves of a tree, one by one."""
+    found: list[Tensor] = []
+    map_leaves(lambda leaf: found.append(leaf), tree)
+    return found
 
 
 def same_form(a: State, b: State) -> bool:
@@ -150,19 +159,16 @@ def select_rows(state: State, index: Tensor) -> State:
     try:
         return map_leaves(lambda leaf: leaf[:, onto(index, leaf.device)], state)
     except IndexError as error:
-        wanted = "rows that the state has"
-        raise Refusal(
-            f"rows {index.tolist()} ({error})", wanted, "count from 0.", IndexError
-        ) from error
+        came = f"rows {index.tolist()} ({error})"
+        raise Refusal(came, "rows that the state has", "count from 0.", IndexError) from error
 
 
 @asked("reset_rows")
 def reset_rows(state: State, rows: Tensor) -> State:
     """A new state, zero in the `rows`, bool `(B,)`, that start afresh.
 
-    For models whose first state is zero.
-
-    Raises `ValueError` if `rows` is not a bool tensor of the state's batch size.
+    For models whose first state is zero. Raises `ValueError` if `rows` is not a bool tensor of the
+    state's batch size.
 
     >>> import torch
     >>> from rnnkit import reset_rows

@@ -1,7 +1,6 @@
 """One layout, `(T, B, *F)`, padded at the end, with lengths beside it; the ways into and out of it.
 
-A batch comes in many forms: a pair, a triple, one sequence, a list of steps, a dict of sequences, a
-`Padded`, a `SequenceBatch`. `SequenceBatch.of` is the one place that reads them.
+A batch comes in many forms, and `SequenceBatch.of` is the one place that reads them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,13 +13,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..core.errors import Refusal, asked, in_words, one_of
 from ..core.layout import Steps, as_sequence, as_sequences, between, check_lengths, extent, parts_of
-from ..core.state import onto
+from ..core.state import like, onto
 
 
 class Padded(NamedTuple):
     """Sequences of different length in one tensor, and how long each of them is.
 
-    As a batch it is one ragged sequence, in which each step's target is the step that follows.
+    As a batch each step's target is the step that follows.
 
     >>> import torch
     >>> from rnnkit import batchseq, get_inout_seq
@@ -32,7 +31,7 @@ class Padded(NamedTuple):
     ([[1, 2], [4, 5]], [[2, 3], [5, 0]], [2, 1])
 
     Attributes:
-        sequences: `(T, B, *F)`, in column i sequence i and after its end padding.
+        sequences: `(T, B, *F)`, each padded after its end.
         lengths: int64 on the CPU, `(B,)`.
     """
 
@@ -54,10 +53,10 @@ class SequenceBatch:
         targets: `(T, B, *Y)` or, one a sequence, `(B, *Y)`, or a dict of them; `None` where each
             step's target is the next step of the inputs.
         lengths: int64 on the CPU, `(B,)`; `None` where every row has `T` steps.
-        restart: bool `(B,)`, the rows that start afresh here and do not go on from the batch
-            before; `None` where nothing goes on. With it a row may have the length 0.
-        weights: `(T, B)`, what each target counts for: finite, not negative, 0 for one that is not
-            scored. For targets one a sequence also `(B,)`. They are shifted where targets are made.
+        restart: bool `(B,)`, the rows that do not go on from the batch before; `None` where nothing
+            goes on. With it a row may have the length 0.
+        weights: `(T, B)`, or for targets one a sequence also `(B,)`, what each target counts for:
+            finite, not negative, 0 for one that is not scored. They are shifted with the targets.
     """
 
     inputs: Any
@@ -84,9 +83,9 @@ class SequenceBatch:
         return (part for part in parts if part is not None)
 
     def to(self, device: torch.device | str) -> "SequenceBatch":
-        """The same batch with inputs, targets and weights on `device`.
+        """The same batch with inputs, targets and weights on `device`; lengths stay on the CPU.
 
-        Lengths and restarts stay on the CPU. The host does not wait for the copies.
+        The host does not wait for the copies.
         """
         inputs = self.inputs
         if isinstance(inputs, tuple) and len(inputs) == 3:
@@ -100,16 +99,8 @@ class SequenceBatch:
     def pin_memory(self) -> "SequenceBatch":
         """The same batch in pinned memory: `DataLoader(pin_memory=True)` calls this."""
 
-        def pin(tree: Any) -> Any:
-            return _each_tensor(lambda leaf: leaf.pin_memory(), tree)
-
-        return SequenceBatch(
-            pin(self.inputs),
-            pin(self.targets),
-            pin(self.lengths),
-            pin(self.restart),
-            pin(self.weights),
-        )
+        parts: dict[str, Any] = _each_tensor(lambda leaf: leaf.pin_memory(), vars(self))
+        return SequenceBatch(**parts)
 
 
 def move(tree: Any, device: torch.device | str | None) -> Any:
@@ -120,16 +111,14 @@ def move(tree: Any, device: torch.device | str | None) -> Any:
 
 
 def _each_tensor(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """`function` of every tensor in tuples, lists and dicts; what is no tensor stays as it is."""
+    """`function` of every tensor in tuples, lists and dicts; all else stays as it is."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, dict):
         return {key: _each_tensor(function, part) for key, part in tree.items()}
     if isinstance(tree, tuple | list):
         items = [_each_tensor(function, part) for part in tree]
-        if hasattr(tree, "_fields"):  # a named tuple takes its parts one by one
-            return type(tree)(*items)
-        return type(tree)(items)
+        return like(tree, items)
     return tree
 
 
@@ -137,8 +126,8 @@ def _each_tensor(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
 def get_inout_seq(batch: Any) -> tuple[Any, ...]:
     """Inputs and targets of a batch in whatever form: `(inputs, targets)` or `(..., lengths)`.
 
-    As in [issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144), its type says what it
-    is. Weights and restarts, which only a `SequenceBatch` has, stay in `SequenceBatch.of(batch)`.
+    Its type says what it is. `SequenceBatch.of(batch)` keeps weights and restarts, too. From
+    [issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144).
 
     | a batch | is |
     |---|---|
@@ -157,7 +146,7 @@ def get_inout_seq(batch: Any) -> tuple[Any, ...]:
 
     Raises:
         TypeError: if it is none of these, or a list of two: `DataLoader` makes lists of pairs.
-        ValueError: if a sequence to be shifted has one step; if shapes, lengths or weights do not
+        ValueError: if a sequence to be shifted has one step, or shapes, lengths or weights do not
             fit.
     """
     return tuple(_usual(batch) or _read(batch))
@@ -173,7 +162,7 @@ def _read(batch: Any) -> SequenceBatch:
         sequence = between(sequence, 0, extent(sequence)[0] - 1)
     shape = extent(sequence)  # T, B
 
-    # From here on inputs and targets have the same steps, and the other parts must fit them.
+    # Inputs and targets have the same steps now, and the other parts must fit them.
     if batch.lengths is not None:
         least = 1 if batch.restart is None else 0  # a row may have no document left
         check_lengths(batch.lengths, *shape, least)
@@ -188,24 +177,24 @@ def _read(batch: Any) -> SequenceBatch:
     if source:
         inputs = (*source, sequence)
     if inputs is batch.inputs and weights is batch.weights:
-        return batch  # most batches come as they are to be
+        return batch
     return replace(batch, inputs=inputs, weights=weights)
 
 
 def _usual(batch: Any) -> SequenceBatch | None:
-    """One sequence or a pair of tensors, for which all that `_read` looks at holds, at once."""
+    """What `_read` would make of one sequence or a pair of tensors, in which all is right."""
     if type(batch) is Tensor:
-        whole = batch.ndim > 1 and len(batch) > 1 and batch.numel() > 0
-        return SequenceBatch(batch[:-1], batch[1:]) if whole else None
-    if type(batch) is not tuple or len(batch) != 2:
-        return None
-    inputs, targets = batch
-    whole = type(inputs) is type(targets) is Tensor and inputs.ndim > 1 and inputs.numel() > 0
-    return SequenceBatch(inputs, targets) if whole else None
+        if batch.ndim > 1 and len(batch) > 1 and batch.numel():
+            return SequenceBatch(batch[:-1], batch[1:])
+    elif type(batch) is tuple and len(batch) == 2:
+        inputs, targets = batch
+        if type(inputs) is type(targets) is Tensor and inputs.ndim > 1 and inputs.numel():
+            return SequenceBatch(inputs, targets)
+    return None
 
 
 def _named(batch: Any) -> SequenceBatch:
-    """What came as a SequenceBatch: which of its parts is what."""
+    """What came, as a SequenceBatch."""
     if isinstance(batch, SequenceBatch):
         return batch
     if isinstance(batch, Padded):
@@ -228,7 +217,7 @@ def _named(batch: Any) -> SequenceBatch:
 
 
 def _check_is_no_pair(batch: list[Any]) -> None:
-    """Refuse a list that may have been a tuple: a DataLoader gives lists of what were tuples."""
+    """Refuse a list that may have been a tuple before a DataLoader had it."""
     if len(batch) == 2:
         wanted = "(inputs, targets)"
     elif len(batch) == 3 and _is_flat(batch[2]) and not _is_flat(batch[0]):
@@ -250,7 +239,7 @@ def _is_flat(part: object) -> bool:
 
 
 def _unpadded(batch: SequenceBatch) -> SequenceBatch:
-    """The batch with tensors in place of a Padded, whose lengths become its own."""
+    """The batch with tensors in place of a Padded."""
     for name in ("inputs", "targets"):
         padded = getattr(batch, name)
         if not isinstance(padded, Padded):
@@ -284,7 +273,7 @@ def _taken_apart(inputs: Any) -> tuple[tuple[Any, ...], Any]:
 
 
 def _shifted(batch: SequenceBatch, sequence: Any) -> SequenceBatch:
-    """Targets, their lengths and weights, where each step's target is the next step."""
+    """The batch with targets, where each step's is the next step."""
     shape = extent(sequence)  # T, B
     if shape[0] < 2:
         came = parts_of(sequence)[0]
@@ -310,7 +299,7 @@ def _check_restart(restart: Tensor, rows: int) -> None:
 
 
 def _check_targets(targets: dict[Any, Any], time: int, rows: int) -> None:
-    """Refuse a target of a dict that fits neither the steps nor the rows of the inputs."""
+    """Refuse a target that fits neither the steps nor the rows of the inputs."""
     for name, target in targets.items():
         if not isinstance(target, Tensor):
             continue  # a list of steps, which the loss stacks and checks
@@ -325,8 +314,11 @@ def _check_targets(targets: dict[Any, Any], time: int, rows: int) -> None:
 def _checked_weights(weights: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
     """Weights as they must be: a float tensor (a mask becomes one), finite and not negative."""
     wanted = "weights " + " or ".join(map(str, shapes))
-    if not isinstance(weights, Tensor) or weights.dtype == torch.bool:
-        weights = _mask_as_weights(weights, wanted)  # a mask of the steps that are scored
+    if not isinstance(weights, Tensor):
+        fix = "a float tensor, or a bool one, True where a target is scored."
+        raise Refusal(f"weights = {in_words(weights)}", wanted, fix, TypeError)
+    if weights.dtype == torch.bool:
+        weights = weights.to(torch.get_default_dtype())
     if not weights.is_floating_point():
         raise Refusal(f"weights of {weights.dtype}", "float weights", "weights.float().", TypeError)
     if tuple(weights.shape) not in shapes:
@@ -339,16 +331,9 @@ def _checked_weights(weights: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Te
     return weights
 
 
-def _mask_as_weights(mask: object, wanted: str) -> Tensor:
-    if not isinstance(mask, Tensor):
-        fix = "a float tensor, or a bool one, True where a target is scored."
-        raise Refusal(f"weights = {in_words(mask)}", wanted, fix, TypeError)
-    return mask.to(torch.get_default_dtype())
-
-
 @asked("steps")
 def steps(sequence: Steps) -> list[Tensor]:
-    """The `T` steps `(B, *F)` of a sequence, as views: the "sequence of batches" of Flux.
+    """The `T` steps `(B, *F)` of a sequence, as views: a "sequence of batches" in Flux.
 
     >>> import torch
     >>> from rnnkit import steps
@@ -377,10 +362,10 @@ def batchseq(sequences: Sequence[Tensor], *, pad: float = 0.0) -> Padded:
 
     Args:
         sequences: tensors `(T_i, *F)` of one dtype and equal `F`, each of at least one step.
-        pad: what stands after the end of a shorter one; what it is changes no number.
+        pad: what stands after the end of a shorter one; it changes no number.
 
     Returns:
-        A [Padded][rnnkit.Padded]: the sequences, and their lengths, int64 on the CPU, `(B,)`.
+        A [Padded][rnnkit.Padded], sequences and lengths.
 
     Raises:
         TypeError: if they are not tensors of one dtype.
@@ -430,8 +415,8 @@ def unbatchseq(padded: Steps, lengths: Tensor, *, padding: str = "right") -> lis
     Args:
         padded: `(T, B, *F)`, or a list of steps.
         lengths: int64 on the CPU, `(B,)`, each from 1 to `T`.
-        padding: the side on which the padding is: `"right"`, after the end of a row, as everywhere
-            in rnnkit, or `"left"`, before its start, as Keras pads.
+        padding: where it is: `"right"`, after the end of a row, as everywhere in rnnkit, or
+            `"left"`, before its start, as Keras pads.
 
     Returns:
         Views of the batch, one a row.

@@ -32,8 +32,8 @@ def pad_collate(
         items: sequences `(T_i, *F)`, or pairs of a sequence and its target. A sequence may be a
             dict of several, `{name: (T_i, *F)}`, all of `T_i` steps; so may a target.
         per: what a target belongs to: each `"step"`, `(T_i, *Y)`, padded to `(T, B, *Y)`, or the
-            whole `"sequence"`, `(*Y)`, stacked to `(B, *Y)`, as numbers always are. Pass
-            `functools.partial(pad_collate, per="sequence")` to the DataLoader.
+            whole `"sequence"`, `(*Y)`, stacked to `(B, *Y)`, as numbers always are. A DataLoader
+            takes `functools.partial(pad_collate, per="sequence")`.
         pad: what stands after the end of a shorter sequence, and of its targets.
 
     Returns:
@@ -41,8 +41,7 @@ def pad_collate(
 
     Raises:
         TypeError: if the items are neither sequences nor pairs, all alike.
-        ValueError: if there is none, their features differ, or a target for each step has not the
-            length of its sequence.
+        ValueError: if there is none, features differ, or a target is not as long as its sequence.
     """
     fix = 'a target for each step is "step", one for a sequence is "sequence".'
     one_of("per", per, ("step", "sequence"), fix)
@@ -63,7 +62,7 @@ def pad_collate(
 
 
 def _padded(sequences: Sequence[Any], pad: float) -> tuple[Any, Tensor]:
-    """The sequences side by side, also where each is a dict of several, and their lengths."""
+    """The sequences, or dicts of several, side by side, and their lengths."""
     if not isinstance(sequences[0], dict):
         return batchseq(sequences, pad=pad)
     parts: dict[Any, Padded] = {}
@@ -120,11 +119,11 @@ def _as_target(target: Any, device: torch.device) -> Tensor:
 
 
 class Segment(NamedTuple):
-    """Steps that one row reads from first to last: a document, or a row's share of the stream."""
+    """What one row reads from first to last: a document, or a row's share of the stream."""
 
     source: Any  # what is sliced along time
     start: int
-    stop: int  # the last step that is an input is the one before; this one is the last target
+    stop: int  # the last step, which is only a target
 
 
 class Piece(NamedTuple):
@@ -140,14 +139,13 @@ class StreamLoader:
     """A long stream, or many documents, as `B` rows side by side, window after window.
 
     Row i of a batch goes on from row i of the batch before. A stream of `N` steps is cut into `B`
-    contiguous rows of `(N - 1) // B` steps, without the up to `B - 1` left over. Documents are
-    dealt to the rows as these become free, and no window crosses the end of one; a document of one
-    step has no next step and is left out. Each target is the step that follows.
+    contiguous rows of `(N - 1) // B` steps; up to `B - 1` are left over. Documents are dealt to the
+    rows as these become free, and no window crosses the end of one; a document of one step is left
+    out. Each target is the step that follows.
 
-    In each [SequenceBatch][rnnkit.SequenceBatch], inputs and targets are `(T, B, *F)`, `restart` is
-    true where a row or document starts, and `lengths` stand where rows differ (0 with no document
-    left; a `stateful` phase takes that). They are copies: what changes a batch leaves the stream as
-    it is. Whole numbers of any width come as int64, which an embedding and a loss take.
+    In each [SequenceBatch][rnnkit.SequenceBatch], inputs and targets are copies `(T, B, *F)`,
+    `restart` is true where a row or document starts, and `lengths` stand where rows differ (0 with
+    no document left; a `stateful` phase takes that). Whole numbers of any width come as int64.
 
     >>> import torch
     >>> from rnnkit import StreamLoader
@@ -158,14 +156,14 @@ class StreamLoader:
 
     Args:
         stream: `(N, *F)`, a tensor, an array or anything with `len` and slices that
-            `torch.as_tensor` takes; or a list of such documents. No more than a window is ever
-            read, so it may be a memory map.
+            `torch.as_tensor` takes; or a list of such documents. It is read window by window, so it
+            may be a memory map.
         batch_size: `B`, rows read side by side.
         window: steps a batch, at most.
         rank: which of the processes that read the stream together this one is, from 0. Of
             `ranks * batch_size` rows it reads its own `batch_size`; of documents it may have a
             batch in which no row has a step.
-        ranks: how many there are. Each has the same number of batches.
+        ranks: how many processes there are, each with the same number of batches.
 
     Raises:
         TypeError: if the stream, or a document, is no sequence of numbers.
@@ -226,7 +224,7 @@ class StreamLoader:
         waiting = iter(self._segments)
 
         def row() -> Iterator[Piece]:
-            # Every row takes from the same iterator: the next segment goes to the row that is free.
+            # From one iterator for all rows: the next segment goes to the row that is free.
             for source, start, stop in waiting:
                 for at in range(start, stop, self.window):
                     yield Piece(source, at, min(self.window, stop - at), at == start)
@@ -237,7 +235,7 @@ class StreamLoader:
 
 @asked("StreamLoader")
 def _batch_of(window: Sequence[Piece]) -> SequenceBatch:
-    """The batch of one window: each piece is read once, with the step after it."""
+    """The batch of one window; each piece is read with the step after it."""
     read = [_read(piece) for piece in window]
     if len({steps.dtype for steps in read}) > 1:
         kinds = sorted({str(steps.dtype) for steps in read})
@@ -274,13 +272,11 @@ def _as_tensor(numbers: Any) -> Tensor:
 
 
 def _copied(steps: Tensor) -> Tensor:
-    return steps.to(_kind(steps), copy=True, memory_format=torch.contiguous_format)
-
-
-def _kind(steps: Tensor) -> torch.dtype:
-    """What an embedding and a loss take: int64 for whole numbers, anything else as it is."""
-    is_whole = not (steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool)
-    return torch.int64 if is_whole else steps.dtype
+    """A copy, of whole numbers as int64: what an embedding and a loss take."""
+    dtype = steps.dtype
+    if not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool):
+        dtype = torch.int64
+    return steps.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _rows(stream: Any, count: int) -> list[Segment]:
@@ -323,8 +319,8 @@ def _readable(stream: Any, holds: str = "") -> Any:
 class BucketSampler(Sampler[list[int]]):
     """Batches of sequences of like length: less padding, so less work.
 
-    For `DataLoader(data, batch_sampler=BucketSampler(...), collate_fn=pad_collate)`. Sequences are
-    sorted by length, batches filled from the longest down.
+    For `DataLoader(data, batch_sampler=BucketSampler(...), collate_fn=pad_collate)`. Batches are
+    filled from the longest sequence down.
 
     >>> from rnnkit import BucketSampler
     >>> list(BucketSampler([5, 1, 5, 1], 2, shuffle=False))
@@ -333,27 +329,25 @@ class BucketSampler(Sampler[list[int]]):
     [[1, 2, 3], [0]]
 
     Args:
-        lengths: `(N,)`, a tensor or list: the length of every sequence of the data set, whose
-            indices come once an epoch.
+        lengths: `(N,)`, a tensor or list: the length of every sequence of the data set.
         batch_size: sequences a batch, at most; `None` where only `max_steps` counts.
         shuffle: draw the order of the batches, and of sequences of equal length, anew each epoch.
         generator: for the shuffling; the global one where it is `None`.
-        drop_last: give no batch that could have held more. Left out are as many sequences as are
-            too many for batches of `batch_size`, drawn anew each epoch (the last ones without
-            `shuffle`); with `max_steps`, those that are left at the end, the shortest.
+        drop_last: give no batch that could have held more. Left out are the sequences too many for
+            batches of `batch_size`, drawn anew each epoch (the last ones without `shuffle`); with
+            `max_steps`, the shortest.
         max_steps: padded steps a batch, at most: rows times the longest of them.
-        rank: which of the processes that share the data set this one is, from 0. A batch of all is
-            dealt to them, so that those of one step are of like length.
-        ranks: how many there are. Each has the same number of batches, of `batch_size` and
-            `max_steps` at most. With `shuffle` they need a generator each, of the same seed. Every
-            sequence comes once an epoch, but for fewer than `ranks` of the shortest, where no batch
-            can take them.
+        rank: which of the processes that share the data set this one is, from 0. Their batches of
+            one step are of like length.
+        ranks: how many processes there are, each with the same number of batches, of `batch_size`
+            and `max_steps` at most. With `shuffle` they need a generator each, of the same seed.
+            Every sequence comes once an epoch, but for fewer than `ranks` of the shortest.
 
     Raises:
         TypeError: if lengths are not whole numbers.
-        ValueError: if there are none, one is below 1 or above `max_steps`, or there is neither
-            `batch_size` nor `max_steps`; if there is no such rank, fewer sequences than ranks, or
-            no generator that they could have in common.
+        ValueError: if there are none, one is below 1 or above `max_steps`, there is neither
+            `batch_size` nor `max_steps`, no such rank, fewer sequences than ranks, or no generator
+            that they have in common.
     """
 
     @asked("BucketSampler")
@@ -399,7 +393,7 @@ class BucketSampler(Sampler[list[int]]):
         self.max_steps = max_steps
         self.rank = rank
         self.ranks = ranks
-        # Where batches end depends on the sorted lengths alone, so it is the same in every epoch.
+        # Where batches end depends on the sorted lengths alone, the same in every epoch.
         self._count = len(self._batches(torch.arange(len(self.lengths), device="cpu")))
 
     def __len__(self) -> int:
@@ -416,8 +410,7 @@ class BucketSampler(Sampler[list[int]]):
         return torch.arange(count, device="cpu")
 
     def _batches(self, order: Tensor) -> list[Tensor]:
-        """The batches of all ranks, the shortest sequences first, of indices in an order that
-        decides ties."""
+        """The batches of all ranks, the shortest first; the order decides ties."""
         if self.drop_last and self.max_steps is None and self.batch_size is not None:
             order = order[: len(order) - len(order) % (self.batch_size * self.ranks)]
         order = order[self.lengths[order].argsort(descending=True, stable=True)]
@@ -436,7 +429,7 @@ class BucketSampler(Sampler[list[int]]):
         return batches[::-1]
 
     def _evened(self, last: list[Tensor]) -> list[Tensor]:
-        """The last two batches, so that each has a sequence for every rank; or the first alone."""
+        """The last two batches with a sequence for every rank in each; or the first alone."""
         together = torch.cat(last)
         first = min(len(last[0]), len(together) - self.ranks)
         if first < self.ranks:
@@ -444,7 +437,7 @@ class BucketSampler(Sampler[list[int]]):
         return [together[:first], together[first:]]
 
     def _room(self, longest: int) -> int:
-        """How many sequences a batch of all ranks holds whose longest has so many steps."""
+        """How many sequences a batch of all ranks holds."""
         limits: list[int] = []
         if self.batch_size is not None:
             limits.append(self.batch_size)

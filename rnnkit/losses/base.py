@@ -1,7 +1,8 @@
 """What every loss over sequences offers, in two steps.
 
-`loss.over(targets, ...)` says what is scored and with what weight, a `Scored`; that is given
-outputs, of the whole batch or of a part, and answers with a `Total`."""
+`loss.over(targets, ...)` says what is scored and with what weight, a `Scored`, which is given
+outputs and answers with a `Total`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..core.errors import Named, Refusal, asked, in_words
-from ..core.layout import as_sequences, check_lengths, extent
+from ..core.layout import as_sequences, between, check_lengths, extent
 from ..core.model import Model, check_call, run_model
 from .function import Head, LossFunction
 from .total import Total
@@ -35,19 +36,24 @@ class Scored:
         raise NotImplementedError
 
     def parts(self, outputs: Any, masks: Sequence[Tensor]) -> list[Total]:
-        """The totals of parts, each a mask `(T, B)`, bool on the CPU, of one run of steps a row."""
+        """The totals of masks `(T, B)`, bool on the CPU, each of one run of steps a row."""
         raise NotImplementedError
 
     def by_step(self, outputs: Any) -> Total:
         """The totals of each step alone, `(T,)`."""
         raise NotImplementedError
 
+    def one_by_one(self, outputs: Any) -> list[Total]:
+        """The total of each step, which is given to the loss alone."""
+        steps = range(extent(outputs)[0])
+        return [self.between(t, t + 1).total(between(outputs, t, t + 1)) for t in steps]
+
     def only(self, mask: Tensor) -> Scored:
-        """What is scored of the steps in a mask `(T, B)`, bool on the CPU."""
+        """What is scored of the steps in a mask `(T, B)`."""
         raise NotImplementedError
 
     def of_window(self, time: int, lengths: Tensor) -> Scored | None:
-        """With one target a sequence: the same for outputs of each row's last steps alone."""
+        """With one target a sequence, the same for outputs of each row's last steps."""
         raise NotImplementedError
 
     def step_weights(self) -> Tensor:
@@ -60,10 +66,10 @@ class Scored:
 
 
 class Ask(NamedTuple):
-    """What a loss is asked about: targets, and the batch of outputs that they are held against."""
+    """What a loss is asked about."""
 
     targets: Any
-    known: Any  # the same on the CPU, where they came from there
+    known: Any  # the same, on the CPU where they came from there
     time: int  # T
     batch: int  # B
     lengths: Tensor | None
@@ -109,11 +115,12 @@ class SequenceLoss:
             return
         self.heads = [Head(loss_fn)]
         if weights is not None:
-            fix = (
-                "weights go with a dict of losses; the weights of steps are SequenceBatch.weights."
+            raise Refusal(
+                f"weights = {in_words(weights)} and one loss",
+                "a dict of losses",
+                "weights go with a dict of losses; the weights of steps are SequenceBatch.weights.",
+                TypeError,
             )
-            came = f"weights = {in_words(weights)} and one loss"
-            raise Refusal(came, "a dict of losses", fix, TypeError)
 
     def __call__(
         self,
@@ -132,7 +139,7 @@ class SequenceLoss:
         lengths: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> Total:
-        """The sum and the weight of which the loss is the quotient, for putting pieces together."""
+        """The sum and the weight of which the loss is the quotient."""
         outputs = as_sequences(outputs, "outputs")
         time, batch = extent(outputs)
         if lengths is not None:
@@ -152,7 +159,7 @@ class SequenceLoss:
         lengths: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a model from its first state: the form `loss(model, xs, ys)` of issue 144."""
+        """The loss of a model from its first state."""
         self.check_model(model)
         inputs = check_call(model, inputs, lengths=lengths)
         outputs, _ = run_model(model, inputs, None, lengths, carry=False)
@@ -172,9 +179,9 @@ class SequenceLoss:
     ) -> Scored:
         """What is scored of a batch of `T` steps and `B` rows.
 
-        `read (B,)` counts the steps of each row that came before it; `known` are the targets on the
-        CPU, from where they were moved, so that counting them waits for no device; `came` says in
-        an error what the targets are held against."""
+        `known` are the targets on the CPU, if they came from there, so that counting them waits for
+        no device; the rest is as in `Ask`.
+        """
         if known is None:
             known = targets
         return self._scored(Ask(targets, known, time, batch, lengths, weights, read, came))
@@ -187,11 +194,11 @@ class SequenceLoss:
 
     @property
     def opaque(self) -> bool:
-        """Whether it was seen to give one number for many steps: then parts may not add up."""
+        """Whether it gave one number for many steps: then parts may not add up."""
         return any(head.scalar for head in self.heads)
 
     def modules(self) -> list[nn.Module]:
-        """The modules among the loss functions: they may have parameters of their own."""
+        """The modules among the loss functions, which may have parameters."""
         return [head.loss_fn for head in self.heads if isinstance(head.loss_fn, nn.Module)]
 
 
@@ -207,7 +214,7 @@ def _scales(losses: Mapping[Any, Any], weights: Mapping[Any, float]) -> tuple[fl
 
 
 def of_both(change: Callable[[Any], Any], targets: Any, known: Any) -> tuple[Any, Any]:
-    """The same change of the targets and of what is known of them, made once where they are one."""
+    """A change of the targets and of what is known of them, made once where they are one."""
     changed = change(targets)
     if known is targets:
         return changed, changed
@@ -215,7 +222,7 @@ def of_both(change: Callable[[Any], Any], targets: Any, known: Any) -> tuple[Any
 
 
 def part_of(tree: Any, key: Any, name: str) -> Any:
-    """A head's own outputs or targets: the entry of its name, or all where there is no dict."""
+    """A head's own outputs or targets; all where there is no dict of losses."""
     if key is None:
         return tree
     if not isinstance(tree, dict) or key not in tree:
@@ -224,9 +231,17 @@ def part_of(tree: Any, key: Any, name: str) -> Any:
     return tree[key]
 
 
+def no_single(what: str) -> Refusal:
+    """Weights cannot go with a loss of one number for all."""
+    return Refusal(
+        f"weights of {what}s and a loss that tells of no single {what}",
+        f"a loss of each {what}",
+        f'build it with reduction="none", or let the function return one loss a {what}.',
+    )
+
+
 def check_weights(weights: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Weights of steps or sequences as they must be, on the CPU, where it is decided what is
-    scored."""
+    """Weights as they must be, on the CPU, where it is decided what is scored."""
     weights = weights.to("cpu")
     if tuple(weights.shape) != shape:
         fix = "one weight for each step and row; 0 leaves a step out."

@@ -20,47 +20,32 @@ from .total import Total, exact, precise
 
 LossFunction = Callable[..., Any]
 
+# PyTorch's losses, as a module and as a function. Of the first two the mean leaves some targets out
+# (ignore_index), or weighs them.
+_WEIGHING = {nn.CrossEntropyLoss: F.cross_entropy, nn.NLLLoss: F.nll_loss}
 # Their targets are classes: of another shape than the outputs by nature.
-_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
-_CLASS_FUNCTIONS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
-# Their mean leaves some targets out (ignore_index), or weighs them.
-_WEIGHING = (nn.CrossEntropyLoss, nn.NLLLoss)
-_WEIGHING_FUNCTIONS = (F.cross_entropy, F.nll_loss)
+_CLASSES = {**_WEIGHING, nn.MultiMarginLoss: F.multi_margin_loss}
 # They compare outputs and targets one by one.
-_SAME_SHAPE = (
-    nn.MSELoss,
-    nn.L1Loss,
-    nn.SmoothL1Loss,
-    nn.HuberLoss,
-    nn.BCELoss,
-    nn.BCEWithLogitsLoss,
-    nn.PoissonNLLLoss,
-    nn.KLDivLoss,
-    nn.SoftMarginLoss,
-    nn.HingeEmbeddingLoss,
-    nn.MultiLabelSoftMarginLoss,
-)
-_SAME_SHAPE_FUNCTIONS = (
-    F.mse_loss,
-    F.l1_loss,
-    F.smooth_l1_loss,
-    F.huber_loss,
-    F.binary_cross_entropy,
-    F.binary_cross_entropy_with_logits,
-    F.poisson_nll_loss,
-    F.kl_div,
-    F.soft_margin_loss,
-    F.hinge_embedding_loss,
-    F.multilabel_soft_margin_loss,
-    F.gaussian_nll_loss,
-)
+_SAME_SHAPE = {
+    nn.MSELoss: F.mse_loss,
+    nn.L1Loss: F.l1_loss,
+    nn.SmoothL1Loss: F.smooth_l1_loss,
+    nn.HuberLoss: F.huber_loss,
+    nn.BCELoss: F.binary_cross_entropy,
+    nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
+    nn.PoissonNLLLoss: F.poisson_nll_loss,
+    nn.KLDivLoss: F.kl_div,
+    nn.SoftMarginLoss: F.soft_margin_loss,
+    nn.HingeEmbeddingLoss: F.hinge_embedding_loss,
+    nn.MultiLabelSoftMarginLoss: F.multilabel_soft_margin_loss,
+}
 
 
 class Each(NamedTuple):
     """What a loss function gives for `N` steps: each one's loss and weight, `(N,)`, or one weight
     for all.
 
-    Weights are on the CPU where the targets were known there, and losses where the outputs are.
+    Weights are on the CPU where the targets were known there.
     """
 
     losses: Tensor
@@ -91,12 +76,11 @@ class Each(NamedTuple):
 class Head:
     """One loss function, asked for `N` steps side by side: outputs `(N, *O)`, targets `(N, *Y)`.
 
-    `known` are the same targets where they can be read without waiting: on the CPU, if they came
-    from there.
+    `known` are the same targets, on the CPU if they came from there.
 
     Attributes:
         key: its name in a dict of losses.
-        scalar: seen to give one number for all steps, which tells nothing of one of them.
+        scalar: whether it gave one number for all steps.
     """
 
     def __init__(self, loss_fn: LossFunction, key: Any = None) -> None:
@@ -111,14 +95,19 @@ class Head:
             _refuse_more_arguments(self.loss_fn)
         self.scalar = False
         self._class_weight: tuple[Tensor, int, Tensor] | None = None
-        self.base: Any = self.loss_fn
-        while isinstance(self.base, functools.partial):
-            self.base = self.base.func
+        base: Any = self.loss_fn
+        while isinstance(base, functools.partial):
+            base = base.func
+        self._weighs = isinstance(base, tuple(_WEIGHING)) or base in _WEIGHING.values()
+        functions = (*_SAME_SHAPE.values(), F.gaussian_nll_loss)  # whose module is refused
+        self._same_shape = isinstance(base, tuple(_SAME_SHAPE)) or base in functions
+        self._classes = type(base) in _CLASSES or base in _CLASSES.values()
+        self._of_own_shape = isinstance(base, tuple(_CLASSES))  # a subclass knows its targets
         self._refuse_sum()
 
     @property
     def options(self) -> dict[str, Any] | None:
-        """Of a loss of PyTorch's own, what it is built with, as it stands; `None` of another."""
+        """What a loss of PyTorch's own is built with, as it stands; `None` of another."""
         if isinstance(self.loss_fn, nn.Module):
             return torch_options(self.loss_fn)  # a module's may be set later
         return self._options
@@ -132,17 +121,16 @@ class Head:
         losses = self._unreduced(outputs, targets)
         if not isinstance(losses, Tensor) or losses.shape[:1] != outputs.shape[:1]:
             return self.read(losses, len(outputs))  # a subclass that reduces by itself
-        weights = self.weights(known)
         losses = _features(precise(losses))  # (N, K)
-        if weights is not None:
-            return Each(losses.sum(1), weights)
-        if options["reduction"] == "batchmean":
-            return Each(losses.sum(1), 1.0)
-        return Each(losses.sum(1), float(losses.shape[1]))
+        weights = self.weights(known)
+        if weights is None:
+            weights = 1.0
+            if options["reduction"] != "batchmean":
+                weights = float(losses.shape[1])
+        return Each(losses.sum(1), weights)
 
     def whole(self, outputs: Tensor, targets: Tensor, known: Tensor) -> Total | None:
-        """The total of all steps as torch reduces them, where that is quicker and the same; else
-        nothing."""
+        """The total of all steps as torch reduces them, where that is quicker and the same."""
         loss_fn: Any = self.loss_fn
         kind = type(loss_fn)
         if kind is not nn.CrossEntropyLoss and kind is not nn.MSELoss:
@@ -160,10 +148,8 @@ class Head:
         return Total.of_mean(mean, weight)
 
     def weights(self, targets: Tensor) -> Tensor | None:
-        """What torch's mean divides by, step by step, `(N,)`; `None` where all steps count
-        alike."""
-        weighs = isinstance(self.base, _WEIGHING) or self.base in _WEIGHING_FUNCTIONS
-        if not weighs or targets.is_floating_point():  # probabilities: each step counts as one
+        """What torch's mean divides by at each step, `(N,)`; `None` where all count alike."""
+        if not self._weighs or targets.is_floating_point():  # probabilities count alike
             return None
         options: dict[str, Any] = self.options or {}
         ignored = targets == options["ignore_index"]
@@ -185,8 +171,7 @@ class Head:
         return kept[2]
 
     def read(self, given: Any, count: int) -> Each | Total:
-        """What a function gave for `count` steps: one loss for each, a mean over them, or a sum and
-        a weight."""
+        """What a function gave for `count` steps: a loss for each, their mean, or a pair."""
         if isinstance(given, tuple) and len(given) == 2:
             return pair_of(given)
         if not isinstance(given, Tensor) or (given.ndim and given.shape[0] != count):
@@ -202,17 +187,16 @@ class Head:
         return Each(_features(given).mean(1), 1.0)
 
     def check_shapes(self, outputs: Tensor, targets: Tensor, *, leading: int) -> None:
-        """Refuse shapes that would broadcast to a wrong number, whatever the dtype of the
-        targets; `leading` dimensions, of steps and rows, come before those of the features."""
-        if type(self.base) in _CLASSES or self.base in _CLASS_FUNCTIONS:
+        """Refuse shapes that would broadcast to a wrong number; `leading` dimensions, of steps and
+        rows, come before those of the features."""
+        if self._classes:
             _check_classes(outputs, targets, leading)
             return
-        if isinstance(self.base, _CLASSES) or outputs.shape == targets.shape:
+        if self._of_own_shape or outputs.shape == targets.shape:
             return
-        same_shape = isinstance(self.base, _SAME_SHAPE) or self.base in _SAME_SHAPE_FUNCTIONS
         shorter = min(outputs.shape, targets.shape, key=len)
         longer = max(outputs.shape, targets.shape, key=len)
-        if same_shape or (*shorter, 1) == tuple(longer):
+        if self._same_shape or (*shorter, 1) == tuple(longer):
             raise Refusal(
                 f"outputs {in_words(outputs)} and targets {in_words(targets)}",
                 "equal shapes",
@@ -243,7 +227,7 @@ class Head:
 
 
 def _features(values: Tensor) -> Tensor:
-    """What stands at each of `N` steps side by side, `(N, K)`, of `(N, *F)` or `(N,)`."""
+    """`(N, K)` of `(N, *F)` or `(N,)`."""
     if values.ndim == 1:
         return values.unsqueeze(1)
     return values.flatten(1)
@@ -270,7 +254,7 @@ def refuse_class(loss_fn: object) -> None:
 
 
 def _refuse_more_arguments(loss_fn: Any) -> None:
-    """A loss of PyTorch's own that wants more than outputs and targets cannot be given it."""
+    """Refuse a loss of PyTorch's own that wants more than outputs and targets."""
     parameters = parameters_of(loss_fn) or []
     wanted = [parameter.name for parameter in parameters if must_be_given(parameter)]
     if len(wanted) > 2:
@@ -296,8 +280,7 @@ def _check_classes(outputs: Tensor, targets: Tensor, leading: int) -> None:
 
 
 def torch_options(loss_fn: Any) -> dict[str, Any] | None:
-    """The options of a loss of PyTorch's own, module or function, which can be had unreduced; else
-    nothing."""
+    """The options of a loss of PyTorch's own, which can be had unreduced; `None` of another."""
     if isinstance(loss_fn, _Loss):
         names = ("reduction", "ignore_index", "weight")
         return {name: getattr(loss_fn, name, None) for name in names}
@@ -321,8 +304,7 @@ def torch_options(loss_fn: Any) -> dict[str, Any] | None:
 
 
 def _old_words(function: Any) -> dict[str, None]:
-    """The two old words for a reduction, unsaid where `partial` says them: they would win over the
-    new one."""
+    """The two old words for a reduction, unsaid: they would win over the new one."""
     keywords: Mapping[str, Any] = getattr(function, "keywords", {})
     return {name: None for name in ("size_average", "reduce") if name in keywords}
 

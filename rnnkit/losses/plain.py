@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import Refusal, in_words
-from ..core.layout import all_lengths, between, extent, lengths_between, parts_of, valid_steps
+from ..core.layout import (
+    all_lengths,
+    between,
+    extent,
+    gathered,
+    lengths_between,
+    parts_of,
+    valid_steps,
+)
 from ..core.signature import by_place, must_be_given, parameters_of
 from ..core.state import map_leaves, onto, select_rows
 from .base import Ask, Scored, SequenceLoss
@@ -19,8 +27,7 @@ from .total import Total, in_a_row, nothing, precise
 
 
 def as_loss(loss: Any) -> SequenceLoss:
-    """A loss as a phase knows it: one of PyTorch's goes over steps, any other function over the
-    padded batch."""
+    """A loss as a phase knows it: PyTorch's own go over steps, others over the padded batch."""
     if isinstance(loss, SequenceLoss):
         return loss
     if callable(loss) and torch_options(uncompiled(loss)) is not None:
@@ -29,8 +36,7 @@ def as_loss(loss: Any) -> SequenceLoss:
 
 
 class PlainLoss(SequenceLoss):
-    """Any function `loss(outputs, targets)` or `loss(outputs, targets, lengths)` over a padded
-    batch."""
+    """Any function over a padded batch, with or without its lengths."""
 
     name = "the loss"
 
@@ -59,7 +65,7 @@ class PlainLoss(SequenceLoss):
         return ScoredPlain(self, ask.one_a_step(), ask.lengths)
 
     def call(self, outputs: Any, targets: Any, lengths: Tensor | None) -> Any:
-        """The function's answer, given lengths where it wants them or where there are any."""
+        """The function's answer, given lengths where it wants them or there are any."""
         function: Any = self.loss_fn
         if self.wants_lengths:
             return function(outputs, targets, all_lengths(lengths, *extent(outputs)))
@@ -90,8 +96,7 @@ def _takes_lengths(function: LossFunction) -> tuple[bool, bool]:
 
 
 class ScoredPlain(Scored):
-    """What a function of the user's is asked about; it sees all of these steps, and is not
-    opened."""
+    """What a function of the user's is asked about: it sees all of these steps."""
 
     def __init__(self, loss: PlainLoss, targets: Any, lengths: Tensor | None) -> None:
         self.loss = loss
@@ -120,21 +125,19 @@ class ScoredPlain(Scored):
         lengths = self.lengths
         if lengths is not None and not bool(lengths.all()):  # rows without a step take no part
             rows = lengths.nonzero().squeeze(1)
+            if not len(rows):
+                return nothing(parts_of(outputs)[0])
             lengths = lengths[rows]
             outputs = select_rows(outputs, rows)
             targets = select_rows(targets, rows)
-            if not len(rows):
-                return nothing(parts_of(outputs)[0])
         given = self.loss.call(outputs, targets, lengths)
         if isinstance(given, tuple) and len(given) == 2:
             return pair_of(given)
         if not isinstance(given, Tensor) or given.ndim:
+            wanted = "a scalar tensor, or a pair (sum, weight)"
             fix = "average it: seq2seq_loss takes an unreduced loss and does."
-            raise Refusal(
-                f"a loss {in_words(given)}", "a scalar tensor, or a pair (sum, weight)", fix
-            )
-        mean = precise(given)
-        return Total.of_mean(mean, float(self.count))
+            raise Refusal(f"a loss {in_words(given)}", wanted, fix)
+        return Total.of_mean(precise(given), float(self.count))
 
     def between(self, start: int, stop: int) -> Scored:
         targets = between(self.targets, start, stop)
@@ -144,24 +147,17 @@ class ScoredPlain(Scored):
         return [self._part(outputs, mask & self.mask) for mask in masks]
 
     def by_step(self, outputs: Any) -> Total:
-        alone: list[Total] = []
-        for t in range(self.time):
-            alone.append(self.between(t, t + 1).total(between(outputs, t, t + 1)))
-        return in_a_row(alone)
+        return in_a_row(self.one_by_one(outputs))
 
     def _part(self, outputs: Any, mask: Tensor) -> Total:
-        """One run of steps in each row, moved to the front: the form in which the function knows a
-        batch."""
+        """One run of steps in each row, moved to the front, where the function looks for it."""
         counts = mask.sum(0)  # (B,)
         first = mask.int().argmax(0)  # (B,)
         longest = max(int(counts.max()), 1)
         steps = first + torch.arange(longest, device="cpu").unsqueeze(1)
         steps = steps.clamp(max=self.time - 1)  # (longest, B)
         rows = torch.arange(self.batch, device="cpu").expand_as(steps)
-
-        def gather(leaf: Tensor) -> Tensor:
-            return leaf[onto(steps, leaf.device), onto(rows, leaf.device)]
-
         full = self.lengths is None and bool((counts == longest).all())
-        part = ScoredPlain(self.loss, map_leaves(gather, self.targets), None if full else counts)
-        return part.total(map_leaves(gather, outputs))
+        targets = gathered(self.targets, steps, rows)
+        part = ScoredPlain(self.loss, targets, None if full else counts)
+        return part.total(gathered(outputs, steps, rows))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, in_words, one_of
-from ..core.layout import all_lengths, extent, parts_of, valid_steps
+from ..core.layout import all_lengths, extent, gathered, parts_of, valid_steps
 from ..core.model import Declared, Model
-from ..core.state import map_leaves, onto, select_rows
-from .base import Ask, Scored, SequenceLoss, check_weights, of_both, part_of
+from ..core.state import leaves_of, map_leaves, onto, select_rows
+from .base import Ask, Scored, SequenceLoss, check_weights, no_single, of_both, part_of
 from .function import Each, LossFunction
 from .total import Total, nothing, stacked
 
@@ -38,10 +38,9 @@ def seq2one_loss(
         weights: what each head of a dict of losses is multiplied by; 1 where it is not named.
 
     Returns:
-        `loss(outputs (T, B, *O), targets (B, *Y), lengths=None, weights=None)`, a scalar tensor,
-            which raises `ValueError` where it is given a target for every step; the rest as for
-            [seq2seq_loss][rnnkit.seq2seq_loss]. `weights (B,)` multiply each sequence's loss and
-            its weight.
+        `loss(outputs (T, B, *O), targets (B, *Y), lengths=None, weights=None)`, as of
+            [seq2seq_loss][rnnkit.seq2seq_loss], but with `weights (B,)` of sequences, and a
+            `ValueError` where there is a target for every step.
 
     From [FluxTraining.jl issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144).
 
@@ -59,8 +58,6 @@ def seq2one_loss(
 
 
 class ReadLoss(SequenceLoss):
-    """A loss of one output for each sequence."""
-
     name = "seq2one_loss"
     per_sequence = True
 
@@ -82,7 +79,7 @@ class ReadLoss(SequenceLoss):
         return ScoredRows(self, ask, lengths, weights)
 
     def _row_weights(self, weights: Tensor, time: int, lengths: Tensor) -> Tensor:
-        """The weights of the sequences, `(B,)`: of their own, or of the step that is read."""
+        """The weights of the sequences, `(B,)`: their own, or of the step that is read."""
         batch = len(lengths)
         if weights.ndim == 1:
             return check_weights(weights, (batch,))
@@ -130,7 +127,7 @@ class ScoredRows(Scored):
         self.lengths = lengths[self.rows]
         self.weights = None if weights is None else weights[self.rows]
         self.targets = ask.targets
-        self.known = ask.known  # the same, on the CPU where they came from there
+        self.known = ask.known
         if not self.all:
             self.targets, self.known = of_both(self._choose, ask.targets, ask.known)
 
@@ -150,9 +147,8 @@ class ScoredRows(Scored):
         return window
 
     def total(self, outputs: Any) -> Total:
-        outputs = self._own(outputs)
+        answers = outputs = self._own(outputs)
         everything = self.loss.read == "all"
-        answers = outputs
         if not everything:
             answers = self.loss.answers(outputs, self.lengths)
         totals: list[Total] = []
@@ -192,11 +188,7 @@ class ScoredRows(Scored):
                 given = given.times(self.weights)
             return given.total()
         if self.weights is not None:
-            raise Refusal(
-                "weights of sequences and a loss that tells of no single sequence",
-                "a loss of each sequence",
-                'build it with reduction="none", or let the function return one loss a sequence.',
-            )
+            raise no_single("sequence")
         return given
 
 
@@ -210,29 +202,27 @@ def _check_target(target: Any, outputs: Any) -> None:
     every_step = target.shape[:2] == (time, batch) and not target.is_floating_point()
     if target.shape in shapes or every_step:
         came = f"outputs {in_words(outputs)} and targets {in_words(target)}"
-        fix = "for a target at every step use seq2seq_loss; for the last one pass targets[-1]."
-        raise Refusal(came, f"one target a sequence, ({batch}, *Y)", fix)
+        raise _for_every_step(came, batch)
 
 
 def _check_batch_first(targets: Any, batch: int, came: object) -> None:
     """Every tensor among the targets has one entry for each sequence."""
-
-    def check(leaf: Tensor) -> Tensor:
+    if not isinstance(targets, Tensor | tuple | dict):
+        return
+    for leaf in leaves_of(targets):
         if leaf.shape[:1] != (batch,):
-            fix = "for a target at every step use seq2seq_loss; for the last one pass targets[-1]."
-            wanted = f"one target a sequence, ({batch}, *Y)"
-            raise Refusal(f"{came} and targets {in_words(leaf)}", wanted, fix)
-        return leaf
+            raise _for_every_step(f"{came} and targets {in_words(leaf)}", batch)
 
-    if isinstance(targets, Tensor | tuple | dict):
-        map_leaves(check, targets)
+
+def _for_every_step(came: str, batch: int) -> Refusal:
+    fix = "for a target at every step use seq2seq_loss; for the last one pass targets[-1]."
+    return Refusal(came, f"one target a sequence, ({batch}, *Y)", fix)
 
 
 def _read_last(outputs: Tensor, lengths: Tensor) -> Tensor:
     if bool((lengths == len(outputs)).all()):
         return outputs[-1]
-    rows = torch.arange(len(lengths), device="cpu")
-    return outputs[onto(lengths - 1, outputs.device), onto(rows, outputs.device)]
+    return gathered(outputs, lengths - 1, torch.arange(len(lengths), device="cpu"))
 
 
 def _read_mean(outputs: Tensor, lengths: Tensor) -> Tensor:

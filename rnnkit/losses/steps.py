@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.errors import Refusal, asked, at_least, in_words, one_of
 from ..core.layout import as_sequences, between, extent, valid_steps
 from ..core.state import map_leaves, onto
-from .base import Ask, Scored, SequenceLoss, check_weights, of_both, part_of
+from .base import Ask, Scored, SequenceLoss, check_weights, no_single, of_both, part_of
 from .function import Each, Head, LossFunction
 from .total import Total, in_a_row, nothing, precise, stacked, weight_like
 
@@ -32,9 +32,8 @@ def seq2seq_loss(
     \text{sequence: } \frac{1}{B} \sum_b \frac{1}{n_b} \sum_{t < n_b} \ell(y_{tb}, \hat y_{tb})
     $$
 
-    It is a sum and a weight, `loss.total(outputs, targets, lengths)`. Pieces of a batch (windows,
-    single steps, the batches of an epoch) are put together by adding sums and adding weights: what
-    comes out is the loss of the whole.
+    It is a sum and a weight, `loss.total(outputs, targets, lengths)`: those of windows, steps or
+    batches, added up, are those of the whole.
 
     What `loss_fn` may be, and what its sum and weight are:
 
@@ -42,16 +41,15 @@ def seq2seq_loss(
       it is taken unreduced, and the weight is what its mean divides by (elements, without
       `ignore_index`, class weights counted).
     - A function to one loss a step, `(N,)` or `(N, *F)`: their sum, features averaged, and `N`.
-    - A function to a scalar, which must be a mean over the steps it is given: `N` times it, and
-      `N`.
+    - A function to a scalar, a mean over the steps it is given: `N` times it, and `N`.
     - A function to a pair of scalars: that pair. For masks, missing targets, anything else.
-    - A dict of these, with `weights`: by head, each with the outputs and targets of its name; the
-      heads' means are added up.
+    - A dict of these: each head with the outputs and targets of its name; their means, times
+      `weights`, are added up.
 
     Args:
         loss_fn: one of these; called on all valid steps at once, outputs `(N, *O)`, targets `(N,
             *Y)`.
-        average: over steps, each counting alike, or over sequences, each counting alike.
+        average: whether each step counts alike, or each sequence.
         warmup: steps at the beginning of each sequence that are read and not scored.
         weights: what each head of a dict of losses is multiplied by; 1 where it is not named.
 
@@ -59,8 +57,8 @@ def seq2seq_loss(
         `loss(outputs (T, B, *O), targets (T, B, *Y), lengths=None, weights=None)`, a scalar tensor,
             0 where nothing is scored. `weights (T, B)` multiply each step's loss and its weight.
             Raises `ValueError` where `T`, `B` or lengths do not fit or shapes would broadcast,
-            `TypeError` where lengths are not int64 on the CPU. Also `.total(...)`, and `.on(model,
-            inputs, targets, lengths=None)`, the same of a model's outputs.
+            `TypeError` where lengths are not int64 on the CPU. `.on(model, inputs, targets,
+            lengths=None)` is the same of a model's outputs.
 
     Raises:
         ValueError: if the average is neither, or the loss is reduced by a sum.
@@ -85,8 +83,6 @@ def seq2seq_loss(
 
 
 class StepLoss(SequenceLoss):
-    """A loss of every step."""
-
     name = "seq2seq_loss"
 
     def __init__(
@@ -126,14 +122,13 @@ def _both(mask: Tensor | None, other: Tensor) -> Tensor:
 
 
 class _Laid(NamedTuple):
-    """The `N` steps that are scored, side by side, `(N, *F)`, or dicts of such by head."""
+    """The `N` steps that are scored, side by side, or dicts of such by head."""
 
     outputs: Any
     targets: Any
-    known: Any  # the targets where they can be read without waiting
+    known: Any  # the targets, on the CPU where they came from there
 
     def head(self, key: Any) -> _Laid:
-        """What is one head's own."""
         if key is None:
             return self
         targets, known = of_both(
@@ -145,8 +140,8 @@ class _Laid(NamedTuple):
 class ScoredSteps(Scored):
     """A target for each step.
 
-    All steps that count are laid side by side, `(N, *F)`, and each loss function is called on them
-    once: what it tells of each is a table, of which every total is a sum over some rows."""
+    Each loss function is called once on all steps that count, side by side, `(N, *F)`: what it
+    tells of each is a table, of which every total is a sum over some rows."""
 
     def __init__(
         self,
@@ -159,7 +154,7 @@ class ScoredSteps(Scored):
     ) -> None:
         self.loss = loss
         self.targets = targets
-        self.known = known  # the same targets, on the CPU where they came from there
+        self.known = known
         self.shape = extent(targets)  # T, B
         self.index: Tensor | None = None  # (N,): which of the T * B steps count; all where None
         if mask is not None and not bool(mask.all()):
@@ -167,8 +162,7 @@ class ScoredSteps(Scored):
         self._mask = mask
         self.weights = weights  # (T, B), on the CPU: the steps' own weights
 
-        # Under average="sequence" a step counts by its share in the whole of its row, which a part
-        # must know.
+        # Under average="sequence" a step counts by its share in its row, which a part must know.
         self.cut = row_weights is not None
         self.row_weights = row_weights  # by head, (B,)
         if row_weights is None and loss.average == "sequence":
@@ -223,17 +217,12 @@ class ScoredSteps(Scored):
         return [stacked(totals, self.loss.scales) for totals in zip(*by_head, strict=True)]
 
     def by_step(self, outputs: Any) -> Total:
-        time = self.shape[0]
         flat = self._laid_out(outputs)
         totals: list[Total] = []
         for i, head in enumerate(self.loss.heads):
             table = self._table(i, flat.head(head.key))
             if table is None:
-                alone: list[Total] = []
-                for t in range(time):
-                    step = self.between(t, t + 1)
-                    alone.append(step.total(between(outputs, t, t + 1)).head(i))
-                totals.append(in_a_row(alone))
+                totals.append(in_a_row([total.head(i) for total in self.one_by_one(outputs)]))
             else:
                 totals.append(self._by_step(table))
         return stacked(totals, self.loss.scales)
@@ -255,7 +244,6 @@ class ScoredSteps(Scored):
         return flat.outputs, flat.targets
 
     def _laid_out(self, outputs: Any) -> _Laid:
-        """What is scored, side by side."""
         self._check(outputs)
         targets, known = of_both(self._flat, self.targets, self.known)
         return _Laid(self._flat(outputs), targets, known)
@@ -272,41 +260,31 @@ class ScoredSteps(Scored):
         return flat.index_select(0, onto(self.index, flat.device))
 
     def _check(self, outputs: Any) -> None:
+        shapes = None
         if isinstance(outputs, Tensor) and isinstance(self.targets, Tensor):
             # What was found right for one batch is right for the next of the same shapes.
             shapes = (outputs.shape, self.targets.shape, self.targets.dtype)
             if self.loss.fits == shapes:
                 return
-            self._check_heads(outputs)
-            self.loss.fits = shapes
-        else:
-            self._check_heads(outputs)
-
-    def _check_heads(self, outputs: Any) -> None:
-        keys = [head.key for head in self.loss.heads]
         if isinstance(outputs, dict) and self.loss.scales is None:
             came = f"outputs = {in_words(outputs)} and one loss"
             raise Refusal(came, "one sequence of outputs", "seq2seq_loss({name: loss, ...}).")
-        for key, head in zip(keys, self.loss.heads, strict=True):
-            own = part_of(outputs, key, "outputs")
-            target = part_of(self.targets, key, "targets")
+        for head in self.loss.heads:
+            own = part_of(outputs, head.key, "outputs")
+            target = part_of(self.targets, head.key, "targets")
             if own.shape[:2] != target.shape[:2]:
                 came = f"outputs {in_words(own)} and targets {in_words(target)}"
-                raise Refusal(
-                    came, "the same T and B for both", "one target for each step and row."
-                )
+                fix = "one target for each step and row."
+                raise Refusal(came, "the same T and B for both", fix)
             head.check_shapes(own, target, leading=2)
+        self.loss.fits = shapes
 
     def _total_of(self, i: int, flat: _Laid) -> Total:
-        """One head's total."""
         head = self.loss.heads[i]
         if not flat.outputs.size(0):
             return nothing(flat.outputs)
         if self.weights is None and self.row_weights is None:
-            total = head.whole(*flat)
-            if total is not None:
-                return total
-            given = head(*flat)
+            given = head.whole(*flat) or head(*flat)
             if isinstance(given, Each):
                 given = given.total()
             return given
@@ -316,18 +294,16 @@ class ScoredSteps(Scored):
         return table.total()
 
     def _table(self, i: int, flat: _Laid) -> Each | None:
-        """What each of the `N` steps adds to the sum and to the weight; nothing where a head does
-        not tell."""
+        """What each of the `N` steps adds to the sum and to the weight, if a head tells."""
         if not len(flat.outputs):
             return Each(precise(flat.outputs.flatten()[:0]), 0.0)
         given = self.loss.heads[i](*flat)
         if isinstance(given, Total):
-            self._refuse_weights()
+            if self.weights is not None:
+                raise no_single("step")
             return None
         if self.row_weights is not None and isinstance(given.weights, float):
-            given = Each(
-                given.losses / given.weights, 1.0
-            )  # a row counts steps, not their features
+            given = Each(given.losses / given.weights, 1.0)  # a row counts steps, not features
         if self.weights is not None:
             given = given.times(self._of_valid(self.weights.flatten()))
         if self.row_weights is not None:
@@ -335,15 +311,14 @@ class ScoredSteps(Scored):
         return given
 
     def _shares(self, whole: Tensor) -> Tensor:
-        """One by the weight of a step's whole row, `(N,)`; rows without weight do not count."""
+        """One by the weight of a step's whole row, `(N,)`."""
         share = torch.where(whole > 0, 1 / whole, 0)  # (B,)
         return self._of_valid(share.expand(self.shape).flatten())
 
     def _weight_by_row(self, head: Head) -> Tensor:
         """The weight of each row's steps, `(B,)`, in float64 on the CPU."""
-        weights = self._of_valid(
-            self.step_weights().flatten()
-        )  # (N,), without padding: its targets may be no classes
+        # Without padding, whose targets may be no classes.
+        weights = self._of_valid(self.step_weights().flatten())  # (N,)
         own = head.weights(self._flat(part_of(self.known, head.key, "targets")))
         if own is not None:
             weights = weights * own.to("cpu", torch.float64)
@@ -355,8 +330,7 @@ class ScoredSteps(Scored):
         return self._of_valid(torch.arange(batch, device="cpu").repeat(time))
 
     def _row_by_row(self, i: int, flat: _Laid) -> Total:
-        """Under `average="sequence"`: a function that gives one number for all, called for each
-        row."""
+        """Under `average="sequence"`, a function that gives one number for all."""
         head = self.loss.heads[i]
         row = self._rows()
         total = nothing(flat.outputs)
@@ -383,11 +357,3 @@ class ScoredSteps(Scored):
             )
         counted = float(not given.empty)
         return Total(given.mean() * counted, counted)
-
-    def _refuse_weights(self) -> None:
-        if self.weights is not None:
-            raise Refusal(
-                "weights of steps and a loss that tells of no single step",
-                "a loss of each step",
-                'build it with reduction="none", or let the function return one loss a step.',
-            )

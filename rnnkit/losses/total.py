@@ -1,5 +1,4 @@
-"""A loss as two numbers, a sum and a weight: what is put together from pieces is the loss of the
-whole."""
+"""A loss as a sum and a weight."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ from ..core.state import onto
 
 
 class Total:
-    """A loss as a sum and a weight: `mean()` is what a user sees, `+` is how pieces are put
-    together.
+    """A loss as a sum and a weight: `mean()` is what a user sees, `+` puts pieces together.
 
     With several heads (a dict of losses) both have a last dimension, the heads; the mean is then
     the sum over the heads of `scales` times each one's own mean.
@@ -36,16 +34,14 @@ class Total:
 
     @classmethod
     def of_mean(cls, mean: Tensor, weight: float) -> Total:
-        """A total of which the mean came first: it is kept to the bit, and the sum is made of it
-        where one is asked for."""
+        """A total of which the mean came first, and is kept to the bit."""
         total = cls(mean, weight)
         total._is_mean = True
         return total
 
     @property
     def sum(self) -> Tensor:
-        """What the weight divides: a scalar, or `(T,)` of single steps; heads are its last
-        dimension."""
+        """What the weight divides: a scalar, or `(T,)` of single steps."""
         if self._is_mean:
             return self._given * self.weight
         return self._given
@@ -89,11 +85,6 @@ class Total:
         return total
 
     @property
-    def on_cpu(self) -> bool:
-        """Whether its weight can be read without waiting for a device."""
-        return not isinstance(self.weight, Tensor) or self.weight.device.type == "cpu"
-
-    @property
     def empty(self) -> bool:
         """Whether nothing was weighed: then there is no mean, and no gradient."""
         if isinstance(self.weight, Tensor):
@@ -129,7 +120,7 @@ def _without_idle(totals: Sequence[Total]) -> Sequence[Total]:
     A gradient of zeros would let the momentum of an optimizer move what belongs to that head alone.
     """
     idle = [total.empty for total in totals]
-    if all(idle) or not any(idle):
+    if all(idle):
         return totals
     kept: list[Total] = []
     for total, is_idle in zip(totals, idle, strict=True):
@@ -147,16 +138,16 @@ def in_a_row(totals: Sequence[Total]) -> Total:
 
 def _side_by_side(totals: Sequence[Total], dim: int) -> tuple[Tensor, Tensor]:
     sums = torch.stack([total.sum for total in totals], dim)
-    # Where all weights are known to the CPU they stay there: whether there are any is asked of it.
+    # Where all weights are on the CPU they stay there, so that asking if there are any is free.
     like = sums
-    if all(total.on_cpu for total in totals):
+    weights = [total.weight for total in totals]
+    if not any(isinstance(weight, Tensor) and not weight.is_cpu for weight in weights):
         like = torch.empty(0, dtype=sums.dtype, device="cpu")
-    weights = torch.stack([weight_like(total.weight, like) for total in totals], dim)
-    return sums, weights
+    return sums, torch.stack([weight_like(weight, like) for weight in weights], dim)
 
 
 def as_weight(weight: Tensor | float) -> Tensor:
-    """A weight as a tensor, in the dtype in which weights are added up; a number is on the CPU."""
+    """A weight as a tensor of the dtype in which weights are added up; a number is on the CPU."""
     if not isinstance(weight, Tensor):
         return torch.tensor(weight, dtype=torch.float64, device="cpu")
     return weight.to(exact(weight.device))
@@ -185,7 +176,7 @@ def nothing(outputs: Tensor) -> Total:
 
 
 def check_adds_up(whole: Total, parts: Sequence[Total], dtype: torch.dtype) -> None:
-    """Refuse a loss whose parts, put together, are not that of the whole: it is no mean of steps.
+    """Refuse a loss whose parts, put together, are not the whole: it is no mean of steps.
 
     Each may have been rounded to the `dtype` of the outputs.
     """

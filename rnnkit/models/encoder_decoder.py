@@ -8,15 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..core.errors import Refusal, asked, check_kind, in_words
-from ..core.layout import (
-    Sequences,
-    all_lengths,
-    device_of,
-    extent,
-    pack_like,
-    unpack,
-    valid_steps,
-)
+from ..core.layout import Sequences, all_lengths, device_of, extent, pack_like, unpack, valid_steps
 from ..core.model import Declared, call_model, check_call, check_model, run_model
 from ..core.state import State, onto
 
@@ -57,7 +49,7 @@ class Attention(nn.Module):
         return self.head(torch.tanh(self.combine(both)))  # (T, B, O)
 
     def weights(self, queries: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """Where each step looks: `(T, B, S)`, summing to 1 over the valid steps of the source."""
+        """Where each step looks: `(T, B, S)`, summing to 1 over the source."""
         scores = torch.einsum("tbm,sbm->tbs", self.score(queries), memory)
         return scores.masked_fill(~mask.T, float("-inf")).softmax(-1)
 
@@ -68,16 +60,14 @@ class EncoderDecoder(nn.Module):
     `model(inputs, state)` gives outputs `(T, B, *O)` and the state, which begins as
     `model.encode(source, lengths)`; `model((source, lengths, inputs))` does both, so
     `((source, lengths, inputs), targets, target_lengths)` is a batch to train on. The state is
-    `(decoder state, memory (S, B, M), mask (S, B))`, the last two only with attention: it samples,
-    beam-searches and validates like any other model.
+    `(decoder state, memory (S, B, M), mask (S, B))`, the last two only with attention.
 
     Args:
         encoder: a recurrent model over the source `(S, B, *F)`.
-        decoder: a recurrent model over the target side `(T, B, *F)`.
+        decoder: a recurrent model over the inputs `(T, B, *F)`.
         attention: called `attention(outputs (T, B, H), memory, mask)`, such as
             [Attention][rnnkit.Attention].
-        bridge: makes the decoder's first state of the encoder's last one; as it is where it is
-            `None`.
+        bridge: makes the decoder's first state of the encoder's last one; `None` takes it as it is.
 
     Raises:
         TypeError: if it is called without a state and without a source.
@@ -109,8 +99,7 @@ class EncoderDecoder(nn.Module):
         self.attention = attention
         self.bridge = bridge
 
-    # What this model declares is about the inputs, which the decoder reads: the encoder may read
-    # its source in both directions, and its batch statistics are a matter of `encode`.
+    # What this model declares is about the inputs, which the decoder reads, not about the source.
 
     @property
     def bidirectional(self) -> bool:
@@ -124,7 +113,7 @@ class EncoderDecoder(nn.Module):
 
     @property
     def takes_packed(self) -> bool:
-        """Whether it gives a `PackedSequence` for one: attention sees the steps padded again."""
+        """Whether it gives a `PackedSequence` for one."""
         return Declared(self.decoder).takes_packed and not Declared(self.attention).batch_statistics
 
     @asked("EncoderDecoder.encode")
@@ -133,7 +122,7 @@ class EncoderDecoder(nn.Module):
 
         Args:
             source: `(S, B, *F)`, or a dict of such sequences.
-            lengths: steps of each row of the source, int64 CPU `(B,)`.
+            lengths: of each row, int64 on the CPU, `(B,)`.
 
         Raises:
             ValueError: if the lengths do not fit the source, or the encoder reads in both
@@ -152,7 +141,8 @@ class EncoderDecoder(nn.Module):
     @asked("EncoderDecoder")
     def forward(self, inputs: Any, state: State = None) -> tuple[Any, State]:
         if state is None:
-            if not _has_source(inputs):
+            triple = isinstance(inputs, tuple) and len(inputs) == 3
+            if not triple or isinstance(inputs, PackedSequence):
                 raise Refusal(
                     f"inputs {in_words(inputs)} and no state",
                     "a source",
@@ -173,8 +163,3 @@ class EncoderDecoder(nn.Module):
             return attention(outputs, memory, mask)
         queries, lengths = unpack(outputs)  # (T, B, H)
         return pack_like(attention(queries, memory, mask), outputs, lengths)
-
-
-def _has_source(inputs: Any) -> bool:
-    triple = isinstance(inputs, tuple) and len(inputs) == 3
-    return triple and not isinstance(inputs, PackedSequence)

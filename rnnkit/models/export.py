@@ -1,8 +1,7 @@
 """A model for another program: through `torch.export` or as an ONNX file, compared with itself.
 
-Exporters fix in silence what they should leave open. So nothing is given out before it has run at
-other numbers of steps and rows than those of the example, from states that are not zero, and gave
-what the model gives.
+Exporters fix in silence what they should leave open. So nothing is given out before it gave what
+the model gives at other numbers of steps and rows, from states that are not zero.
 """
 
 import os
@@ -23,7 +22,7 @@ from ..core.errors import Refusal, asked, at_least, check_kind, in_words
 from ..core.files import write_whole
 from ..core.layout import extent
 from ..core.model import call_model, check_call, check_one_way, evaluating, unwrap
-from ..core.state import State, map_leaves, select_rows
+from ..core.state import State, leaves_of, map_leaves, select_rows
 
 _STEPS = 5  # of the example that is exported, where their number stays open
 _ROWS = 3  # of it; exporters take a dimension of 1 for a constant
@@ -39,11 +38,11 @@ def export_program(
 
     The program is called with `(inputs, *leaves)` and gives `(outputs, *leaves)`: the leaves of
     the state one by one, in the order of its tuples, lists and dicts. It computes what the model
-    does in evaluation. Before it is given out it has run at 1 and 7 rows, and agrees to `1e-5`.
+    does in evaluation: it has run at 1 and 7 rows, and agrees to `1e-5`.
 
     `torch.export` keeps the number of steps of `nn.LSTM`, `nn.GRU` and `nn.RNN`, and of any loop
-    over steps. So export one step, or the chunk that will be called, with `steps`; what would be
-    fixed in silence is refused.
+    over steps, which is refused. So export one step, or the chunk that will be called, with
+    `steps`.
 
     Args:
         model: `outputs, state = model(inputs, state)`; wrappers are taken off.
@@ -72,13 +71,13 @@ def export_program(
     """
     form = _form_of(model, inputs, steps, state)
     with evaluating(form.model), torch.no_grad():
-        example = form.draw(steps or _STEPS, _ROWS)
+        example = tuple(form.draw(steps or _STEPS, _ROWS))
         rows = Dim("rows")
         time = Dim.AUTO if steps is None else Dim.STATIC
         shapes = [{0: time, 1: rows} for _ in form.inputs] + [{1: rows} for _ in form.state]
         with _told("torch.export"):
             program = torch.export.export(
-                form.flat, tuple(example), dynamic_shapes=(tuple(shapes),), strict=False
+                form.flat, example, dynamic_shapes=(tuple(shapes),), strict=False
             )
         if steps is None:
             _refuse_a_fixed_length(form, program)
@@ -97,23 +96,20 @@ def export_onnx(
 ) -> None:
     """A model with its state going in and out as an ONNX file, for any number of steps and rows.
 
-    The file has the inputs `inputs`, `state_0`, `state_1`, ... and the outputs `outputs`,
-    `new_state_0`, `new_state_1`, ...: the leaves of the state one by one, in the order of its
-    tuples, lists and dicts. Of a dict `inputs`, or `outputs`, each sequence is called
-    `inputs_NAME`. It computes what the model does in evaluation. Before the file is written it has
-    run under onnxruntime at 1, 9 and 12 steps with 1 and 7 rows, and agrees to `1e-5`.
+    The file has the inputs `inputs`, `state_0`, ... and the outputs `outputs`, `new_state_0`, ...,
+    with the state as in [export_program][rnnkit.export_program]; of a dict each sequence is called
+    `inputs_NAME`, `outputs_NAME`. It computes what the model does in evaluation: it has run under
+    onnxruntime at 1, 9 and 12 steps with 1 and 7 rows, and agrees to `1e-5`.
 
-    `nn.LSTM`, `nn.GRU` and `nn.RNN` become ONNX's own operators, which take any number of steps;
-    with `proj_size` they cannot be exported. A loop over steps, as in
-    [Unroll][rnnkit.Unroll], is written out as often as the example has steps, so it is refused
-    unless `steps` says how many. The exporter is PyTorch's older one, `dynamo=False`: that on
-    `torch.export` keeps the example's number of steps without a word.
+    `nn.LSTM`, `nn.GRU` and `nn.RNN` become ONNX's own operators, which take any number of steps. A
+    loop over steps, as in [Unroll][rnnkit.Unroll], is written out step by step, so it is refused
+    without `steps`. The page Export names what cannot be exported.
 
     Needs the extra `rnnkit[export]`.
 
     Args:
         model: `outputs, state = model(inputs, state)`; wrappers are taken off.
-        path: the file to write; the one of before is replaced once the new one is right.
+        path: the file to write, replaced once the new one is right.
         inputs: an example `(T, B, *F)`, or a dict of them. Its steps are drawn from to make others.
         steps: `T` of the file, 1 for a step; `None` leaves it open.
         state: an example state with the rows of `inputs`, for a model that cannot start without.
@@ -125,8 +121,7 @@ def export_onnx(
         OSError: if the file cannot be written.
         ImportError: if onnx or onnxruntime is missing.
 
-    Source: [the operator LSTM of ONNX](https://onnx.ai/onnx/operators/onnx__LSTM.html), whose
-    gates stand in the order i, o, f, c; PyTorch's in i, f, g, o.
+    Source: [the operator LSTM of ONNX](https://onnx.ai/onnx/operators/onnx__LSTM.html).
 
     >>> import os, tempfile
     >>> import onnxruntime, torch
@@ -146,7 +141,9 @@ def export_onnx(
     with evaluating(form.model), torch.no_grad():
         data = _onnx(form, steps)
         with _told("onnxruntime"):
-            session = _session(runtime, data)
+            options = runtime.SessionOptions()
+            options.log_severity_level = 4  # what it would log comes as an exception, too
+            session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         known = {value.name for value in session.get_inputs()}
 
         def run(*tensors: Tensor) -> list[Tensor]:
@@ -159,11 +156,8 @@ def export_onnx(
     write_whole(Path(path), data, "make room, or choose another place.")
 
 
-# ---- The form of what is exported: tensors in, tensors out
-
-
 class _Flat(nn.Module):
-    """A model called with the leaves of its inputs and of its state, which gives them so too."""
+    """A model called with the leaves of its inputs and state, which gives leaves too."""
 
     def __init__(self, model: nn.Module, inputs: Any, state: State) -> None:
         super().__init__()
@@ -176,7 +170,7 @@ class _Flat(nn.Module):
         leaves = iter(tensors)
         inputs = self._inputs.built(leaves)
         outputs, state = call_model(self.model, inputs, self._state.built(leaves))
-        return (*_leaves(outputs), *_leaves(state))
+        return (*leaves_of(outputs), *leaves_of(state))
 
 
 class _Tree:
@@ -200,20 +194,18 @@ class _Form(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """What the tensors that go in are called."""
         return self.inputs + self.state
 
     @property
     def results(self) -> list[str]:
-        """What those that come out are called."""
         return self.outputs + [f"new_{name}" for name in self.state]
 
     def draw(self, time: int, rows: int) -> list[Tensor]:
-        """Inputs and a state of this size: steps of the example, and a state that they led to."""
+        """Steps of the example, and a state that they led to."""
         batch = extent(self.example)[1]
         start = select_rows(self.start, torch.arange(rows) % batch)
         _, state = call_model(self.model, _drawn(self.example, _STEPS, rows), start)
-        return [*_leaves(_drawn(self.example, time, rows)), *_leaves(state)]
+        return [*leaves_of(_drawn(self.example, time, rows)), *leaves_of(state)]
 
 
 def _form_of(model: Any, inputs: Any, steps: int | None, state: State) -> _Form:
@@ -232,7 +224,7 @@ def _form_of(model: Any, inputs: Any, steps: int | None, state: State) -> _Form:
     inputs = check_call(model, inputs, state)
     with evaluating(model), torch.no_grad():
         outputs, after = call_model(model, inputs, state)
-    leaves = [f"state_{i}" for i in range(len(_leaves(after)))]
+    leaves = [f"state_{i}" for i in range(len(leaves_of(after)))]
     flat = _Flat(model, inputs, after)
     return _Form(
         model, flat, inputs, state, _names("inputs", inputs), _names("outputs", outputs), leaves
@@ -241,24 +233,12 @@ def _form_of(model: Any, inputs: Any, steps: int | None, state: State) -> _Form:
 
 def _names(name: str, sequences: Any) -> list[str]:
     if isinstance(sequences, dict):
-        keys: list[Any] = list(sequences)
-        return [f"{name}_{key}" for key in keys]
+        return [f"{name}_{key}" for key in sequences]
     return [name]
 
 
-def _leaves(tree: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def take(leaf: Tensor) -> Tensor:
-        found.append(leaf)
-        return leaf
-
-    map_leaves(take, tree)
-    return found
-
-
 def _drawn(inputs: Any, time: int, rows: int) -> Any:
-    """Steps drawn from a sequence, all its parts alike; always the same."""
+    """Steps drawn from a sequence, always the same."""
     length, batch = extent(inputs)
     generator = torch.Generator().manual_seed(time)
     steps = torch.randint(length * batch, (time * rows,), generator=generator)
@@ -268,9 +248,6 @@ def _drawn(inputs: Any, time: int, rows: int) -> Any:
         return chosen.unflatten(0, (time, rows))
 
     return map_leaves(draw, inputs)
-
-
-# ---- What an exporter made
 
 
 def _refuse_a_fixed_length(form: _Form, program: ExportedProgram) -> None:
@@ -286,7 +263,7 @@ def _refuse_a_fixed_length(form: _Form, program: ExportedProgram) -> None:
 
 
 def _onnx(form: _Form, steps: int | None) -> bytes:
-    """The bytes of the file, from PyTorch's older exporter: the one that leaves T open."""
+    """The file, from PyTorch's older exporter: the one that leaves T open."""
     open_axes: dict[str, dict[int, str]] = {}
     for name in [*form.inputs, *form.outputs]:
         open_axes[name] = {1: "rows"} if steps else {0: "steps", 1: "rows"}
@@ -326,14 +303,8 @@ def _check_dtype(model: nn.Module) -> None:
             )
 
 
-def _session(runtime: Any, data: bytes) -> Any:
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4  # what it would log comes as an exception, too
-    return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-
-
 def _compare(form: _Form, steps: int | None, run: Callable[..., Any], what: str) -> None:
-    """Refuse what does not give the model's numbers at other sizes than those of the example."""
+    """Refuse what does not give the model's numbers at other sizes."""
     sizes = _OTHERS if steps is None else ((steps, 1), (steps, 7))
     for time, rows in sizes:
         tensors = form.draw(time, rows)
@@ -365,7 +336,7 @@ def _difference(got: list[Tensor], wanted: tuple[Tensor, ...]) -> str | None:
 
 @contextmanager
 def _told(who: str) -> Generator[None]:
-    """Another package's work: its warnings are for who calls it, its error is our reason."""
+    """Another package's work: its warnings are unheard, its error is our reason."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

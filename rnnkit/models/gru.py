@@ -1,7 +1,7 @@
 """`nn.GRU` with a quicker gradient on CPUs: delete this file, and every result stays.
 
-On a CPU PyTorch differentiates a GRU operation by operation, with 46 of them for each step. Here a
-step does what has to wait for its neighbor, 9 operations, and all else is done once for all steps.
+On a CPU PyTorch differentiates a GRU with 46 operations for each step. Here a step takes 9, and all
+else is done once for all steps.
 """
 
 from typing import Any
@@ -23,8 +23,8 @@ _FEWEST_STEPS = 8
 class GRU(nn.GRU):
     r"""`nn.GRU`, trained in less time on a CPU.
 
-    Arguments, parameters, `state_dict`, outputs and gradients are those of [torch.nn.GRU][]; only
-    the time differs, by a factor of up to two. The page Speed has it measured.
+    Arguments, parameters, `state_dict`, outputs and gradients are those of [torch.nn.GRU][]; the
+    time differs by a factor of up to two, which the page Speed has measured.
 
     $$
     \begin{aligned}
@@ -36,14 +36,13 @@ class GRU(nn.GRU):
     $$
 
     The products with $x$ are one for all steps. Backward, the gradient of each of the four sums
-    is that of $h'$ times a number known beforehand. So a step is two operations and the product
-    with $U$, and the gradients of the weights are one product each, at the end.
+    is that of $h'$ times a number known beforehand, and the gradients of the weights are one
+    product each, at the end.
 
     That is so for float32 and float64 on a CPU, where a gradient is asked for, from 8 steps on.
-    Else `nn.GRU` itself runs: without gradient, for a `PackedSequence` or a sequence without a
-    batch, off the CPU, under autocast, `torch.compile` or a transform of `torch.func`, and for
-    gradients of gradients. As with `nn.LSTM`, PyTorch refuses the gradient of outputs that were
-    changed in place.
+    Else `nn.GRU` itself runs: for a `PackedSequence` or a sequence without a batch, under autocast,
+    `torch.compile` or a transform of `torch.func`, and for gradients of gradients. PyTorch refuses
+    the gradient of outputs that were changed in place.
 
     >>> import torch
     >>> from rnnkit import GRU
@@ -79,7 +78,7 @@ class GRU(nn.GRU):
         return outputs, torch.stack(last)
 
     def _is_quicker_with(self, input: Any, hx: Any, weights: list[list[Tensor]]) -> bool:
-        """Whether the call is a plain one, of plain tensors, in which a gradient is asked for."""
+        """Whether the call is one of plain tensors, in which a gradient is asked for."""
         if not torch.is_grad_enabled() or _is_watched():
             return False
         given: list[Any] = [input]
@@ -92,7 +91,7 @@ class GRU(nn.GRU):
         return any(tensor.requires_grad for tensor in given) and self._fits(input, hx)
 
     def _fits(self, input: Tensor, hx: Tensor | None) -> bool:
-        """Whether the shapes are right and worth it; wrong ones `nn.GRU` refuses in its words."""
+        """Whether the shapes are right, which `nn.GRU` says in its words, and worth it."""
         if input.dim() != 3 or not input.numel() or input.shape[2] != self.input_size:
             return False
         time, batch = input.shape[:2]
@@ -114,7 +113,7 @@ def _is_plain(tensor: Any) -> bool:
 
 
 def _is_watched() -> bool:
-    """Whether something else than autograd looks at the operations, or changes them."""
+    """Whether something else than autograd looks at the operations."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
@@ -135,11 +134,11 @@ class _Layer(torch.autograd.Function):
         hidden = u.shape[1]
         b, c = biases or (u.new_zeros(3 * hidden), u.new_zeros(3 * hidden))
 
-        # Of each step r, z and U_n h + c_n side by side, as one product with U makes them; and n.
+        # Of each step r, z and U_n h + c_n side by side, as the product with U makes them; and n.
         gates = x.new_empty(time, batch, 3 * hidden)
         new = x.new_empty(time, batch, hidden)
 
-        # What the inputs and the biases make of them, for all steps.
+        # What the inputs and the biases add, for all steps.
         two = 2 * hidden
         rows = x.reshape(-1, features)  # (T B, F)
         flat = gates.view(-1, 3 * hidden)
@@ -172,7 +171,7 @@ class _Layer(torch.autograd.Function):
         sums = _derivatives(h, gates, new, outputs)  # (T, B, 4 H)
         grad = _walk_back(sums, gates[:, :, hidden : 2 * hidden], u, *grads)
 
-        # What is left is the same for all steps.
+        # What is left is done for all steps at once.
         flat = sums.view(-1, 4 * hidden)
         by_w = flat[:, : 3 * hidden]  # in the order n, r, z
         by_u = flat[:, hidden:]  # in the order r, z, n
@@ -210,27 +209,24 @@ def _derivatives(h: Tensor, gates: Tensor, new: Tensor, outputs: Tensor) -> Tens
 def _walk_back(
     sums: Tensor, z: Tensor, u: Tensor, grad_outputs: Tensor | None, grad_last: Tensor | None
 ) -> Tensor:
-    """Turns derivatives by the sums into gradients, last step first; gives that of the first `h`.
-
-    Each `h` has its gradient from the loss, from `z h` in the next step and from the next sums.
-    """
-    time, batch, hidden = z.shape
+    """Turns derivatives by the sums into gradients, from the last step; gives that of `h`."""
     if grad_outputs is None:
         grad_outputs = z.new_zeros(()).expand_as(z)
     *earlier, grad = grad_outputs.unbind(0)
     if grad_last is not None:
         grad = grad + grad_last
-    by_sum = sums.view(time, batch, 4, hidden)
-    columns = [by_sum.unbind(0), sums[:, :, hidden:].unbind(0), z.unbind(0)]
+    by_sum = sums.unflatten(2, (4, -1))  # (T, B, 4, H)
+    columns = [by_sum.unbind(0), sums[:, :, z.shape[2] :].unbind(0), z.unbind(0)]
     from_loss = (z.new_zeros(()), *earlier)  # of the step before
     for all_four, by_u, keep, own in reversed(list(zip(*columns, from_loss, strict=True))):
+        # Each h has its gradient from the loss, from z h in the next step and from the next sums.
         all_four.mul_(grad.unsqueeze(1))
         grad = torch.addcmul(own, grad, keep).addmm_(by_u, u)
     return grad
 
 
 def _is_batched(grad: Tensor | None) -> bool:
-    """Whether it stands for several gradients at once, as in a Jacobian made by `vmap`."""
+    """Whether it stands for several gradients at once, by `vmap`."""
     if grad is None:
         return False
     kinds = torch._C._functorch  # pyright: ignore
@@ -248,15 +244,8 @@ def _by_pytorch(
         has_biases = len(weights) > 2
         outputs, last = torch.gru(x, h[None], weights, has_biases, 1, 0.0, False, False, False)
         results = (outputs, last[0])
-    made: list[Tensor] = []
-    by: list[Tensor] = []
-    for result, grad in zip(results, grads, strict=True):
-        if grad is not None:
-            made.append(result)
-            by.append(grad)
-    wanted: list[Tensor] = []
-    for tensor, need in zip((x, h, *weights), needed, strict=True):
-        if need:
-            wanted.append(tensor)
+    made = [result for result, grad in zip(results, grads, strict=True) if grad is not None]
+    by = [grad for grad in grads if grad is not None]
+    wanted = [tensor for tensor, need in zip((x, h, *weights), needed, strict=True) if need]
     found = iter(torch.autograd.grad(made, wanted, by, create_graph=again))
     return tuple([next(found) if need else None for need in needed])

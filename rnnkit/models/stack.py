@@ -30,15 +30,14 @@ _OF_ONE_STEP = [
 class RecurrentSequential(nn.Sequential):
     """`nn.Sequential` that threads the state through its recurrent members.
 
-    A member is recurrent if the second parameter of its `forward` is called `state` or `hx`, as in
-    `torch.nn.LSTM`. Every other member gets the whole `(T, B, *F)` at once, so that fused kernels
-    stay fused. A call gives outputs `(T, B, *O)` and the state, a tuple with one entry for each
-    recurrent member. The first member may take a dict of sequences, the last one may give one.
+    A member is recurrent if the second parameter of its `forward` is called `state` or `hx`. Every
+    other member gets the whole `(T, B, *F)` at once. A call gives outputs `(T, B, *O)` and the
+    state, a tuple with one entry for each recurrent member. The first member may take a dict of
+    sequences, the last one may give one.
 
     A `PackedSequence` gives a `PackedSequence`. Members that do the same to every step (a linear
     layer, an embedding, an activation, [PerStep][rnnkit.PerStep]) see its steps without padding;
-    any other stateless member sees `(T, B, *F)`, in which each row's last step is repeated behind
-    its end.
+    any other stateless member sees `(T, B, *F)`, padded with each row's last step.
 
     Raises:
         TypeError: if a member is a bare cell, or a recurrent one gives no state.
@@ -57,13 +56,11 @@ class RecurrentSequential(nn.Sequential):
     @asked("RecurrentSequential")
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__(*modules)
-        self._members: tuple[nn.Module, ...] = ()
-        self._recurrent: tuple[bool, ...] = ()
         self._look_at_members()
 
     def _look_at_members(self) -> None:
         members = tuple(self)
-        self._recurrent = tuple(_check_member(member) for member in members)
+        self._recurrent = tuple(map(_check_member, members))
         self._members = members
 
     @property
@@ -76,11 +73,11 @@ class RecurrentSequential(nn.Sequential):
 
     @property
     def takes_packed(self) -> bool:
-        """Whether every member gives each row of a `PackedSequence` what it gives the row alone."""
+        """Whether every member gives a row of a `PackedSequence` what it gives the row alone."""
         return all(map(_takes_packed, self, self.recurrent))
 
     def initial_state(self, batch_size: int) -> State:
-        """What a row starts from: one entry for each recurrent member, `None` where it is zero."""
+        """What a row starts from; an entry is `None` where it is zero."""
         return tuple(
             Declared(member).initial_state(batch_size)
             for member, recurrent in zip(self, self.recurrent, strict=True)
@@ -161,7 +158,7 @@ class PerStep(nn.Module):
 def _check_member(member: nn.Module) -> bool:
     """Whether a member is recurrent; what cannot be a member is refused."""
     inner = unwrap(member)
-    # The name is what tells: nearly any module takes a second argument of some kind.
+    # The name tells: nearly any module takes a second argument of some kind.
     second = list(inspect.signature(inner.forward).parameters)[1:2]
     recurrent = second in (["state"], ["hx"])
     if recurrent or isinstance(inner, (nn.RNNBase, nn.RNNCellBase)):
@@ -171,7 +168,7 @@ def _check_member(member: nn.Module) -> bool:
 
 
 def _check_norm(member: nn.Module) -> None:
-    """A norm that wants `(N, C, *)` would take the rows of `(T, B, *F)` for channels."""
+    """Refuse a norm that wants `(N, C, *)`: it would take rows for channels."""
     if runs(member, nn.Sequential.forward):
         for part in member.children():
             _check_norm(unwrap(part))
@@ -203,7 +200,6 @@ def _is_packed(inputs: Any) -> bool:
 
 
 def _takes_packed(member: nn.Module, recurrent: bool) -> bool:
-    """Whether a member gives each row of a `PackedSequence` what it gives the row alone."""
     declared = Declared(member)
     if recurrent or declared.takes_packed:
         return declared.takes_packed
@@ -217,13 +213,13 @@ def _sees_one_step(member: Any) -> bool:
 
 
 def _sees_padding(declared: Declared) -> bool:
-    """Whether steps behind a row's end would change the outputs of a member that gets them."""
+    """Whether steps behind a row's end would change its outputs."""
     return declared.batch_statistics or declared.bidirectional
 
 
 def _call_packed(member: Any, inputs: Any) -> Any:
-    """A stateless member on packed steps: on the steps alone where it can be, else as unpacked."""
-    if runs(member, nn.Sequential.forward):  # each part as it would be seen in this stack
+    """A stateless member on packed steps: on the steps alone where it can be, else padded."""
+    if runs(member, nn.Sequential.forward):
         for part in member:
             inputs = _call_packed(part, inputs)
         return inputs
@@ -235,7 +231,7 @@ def _call_packed(member: Any, inputs: Any) -> Any:
 
 
 def _call_padded(member: Any, inputs: Any) -> Any:
-    """A member that may look at the steps before: it gets `(T, B, *F)`, and is packed again."""
+    """A member that may look at the steps before: it gets `(T, B, *F)`."""
     name = type(unwrap(member)).__name__
     if _sees_padding(Declared(member)):
         raise Refusal(
@@ -244,7 +240,6 @@ def _call_padded(member: Any, inputs: Any) -> Any:
             "let its forward give a PackedSequence for one and declare takes_packed = True in its "
             "class, or apply it to each step with PerStep.",
         )
-    # Zeros in the padding might not be finite in it: see `fill_padding`.
     padded, lengths = unpack(inputs)
     outputs = member(fill_padding(padded, lengths))  # (T, B, *O)
     for part in parts_of(outputs):

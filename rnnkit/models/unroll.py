@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..core.errors import Refusal, asked, check_kind, in_words
 from ..core.layout import as_sequence, check_state, repack
-from ..core.model import FUSED, Declared, evaluating, runs, unwrap
-from ..core.state import State, map_leaves, same_form, select_rows
+from ..core.model import FUSED, Declared, evaluating, name_of, runs
+from ..core.state import State, leaves_of, map_leaves, same_form, select_rows
 
 _CELLS = {nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell, nn.RNN: nn.RNNCell}
 _PYTORCHS_OWN = [cell.forward for cell in _CELLS.values()]
@@ -21,15 +21,14 @@ _PYTORCHS_OWN = [cell.forward for cell in _CELLS.values()]
 class Unroll(nn.Module):
     """A cell, called like `nn.LSTMCell`, stepped over time: a recurrent model.
 
-    What a cell gives, `cell(x_t, state)`, is its new state, a tensor or a tuple; the output of the
-    step is the state itself, or the first part of it, `h` of `(h, c)`. Or it gives a pair
-    `(output, state)`, an output `(B, *O)` and a state of any form. Which of the two a pair is, the
-    cell may declare with `returns_output`, `True` or `False`; one that does not is asked once, with
-    one row: it gives a state if it takes the pair back. A cell may also have a method
-    `initial_state(batch_size)`, with leaves `(batch_size, *F)`, for what a row starts from.
+    A cell, `cell(x_t, state)`, gives its new state, a tensor or a tuple; the output of the step is
+    the state, or its first part, `h` of `(h, c)`. Or it gives a pair `(output, state)`, an output
+    `(B, *O)` and a state of any form. Which of the two a pair is, the cell may declare with
+    `returns_output`, `True` or `False`; one that does not is asked once, with one row: it gives a
+    state if it takes the pair back. A method `initial_state(batch_size)` of a cell, with leaves
+    `(batch_size, *F)`, says what a row starts from.
 
-    Outputs are `(T, B, *O)`. Leaves of the state are `(layers, B, *F)`: each cell's own `(B, *F)`,
-    stacked.
+    Outputs are `(T, B, *O)`, leaves of the state `(layers, B, *F)`: each cell's own, stacked.
 
     Args:
         cells: one cell a layer, with states of the same form.
@@ -65,7 +64,7 @@ class Unroll(nn.Module):
         """The loop of cells that computes what `nn.LSTM`, `nn.GRU` or `nn.RNN` computes.
 
         `torch.compile(fullgraph=True)` refuses the fused modules and takes the loop. The two share
-        their parameters: train the one, use the other.
+        their parameters.
 
         Raises:
             TypeError: for any other module, and a subclass with a `forward` of its own.
@@ -94,7 +93,7 @@ class Unroll(nn.Module):
         return cls(*cells, dropout=fused.dropout).train(fused.training)
 
     def initial_state(self, batch_size: int) -> State:
-        """What a row starts from: the cells' own first states, stacked; `None` where it is zero."""
+        """What a row starts from: the cells' first states, stacked; `None` where all are zero."""
         return _stacked([Declared(cell).initial_state(batch_size) for cell in self.cells])
 
     @asked("Unroll")
@@ -129,21 +128,14 @@ class Unroll(nn.Module):
 
     def _check_layers(self, state: State) -> None:
         layers = len(self.cells)
-
-        def check(leaf: Tensor) -> Tensor:
+        for leaf in leaves_of(state):
             if len(leaf) != layers:
-                raise Refusal(
-                    f"a state leaf {in_words(leaf)} for {layers} cells",
-                    f"({layers}, B, *F), one layer for each cell",
-                    "pass the state that this model returned.",
-                )
-            return leaf
-
-        map_leaves(check, state)
+                came = f"a state leaf {in_words(leaf)} for {layers} cells"
+                wanted = f"({layers}, B, *F), one layer for each cell"
+                raise Refusal(came, wanted, "pass the state that this model returned.")
 
 
 def _cell_of(fused: nn.RNNBase) -> Any:
-    """The class of the cells that compute what a fused module computes."""
     make = next((cell for kind, cell in _CELLS.items() if isinstance(fused, kind)), None)
     if make is None:
         fix = "any other cell goes into Unroll(cell) directly."
@@ -163,7 +155,7 @@ def _cell_of(fused: nn.RNNBase) -> Any:
 
 
 def _layer(state: State, layer: int) -> State:
-    """One cell's state, leaves `(B, *F)`, out of the states of all."""
+    """One cell's state, leaves `(B, *F)`."""
     return map_leaves(lambda leaf: leaf[layer], state)
 
 
@@ -173,7 +165,7 @@ def _rows(state: State, start: int, stop: int | None = None) -> State:
 
 
 def _stacked(states: list[State]) -> State:
-    """The states of all cells as one, leaves `(layers, B, *F)`; one that is absent is zero."""
+    """The states of all cells as one, leaves `(layers, B, *F)`; `None` is zero."""
     given = [state for state in states if state is not None]
     if not given:
         return None
@@ -195,24 +187,16 @@ def _stack_leaves(*leaves: Tensor) -> Tensor:
 
 def _first_state(cell: nn.Module, batch: int) -> State:
     first = Declared(cell).initial_state(batch)
-
-    def check(leaf: Tensor) -> Tensor:
+    for leaf in leaves_of(first):
         if leaf.shape[:1] != (batch,):
-            raise Refusal(
-                f"{in_words(leaf)} from initial_state({batch}) of {_name(cell)}",
-                f"leaves ({batch}, *F)",
-                "expand what is learned to one row for each row of the batch.",
-            )
-        return leaf
-
-    return map_leaves(check, first)
+            came = f"{in_words(leaf)} from initial_state({batch}) of {name_of(cell)}"
+            fix = "expand what is learned to one row for each row of the batch."
+            raise Refusal(came, f"leaves ({batch}, *F)", fix)
+    return first
 
 
 def _scan(cell: nn.Module, steps: Sequence[Tensor], state: State) -> tuple[list[Tensor], State]:
-    """One layer over its steps.
-
-    Where a step has fewer rows than the one before, as in packed data, the last rows have ended.
-    """
+    """One layer over its steps, of which in packed data later ones have fewer rows."""
     outputs: list[Tensor] = []
     ended: list[State] = []
     pair = False  # whether the cell gives (output, state)
@@ -235,20 +219,18 @@ def _scan(cell: nn.Module, steps: Sequence[Tensor], state: State) -> tuple[list[
     return outputs, state
 
 
-# ---------------------------------------------------------------- what a cell gives
-
 _asked_before: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def _gives_output(cell: nn.Module, step: Tensor, state: State, result: Any) -> bool:
-    """Whether the result of a cell is `(output, state)` and not a state; else it is refused."""
+    """Whether the result of a cell is `(output, state)` and not a state."""
     if runs(cell, *_PYTORCHS_OWN):
         return False
     pair = _is_pair(cell, step, state, result)
     output = result[0] if isinstance(result, tuple) and result else result
     if not isinstance(output, Tensor) or output.shape[:1] != step.shape[:1]:
         raise Refusal(
-            f"{_told(result)} from {_name(cell)} for {len(step)} rows",
+            f"{_told(result)} from {name_of(cell)} for {len(step)} rows",
             "a state, a tensor (B, *O) or a tuple that begins with one, or a pair (output, state)",
             "return (output, state), with an output (B, *O), and declare returns_output = True in "
             "the cell's class.",
@@ -262,7 +244,7 @@ def _is_pair(cell: nn.Module, step: Tensor, state: State, result: Any) -> bool:
     may_be = isinstance(result, tuple) and len(result) == 2
     if declared and not may_be:
         raise Refusal(
-            f"{_told(result)} from {_name(cell)}",
+            f"{_told(result)} from {name_of(cell)}",
             "a pair (output, state), for it declares returns_output",
             "return the output and the state, or take returns_output away.",
             TypeError,
@@ -270,14 +252,14 @@ def _is_pair(cell: nn.Module, step: Tensor, state: State, result: Any) -> bool:
     if declared is not None or not may_be:
         return bool(declared)
 
-    # A state that came in has the form of the one that goes out.
+    # A state keeps its form.
     if state is not None:
         if same_form(result, state):
             return False
         if same_form(result[1], state):
             return True
         raise Refusal(
-            f"{_told(result)} from {_name(cell)} for a state {_told(state)}",
+            f"{_told(result)} from {name_of(cell)} for a state {_told(state)}",
             "a state of the same form, or a pair of an output and one",
             "let the cell give back what it takes.",
         )
@@ -289,10 +271,7 @@ def _is_pair(cell: nn.Module, step: Tensor, state: State, result: Any) -> bool:
 
 
 def _ask(cell: nn.Module, step: Tensor, result: tuple[Any, Any]) -> bool:
-    """Whether a pair is an output and a state: which of the two does the cell take back?
-
-    One row is enough, and of one row a tensor cannot be taken apart as if it were a pair.
-    """
+    """Whether a pair is an output and a state: which of the two does the cell take back?"""
     no_state = _why_not(cell, step, result, result)
     no_pair = _why_not(cell, step, result[1], result)
     if bool(no_state) == bool(no_pair):
@@ -300,7 +279,7 @@ def _ask(cell: nn.Module, step: Tensor, result: tuple[Any, Any]) -> bool:
         if no_state:
             taken = f"neither the pair ({no_state}) nor its second part ({no_pair})"
         raise Refusal(
-            f"{_told(result)} from {_name(cell)}, which takes back {taken}",
+            f"{_told(result)} from {name_of(cell)}, which takes back {taken}",
             "a state, or a pair of an output and a state",
             "declare returns_output, True or False, in the cell's class.",
         )
@@ -309,12 +288,13 @@ def _ask(cell: nn.Module, step: Tensor, result: tuple[Any, Any]) -> bool:
 
 def _why_not(cell: nn.Module, step: Tensor, state: State, result: Any) -> str:
     """Why a cell does not take a state back; nothing where it does."""
-    # In evaluation mode and with its random numbers put back, for a question changes nothing.
     devices: list[torch.device] = []
     if step.is_cuda:
         devices.append(step.device)
+    # A question changes nothing: no mode, no random number.
     with torch.no_grad(), evaluating(cell), torch.random.fork_rng(devices):
         try:
+            # With one row, for a tensor of one row cannot be taken apart as if it were a pair.
             again = cell(step[:1], _rows(state, 0, 1))
         except Exception as error:  # whatever it raises
             return f"{type(error).__name__}: {error}"
@@ -324,11 +304,7 @@ def _why_not(cell: nn.Module, step: Tensor, state: State, result: Any) -> str:
 
 
 def _told(value: Any) -> str:
-    """A state, or what a cell gives, as the shapes of its parts."""
+    """A tree as the shapes of its parts."""
     if isinstance(value, (tuple, list)):
         return "(" + ", ".join(map(_told, value)) + ")"
     return in_words(value)
-
-
-def _name(cell: nn.Module) -> str:
-    return type(unwrap(cell)).__name__
