@@ -55,7 +55,9 @@ def _title(learner: "Learner") -> str:
 
 class ProgressBar:
     """Shows each epoch's steps, averages and steps per second: a bar in a terminal, a line per
-    epoch elsewhere. Of several processes the first shows it.
+    epoch elsewhere.
+
+    Of several processes the first shows it.
 
     >>> from rnnkit import ProgressBar
     >>> callback = ProgressBar(every=2.0)
@@ -335,8 +337,8 @@ class EarlyStopping(_Watch):
 
 
 class KeepBest(_Watch):
-    """Keeps the weights of the best epoch, a loss's own among them, and brings them back at the end
-    of `fit`.
+    """Keeps the weights of the best epoch, those of a loss that has some among them, and brings
+    them back at the end of `fit`.
 
     A second `fit` goes on from them, and they stay the best until an epoch is better.
 
