@@ -24,9 +24,8 @@ def gradient_by_step(
     r"""The share of each time step in the gradient of every parameter; the shares sum to it.
 
     A recurrent model uses one weight $W$ at every step. With a copy $W_t$ of it that only step $t$
-    uses, $dL/dW = \sum_t d_t$, where $d_t = dL/dW_t$ is the share of step $t$. Where the loss is on
-    the last step, detaching the state before that step leaves its share alone: truncated BPTT keeps
-    the last shares.
+    uses, $dL/dW = \sum_t d_t$, where $d_t = dL/dW_t$ is the share of step $t$. With a loss on the
+    last step, truncated BPTT keeps the last shares.
 
     >>> import torch
     >>> from torch import nn
@@ -40,18 +39,17 @@ def gradient_by_step(
     {'weight_ih_l0': [8.0, 3.0], 'weight_hh_l0': [0.0, 10.0]}
 
     Args:
-        model: a recurrent module, run step by step with such copies. It keeps its `.grad` and its
-            buffers. Of a `DataParallel` it is the module inside.
+        model: a recurrent module. It keeps its `.grad` and its buffers. Of a `DataParallel` it is
+            the module inside.
         loss: `loss(outputs, targets)`, or `loss(outputs, targets, lengths)` where lengths are
             given, to a number.
         inputs: `(T, B, *F)`, a list of `T` steps `(B, *F)`, or a dict of such sequences.
-        targets: what the loss wants, handed on as it is; `None` for a loss that ignores it.
+        targets: what the loss wants.
         lengths: int64 on the CPU, `(B,)`. A step that is padding in every row has the share zero.
 
     Returns:
-        Parameter name -> `(T, *shape)`, like the parameter in dtype and device, for every parameter
-        that requires a gradient; zeros where the loss does not depend on it. Takes the memory of
-        `T` gradients.
+        Parameter name -> `(T, *shape)`, for every parameter that requires a gradient; zeros where
+        the loss does not depend on it. Takes the memory of `T` gradients.
 
     Raises:
         TypeError: if the model is no module, or a cell.
@@ -60,15 +58,14 @@ def gradient_by_step(
             or depends on no parameter.
 
     From Werbos, "Backpropagation through time: what it does and how to do it", 1990. A sum that
-    came out wrong, where a state was overwritten at every step:
-    [Flux issue 2185](https://github.com/FluxML/Flux.jl/issues/2185).
+    came out wrong: [Flux issue 2185](https://github.com/FluxML/Flux.jl/issues/2185).
     """
     inputs = _checked_call(model, inputs, lengths)
     if not callable(loss):
         fix = "seq2seq_loss(nn.MSELoss()), for one."
         raise Refusal(f"loss = {in_words(loss)}", "loss(outputs, targets)", fix, TypeError)
     if isinstance(model, nn.DataParallel):
-        model = model.module  # what it splits over devices; PyTorch gives no other weights to both
+        model = model.module  # what it splits over devices has no other weights
     time = extent(inputs)[0]
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # no backward in eval mode
         copies: dict[str, Tensor] = {}
@@ -78,7 +75,7 @@ def gradient_by_step(
                 copies[name] = copy.requires_grad_()
 
         outputs = _step_by_step(model, inputs, copies)
-        whole = run_model(_Weighted(model, {}), inputs, None)[0]
+        whole = run_model(_Weighted(model), inputs, None)[0]
         _check_same(outputs, whole)
 
         given = [outputs, targets]
@@ -134,15 +131,12 @@ def gradient_flow(
 
 
 class _Weighted:
-    """A model with other weights, called like the model and, in errors, named like it.
+    """A model with other weights, and buffers of its own, which errors call like the model."""
 
-    Buffers are copies: what a call does to them, the model does not see.
-    """
-
-    def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.__name__ = type(unwrap(model)).__name__
         self.model = model
-        self.weights = weights
+        self.weights: dict[str, Tensor] = {}
         self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
     def __call__(self, inputs: Any, state: State) -> Any:
@@ -150,8 +144,8 @@ class _Weighted:
 
 
 def _step_by_step(model: nn.Module, inputs: Any, copies: dict[str, Tensor]) -> Any:
-    """The outputs `(T, B, *O)` of one call a step, each with its own copy of every weight."""
-    stepped = _Weighted(model, {})
+    """The outputs `(T, B, *O)` of one call a step, each with its own weights."""
+    stepped = _Weighted(model)
     by_step = {name: copy.unbind() for name, copy in copies.items()}
     parts: list[Any] = []
     state: State = None
@@ -172,8 +166,7 @@ def _checked_call(model: nn.Module, inputs: Sequences, lengths: Tensor | None) -
     check_one_way(model, "", "a model that reads time in one direction", fix)
     _check_dropout(model)
     if lengths is not None:
-        # Where a model is not finite on padding, zero times its gradient would be no number.
-        inputs = fill_padding(inputs, lengths)
+        inputs = fill_padding(inputs, lengths)  # zero times what is not finite would be no number
     return inputs
 
 

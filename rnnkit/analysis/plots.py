@@ -28,7 +28,7 @@ def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
 
     Args:
         history: a [History][rnnkit.History], or its `rows`: dicts with `epoch`, `phase` and `loss`,
-            and perhaps `open_loss` and `closed_loss`, the two loops of validation.
+            and perhaps `open_loss` and `closed_loss`.
         ax: the matplotlib axes to draw on and return; `None` makes new ones.
 
     Raises:
@@ -75,11 +75,10 @@ def plot_horizon(
     ['loop closes', 'last value', 'model']
 
     Args:
-        loss_by_step: `(T,)`, as validation records it, steps counted from 0; `(seeds, T)`, drawn as
-            the mean over seeds in a band from the smallest to the largest; or label -> one of them.
+        loss_by_step: `(T,)`, as validation records it; `(seeds, T)`, drawn as the mean over seeds
+            in a band from the smallest to the largest; or label -> one of them.
         ax: the matplotlib axes to draw on and return; `None` makes new ones.
-        nfeedback: how many of the last steps the model itself fed; a vertical line stands before
-            them.
+        nfeedback: how many of the last steps the model itself fed.
         baselines: name -> the loss, a number or `(T,)`, of what the model has to beat; in gray.
 
     Raises:
@@ -105,11 +104,10 @@ def plot_horizon(
 
 def _curves(loss_by_step: Any) -> dict[str, Tensor]:
     """The losses by label, each `(T,)` or `(seeds, T)`, all of one `T`."""
-    named: Any = {"model": loss_by_step}
-    if isinstance(loss_by_step, Mapping):
-        named = loss_by_step
+    if not isinstance(loss_by_step, Mapping):
+        loss_by_step = {"model": loss_by_step}
     curves: dict[str, Tensor] = {}
-    for label, value in named.items():
+    for label, value in loss_by_step.items():
         if value is None:
             fix = "BPTTValidationPhase(by_step=True) makes it."
             raise Refusal(f"{label} = None", "(T,) or (seeds, T)", fix)
@@ -141,10 +139,9 @@ def _draw_band(ax: Any, label: str, curve: Tensor) -> None:
     seeds = torch.atleast_2d(curve)  # (seeds, T)
     (line,) = ax.plot(seeds.mean(0).numpy(), label=label)
     if len(seeds) > 1:
-        lowest = seeds.amin(0).numpy()
-        highest = seeds.amax(0).numpy()
+        edges = [seeds.amin(0).numpy(), seeds.amax(0).numpy()]
         steps = range(seeds.shape[1])
-        ax.fill_between(steps, lowest, highest, color=line.get_color(), alpha=0.2, linewidth=0)
+        ax.fill_between(steps, *edges, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
 def _mark_feedback(ax: Any, edge: float) -> None:

@@ -184,7 +184,7 @@ def check_model(model: Model) -> None:
     parameters = parameters_of(inner)
     alone = parameters is not None and not takes_two(parameters)
     if alone or runs(inner, nn.Linear.forward, nn.Sequential.forward):
-        came = f"{_name(inner)}, which takes no state"
+        came = f"{name_of(inner)}, which takes no state"
         fix = "RecurrentSequential threads the state through a stack of layers."
         raise Refusal(came, "outputs, state = model(inputs, state)", fix, TypeError)
     for module in _modules_of(model):

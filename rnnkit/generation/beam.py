@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least, in_words
-from ..core.layout import Steps, between, check_state
+from ..core.layout import Steps, between, check_state, valid_steps
 from ..core.model import BATCH_IN_STATE, Model, evaluating, run_model
 from ..core.state import State, onto, select_rows
 from ._fast import quicker_step
@@ -39,16 +39,16 @@ def beam_search(
     $$
 
     with `length_penalty` for alpha: 0 ranks by likelihood, which favors short candidates, 1 by the
-    mean of a token. A candidate that drew the stop token is finished and keeps its rank; the search
-    ends when no other can come before it. With width 1 it is [sample_model][rnnkit.sample_model]
-    with [sample_best][rnnkit.sample_best]; with `V ** (n - 1)` and more it is exact for `n` drawn
-    tokens. Sums are made in float32 at least.
+    mean of a token. A candidate that drew the stop token is finished; the search ends when no other
+    can come before it. With width 1 it is [sample_model][rnnkit.sample_model] with
+    [sample_best][rnnkit.sample_best]; with `V ** (n - 1)` it is exact for `n` drawn tokens. Sums
+    are made in float32 at least.
 
     Args:
         model: `outputs, state = model(inputs, state)` with logits `(T, B, V)`.
         length: tokens to consume, the primer's among them.
         primer: integers `(T0, B)` with `1 <= T0 <= length`, or primers of different length as the
-            pair that [batchseq][rnnkit.batchseq] gives, each of which goes on from its own end.
+            pair that [batchseq][rnnkit.batchseq] gives.
         width: candidates kept for each row, the finished ones among them.
         state: the state before the primer.
         stop: a token that finishes a candidate.
@@ -58,10 +58,8 @@ def beam_search(
 
     Returns:
         A sample of `B * best` rows: row `b * best + k` is the candidate of row `b` in place `k`,
-        the likeliest first,
-            so that `tokens.unflatten(1, (B, best))` has them by row. `scores (B, best)` is what
-            they were ranked by; `-inf` says that there is no such candidate, and then its row says
-            nothing. `next` is the likeliest token after each candidate.
+            the likeliest first. `scores (B, best)` is what they were ranked by; `-inf` says that
+            there is no such candidate. `next` is the likeliest token after each candidate.
 
     Raises:
         ValueError: if `width` or `best` is below 1, `best` above `width`, `length_penalty` is not
@@ -115,9 +113,10 @@ def beam_search(
         scores, index = search.ranking(beams)  # (B, best)
         state = select_rows(state, _flat(index, beams.count))
         tokens, outputs = _trace(trail, index)
-        tokens = [as_like(token, inputs) for token in tokens]
-        consumed = torch.cat([_repeated(inputs[:shortest], best), *tokens])  # (T, B * best)
-        outputs = torch.cat([_repeated(primed.outputs, best), *outputs])  # (T, B * best, V)
+        read = inputs[:shortest].repeat_interleave(best, 1)
+        consumed = torch.cat([read, *(as_like(token, inputs) for token in tokens)])  # (T, B * best)
+        answers = primed.outputs.repeat_interleave(best, 1)
+        outputs = torch.cat([answers, *outputs])  # (T, B * best, V)
         ended, stopped = _ends(consumed, lengths.repeat_interleave(best), stop)
         after = sample_best(outputs[-1])
         if stop is not None:
@@ -130,23 +129,14 @@ def beam_search(
 
 @dataclass(frozen=True)
 class _Beams:
-    """`W` candidates of each of `B` rows.
+    """`W` candidates of each of `B` rows."""
 
-    Attributes:
-        parent: `(B, W)`, which candidate of the step before each goes on from.
-        token: `(B, W)`, what it drew last.
-        scores: `(B, W)`, the sum of the log-probabilities of what it drew; `-inf` if it cannot be.
-        drawn: `(B, W)`, how many tokens it drew.
-        done: bool `(B, W)`, whether it drew the stop token.
-        answer: `(B, W, V)`, the logits after its last token.
-    """
-
-    parent: Tensor
-    token: Tensor
-    scores: Tensor
-    drawn: Tensor
-    done: Tensor
-    answer: Tensor
+    parent: Tensor  # (B, W): which candidate of the step before each goes on from
+    token: Tensor  # (B, W): what it drew last
+    scores: Tensor  # (B, W): the log-probability of what it drew; -inf if it cannot be
+    drawn: Tensor  # (B, W): how many tokens it drew
+    done: Tensor  # (B, W): whether it drew the stop token
+    answer: Tensor  # (B, W, V): the logits after its last token
 
     @property
     def count(self) -> int:
@@ -156,23 +146,14 @@ class _Beams:
 
 @dataclass(frozen=True)
 class _Search:
-    """What a search goes by.
+    """What a search goes by."""
 
-    Attributes:
-        width: candidates of a row that are kept.
-        best: candidates of a row that are asked for.
-        stop: the token that finishes one.
-        penalty: the exponent of its length.
-        length: steps to consume.
-        lengths: `(B,)`, those of the primers.
-    """
-
-    width: int
-    best: int
+    width: int  # candidates of a row that are kept
+    best: int  # candidates of a row that are asked for
     stop: int | None
     penalty: float
     length: int
-    lengths: Tensor
+    lengths: Tensor  # (B,): those of the primers
 
     def first(self, token: Tensor, answer: Tensor) -> _Beams:
         """One candidate a row, which drew nothing yet."""
@@ -234,9 +215,8 @@ class _Search:
     def is_decided(self, beams: _Beams) -> bool:
         """Whether no candidate that goes on can come before the `best` finished ones of its row.
 
-        A sum of log-probabilities only falls. Divided by the power of the length, it is the highest
-        that it can become at the greatest length where the exponent is positive, and now where it
-        is negative.
+        A sum of log-probabilities only falls. Divided by the power of the length, it is highest at
+        the greatest length, or now where the exponent is negative.
         """
         if not bool(beams.done.any()):
             return False
@@ -265,10 +245,6 @@ def _flat(index: Tensor, count: int) -> Tensor:
     return (index + rows * count).flatten()
 
 
-def _repeated(sequence: Tensor, times: int) -> Tensor:
-    return sequence.repeat_interleave(times, 1)
-
-
 def _trace(trail: list[_Beams], index: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """The way to the candidates `index (B, n)`: tokens `(1, B * n)` and logits `(1, B * n, V)`."""
     tokens: list[Tensor] = []
@@ -286,8 +262,7 @@ def _ends(tokens: Tensor, lengths: Tensor, stop: int | None) -> tuple[Tensor, Te
     time = len(tokens)
     if stop is None:
         return torch.full_like(lengths, time), torch.zeros_like(lengths, dtype=torch.bool)
-    steps = torch.arange(time, device="cpu").unsqueeze(1)
-    hit = (tokens == stop).cpu() & (steps >= lengths)  # (T, B)
+    hit = (tokens == stop).cpu() & ~valid_steps(lengths, time)  # (T, B)
     stopped = hit.any(0)
     first = hit.int().argmax(0) + 1
     return torch.where(stopped, first, time), stopped

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least, check_kind, one_of
-from ..core.layout import all_lengths, check_lengths
+from ..core.layout import all_lengths, check_lengths, valid_steps
 
 Probability = float | Callable[[int], float]
 
@@ -33,7 +33,7 @@ class _Last:
                 f"at least {self.n + 1} steps",
                 "the first step must be driven, so n is at most T - 1.",
             )
-        return _times(time) >= lengths - self.n
+        return ~valid_steps(lengths - self.n, time)
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class _Every:
     forced: bool
 
     def fed(self, time: int, lengths: Tensor, step: int) -> Tensor:
-        multiple = _times(time) % self.k == 0
-        return multiple ^ self.forced
+        times = torch.arange(time, device="cpu").unsqueeze(1)  # (T, 1)
+        return (times % self.k == 0) ^ self.forced
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +59,6 @@ class _Coin:
         return thrown < _chance(self.p, step)
 
 
-def _times(time: int) -> Tensor:
-    return torch.arange(time, device="cpu").unsqueeze(1)  # (T, 1)
-
-
 def _chance(p: Probability, step: int) -> float:
     when = ""
     if callable(p):
@@ -76,8 +72,7 @@ def _chance(p: Probability, step: int) -> float:
 class Feedback:
     """Which steps of a sequence are fed by the model itself instead of by the data.
 
-    Made by one of its five constructors. The first step is always fed by the data: there is no
-    output before it.
+    Made by one of its five constructors. The first step is always fed by the data.
 
     >>> from rnnkit import Feedback
     >>> Feedback.last(2).mask(5, 1).flatten().tolist()
@@ -117,9 +112,9 @@ class Feedback:
     def every(cls, k: int, forced: bool = False) -> "Feedback":
         """Steps `k`, `2k`, `3k`, ... are fed by the model; `every(1)` is `always()`.
 
-        With `forced` it is the reverse, sparse teacher forcing: those steps are fed by the data and
-        all others by the model (Hess et al. 2023, <https://arxiv.org/abs/2306.04406>). Raises
-        `ValueError` if `k` is below 1.
+        With `forced` those are fed by the data and all others by the model: sparse teacher forcing
+        (Hess et al. 2023, <https://arxiv.org/abs/2306.04406>). Raises `ValueError` if `k` is below
+        1.
         """
         at_least("k", k, 1, "1 is Feedback.always().")
         return cls(_Every(k, forced), f"every({k}, forced={forced})")
@@ -136,12 +131,10 @@ class Feedback:
 
         Args:
             p: the probability of feeding the model's own output, or a schedule: a function of the
-                number of training steps made so far. Outside [0, 1] it is a `ValueError`, of a
-                schedule at that step.
-            per: a coin for each step of each row, as in the paper, for each row, or for the whole
-                batch of sequences.
-            generator: the source of randomness, on the CPU; PyTorch's global one where it is
-                `None`.
+                training steps made so far. Outside [0, 1] it is a `ValueError`, of a schedule at
+                that step.
+            per: a coin for each step of each row, as in the paper, for each row, or for the batch.
+            generator: on the CPU; PyTorch's global one where it is `None`.
 
         Source: Bengio et al. 2015, <https://arxiv.org/abs/1506.03099>.
 
@@ -158,15 +151,13 @@ class Feedback:
 
     @asked(lambda feedback: f"Feedback.{feedback._name}")
     def mask(self, time: int, batch: int, lengths: Tensor | None = None, step: int = 0) -> Tensor:
-        """Where the model feeds itself: bool, on the CPU, `(T, B)`.
-
-        Nothing is fed back after a row's end.
+        """Where the model feeds itself: bool, on the CPU, `(T, B)`; nowhere after a row's end.
 
         Args:
             time: `T`, steps.
             batch: `B`, rows.
             lengths: int64 CPU `(B,)`; `T` each where it is `None`.
-            step: training steps made so far; a schedule is asked with it.
+            step: training steps made so far, for a schedule.
 
         Raises:
             ValueError: if a sequence is too short for the policy, or a schedule leaves [0, 1].
@@ -174,8 +165,9 @@ class Feedback:
         if lengths is not None:
             check_lengths(lengths, time, batch, least=0)
         lengths = all_lengths(lengths, time, batch)
-        times = _times(time)
-        return self._rule.fed(time, lengths, step) & (times > 0) & (times < lengths)
+        fed = self._rule.fed(time, lengths, step) & valid_steps(lengths, time)
+        fed[0] = False
+        return fed
 
 
 def check_feedback(feedback: object) -> None:

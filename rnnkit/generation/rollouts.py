@@ -31,9 +31,7 @@ class Stretch(NamedTuple):
 
 @dataclass
 class Rollout:
-    """A model and a sampler, over sequences that were checked.
-
-    What it does is this loop, in which every stretch between two fed steps is one call:
+    """A model and a sampler, in this loop, in which a stretch between two fed steps is one call:
 
         for t in range(T):
             x = torch.where(mask[t], sampler(outputs), inputs[t]) if t else inputs[t]
@@ -110,11 +108,8 @@ class Rollout:
             previous = last_step(outputs)
 
     def onward(self, previous: Any, state: State, given: Iterable[Any]) -> Iterator[Stretch]:
-        """Single steps that the model feeds, after the outputs `previous (B, *O)`.
-
-        One for each of `given`, what the data has at that step `(B, *F)`, or anything of that form
-        for a sampler that does not see it.
-        """
+        """Single steps that the model feeds, after the outputs `previous (B, *O)`: one for each of
+        `given (B, *F)`, what the data has there."""
         self._check_can_be_stepped()
         batch = extent(one_step_of(previous))[1]
         single = quicker_step(self.model, batch)
@@ -127,10 +122,7 @@ class Rollout:
             previous = last_step(outputs)
 
     def at_once(self, steps: int, previous: Any, state: State) -> Stretch | None:
-        """The next `steps` that the model feeds, where nobody looks at one before all are there.
-
-        `None` where that is not quicker: they are then made `onward`.
-        """
+        """The next `steps` that the model feeds; `None` where that is not quicker than `onward`."""
         drawn = quicker_draws(self.model, self.sampler, steps, previous, state)
         if drawn is None:
             return None
@@ -179,18 +171,16 @@ def rollout(
 ) -> tuple[Any, State]:
     """The outputs of a model over a sequence in which some steps are fed by itself, and its state.
 
-    Every stretch of steps fed by the data is one call of the model, so the call count is one more
-    than the number of steps at which some row is fed back. Gradients flow through a differentiable
-    sampler.
+    Every stretch of steps fed by the data is one call of the model. Gradients flow through a
+    differentiable sampler.
 
     Args:
         model: `outputs, state = model(inputs, state)`.
-        inputs: `(T, B, *F)`, or a dict of such; what stands at a step that is fed back is read by
-            no one but a sampler that asks for it.
+        inputs: `(T, B, *F)`, or a dict of such; at a step that is fed back only a sampler that asks
+            for it reads it.
         feedback: which steps are fed back; none where it is `None`.
         sampler: maps the outputs `(B, *O)` of one step to the next input `(B, *F)`; with a second
-            parameter, called `given` or required, it is also given what `inputs` has at the step
-            that is fed.
+            parameter, called `given` or required, it also gets what `inputs` has there.
         state: the state before the first step.
         lengths: int64 CPU `(B,)`; the state returned is then each row's at its own last step.
         step: training steps made so far, for a feedback with a schedule.

@@ -1,9 +1,8 @@
 """Samplers: callables that make the next input of the outputs of one step.
 
 A sampler is called `sampler(outputs)` with the outputs `(B, *O)` of one step and gives the next
-input `(B, *F)`; where the model's outputs or inputs are dicts, it is given or gives a dict. One
-that takes a second argument, required or named `given`, is called `sampler(outputs, given)`: `given
-(B, *F)` is what the data has at the step that is fed.
+input `(B, *F)`, or a dict of such. One that takes a second argument, required or named `given`, is
+called `sampler(outputs, given)`: `given (B, *F)` is what the data has at the step that is fed.
 """
 
 import math
@@ -46,27 +45,11 @@ class DeclaredSampler:
     def __init__(self, sampler: NextInput) -> None:
         check_sampler(sampler)
         self.sampler = sampler
+        self.draws = bool(getattr(sampler, "draws", False))
+        self.classes = bool(getattr(sampler, "classes", False))
         self._given = _how_given(sampler)
-
-    @property
-    def sees_given(self) -> bool:
-        """Whether it can be told what the data has at the step."""
-        return self._given is not None
-
-    @property
-    def needs_given(self) -> bool:
-        """Whether it cannot be called without."""
-        return self._given is not None and self._given.needed
-
-    @property
-    def draws(self) -> bool:
-        """Whether it draws at random."""
-        return bool(getattr(self.sampler, "draws", False))
-
-    @property
-    def classes(self) -> bool:
-        """Whether it draws classes."""
-        return bool(getattr(self.sampler, "classes", False))
+        self.sees_given = self._given is not None
+        self.needs_given = self._given is not None and self._given.needed
 
     def __call__(self, outputs: Any, given: Any) -> Any:
         """The next input, by a call in the form that the sampler takes.
@@ -111,8 +94,7 @@ def _class_log_prob(outputs: Tensor, drawn: Tensor) -> Tensor | None:
         return None
     log_p = outputs.log_softmax(2, dtype=_at_least_single(outputs))  # (T, B, V, *O)
     if drawn.is_floating_point():
-        one_hot = drawn.ndim == 3 and drawn.shape == outputs.shape
-        if not one_hot:
+        if drawn.ndim != 3 or drawn.shape != outputs.shape:  # no one-hot rows
             return None
         return torch.where(drawn == 0, 0, log_p * drawn).sum(2)
     if outputs.ndim != drawn.ndim + 1:
@@ -192,20 +174,18 @@ class SoftmaxSampler:
     """Draws a class from `softmax(outputs / temperature)`, cut down to the likelier classes.
 
     A call maps logits `(B, V)` to int64 `(B,)`, or to `(B, V)` with `one_hot`. The cuts are made in
-    the order of the arguments, each on what the one before left, renormalized. Raises `ValueError`
-    for other shapes, and for an argument out of its range.
+    this order, each on what the one before left, renormalized. Raises `ValueError` for other
+    shapes, and for an argument out of its range.
 
     Args:
         temperature: above 0; below 1 sharpens, above 1 flattens.
         top_k: keep the `k` likeliest classes.
-        top_p: keep the likeliest classes until their sum reaches `p`; the one that reaches it
-            stays, so the first always does (Holtzman et al. 2020,
-            <https://arxiv.org/abs/1904.09751>).
+        top_p: keep the likeliest classes until their sum reaches `p`, with the one that reaches it
+            (Holtzman et al. 2020, <https://arxiv.org/abs/1904.09751>).
         min_p: keep the classes with at least `min_p` times the highest probability
             (Nguyen et al. 2024, <https://arxiv.org/abs/2407.01082>).
-        one_hot: return the draw as a one-hot row in the dtype of the outputs, for a model without
-            an embedding.
-        generator: the source of randomness; PyTorch's global one where it is `None`.
+        one_hot: return the draw as a one-hot row in the dtype of the outputs.
+        generator: PyTorch's global one where it is `None`.
 
     >>> import torch
     >>> from rnnkit import SoftmaxSampler
@@ -243,10 +223,7 @@ class SoftmaxSampler:
 
     @asked("SoftmaxSampler")
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """What a draw is made from: `(B, V)`, each row summing to 1, zero where a class was cut.
-
-        In float32 at least, since float16 and bfloat16 cannot sum many classes.
-        """
+        """What a draw is made from: `(B, V)`, in float32 at least, zero where a class was cut."""
         if outputs.ndim != 2 or not outputs.is_floating_point():
             fix = "end the model with nn.Linear(H, V); identity is for outputs that are inputs."
             raise Refusal(f"outputs {in_words(outputs)}", "float logits (B, V)", fix)
@@ -260,9 +237,8 @@ class SoftmaxSampler:
         return p
 
     def __call__(self, outputs: Tensor) -> Tensor:
-        drawn = torch.multinomial(
-            self.probabilities(outputs), 1, generator=self.generator
-        )  # (B, 1)
+        p = self.probabilities(outputs)
+        drawn = torch.multinomial(p, 1, generator=self.generator)  # (B, 1)
         if self.one_hot:
             return torch.zeros_like(outputs).scatter_(1, drawn, 1.0)
         return drawn.squeeze(1)
@@ -291,8 +267,8 @@ class DistributionSampler:
 
     Args:
         make: maps outputs `(B, *O)`, or `(T, B, *O)`, to a `torch.distributions.Distribution` over
-            `(B, *F)`, or `(T, B, *F)`: index its parameters from the last dimension. Anything else
-            raises `TypeError`.
+            `(B, *F)`, or `(T, B, *F)`: index from the last dimension. Anything else raises
+            `TypeError`.
 
     >>> import torch
     >>> from rnnkit import DistributionSampler
@@ -325,8 +301,7 @@ class DistributionSampler:
     @asked("DistributionSampler")
     def log_prob(self, outputs: Any, drawn: Tensor) -> Tensor:
         """The log-probability (or density) of what was drawn, summed over features: `(T, B)`."""
-        log_prob = self._distribution(outputs).log_prob(drawn)
-        return _by_step(log_prob)
+        return _by_step(self._distribution(outputs).log_prob(drawn))
 
 
 class WithCovariates:
@@ -336,19 +311,11 @@ class WithCovariates:
         self.sampler = sampler
         self.fed = fed
         self._declared = DeclaredSampler(sampler)
+        self.draws = self._declared.draws
+        self.classes = self._declared.classes
 
     def __repr__(self) -> str:
         return f"with_covariates({self.sampler!r}, {self.fed!r})"
-
-    @property
-    def draws(self) -> bool:
-        """Whether the sampler of what is fed draws at random."""
-        return self._declared.draws
-
-    @property
-    def classes(self) -> bool:
-        """Whether the sampler of what is fed draws classes."""
-        return self._declared.classes
 
     @asked("with_covariates")
     def __call__(self, outputs: Any, given: Any) -> Any:
@@ -392,10 +359,8 @@ class WithCovariates:
 def with_covariates(sampler: NextInput, fed: int | str | Sequence[str]) -> WithCovariates:
     """A sampler that feeds some features and keeps the others, covariates, as the data has them.
 
-    Where a step is fed by the model, the sampler makes its first `fed` features, and the others are
-    read from the data: a time of day, a price, anything that is known of the future. In training
-    with feedback, in closed-loop validation and in generation, where the future comes as `future=`.
-    A step of it is
+    Covariates are a time of day, a price, anything that is known of the future; in generation it
+    comes as `future=`. A step is
 
         torch.cat([sampler(outputs), given[:, fed:]], 1)
 
@@ -405,8 +370,7 @@ def with_covariates(sampler: NextInput, fed: int | str | Sequence[str]) -> WithC
             fed one, or a list of names, for which the sampler gives a dict.
 
     Raises:
-        ValueError: if `fed` is below 1; by a step, if there are not so many features or the sampler
-            gives others.
+        ValueError: if `fed` is below 1; by a step, if the sampler gives other features.
         TypeError: if `fed` is no whole number, no name and no list of names.
 
     >>> import torch

@@ -44,9 +44,8 @@ class Sample:
         outputs: `(length, B, *O)`; `outputs[t]` answers `tokens[t]`.
         log_probs: `(length, B)`, the log-probability that `outputs[t]` gave to what followed it,
             `tokens[t + 1]` or `next`, before any temperature or cut; 0 after a row has stopped, and
-            where nothing follows; `None` where the sampler declares no distribution: neither
-            `classes = True`, as the samplers of classes here do, nor a `log_prob`, as
-            [DistributionSampler][rnnkit.DistributionSampler] does.
+            where nothing follows; `None` where the sampler declares no distribution, by
+            `classes = True` or a `log_prob` as [DistributionSampler][rnnkit.DistributionSampler].
         next: `(1, B, *F)`, drawn from the last output and not yet consumed; `None` where the
             sampler wants what the data has at that step and `future` ends before it.
         state: the model's state after the last token.
@@ -81,7 +80,6 @@ def sample_model(
 ) -> Sample:
     """A [Sample][rnnkit.Sample] of the future after a primer, drawn step by step.
 
-    The model reads the primer, and then what it draws itself.
     `sample_model(model, n, s.next, sampler, s.state)` goes on from a sample `s`: 50 steps and then
     50 more are the 100 that one call gives. Runs in evaluation mode, without gradient, and leaves
     the model's mode as it was. `length` counts the primer, as `nseq` does in
@@ -93,15 +91,14 @@ def sample_model(
         primer: `(T0, B, *F)` with `1 <= T0 <= length`, or a dict of such; or primers of different
             length as the pair that [batchseq][rnnkit.batchseq] gives.
         sampler: maps the outputs `(B, *O)` of one step to the next input `(B, *F)`; with a second
-            parameter, called `given` or required, it is also given what `future` has at that step.
+            parameter, called `given` or required, it also gets what `future` has there.
         state: the state before the primer.
         stop: a token, or a function of tokens `(B, *F)` to bool `(B,)`: a row that draws it stops
             there, is filled with it, and generation ends when all rows have stopped.
         lengths: int64 CPU `(B,)`, the primers' lengths; instead of the pair.
-        future: `(length - T0, B, *F)`, the steps after the primer, after each row's own end where
-            primers differ in length; of them only what the sampler keeps is read, as of
-            [with_covariates][rnnkit.with_covariates] the covariates. With one step more, `next` is
-            drawn too.
+        future: `(length - T0, B, *F)`, the steps after each primer's own end, of which only what
+            the sampler keeps is read, as of [with_covariates][rnnkit.with_covariates] the
+            covariates. With one step more, `next` is drawn too.
 
     Raises:
         ValueError: if the primer is empty or longer than `length`, a state has another batch size,
@@ -166,21 +163,18 @@ def forecast(
 ) -> Any:
     """Sample paths past the last step of each row: what may come, `paths` times.
 
-    The primer is read once; its last state is the first of all paths. Each path is what
-    [sample_model][rnnkit.sample_model] draws after the primer. Runs in evaluation mode, without
-    gradient.
+    The primer is read once, and each path is what [sample_model][rnnkit.sample_model] draws after
+    it. Runs in evaluation mode, without gradient.
 
     Args:
         model: `outputs, state = model(inputs, state)`.
         horizon: steps past the last one.
         primer: `(T0, B, *F)`, or a dict of such; or sequences of different length as the pair that
-            [batchseq][rnnkit.batchseq] gives, each of which goes on from its own end.
-        sampler: maps the outputs `(B, *O)` of one step to the next input `(B, *F)`, with a second
-            parameter, called `given` or required, also what `future` has there. One that draws
-            makes every path another.
+            [batchseq][rnnkit.batchseq] gives.
+        sampler: as of [sample_model][rnnkit.sample_model]; one that draws makes every path another.
         paths: paths for each row.
-        future: `(horizon, B, *F)`, the steps past the last one, of which only what the sampler
-            keeps is read, as of [with_covariates][rnnkit.with_covariates] the covariates.
+        future: `(horizon, B, *F)`, the steps past the last one, as of
+            [sample_model][rnnkit.sample_model].
         lengths: int64 CPU `(B,)`, the primers' lengths; instead of the pair.
         state: the state before the primer.
 
@@ -217,11 +211,9 @@ def forecast(
 def draw_paths(
     model: Model, sampler: NextInput, answer: Any, state: State, given: Any, paths: int
 ) -> Any:
-    """`n` draws `(n, B, paths, *F)`, one after another, from the outputs `answer (B, *O)` on.
+    """`n` draws `(n, B, paths, *F)`, the first of the outputs `answer (B, *O)` and the state there.
 
-    `state` is the one after that step, and `given (n, B, *F)` what the data has at the `n` steps
-    that follow. The k-th draw is made from the answer before it and `given[k]`; the last one is not
-    consumed.
+    The k-th draw is made with `given[k]`, of `given (n, B, *F)`; the last one is not consumed.
     """
 
     def every_path(step: Any) -> Any:
@@ -243,13 +235,7 @@ def draw_paths(
 
 
 class _Holding(Rollout):
-    """A rollout that keeps what it makes; a row that has stopped repeats its last token.
-
-    Attributes:
-        rows: bool `(B,)`, those that have not stopped.
-        ended: int64 `(B,)`, the steps up to and with the one that a row stopped at.
-        time: steps consumed.
-    """
+    """A rollout that keeps what it makes; a row that has stopped repeats its last token."""
 
     def __init__(
         self,
@@ -262,9 +248,9 @@ class _Holding(Rollout):
         super().__init__(model, sampler)
         self.stop = stop
         self.lengths = lengths
-        self.rows = torch.ones_like(lengths, dtype=torch.bool)
-        self.ended = torch.full_like(lengths, length)
-        self.time = 0
+        self.rows = torch.ones_like(lengths, dtype=torch.bool)  # (B,): those that have not stopped
+        self.ended = torch.full_like(lengths, length)  # (B,): steps up to and with the last
+        self.time = 0  # steps consumed
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
         self.state: State = None
@@ -307,21 +293,13 @@ class _Holding(Rollout):
 
 @dataclass
 class _Known:
-    """What the data has at each step: the primer, then the future from each row's own end.
+    """What the data has at each step: the primer, then the future from each row's own end."""
 
-    Attributes:
-        sampler: the one to call, which does not see what is not there.
-        inputs: the primer `(T0, B, *F)`, after a shorter row's end its future, where there is one.
-        lengths: the primers', `(B,)`.
-        future: `(n, B, *F)`, or `None`.
-        needed: whether the sampler cannot do without.
-    """
-
-    sampler: NextInput
-    inputs: Any
-    lengths: Tensor
-    future: Any
-    needed: bool
+    sampler: NextInput  # the one to call, which does not see what is not there
+    inputs: Any  # (T0, B, *F): the primer, after a shorter row's end its future
+    lengths: Tensor  # (B,): the primers'
+    future: Any  # (n, B, *F), or `None`
+    needed: bool  # whether the sampler cannot do without
 
     @classmethod
     def of(
@@ -337,7 +315,7 @@ class _Known:
                     "pass future=; of it only what the sampler keeps is read.",
                 )
             if declared.sees_given and not declared.needs_given:
-                sampler = _alone(sampler)
+                return cls(lambda outputs: sampler(outputs), inputs, lengths, None, needed=False)
             return cls(sampler, inputs, lengths, None, declared.needs_given)
         future = as_sequences(future, "future")
         _check_future(future, inputs, steps)
@@ -363,11 +341,6 @@ class _Known:
         return map_leaves(lambda part: part[:1].expand(steps, *part.shape[1:]), self.inputs)
 
 
-def _alone(sampler: NextInput) -> NextInput:
-    """A sampler that may see what the data has, where there is nothing to see."""
-    return lambda outputs: sampler(outputs)
-
-
 def _check_future(future: Any, inputs: Any, steps: int) -> None:
     def form(tree: Any) -> Any:
         parts = tree if isinstance(tree, dict) else {"": tree}
@@ -390,15 +363,15 @@ def _check_future(future: Any, inputs: Any, steps: int) -> None:
 def _filled(inputs: Any, future: Any, lengths: Tensor) -> Any:
     """The primer with each row's future, not padding, after its end."""
     time = extent(inputs)[0]
-    behind = torch.arange(time, device="cpu").unsqueeze(1) - lengths  # (T0, B)
-    if bool((behind < 0).all()):
+    valid = valid_steps(lengths, time)  # (T0, B)
+    if bool(valid.all()):
         return inputs
-    rows = torch.arange(len(lengths), device="cpu").expand_as(behind)
-    index = behind.clamp(min=0)
+    rows = torch.arange(len(lengths), device="cpu").expand_as(valid)
+    index = (torch.arange(time, device="cpu").unsqueeze(1) - lengths).clamp(min=0)
 
     def fill(part: Tensor, after: Tensor) -> Tensor:
         device = part.device
-        inside = onto(behind < 0, device).view(*behind.shape, *[1] * (part.ndim - 2))
+        inside = onto(valid, device).view(*valid.shape, *[1] * (part.ndim - 2))
         return torch.where(inside, part, after[onto(index, device), onto(rows, device)])
 
     return map_leaves(fill, inputs, future)
@@ -453,9 +426,9 @@ def _stopping(stop: Stop | None) -> Callable[[Any], Tensor] | None:
     if stop is None or callable(stop):
         return stop
     if not is_token(stop):
-        came = f"stop = {stop!r}"
+        wanted = "a token, a whole number, or a function"
         fix = "pass the class that ends a row, or a function of tokens (B, *F) to bool (B,)."
-        raise Refusal(came, "a token, a whole number, or a function", fix, TypeError)
+        raise Refusal(f"stop = {stop!r}", wanted, fix, TypeError)
     return lambda tokens: tokens == stop
 
 
@@ -463,11 +436,12 @@ def _hits(stop: Callable[[Any], Tensor], tokens: Any) -> Tensor:
     hit = stop(tokens)
     fix = "pass a function of tokens (B, *F) to bool (B,)."
     if not isinstance(hit, Tensor) or hit.dtype != torch.bool:
-        kind = f"{in_words(hit)} of {hit.dtype}" if isinstance(hit, Tensor) else in_words(hit)
+        kind = in_words(hit)
+        if isinstance(hit, Tensor):
+            kind += f" of {hit.dtype}"
         came = f"{kind} from stop for tokens {in_words(tokens)}"
         raise Refusal(came, "a bool tensor (B,)", fix, TypeError)
-    batch = extent(one_step_of(tokens))[1]
-    if hit.shape != (batch,):
+    if hit.shape != extent(one_step_of(tokens))[1:]:
         came = f"stop {in_words(hit)} for tokens {in_words(tokens)}"
         raise Refusal(came, "bool (B,)", fix)
     return hit.cpu()
@@ -495,7 +469,6 @@ def sample_of(
         if after is None:
             log_probs = torch.cat([log_probs, log_probs.new_zeros(1, log_probs.shape[1])])
         if bool(stopped.any()):
-            steps = torch.arange(time, device="cpu").unsqueeze(1)
-            filled = stopped & (steps >= ended - 1)  # (T, B)
+            filled = stopped & ~valid_steps(ended - 1, time)  # (T, B)
             log_probs = log_probs.masked_fill(onto(filled, log_probs.device), 0.0)
     return Sample(tokens, outputs, log_probs, after, state, ended, scores)

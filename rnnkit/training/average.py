@@ -4,25 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.layout import lengthened
 from ..core.state import onto
 from ..losses.total import Total, as_weight
 
-# How many pieces wait before they are added up: so many are stacked and summed in one operation.
-_TOGETHER = 64
+_TOGETHER = 64  # so many pieces wait, and are then added up in one operation
 
 
 class Average:
-    """The mean of what many pieces add up to, each a `Total`: a sum and a weight.
+    """The mean of what many pieces add up to, each a `Total`.
 
-    They are added in float64, so that the last of a million steps counts as the first did. A step
-    only appends to a list, which is added up when it is long: what it costs is nothing beside the
-    smallest model. The list always has the same length then, so that a training that was cut short
-    and resumed adds in the same order.
-
-    Totals by step, `(T,)`, are padded to the longest.
+    They are added in float64, so that the last of a million steps counts as the first did, and
+    always as many at once, so that a resumed training adds in the same order. Totals by step,
+    `(T,)`, are padded to the longest.
 
     >>> import torch
     >>> from rnnkit.losses.total import Total
@@ -39,7 +35,7 @@ class Average:
         self._dtype = torch.float32
 
     def add(self, total: Total) -> None:
-        """Adds one piece's sum and weight."""
+        """Adds one piece."""
         self._waiting.append(total)
         if len(self._waiting) == _TOGETHER:
             self._added = self.total()
@@ -52,12 +48,8 @@ class Average:
         # What a mean is given in follows the losses; what it is added in does not.
         parts = [piece.sum for piece in self._waiting]
         self._dtype = torch.promote_types(parts[-1].dtype, torch.float32)
-        sums = _together(parts)
         weight = _weight_of(self._waiting, parts)
-        if self._added is not None:
-            sums = _plus(self._added.sum, sums)
-            weight = _plus(self._added.weight, weight)
-        return Total(sums, weight, self._waiting[-1].scales)
+        return _sum_of(self._added, Total(_together(parts), weight, self._waiting[-1].scales))
 
     def mean(self) -> Tensor:
         """The sum by the weight, in the losses' dtype, float32 at least; NaN of nothing."""
@@ -75,12 +67,7 @@ class Average:
         for state in states:
             part = cls()
             part.load_state_dict(state, device)
-            total = part.total()
-            if joint._added is not None:
-                before = joint._added
-                sums = _plus(before.sum, total.sum)
-                total = Total(sums, _plus(before.weight, total.weight), total.scales)
-            joint._added = total
+            joint._added = _sum_of(joint._added, part.total())
             joint._dtype = part._dtype
         return joint
 
@@ -106,19 +93,12 @@ class Average:
 def _together(parts: list[Tensor]) -> Tensor:
     """The sum of all in float64, each padded with zeros to the longest."""
     if parts[0].ndim:
-        longest = max(len(part) for part in parts)
-        parts = [_longer(part, longest) for part in parts]
+        longest = max(map(len, parts))
+        parts = [lengthened(part, longest) for part in parts]
     stacked = torch.stack(parts).detach()
     if stacked.device.type == "mps":  # it knows no float64
         stacked = stacked.cpu()
     return stacked.double().sum(0)
-
-
-def _longer(part: Tensor, length: int) -> Tensor:
-    """A part by step, padded at the end of its first dimension."""
-    # F.pad counts dimensions from the last, two numbers each: the first one's end is the last
-    # number.
-    return F.pad(part, (*[0] * (2 * part.ndim - 1), length - len(part)))
 
 
 def _weight_of(pieces: list[Total], sums: list[Tensor]) -> Tensor | float:
@@ -136,6 +116,12 @@ def _weight_of(pieces: list[Total], sums: list[Tensor]) -> Tensor | float:
     return _plus(_together(tensors), float(sum(numbers)))
 
 
+def _sum_of(before: Total | None, now: Total) -> Total:
+    if before is None:
+        return now
+    return Total(_plus(before.sum, now.sum), _plus(before.weight, now.weight), now.scales)
+
+
 def _plus(left: Tensor | float, right: Tensor | float) -> Any:
     """What was added before and what comes now, where that lives; by step as long as the longer."""
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
@@ -143,7 +129,7 @@ def _plus(left: Tensor | float, right: Tensor | float) -> Any:
     left = onto(left, right.device)
     if left.ndim and len(left) != len(right):
         longest = max(len(left), len(right))
-        return _longer(left, longest) + _longer(right, longest)
+        return lengthened(left, longest) + lengthened(right, longest)
     return left + right
 
 

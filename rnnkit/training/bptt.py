@@ -22,7 +22,7 @@ from ..core.layout import (
 from ..core.model import Declared, check_one_way
 from ..core.state import State, detach, map_leaves, onto, where_rows
 from ..generation.feedback import Feedback
-from ..generation.rollouts import Rollout
+from ..generation.rollouts import Rollout, last_step
 from ..generation.samplers import NextInput, identity
 from ..losses.base import Scored
 from ..losses.total import Total, as_weight, check_adds_up, weight_like
@@ -32,11 +32,10 @@ from .ranks import Ranks
 
 
 class Window(NamedTuple):
-    """A window of truncated BPTT on the axis of time: four places, `start <= new < end` and
-    `following <= end`.
+    """A window of truncated BPTT, `start <= new < end` and `following <= end`.
 
     Its gradient begins at `start`, its loss is that of the steps from `new` to before `end`, and
-    the next window's gradient will begin at `following`."""
+    the next window's gradient begins at `following`."""
 
     start: int
     new: int
@@ -61,11 +60,10 @@ def windows(time: int, stride: int, window: int) -> Iterator[Window]:
 
 
 class Carried(NamedTuple):
-    """What goes from one stretch to the next: the state, and the output before, where the model may
-    be fed it."""
+    """What goes from one stretch to the next."""
 
     state: State
-    previous: Any
+    previous: Any  # the output before, where the model may be fed it
 
 
 @dataclass
@@ -100,7 +98,7 @@ class _Work:
         outputs, state = self.rollout.over(inputs, fed, carried.state, here, carried.previous)
         previous: Any = None
         if fed is not None:
-            previous = map_leaves(lambda leaf: leaf[-1], outputs)
+            previous = last_step(outputs)
         return [outputs], Carried(state, previous)
 
 
@@ -128,45 +126,40 @@ class _Ends:
 
     def put(self, early: Tensor, late: Tensor) -> Tensor:
         """The steps before the windows and the windows as one sequence, `(T, B, *F)`."""
-        rest = early.new_zeros(self.time - self.longest, *early.shape[1:])
         # Which places of the windows are steps, and where they are in the sequence.
         places = self.valid.flatten().nonzero().squeeze(1)
         steps = onto(self.index.flatten()[places], early.device)
         rows = onto(self.rows.flatten()[places], early.device)
         found = late.flatten(0, 1).index_select(0, onto(places, late.device))
-        return torch.cat([early, rest]).index_put((steps, rows), found)
+        return lengthened(early, self.time).index_put((steps, rows), found)
 
 
 class BPTTTrainingPhase(Phase):
     """One training step by backpropagation through time, full or truncated.
 
     With `window = k2` and `stride = k1` it is truncated BPTT: every `k1` steps, the loss of these
-    new steps is backpropagated through the last `k2` steps and the optimizer makes a step. What
-    lies further back is run again from a state without history. With
+    new steps is backpropagated through the last `k2` steps and the optimizer makes a step. With
     [seq2one_loss][rnnkit.seq2one_loss] there is one loss, at the end, and it is backpropagated
     through the last `window` steps of each sequence.
 
     Events: `StepBegin`, then for each window `WindowBegin`, `LossBegin`, `BackwardBegin`,
     `BackwardEnd`, (the optimizer's step,) `WindowEnd`, then `StepEnd`.
 
-    A window in which nothing is scored makes no gradient and no update, and has neither of the two
-    events of the backward pass. With `accumulate`, `BackwardEnd` comes when the gradient is whole,
-    before the update.
+    A window in which nothing is scored has no backward pass and no update. With `accumulate`,
+    `BackwardEnd` comes when the gradient is whole, before the update.
 
     `phase(model, loss, batch, optimizer)`, or `learner.step(phase, batch)`, gives a
     [StepState][rnnkit.StepState], whose loss is that of all windows put together.
 
     Args:
         window: `k2`, steps that a gradient goes back; all of them where it is `None`.
-        stride: `k1`, steps between two updates, at most `window`; equal to it where it is `None`.
+        stride: `k1`, steps between two updates, at most `window`, which it is where it is `None`.
         stateful: carry the state, detached, from batch to batch: row `i` goes on where row `i`
             ended. Rows that `SequenceBatch.restart` marks start from the model's first state.
-        feedback: which steps are fed by the model itself: scheduled sampling; none where it is
-            `None`.
+        feedback: which steps are fed by the model itself: scheduled sampling.
         sampler: maps the outputs of one step to the next input.
-        accumulate: batches to one update, whose gradient is that of the batches joined; the last
-            update of an epoch may have fewer. In a loop of your own, `phase.flush(optimizer)` makes
-            it.
+        accumulate: batches to one update, whose gradient is that of the batches joined. In a loop
+            of your own, `phase.flush(optimizer)` makes the last update, which may have fewer.
 
     Raises:
         ValueError: if `window`, `stride` or `accumulate` is below 1 or `stride > window`; by the
@@ -174,8 +167,7 @@ class BPTTTrainingPhase(Phase):
             depend on the parameters, or on none that the optimizer updates.
         TypeError: by the step, if the optimizer needs a closure.
 
-    Source: Williams and Peng 1990, BPTT(h; h'); Sutskever 2013, section 2.8.6, for the names k1 and
-        k2.
+    Source: Williams and Peng 1990, BPTT(h; h'); Sutskever 2013, section 2.8.6 (k1 and k2).
 
     >>> import torch
     >>> import rnnkit
@@ -342,8 +334,7 @@ class BPTTTrainingPhase(Phase):
             before, after = driven.over(early, fed, state, ends.skipped)
 
         with loop.context():
-            # A row that fits into the window starts where the model does, and its first state gets
-            # a gradient.
+            # A row that fits into the window starts where the model does, with a gradient there.
             first = Declared(loop.model).initial_state(batch) if state is None else state
             start = where_rows(ends.skipped > 0, detach(after), first)
             fed = work.mask
@@ -406,8 +397,7 @@ class BPTTTrainingPhase(Phase):
             _make_update(loop)
 
     def flush(self, optimizer: torch.optim.Optimizer) -> None:
-        """In a loop of your own, after the last batch: the update of the batches held back by
-        `accumulate`."""
+        """The update of the batches held back by `accumulate`, in a loop of your own."""
         loop = Loop(None, _nothing, optimizer)
         loop.ranks = self._ranks
         self.finish(loop)
@@ -468,8 +458,7 @@ def _make_update(loop: Loop) -> None:
 
 @dataclass
 class _Held:
-    """Gradients of several batches before their one update: sums by head, to be divided when the
-    weights are known."""
+    """Gradients of several batches, to be divided when the weights of all are known."""
 
     batches: int = 0
     sums: list[list[Tensor | None]] | None = None  # by head, by parameter
@@ -478,43 +467,40 @@ class _Held:
 
     def add(self, loop: Loop, total: Total) -> None:
         """Backpropagate a sum, head by head, and put its gradient aside."""
-        optimizer = loop.optimizer
+        parameters = parameters_of(loop.optimizer)
         heads = [total.sum] if total.scales is None else list(total.sum.unbind(-1))
         weights = as_weight(total.weight).reshape(-1)
         if self.sums is None or self.weights is None:
-            parameters = parameters_of(optimizer)
             self.sums = [[None] * len(parameters) for _ in heads]
             self.weights = [torch.zeros_like(weight) for weight in weights]
             self.scales = [1.0] if total.scales is None else total.scales.tolist()
         if total.empty:  # another rank has some
             return
         for h, head in enumerate(heads):
-            _empty_gradients(optimizer)
+            _empty_gradients(loop.optimizer)
             _backpropagate(loop, head, retain_graph=h + 1 < len(heads))
             self.weights[h] = self.weights[h] + weights[h]
-            for i, parameter in enumerate(parameters_of(optimizer)):
+            for i, parameter in enumerate(parameters):
                 self.sums[h][i] = _plus(self.sums[h][i], parameter.grad)
-        _empty_gradients(optimizer)
+        _empty_gradients(loop.optimizer)
 
     def give(self, loop: Loop) -> None:
         """Make `.grad` the gradient of all batches joined, of several ranks this one's share."""
-        optimizer = loop.optimizer
-        _empty_gradients(optimizer)
+        _empty_gradients(loop.optimizer)
         weights = self.weights or []
         if loop.ranks is not None:
             weights = loop.ranks.add(weights)
-        parts = zip(self.sums or [], weights, self.scales or [], strict=True)
-        for sums, weight, scale in parts:
+        for sums, weight, scale in zip(self.sums or [], weights, self.scales or [], strict=True):
             if not bool(weight):
                 continue
-            for parameter, held in zip(parameters_of(optimizer), sums, strict=True):
+            for parameter, held in zip(parameters_of(loop.optimizer), sums, strict=True):
                 if held is not None:
                     share = held * weight_like(scale / weight, held)
                     parameter.grad = _plus(parameter.grad, share)
 
 
 def _plus(held: Tensor | None, more: Tensor | None) -> Tensor | None:
-    """The sum of two gradients, of which each may be none; a file brings them back on the CPU."""
+    """The sum of two gradients, each perhaps none; a file brings them back on the CPU."""
     if held is None or more is None:
         return held if more is None else more
     return held.to(more.device) + more
@@ -522,7 +508,7 @@ def _plus(held: Tensor | None, more: Tensor | None) -> Tensor | None:
 
 @functools.cache
 def _needs_closure(kind: type[torch.optim.Optimizer]) -> bool:
-    """Whether the optimizers of a class evaluate the loss themselves; looked up once a class."""
+    """Whether the optimizers of a class evaluate the loss themselves."""
     closure = inspect.signature(kind.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
 
@@ -539,9 +525,8 @@ def check_optimizer(optimizer: Any) -> None:
         fix = "one optimizer with parameter groups: torch.optim.SGD([{...}, {...}])."
         raise Refusal(f"optimizer = {in_words(optimizer)}", "one optimizer", fix, TypeError)
     if _needs_closure(type(optimizer)):
-        name = type(optimizer).__name__
         raise Refusal(
-            f"{name}, whose step calls a closure several times",
+            f"{type(optimizer).__name__}, whose step calls a closure several times",
             "an optimizer that makes a step from gradients that are there",
             "write the loop: def closure(): optimizer.zero_grad(); "
             "loss = loss_fn.on(model, inputs, targets); loss.backward(); return loss; "

@@ -5,7 +5,6 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -24,19 +23,15 @@ from .forms import (
     is_pytorchs,
     parameters_of,
 )
+from .metrics import numbers_of
 from .ranks import is_first
 
 if TYPE_CHECKING:
     from .learner import Learner
 
 
-def _numbers(averages: Mapping[str, Tensor]) -> dict[str, float]:
-    """Those of the averages that are single numbers."""
-    return {name: float(value) for name, value in averages.items() if not value.ndim}
-
-
 def _monitored(learner: "Learner", name: str) -> float:
-    numbers = _numbers(learner.averages)
+    numbers = numbers_of(learner.averages)
     if name in learner.averages and name not in numbers:
         fix = "give the metric an average of its own: one number an epoch."
         came = f"monitor={name!r}, a tensor {in_words(learner.averages[name])}"
@@ -62,7 +57,7 @@ class ProgressBar:
     """Shows each epoch's steps, averages and steps per second: a bar in a terminal, a line per
     epoch elsewhere.
 
-    Of several processes only the first shows any.
+    Of several processes the first shows it.
 
     >>> from rnnkit import ProgressBar
     >>> callback = ProgressBar(every=2.0)
@@ -93,14 +88,14 @@ class ProgressBar:
         self._bar.update()
         if time.perf_counter() - self._looked > self.every:
             self._looked = time.perf_counter()
-            shown = _numbers(learner.averages)
+            shown = numbers_of(learner.averages)
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
 
     def on_epoch_end(self, learner: "Learner") -> None:
-        numbers = _numbers(learner.averages)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        numbers = numbers_of(learner.averages)
         if not is_first(learner.ranks):
             return
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         if self._bar is None:
             speed = self._steps / (time.perf_counter() - self._start)
             print(f"{_title(learner)}: {shown}  ({speed:.0f} steps/s)", flush=True)
@@ -109,7 +104,6 @@ class ProgressBar:
             self.close()
 
     def close(self) -> None:
-        """Ends the bar, where there is one."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -123,8 +117,7 @@ class History:
     {}
 
     Attributes:
-        rows: one dict for each epoch and phase: `epoch` (from 1), `phase`, `loss` and what else was
-            averaged.
+        rows: a dict for each epoch and phase: `epoch` (from 1), `phase`, and the averages.
     """
 
     def __init__(self) -> None:
@@ -133,7 +126,7 @@ class History:
     def on_epoch_end(self, learner: "Learner") -> None:
         if learner.fitting and not learner.cut_short:  # such an epoch does not count
             place = {"epoch": learner.epoch_index + 1, "phase": learner.phase_name}
-            self.rows.append({**place, **_numbers(learner.averages)})
+            self.rows.append({**place, **numbers_of(learner.averages)})
 
     def as_dict(self) -> dict[str, list[Any]]:
         """Columns by name, with `None` where a row has no value."""
@@ -159,11 +152,9 @@ class History:
         return pd.DataFrame(self.rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
         return {"rows": [dict(row) for row in self.rows]}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
         check_rows(saved["rows"])
         self.rows = [dict(row) for row in saved["rows"]]
 
@@ -220,7 +211,7 @@ class ClipGradients:
 
 
 class _Watch:
-    """What EarlyStopping and KeepBest share: one of a fit's averages, and the best it has been."""
+    """One of a fit's averages, and the best it has been."""
 
     def __init__(
         self,
@@ -238,8 +229,8 @@ class _Watch:
         self.mode = mode
         self.phase = phase
         self.min_delta = min_delta
-        self.best = math.inf if mode == "min" else -math.inf
         self._place: object = None  # whose training it watches; a deep copy's is its own
+        self.forget()
 
     def forget(self) -> None:
         """Start afresh."""
@@ -267,19 +258,14 @@ class _Watch:
             return value < self.best - self.min_delta
         return value > self.best + self.min_delta
 
-    def _go_on(self) -> None:
-        """What was just loaded is of whatever learner comes next."""
-        self._place = None
-
 
 class EarlyStopping(_Watch):
     """Ends the training when a loss or a metric has not improved for some epochs; another `fit` may
     go on.
 
-    It ends it when the epoch is over, with its validation, whichever phase is watched. The weights
-    stay those of the last epoch; [KeepBest][rnnkit.KeepBest] brings back the best. A `closed_loss`
-    jumps from epoch to epoch until the learning rate falls: choose a checkpoint by it, with
-    `KeepBest`, and do not stop by it.
+    It ends after an epoch with its validation, whichever phase is watched. The weights stay those
+    of the last epoch; [KeepBest][rnnkit.KeepBest] brings back the best. A `closed_loss` jumps from
+    epoch to epoch until the learning rate falls: choose a checkpoint by it, do not stop by it.
 
     >>> from rnnkit import EarlyStopping
     >>> callback = EarlyStopping(3)
@@ -313,10 +299,8 @@ class EarlyStopping(_Watch):
         at_least("patience", patience, 1, "wait an epoch.")
         super().__init__(monitor, mode, phase, min_delta)
         self.patience = patience
-        self.waited = 0
 
     def forget(self) -> None:
-        """Start afresh."""
         super().forget()
         self.waited = 0
 
@@ -338,28 +322,25 @@ class EarlyStopping(_Watch):
             raise CancelFit
 
     def on_fit_end(self, learner: "Learner") -> None:
-        if self.waited >= self.patience:
+        if self.waited >= self.patience:  # another fit has all its patience
             self.waited = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
         check_form("EarlyStopping", saved, self.state_dict())
         check_count("EarlyStopping.waited", saved["waited"])
         self.best = saved["best"]
         self.waited = saved["waited"]
-        self._go_on()
+        self._place = None  # it is of whatever learner comes next
 
 
 class KeepBest(_Watch):
     """Keeps the weights of the best epoch, those of a loss that has some among them, and brings
     them back at the end of `fit`.
 
-    A second `fit` of the same learner goes on from them, and they stay the best until an epoch is
-    better.
+    A second `fit` goes on from them, and they stay the best until an epoch is better.
 
     >>> from rnnkit import KeepBest
     >>> callback = KeepBest("accuracy", mode="max")
@@ -388,14 +369,11 @@ class KeepBest(_Watch):
         min_delta: float = 0.0,
     ) -> None:
         super().__init__(monitor, mode, phase, min_delta)
-        self.epoch: int | None = None
-        self.kept: list[dict[str, Any]] = []
 
     def forget(self) -> None:
-        """Start afresh."""
         super().forget()
-        self.epoch = None
-        self.kept = []
+        self.epoch: int | None = None
+        self.kept: list[dict[str, Any]] = []
 
     @asked("KeepBest")
     def on_fit_begin(self, learner: "Learner") -> None:
@@ -416,24 +394,20 @@ class KeepBest(_Watch):
             part.load_state_dict(weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
         return {"best": self.best, "epoch": self.epoch, "weights": self.kept}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
         check_form("best", saved["best"], self.best)
         if saved["epoch"] is not None:
             check_count("best epoch", saved["epoch"])
         self.best = saved["best"]
         self.epoch = saved["epoch"]
         self.kept = saved["weights"]
-        self._go_on()
+        self._place = None  # it is of whatever learner comes next
 
 
 @runtime_checkable
 class _Steps(Protocol):
-    """What has a step, as a scheduler has."""
-
     def step(self) -> object: ...
 
 
@@ -446,11 +420,10 @@ class Scheduler:
     >>> callback = Scheduler(torch.optim.lr_scheduler.StepLR(optimizer, 10))
 
     Args:
-        scheduler: any of `torch.optim.lr_scheduler`; `ReduceLROnPlateau`, which has a `mode` of its
-            own, is given what is monitored.
+        scheduler: any of `torch.optim.lr_scheduler`; `ReduceLROnPlateau` is given what is
+            monitored.
         per: `"epoch"` of a fit, or training `"step"`.
-        monitor: for `ReduceLROnPlateau`: which of the epoch's averages of the last phase, losses or
-            metrics.
+        monitor: for `ReduceLROnPlateau`: which of the averages of the epoch's last phase.
 
     Raises:
         ValueError: if `per` is neither, or `"step"` for `ReduceLROnPlateau`; by `fit`, if there is
@@ -478,7 +451,6 @@ class Scheduler:
 
     @property
     def kind(self) -> str:
-        """Its class and the scheduler's."""
         return f"Scheduler({type(self.scheduler).__name__})"
 
     def on_step_end(self, learner: "Learner") -> None:
@@ -495,11 +467,9 @@ class Scheduler:
             self.scheduler.step(_monitored(learner, self.monitor))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
         return self.scheduler.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
         check_scheduler(saved, self.scheduler)
         if is_pytorchs(self.scheduler):  # it would take any name, and one of its methods' too
             known = self.scheduler.state_dict().keys()

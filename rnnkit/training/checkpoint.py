@@ -10,7 +10,7 @@ import torch
 
 from ..core.errors import Refusal, asked, at_least, check_kind
 from ..core.files import new_file, place_beside, target_of, write_whole
-from .ranks import Ranks, by_first
+from .ranks import by_first
 from .resume import FORMAT, OF_RANK, go_on_from
 
 if TYPE_CHECKING:
@@ -21,37 +21,32 @@ class Checkpoint:
     """Writes the whole training to a file, at the end of each epoch and every so many steps, and
     goes on from it.
 
-    The file holds [Learner.state_dict][rnnkit.Learner.state_dict]: the weights, the states of the
-    optimizer, phases and callbacks, the place in the epoch, and the generators of PyTorch, Python,
-    NumPy and the data loader. A training killed at any moment and resumed gives bitwise the weights
-    and the history of one that was not, as long as the loader gives the same batches for the same
-    generator. Run a script again from its top: `fit(2)` and `fit(2)` make four epochs, however
-    often they were killed between.
+    The file holds [Learner.state_dict][rnnkit.Learner.state_dict]. A training killed at any moment
+    and resumed gives bitwise the weights and the history of one that was not, as long as the loader
+    gives the same batches for the same generator. Run a script again from its top: `fit(2)` and
+    `fit(2)` make four epochs, however often they were killed between.
 
     It is written beside the old file, `.name.process`, and then put in its place, so a good one is
-    there at any moment. It has a checksum, and `torch.load(path, weights_only=True)` reads it as
-    any other.
+    there at any moment. It has a checksum, and `torch.load(path, weights_only=True)` reads it.
 
-    Of several processes the first writes and reads it, for all, with what each one alone has: its
-    carried state, its generators. As many go on from it.
+    Of several processes the first writes and reads it, for all. As many go on from it.
 
     >>> from rnnkit import Checkpoint
     >>> checkpoint = Checkpoint("run.pt", every=100, resume=True)
 
     Args:
-        path: the file; where it is a symbolic link, the file that it points to.
-        every: training steps between two writes within an epoch; only at its end where it is
-            `None`.
+        path: the file, or a symbolic link to it.
+        every: training steps between two writes within an epoch; `None` writes at its end only.
         resume: go on from the file where it exists, once: a later `fit` of the same learner goes on
             from itself.
 
     Raises:
         ValueError: if `every` is below 1; by `fit`, if the path is no regular file; when resuming,
             if the file is damaged, holds anything but tensors and plain values, or is of another
-            model, optimizer or set of callbacks. The learner is then as it was. When writing, if a
-            state could not be read back.
-        OSError: by `fit`, if there can be no such file; when writing, if the disk is full. The file
-            of before is then as it was.
+            model, optimizer or set of callbacks; when writing, if a state could not be read back.
+        OSError: by `fit`, if there can be no such file; when writing, if the disk is full.
+
+    After an error the learner and the file of before are as they were.
     """
 
     order = 1  # after the callbacks whose state it keeps
@@ -60,8 +55,7 @@ class Checkpoint:
     def __init__(self, path: str | Path, every: int | None = None, *, resume: bool = False) -> None:
         if every is not None:
             at_least("every", every, 1, "None writes at the end of each epoch only.")
-        fix = "name the file to write."
-        check_kind("path", path, (str, os.PathLike), "a path", fix)
+        check_kind("path", path, (str, os.PathLike), "a path", "name the file to write.")
         self.path = Path(path)
         self.every = every
         self.resume = resume
@@ -90,7 +84,8 @@ class Checkpoint:
         saved = learner.state_dict()
         ranks = learner.ranks
         if ranks is not None:
-            saved["ranks"] = [_deserialized(share, _PLAIN) for share in _shares(saved, ranks)]
+            own = _serialized({name: saved[name] for name in OF_RANK})
+            saved["ranks"] = [_deserialized(share, _PLAIN) for share in ranks.gather(own)]
         by_first(ranks, lambda: write(self.path, saved))
         self._own(learner)
 
@@ -114,11 +109,6 @@ class Checkpoint:
         return self._place is learner.place and self._owned == self.path
 
 
-def _shares(saved: dict[str, Any], ranks: Ranks) -> list[bytes]:
-    """What each rank alone has of a training: states carried, generators, what was added up."""
-    return ranks.gather(_serialized({name: saved[name] for name in OF_RANK}))
-
-
 # ---- The file: an archive of torch.save, with a checksum as the archive's comment
 
 _MARK = b"rnnkit sha256 "
@@ -135,9 +125,8 @@ _WANTED = f"a file of the format {FORMAT!r}"
 
 
 def write(path: Path, saved: dict[str, Any]) -> None:
-    """Write a state so that at any moment the old file or the new one is there, whole."""
-    data = with_checksum(_serialized(saved))
-    write_whole(path, data, "make room, or choose another place; the file of before is as it was.")
+    fix = "make room, or choose another place; the file of before is as it was."
+    write_whole(path, with_checksum(_serialized(saved)), fix)
 
 
 def read(path: Path) -> Any:
@@ -181,20 +170,15 @@ def check_checksum(data: bytes) -> None:
         return
     content = data[:-_COMMENT]
     if data[-_COMMENT:] != _MARK + hashlib.sha256(content).hexdigest().encode():
-        raise Refusal(
-            "a file that cannot be read (its checksum is not that of its bytes)",
-            _WANTED,
-            _DAMAGED,
-        )
+        came = "a file that cannot be read (its checksum is not that of its bytes)"
+        raise Refusal(came, _WANTED, _DAMAGED)
 
 
 def check_path(path: Path) -> None:
     """Refuse a path that cannot be written to; remove what killed processes have left beside it."""
     target = target_of(path)
     try:
-        kind = _no_file(target)
-        if kind is not None:
-            raise Refusal(kind, "a regular file, or none yet", "give the file a name of its own.")
+        _check_no_other(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = place_beside(target)
         new_file(beside, target).close()
@@ -206,15 +190,17 @@ def check_path(path: Path) -> None:
     _remove_left_over(target)
 
 
-def _no_file(target: Path) -> str | None:
-    """What stands where the file is to be, if it is no file."""
+def _check_no_other(target: Path) -> None:
+    """Refuse what is no file and stands where the file is to be."""
+    kind = ""
     if target.is_symlink():  # one is left where links lead in a circle
-        return "a link that leads to itself"
-    if target.is_dir():
-        return "a folder"
-    if target.exists() and not target.is_file():
-        return "a pipe or device"
-    return None
+        kind = "a link that leads to itself"
+    elif target.is_dir():
+        kind = "a folder"
+    elif target.exists() and not target.is_file():
+        kind = "a pipe or device"
+    if kind:
+        raise Refusal(kind, "a regular file, or none yet", "give the file a name of its own.")
 
 
 def _remove_left_over(target: Path) -> None:

@@ -1,5 +1,4 @@
-"""What one validation step is: a driven part, then a closed loop in which the model is fed its own
-output."""
+"""What one validation step is: a driven part, then a closed loop."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +7,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least, in_words
-from ..core.layout import all_lengths, extent, join, parts_of
+from ..core.layout import all_lengths, extent, join, parts_of, valid_steps
 from ..core.model import evaluating, run_model
 from ..core.state import State, onto
-from ..generation.feedback import Feedback
 from ..generation.rollouts import Rollout
 from ..generation.samplers import DeclaredSampler, NextInput, identity
 from ..generation.sampling import draw_paths
@@ -21,8 +19,7 @@ from .phase import Begun, Loop, Phase, StepState
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
-# Where a sampler draws and no number is given; the score is unbiased from two paths on.
-_PATHS = 32
+_PATHS = 32  # where a sampler draws and no number is given
 
 
 @asked("energy_score")
@@ -38,7 +35,7 @@ def energy_score(paths: Tensor, targets: Tensor) -> Tensor:
     With one feature it is the continuous ranked probability score (CRPS), in the units of the data.
 
     Args:
-        paths: `(n, B, P, *F)`, at least two paths.
+        paths: `(n, B, P, *F)`.
         targets: `(n, B, *F)`.
 
     Returns:
@@ -73,9 +70,8 @@ class BPTTValidationPhase(Phase):
     output.
 
     The model reads the first `T - nfeedback` steps of each sequence and feeds itself through the
-    last `nfeedback`: the inputs at these steps are not read, but for what a sampler keeps of them.
-    Runs in evaluation mode and without gradient, and leaves the model's mode and a training phase's
-    carried state as they were.
+    last `nfeedback`, of whose inputs only what a sampler keeps is read. Runs in evaluation mode and
+    without gradient, and leaves the model's mode as it was.
 
     Events: `StepBegin`, `LossBegin`, `StepEnd`.
 
@@ -83,8 +79,7 @@ class BPTTValidationPhase(Phase):
     [StepState][rnnkit.StepState] with `loss` over all steps, `open_loss` over the driven and
     `closed_loss` over the self-fed ones, and `loss_by_step (T,)`. With
     [seq2one_loss][rnnkit.seq2one_loss] there is only `loss`, and it as one of the two. In [issue
-    144](https://github.com/FluxML/FluxTraining.jl/issues/144) one loss over both parts hid the
-    closed loop's.
+    144](https://github.com/FluxML/FluxTraining.jl/issues/144) one loss hid the closed loop's.
 
     With a sampler that draws, the likelihood of the next step on one random path would reward the
     wrong spread. Then `closed_loss`, and `loss_by_step` at the self-fed steps, are a score of
@@ -94,10 +89,10 @@ class BPTTValidationPhase(Phase):
     Args:
         nfeedback: steps fed by the model, at the end; 0 is teacher forcing.
         sampler: maps the outputs of one step to the next input.
-        stateful: carry the state from batch to batch, as in training; each epoch starts afresh.
+        stateful: carry the state from batch to batch; each epoch starts afresh.
         paths: how many paths a sampler that draws is scored on; 32 where it is `None`.
         score: `score(paths (n, B, P, *F), targets (n, B, *F))` to `(n, B)`.
-        by_step: whether `loss_by_step` is made; by default only where `nfeedback` is above 0.
+        by_step: whether `loss_by_step` is made; by default where `nfeedback` is above 0.
 
     Raises:
         ValueError: if `nfeedback` is negative; by the step, if a sequence is not longer than it, or
@@ -146,7 +141,7 @@ class BPTTValidationPhase(Phase):
             state = begun.state(loop.model)
             time, rows = extent(step.inputs)
             lengths = all_lengths(step.lengths, time, rows)
-            mask = self._mask(step, lengths)
+            mask = self._mask(lengths, step)
             with loop.context():
                 rollout = Rollout(loop.model, self.sampler, carry=self.stateful)
                 step.outputs, after = rollout.over(step.inputs, mask, state, step.lengths)
@@ -160,7 +155,7 @@ class BPTTValidationPhase(Phase):
             self._carry(after, step)
         return step
 
-    def _mask(self, step: StepState, lengths: Tensor) -> Tensor | None:
+    def _mask(self, lengths: Tensor, step: StepState) -> Tensor | None:
         """Where the model is fed its own output, `(T, B)`."""
         n = self.nfeedback
         short = lengths[(lengths > 0) & (lengths <= n)]
@@ -170,7 +165,7 @@ class BPTTValidationPhase(Phase):
             raise Refusal(came, "nfeedback < T", fix)
         if n == 0:
             return None
-        return Feedback.last(n).mask(*extent(step.inputs), step.lengths)
+        return self._parts(lengths, step)[1]
 
     def _one_loss(self, step: StepState, scored: Scored) -> None:
         """One loss a sequence: it belongs to the closed loop where there is one."""
@@ -209,9 +204,8 @@ class BPTTValidationPhase(Phase):
     def _parts(self, lengths: Tensor, step: StepState) -> list[Tensor]:
         """The driven and the self-fed steps, each a mask `(T, B)`."""
         time = extent(step.inputs)[0]
-        t = torch.arange(time, device="cpu").unsqueeze(1)
-        driven = t < lengths - self.nfeedback
-        return [driven, (t < lengths) & ~driven]
+        driven = valid_steps(lengths - self.nfeedback, time)
+        return [driven, valid_steps(lengths, time) & ~driven]
 
     def _scored_paths(self, loop: Loop, begun: Begun, state: State, lengths: Tensor) -> None:
         """The loss of the driven part, and the score of the paths that the closed loop draws."""
@@ -223,7 +217,10 @@ class BPTTValidationPhase(Phase):
         step.loss = step.keep("loss", driven)
         step.weight = scored.count
 
-        index = self._places(lengths, extent(step.inputs)[0])  # (n, B)
+        # The steps of each row that it is fed at, and their scores.
+        offsets = torch.arange(self.nfeedback, device="cpu").unsqueeze(1)
+        last = extent(step.inputs)[0] - 1
+        index = (lengths - self.nfeedback + offsets).clamp(0, last)  # (n, B)
         scores = self._score_of(loop, step, state, lengths, index)  # (n, B)
         weights = scored.step_weights()[index, torch.arange(len(lengths), device="cpu")]
         weights = (weights * (lengths > 0)).to(scores)
@@ -234,11 +231,6 @@ class BPTTValidationPhase(Phase):
             by_step = _at_places(scored, step, masks[0], index, scores, weights)
             step.totals["loss_by_step"] = by_step
             step.loss_by_step = by_step.curve()
-
-    def _places(self, lengths: Tensor, time: int) -> Tensor:
-        """The steps of each row that it is fed at, `(n, B)`."""
-        offsets = torch.arange(self.nfeedback, device="cpu").unsqueeze(1)
-        return (lengths - self.nfeedback + offsets).clamp(0, time - 1)
 
     def _score_of(
         self, loop: Loop, step: StepState, state: State, lengths: Tensor, index: Tensor

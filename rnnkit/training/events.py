@@ -1,8 +1,6 @@
 """The events of a training: when each comes, what is there then, and how what is left is cancelled.
 
 A callback is any object with a method for an event: `on_backward_end(learner)` for `BackwardEnd`.
-What `learner.current` holds, a [StepState][rnnkit.StepState], is there in training and in
-validation alike.
 
 | event | when it comes | what is there |
 |---|---|---|
@@ -19,16 +17,18 @@ validation alike.
 | `FitEnd` | after the last epoch, or when cancelled | `epoch_index` |
 
 The five from `WindowBegin` to `WindowEnd` come for each window of a training step; of them
-validation has `LossBegin`. The `.grad` of the window before is visible until the backward pass
-replaces it, as in any loop of PyTorch.
+validation has `LossBegin`.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..core.errors import Refusal, in_words
+
+if TYPE_CHECKING:
+    from .learner import Learner
 
 EVENTS = (
     "FitBegin",
@@ -129,23 +129,17 @@ class Ordered(Protocol):
 class Stateful(Protocol):
     """A callback whose state is part of the training, and of its checkpoints."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Its state in tensors and plain values."""
-        ...
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, saved: dict[str, Any], /) -> object:
-        """Goes on from a state."""
-        ...
+    def load_state_dict(self, saved: dict[str, Any], /) -> object: ...
 
 
 @runtime_checkable
 class Kinded(Protocol):
-    """A callback whose class does not say all: what it holds must be of the same kind, too."""
+    """A callback that says its class and what it holds, `Scheduler(StepLR)`."""
 
     @property
-    def kind(self) -> str:
-        """Its class and what it holds, `Scheduler(StepLR)`."""
-        ...
+    def kind(self) -> str: ...
 
 
 def order_of(callback: object) -> int:
@@ -176,12 +170,10 @@ def handlers(callbacks: Sequence[object]) -> Handlers:
     """
     for callback in callbacks:
         _check_methods(callback)
-    # Both sorts are stable: among callbacks of one order the first given is the first called.
-    resuming = sorted(callbacks, key=order_of, reverse=True)
-    in_order = sorted(callbacks, key=order_of)
     found: Handlers = {}
     for event in EVENTS:
-        asked = resuming if event == "FitBegin" else in_order
+        # The sort is stable: among callbacks of one order the first given is the first called.
+        asked = sorted(callbacks, key=order_of, reverse=event == "FitBegin")
         name = method_of(event)
         found[event] = [getattr(callback, name) for callback in asked if name in dir(callback)]
     return found
@@ -205,49 +197,30 @@ def hushed(handlers: Handlers, training: bool) -> Handlers:
     """What is heard of what a callback runs: of training what acts on a gradient, else nothing."""
     heard: Handlers = {event: [] for event in EVENTS}
     if training:
-        for event in WINDOW:
-            heard[event] = handlers[event]
+        heard |= {event: handlers[event] for event in WINDOW}
     return heard
 
 
-class Tells(Protocol):
-    """What a bracket needs: somebody who calls the callbacks."""
-
-    def emit(self, event: str) -> None:
-        """Calls every callback's method, until one cancels."""
-        ...
-
-    def emit_to_all(self, event: str) -> Cancel | None:
-        """Calls every callback's method, whatever one of them cancels; gives the widest cancel."""
-        ...
-
-
 class Bracket:
-    """Owns begin, end and cancel of a fit or an epoch.
+    """Owns begin, end and cancel of a fit or an epoch, by its `name`.
 
         with Bracket(learner, "Epoch", CancelEpoch, ending) as bracket:
             if bracket.begun:
                 ...
 
-    The end is told to every callback, also where one of them cancelled what is inside, and not
-    where it ended in an error. A `CancelFit` within an epoch waits in `fit_cancelled` until the
-    epoch's end has been told.
-
-    Args:
-        loop: calls the callbacks.
-        name: `"Fit"` or `"Epoch"`.
-        cancel: what ends this bracket and no other.
-        ending: called before the end is told, with whether a `CancelFit` cut it short.
+    The end is told to every callback, also where one of them raised `cancel`, and not where it
+    ended in an error. A `CancelFit` within an epoch waits in `fit_cancelled` until the epoch's end
+    has been told. Before that `ending` is called, with whether there was one.
     """
 
     def __init__(
         self,
-        loop: Tells,
+        learner: "Learner",
         name: str,
         cancel: type[Exception],
         ending: Callable[[bool], None] | None = None,
     ) -> None:
-        self.loop = loop
+        self.learner = learner
         self.name = name
         self.cancel = cancel
         self.ending = ending
@@ -256,7 +229,7 @@ class Bracket:
 
     def __enter__(self) -> "Bracket":
         try:
-            self.loop.emit(self.name + "Begin")
+            self.learner.emit(self.name + "Begin")
             self.begun = True
         except Exception as error:
             if not self._cancels(error):
@@ -270,12 +243,11 @@ class Bracket:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        # An error is nobody's end: it passes, and no callback hears of one.
         if error is not None and not self._cancels(error):
             return False
         if self.ending is not None:
             self.ending(self.fit_cancelled is not None)
-        cancelled = self.loop.emit_to_all(self.name + "End")
+        cancelled = self.learner.emit_to_all(self.name + "End")
         if isinstance(cancelled, CancelFit):  # of anything narrower nothing is left
             self.fit_cancelled = cancelled
         return True
@@ -294,33 +266,3 @@ class Bracket:
             self.fit_cancelled = error
             return True
         return isinstance(error, self.cancel)
-
-
-class StepBracket:
-    """Owns end and cancel of a step; its begin is told by the phase, when it has taken the batch
-    apart.
-
-    A `CancelStep` leaves out what is left of it, and the step ends and counts; anything else passes
-    without an end. Every callback hears of the end, whatever one of them cancels there.
-    """
-
-    def __init__(self, loop: Tells, ending: Callable[[], None]) -> None:
-        self.loop = loop
-        self.ending = ending
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        if error is not None and not isinstance(error, CancelStep):
-            return False
-        self.ending()
-        cancelled = self.loop.emit_to_all("StepEnd")
-        if cancelled is not None and not isinstance(cancelled, CancelStep):
-            raise cancelled
-        return True

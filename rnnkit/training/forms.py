@@ -58,8 +58,8 @@ def _check_parts(name: str, came: Any, here: Sequence[Any]) -> None:
     if not here:  # a list that grows
         plain = all(isinstance(part, Tensor | int | float | str) for part in came)
         _want(name, came, "parts of one kind", plain and len(set(map(type, came))) < 2)
-    for i in range(len(here)):
-        check_form(f"{name}.{i}", came[i], here[i])
+    for i, part in enumerate(here):
+        check_form(f"{name}.{i}", came[i], part)
 
 
 def is_number(value: Any) -> bool:
@@ -78,8 +78,7 @@ def check_count(name: str, came: Any, below: int = _STEPS) -> None:
 
 def check_sizes(saved: Any) -> None:
     """Refuse what would take all memory to read: parts within parts without end, and a large tensor
-    that has less memory than its shape says.
-    """
+    that has less memory than its shape says."""
     waiting = [(saved, 0)]
     while waiting:
         part, depth = waiting.pop()
@@ -88,14 +87,9 @@ def check_sizes(saved: Any) -> None:
             waiting += [(inner, depth + 1) for inner in part.values()]
         elif isinstance(part, list | tuple):
             waiting += [(inner, depth + 1) for inner in part]
-        elif isinstance(part, Tensor) and not is_lazy(part):
-            small = part.numel() <= _REPEATED
-            _want("tensor", part, "one as large as it says", small or _is_own(part))
-
-
-def _is_own(tensor: Tensor) -> bool:
-    """Whether each of its elements has memory of its own."""
-    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+        elif isinstance(part, Tensor) and not is_lazy(part) and part.numel() > _REPEATED:
+            whole = part.untyped_storage().nbytes() >= part.numel() * part.element_size()
+            _want("tensor", part, "one as large as it says", whole)
 
 
 def check_place(saved: dict[str, Any]) -> None:
@@ -109,11 +103,9 @@ def check_place(saved: dict[str, Any]) -> None:
     if steps and not saved["passes"]:
         _want("epoch_rng", saved["epoch_rng"], "that of a begun epoch", saved["epoch_rng"])
     fits = saved["fits"]
-    before = 0
     for end in fits:
         check_count("a fit's end", end, epochs + 1)
-        _want("fits", fits, "one after the other", end >= before)
-        before = end
+    _want("fits", fits, "one after the other", list(fits) == sorted(fits))
 
 
 def check_tally(saved: dict[str, Any], losses: Iterable[str], counters: dict[str, Any]) -> None:
@@ -146,21 +138,19 @@ def _check_average(name: str, average: Any, dimensions: int) -> None:
 
 def check_optimizer_state(saved: dict[str, Any], optimizer: Any) -> None:
     """Refuse groups of another form, and tensors kept for a parameter that are not of its shape."""
-    check_form(
-        "the optimizer's groups", saved["param_groups"], optimizer.state_dict()["param_groups"]
-    )
-    parameters = parameters_of(optimizer)
+    here = optimizer.state_dict()
+    check_form("the optimizer's groups", saved["param_groups"], here["param_groups"])
     states = saved["state"]
     _want("optimizer's state", states, "a dict", isinstance(states, dict))
     for i, state in states.items():
-        check_count("a parameter's state", i, len(parameters))
+        check_count("a parameter's state", i, len(parameters_of(optimizer)))
         _want("a parameter's state", state, "a dict", isinstance(state, dict))
     if is_pytorchs(optimizer):
         _check_steps(saved, optimizer)
 
 
 def is_pytorchs(part: Any) -> bool:
-    """Whether it is an optimizer or a scheduler of PyTorch's, and of no class made of one."""
+    """Whether its class is an optimizer or a scheduler of PyTorch's."""
     return type(part).__module__.split(".")[:2] == ["torch", "optim"]
 
 
@@ -260,7 +250,7 @@ def check_held(held: dict[str, Any], optimizer: Any) -> None:
 
 
 def check_rng(state: dict[str, Any]) -> None:
-    """Refuse what no generator can be put to, and be asked then; the global ones stay."""
+    """Refuse what no generator can be put to and draw from; the global ones stay."""
     torch.Generator().set_state(state["torch"])
     trial = random.Random()
     version, inner, gauss = state["python"]
@@ -298,10 +288,9 @@ def check_weights(saved: Sequence[Any], modules: Sequence[Any]) -> None:
         for name, value in here.items():
             if is_lazy(value) or is_lazy(state[name]) or not isinstance(value, Tensor):
                 continue
-            if name.endswith("_extra_state"):  # is its module's affair
-                continue
-            alike = isinstance(state[name], Tensor) and state[name].shape == value.shape
-            _want(f"weights {name}", state[name], in_words(value), alike)
+            if not name.endswith("_extra_state"):  # which is its module's affair
+                alike = isinstance(state[name], Tensor) and state[name].shape == value.shape
+                _want(f"weights {name}", state[name], in_words(value), alike)
 
 
 def _want(name: str, came: Any, wanted: str, holds: bool) -> None:

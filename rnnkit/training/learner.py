@@ -21,13 +21,12 @@ from .events import (
     CancelFit,
     CancelStep,
     Handlers,
-    StepBracket,
     handlers,
     hushed,
     order_of,
 )
-from .metrics import Metrics, Tally, move_to
-from .phase import Loop, Loss, Phase, StepState
+from .metrics import Metrics, Tally, move_to, numbers_of
+from .phase import Loop, Loss, Phase, StepState, check_phase
 from .resume import Place
 from .rng import generators_of, rng_state, set_rng_state
 
@@ -36,31 +35,18 @@ _PLAINLY = nullcontext()  # can be entered again and again
 
 @dataclass(eq=False)
 class Pass:
-    """What is known of an epoch while it runs, or of single steps of one phase.
-
-    Attributes:
-        heard: what is called for each event.
-        tally: what it has added up.
-        phase: whose epoch it is; `None` before the first one.
-        fitting: whether it is one of a fit's own epochs.
-        last: whether the fit's epoch is over with it.
-        done: whether it came to its end.
-        cut: whether a `CancelFit` cut it short.
-        over: whether its end has been told.
-        running: whether it or the fit around it runs: what else begins was begun by a callback.
-        exits: what is to be closed when it ends, by an error too.
-    """
+    """What is known of an epoch while it runs, or of single steps of one phase."""
 
     heard: Handlers
     tally: Tally
-    phase: Phase | None = None
-    fitting: bool = False
-    last: bool = False
-    done: bool = False
-    cut: bool = False
-    over: bool = False
-    running: bool = False
-    exits: ExitStack = field(default_factory=ExitStack)
+    phase: Phase | None = None  # `None` before the first one
+    fitting: bool = False  # whether it is one of a fit's own epochs
+    last: bool = False  # whether the fit's epoch is over with it
+    done: bool = False  # whether it came to its end
+    cut: bool = False  # whether a `CancelFit` cut it short
+    over: bool = False  # whether its end has been told
+    running: bool = False  # it, or the fit around it: what else begins was begun by a callback
+    exits: ExitStack = field(default_factory=ExitStack)  # closed when it ends, by an error too
 
 
 class Learner(Loop):
@@ -68,8 +54,7 @@ class Learner(Loop):
 
     A callback is any object with a method for an event, `on_backward_end(learner)` for
     `BackwardEnd`. In order: `FitBegin EpochBegin StepBegin WindowBegin LossBegin BackwardBegin
-    BackwardEnd WindowEnd StepEnd EpochEnd FitEnd`; the window's five come for each window of a
-    training step, of validation's only `LossBegin`.
+    BackwardEnd WindowEnd StepEnd EpochEnd FitEnd`.
 
     >>> import torch
     >>> from rnnkit import Learner, RecurrentSequential, seq2seq_loss
@@ -93,20 +78,14 @@ class Learner(Loop):
         metrics: what is looked at beside the loss, by name, in both phases: losses, evaluated
             without gradient and averaged like the loss, or objects with `update`, `compute` and
             `reset`, as torchmetrics has them, which are given the scored steps side by side,
-            outputs `(N, *O)` and targets `(N, *Y)`. What a loss ignores by its value,
-            `ignore_index`, is among them: such a metric has an `ignore_index`, too.
+            outputs `(N, *O)` and targets `(N, *Y)`; what a loss ignores by its `ignore_index` they
+            have to ignore, too.
         device: where the model and each batch are moved; nothing is moved where it is `None`.
         autocast: mixed precision in the forward pass and the loss: `torch.bfloat16`, or
-            `torch.float16`, whose gradients are scaled by a `torch.amp.GradScaler` as `scaler`. It
-            leaves an update out where they overflow.
+            `torch.float16`, whose gradients are scaled by a `torch.amp.GradScaler` as `scaler`.
 
     Attributes:
-        phase: the running phase; `phase_name` is `"training"` or `"validation"`.
-        current: the [StepState][rnnkit.StepState] of the step, as far as it has come; `state` is
-            the same.
-        averages: of the running epoch: `loss`, in validation `open_loss`, `closed_loss`,
-            `loss_by_step`, the metrics. Of several processes it is that of all at `EpochEnd`, and
-            before it that of each one's own share.
+        current: the [StepState][rnnkit.StepState] of the step, as far as it has come.
         epoch_index: epochs completed.
         step_index: training steps completed in this epoch.
         parameters: the model's.
@@ -183,7 +162,8 @@ class Learner(Loop):
 
     @property
     def averages(self) -> dict[str, Tensor]:
-        """The running epoch's averages, each weighted by what its steps were averaged over."""
+        """Of the running epoch: `loss`, in validation `open_loss`, `closed_loss`, `loss_by_step`,
+        the metrics. Of several processes each has its own share until `EpochEnd`."""
         return self.now.tally.means()
 
     @property
@@ -198,11 +178,11 @@ class Learner(Loop):
 
     @property
     def cut_short(self) -> bool:
-        """Whether a `CancelFit` has cut the epoch short that is about to end."""
+        """Whether a `CancelFit` has cut short the epoch that ends."""
         return self.now.cut
 
     def defer(self, close: Callable[[], object]) -> None:
-        """Calls `close` when the running epoch is over, by an error too: closes what was opened."""
+        """Calls `close` when the running epoch is over, by an error too."""
         self.now.exits.callback(close)
 
     # What a phase and a bracket ask for
@@ -213,16 +193,14 @@ class Learner(Loop):
             handler(self)
 
     def emit_to_all(self, event: str) -> Cancel | None:
-        """`emit` of an end: what one callback cancels, the others hear all the same."""
+        """`emit` of an end: what one callback cancels, the others hear; gives the widest cancel."""
         cancels: list[Cancel] = []
         for handler in self.now.heard[event]:
             try:
                 handler(self)
             except Cancel as error:
                 cancels.append(error)
-        if not cancels:
-            return None
-        return max(cancels, key=lambda cancel: cancel.width)
+        return max(cancels, key=lambda cancel: cancel.width, default=None)
 
     def context(self) -> AbstractContextManager[Any]:
         """What the forward pass and the loss run under: autocast, where it was asked for."""
@@ -255,12 +233,8 @@ class Learner(Loop):
             training: `BPTTTrainingPhase()` where it is `None`.
             validation: `BPTTValidationPhase()` where it is `None`.
 
-        Returns:
-            The learner itself.
-
         Raises:
-            TypeError: if `train` or `valid` is one batch where batches are wanted, or a phase is
-                none.
+            TypeError: if `train` or `valid` is one batch, or a phase is none.
             ValueError: if there are no batches; if called by a callback; if `training` does not
                 train or `validation` does.
         """
@@ -270,8 +244,8 @@ class Learner(Loop):
             raise Refusal("fit, called by a callback,", "one fit at a time", fix)
         training = BPTTTrainingPhase() if training is None else training
         validation = BPTTValidationPhase() if validation is None else validation
-        _check_phase(training, trains=True)
-        _check_phase(validation, trains=False)
+        check_phase(training, trains=True)
+        check_phase(validation, trains=False)
         parts: list[tuple[Phase, Iterable[Any]]] = [(training, train)]
         if valid is not None:
             parts.append((validation, valid))
@@ -311,16 +285,15 @@ class Learner(Loop):
     def epoch(self, phase: Phase, data: Iterable[Any]) -> dict[str, Tensor]:
         """One pass of `phase` over `data`, beside any fit; returns its averages.
 
-        It changes nothing of a fit: its counts, averages, history and checkpoints are as before.
-        Outside a fit the callbacks hear of it, those that keep account of a fit let it pass, and a
-        `CancelFit` ends it. Where a callback calls it, they hear only what acts on a gradient, from
-        `WindowBegin` to `WindowEnd` of training.
+        A fit's counts, averages, history and checkpoints are as before. Outside a fit the callbacks
+        hear of it, and a `CancelFit` ends it. Where a callback calls it, they hear only what acts
+        on a gradient, from `WindowBegin` to `WindowEnd` of training.
 
         Raises:
-            TypeError: if `data` is one batch where batches are wanted, or `phase` is none.
+            TypeError: if `data` is one batch, or `phase` is none.
             ValueError: if there is no batch.
         """
-        _check_phase(phase)
+        check_phase(phase)
         _check_batches(data, phase.name)
         with self._aside(phase, data):
             self._run(self.now, phase, data)
@@ -328,8 +301,7 @@ class Learner(Loop):
 
     @asked("Learner")
     def step(self, phase: Phase, batch: Any) -> StepState | None:
-        """One step of `phase` on `batch`; returns its [StepState][rnnkit.StepState], kept as
-        `learner.current`.
+        """One step of `phase` on `batch`; returns its [StepState][rnnkit.StepState].
 
         Called by a callback it changes nothing of what is running, as [epoch][rnnkit.Learner.epoch]
         does not.
@@ -337,7 +309,7 @@ class Learner(Loop):
         Raises:
             TypeError: if `phase` is none.
         """
-        _check_phase(phase)
+        check_phase(phase)
         if self.now.running:
             with self._aside(phase, [batch]):
                 return self._step(phase, batch)
@@ -352,13 +324,14 @@ class Learner(Loop):
             self.now.running = False
 
     def _step(self, phase: Phase, batch: Any) -> StepState | None:
-        with StepBracket(self, self._count_step):
+        with suppress(CancelStep):  # of what is left of it: the step ends, and counts
             self.now.tally.add(phase, phase.run(self, batch))
-        return self.current
-
-    def _count_step(self) -> None:
-        if self.now.phase is not None and self.now.phase.trains:
+        if phase.trains:
             self.step_index += 1
+        cancelled = self.emit_to_all("StepEnd")
+        if cancelled is not None and not isinstance(cancelled, CancelStep):
+            raise cancelled
+        return self.current
 
     @contextmanager
     def _aside(self, phase: Phase, data: Iterable[Any]) -> Generator[None]:
@@ -402,7 +375,10 @@ class Learner(Loop):
         try:
             with ExitStack() as now.exits:
                 now.exits.enter_context(now.tally.holding())
-                now.exits.enter_context(_mode(self.model, phase))
+                if phase.trains:
+                    self.model.train()  # and so it stays
+                else:
+                    now.exits.enter_context(evaluating(self.model))
                 with Bracket(self, "Epoch", CancelEpoch, self._end) as bracket:
                     if bracket.begun:
                         self._batches(phase, data, seen)
@@ -487,8 +463,7 @@ class Learner(Loop):
 
         The weights, the loss's own parameters, the states of the optimizer, phases and callbacks,
         the place in the epoch, and the generators of PyTorch, Python, NumPy and the data loaders.
-        At the end of an epoch's last phase it says that the next epoch begins. As everywhere in
-        PyTorch, the tensors are not copied.
+        The tensors are not copied.
 
         Raises:
             ValueError: within an epoch, if a metric that counts has no `state_dict`.
@@ -506,9 +481,8 @@ class Learner(Loop):
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from a `state_dict`; where it does not fit, everything is as it was.
 
-        Outside a fit, what belongs to one, the phases' states, the generators and the place in the
-        epoch, is put back when the next fit begins, and that fit makes up the epochs that are
-        missing.
+        Outside a fit, the phases' states, the generators and the place in the epoch are put back
+        when the next fit begins, which makes up the epochs that are missing.
 
         Raises:
             ValueError: if it is of another model, loss, optimizer or set of callbacks, phases or
@@ -517,18 +491,9 @@ class Learner(Loop):
         resume.go_on_from(self, saved)
 
 
-def _mode(model: Model, phase: Phase) -> AbstractContextManager[Any]:
-    """The model's mode for a phase: training, which stays, or evaluation, which does not."""
-    if not phase.trains:
-        return evaluating(model)
-    if isinstance(model, nn.Module):
-        model.train()
-    return nullcontext()
-
-
 @contextmanager
 def _carrying_on(phase: Phase) -> Generator[None]:
-    """What the phase carries from batch to batch is afterwards what it was."""
+    """What the phase carries is afterwards what it was."""
     before = dict(vars(phase))
     try:
         yield
@@ -536,21 +501,8 @@ def _carrying_on(phase: Phase) -> Generator[None]:
         vars(phase).update(before)
 
 
-def _check_phase(phase: Any, trains: bool | None = None) -> None:
-    """Refuse what is no phase, and one that trains where it must not, or the other way round."""
-    if not isinstance(phase, Phase):
-        fix = "BPTTTrainingPhase() or BPTTValidationPhase(), and the data after it."
-        raise Refusal(in_words(phase), "a phase", fix, TypeError)
-    if trains is not None and phase.trains != trains:
-        wanted = "a phase that does not train"
-        if trains:
-            wanted = "a phase that trains"
-        fix = "BPTTTrainingPhase() trains, BPTTValidationPhase() does not."
-        raise Refusal(in_words(phase), wanted, fix)
-
-
 def _check_batches(data: Any, name: str) -> None:
-    """Refuse one batch where batches are wanted: it would be read as several, of other meaning."""
+    """Refuse one batch, which would be read as several, of other meaning."""
     if not isinstance(data, Iterable) and "__getitem__" not in dir(data):
         fix = "fit(epochs, train, valid), each a DataLoader or a list; phases by their names."
         raise Refusal(f"{in_words(data)} for {name}", "batches", fix, TypeError)
@@ -588,8 +540,7 @@ def evaluate(
             evaluation mode.
         loss: as for [Learner][rnnkit.Learner].
         data: batches, each in any form that [get_inout_seq][rnnkit.get_inout_seq] takes.
-        phase: `BPTTValidationPhase()` where it is `None`; its carried state is as before
-            afterwards.
+        phase: `BPTTValidationPhase()` where it is `None`; its carried state stays as it was.
         metrics: as for [Learner][rnnkit.Learner].
 
     Returns:
@@ -597,12 +548,12 @@ def evaluate(
             number, such as `loss_by_step (T,)`, stays a tensor.
 
     Raises:
-        TypeError: if `data` is one batch where batches are wanted, or `phase` is none.
+        TypeError: if `data` is one batch, or `phase` is none.
         ValueError: if there are no batches, or the phase trains.
     """
     check_model(model)
     phase = BPTTValidationPhase() if phase is None else phase
-    _check_phase(phase, trains=False)
+    check_phase(phase, trains=False)
     _check_batches(data, "evaluation")
     loop = Loop(model, loss, None)
     if isinstance(model, nn.Module):
@@ -618,11 +569,4 @@ def evaluate(
     if not means:
         fix = "a generator is spent after one pass; pass a list or a DataLoader."
         raise Refusal("no batches", "at least one", fix)
-    return {name: _as_float(value) for name, value in means.items()}
-
-
-def _as_float(value: Tensor) -> Any:
-    """A number as a float; what is no single one stays a tensor."""
-    if value.ndim:
-        return value
-    return float(value)
+    return {**means, **numbers_of(means)}

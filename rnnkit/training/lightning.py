@@ -6,34 +6,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from ..core.errors import Refusal, asked, in_words
+from ..core.errors import Refusal, asked
 from ..core.model import check_model
 from ..core.state import map_leaves
 from .bptt import BPTTTrainingPhase
 from .closed_loop import BPTTValidationPhase
 from .metrics import Metrics, Tally, move_to
-from .phase import Loop, Loss, Phase, StepState
+from .phase import Loop, Loss, Phase, StepState, check_phase
 from .ranks import Ranks
 
 
 class PhaseModule(LightningModule):
     """A model, a loss and an optimizer as a `LightningModule` whose steps are rnnkit's phases.
 
-    A training step is a step of `training`: windows of truncated BPTT, a carried state, feedback
-    and accumulated batches are what they are in a [Learner][rnnkit.Learner], and the weights after
-    `trainer.fit` are the same. Under `strategy="ddp"` sums and weights are added over processes.
+    A training step is a step of `training`, and the weights after `trainer.fit` are those of a
+    [Learner][rnnkit.Learner]. Under `strategy="ddp"` sums and weights are added over processes.
 
-    Logged at the end of each epoch are the losses of all its data, by their names behind the
-    phase's: `train_loss`, `val_loss`, `val_open_loss`, `val_closed_loss`, and metrics alike. They
-    are what `ModelCheckpoint(monitor=...)` and `EarlyStopping` may watch. What an epoch that is
-    resumed in its middle logs is of the batches after.
+    Logged at the end of each epoch are the losses of all its data, `train_loss`, `val_loss`,
+    `val_open_loss`, `val_closed_loss`, and metrics alike, for `ModelCheckpoint(monitor=...)` and
+    `EarlyStopping`. An epoch that is resumed in its middle logs those of the batches after.
 
     A checkpoint of Lightning's also has the phases' carried states and generators.
 
@@ -46,14 +44,13 @@ class PhaseModule(LightningModule):
 
     Args:
         model: `outputs, state = model(inputs, state)`; `module.model` is the model to keep.
-        loss: made by [seq2seq_loss][rnnkit.seq2seq_loss] or [seq2one_loss][rnnkit.seq2one_loss], or
-            any function that a Learner takes.
+        loss: as for a Learner.
         optimizer: an optimizer of the model's parameters, or what else `configure_optimizers` may
             return, a dict with a scheduler for one. It is stepped by its `interval`; a
             `ReduceLROnPlateau` is not, for Lightning keeps no `monitor` here: step it in a hook.
         training: the phase of a training step, `BPTTTrainingPhase()` where it is `None`.
-        validation: the phase of a validation and of a test step, `BPTTValidationPhase()` where it
-            is `None`.
+        validation: that of a validation and a test step, `BPTTValidationPhase()` where it is
+            `None`.
         metrics: as for a Learner.
 
     Raises:
@@ -88,8 +85,8 @@ class PhaseModule(LightningModule):
         self.optimizer = optimizer
         self.training_phase = BPTTTrainingPhase() if training is None else training
         self.validation_phase = BPTTValidationPhase() if validation is None else validation
-        _check_phase("training", self.training_phase, trains=True)
-        _check_phase("validation", self.validation_phase, trains=False)
+        check_phase(self.training_phase, trains=True)
+        check_phase(self.validation_phase, trains=False)
         self.loop = Loop(model, loss, None)
         self.loss_modules = nn.ModuleList(self.loop.loss.modules())
         self.metrics = Metrics(metrics)
@@ -130,7 +127,8 @@ class PhaseModule(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Forgets the carried state: an epoch reads the data from its beginning."""
-        self._begin(self.training_phase)
+        self.training_phase.reset()
+        self._count(self.training_phase)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """A step of the training phase."""
@@ -147,7 +145,7 @@ class PhaseModule(LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Logs the epoch's averages."""
+        """Logs the averages."""
         self._tell("train", self.training_phase)
 
     # Validation and test
@@ -155,7 +153,8 @@ class PhaseModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Starts afresh."""
         self._settle()
-        self._begin(self.validation_phase)
+        self.validation_phase.reset()
+        self._count(self.validation_phase)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """A step of the validation phase."""
@@ -165,14 +164,8 @@ class PhaseModule(LightningModule):
         """Logs the averages."""
         self._tell("val", self.validation_phase)
 
-    def on_test_epoch_start(self) -> None:
-        """Starts afresh."""
-        self._settle()
-        self._begin(self.validation_phase)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """A step of the validation phase, on test data."""
-        self._step(self.validation_phase, batch)
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
         """Logs the averages."""
@@ -201,16 +194,11 @@ class PhaseModule(LightningModule):
             if isinstance(counter, nn.Module):
                 move_to(self.device, [counter])
         self.loop.ranks = None
-        group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
-        if group is not None and self.trainer.world_size > 1:
-            self.loop.ranks = Ranks(group, self.model)
-
-    def _begin(self, phase: Phase) -> None:
-        phase.reset()
-        self._count(phase)
+        if dist.is_available() and dist.is_initialized() and self.trainer.world_size > 1:
+            self.loop.ranks = Ranks(cast(dist.ProcessGroup, dist.group.WORLD), self.model)
 
     def _count(self, phase: Phase) -> Tally:
-        """What an epoch adds up; while it does, another phase counts with counters of its own."""
+        """What an epoch adds up, with counters that no other one uses meanwhile."""
         self._release(phase)  # an epoch that was cut short
         tally = Tally(self.loop, self.metrics)
         self._tallies[phase.name] = tally
@@ -247,15 +235,6 @@ class PhaseModule(LightningModule):
         numbers = {name: mean.float() for name, mean in means.items() if not mean.ndim}
         # They are the same in every process.
         self.log_dict(numbers, prog_bar=True, sync_dist=self.loop.ranks is not None)
-
-
-def _check_phase(name: str, phase: object, trains: bool) -> None:
-    if not isinstance(phase, Phase):
-        fix = "BPTTTrainingPhase() or BPTTValidationPhase()."
-        raise Refusal(f"{name} = {in_words(phase)}", "a phase", fix, TypeError)
-    if phase.trains != trains:
-        fix = "training=BPTTTrainingPhase(), validation=BPTTValidationPhase()."
-        raise Refusal(f"{name} = {in_words(phase)}", f"a phase for {name}", fix)
 
 
 def _moved(saved: Any, device: torch.device) -> Any:

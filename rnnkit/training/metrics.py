@@ -25,26 +25,18 @@ RESERVED = ("loss", "open_loss", "closed_loss", "loss_by_step", "epoch", "phase"
 class Counter(Protocol):
     """A metric that counts by itself, as those of torchmetrics do."""
 
-    def update(self, outputs: Any, targets: Any, /) -> object:
-        """Takes the scored steps, side by side: `(N, *O)` and `(N, *Y)`."""
-        ...
+    def update(self, outputs: Any, targets: Any, /) -> object: ...  # `(N, *O)` and `(N, *Y)`
 
-    def compute(self) -> Any:
-        """The metric of all steps since `reset`."""
-        ...
+    def compute(self) -> Any: ...
 
-    def reset(self) -> object:
-        """Forgets them."""
-        ...
+    def reset(self) -> object: ...
 
 
 @runtime_checkable
 class Persistent(Protocol):
     """A metric of torchmetrics, which keeps its counts in its `state_dict` only when asked to."""
 
-    def persistent(self, mode: bool = ...) -> object:
-        """Whether the counts are kept."""
-        ...
+    def persistent(self, mode: bool = ...) -> object: ...
 
 
 class Metrics:
@@ -62,7 +54,10 @@ class Metrics:
         for name, metric in _checked(metrics).items():
             if isinstance(metric, Counter):
                 self.counters[name] = metric
-                _prepare(metric, device)
+                if isinstance(metric, Persistent):  # else a checkpoint would have no counts
+                    metric.persistent(True)
+                if isinstance(metric, nn.Module):
+                    move_to(device, [metric])
             else:
                 self.losses[name] = as_loss(metric)
                 move_to(device, self.losses[name].modules())
@@ -79,10 +74,8 @@ def _checked(metrics: Mapping[str, Any] | None) -> Mapping[str, Any]:
         raise Refusal(f"metrics = {in_words(metrics)}", "a dict of metrics by name", fix, TypeError)
     for name, metric in metrics.items():
         if not isinstance(name, str) or name in RESERVED:
-            words = ", ".join(RESERVED)
-            raise Refusal(
-                f"a metric named {name!r}", f"a name that is none of {words}", "rename it."
-            )
+            wanted = f"a name that is none of {', '.join(RESERVED)}"
+            raise Refusal(f"a metric named {name!r}", wanted, "rename it.")
         refuse_class(metric)
         if not callable(metric) and not isinstance(metric, Counter):
             raise Refusal(
@@ -92,14 +85,6 @@ def _checked(metrics: Mapping[str, Any] | None) -> Mapping[str, Any]:
                 TypeError,
             )
     return metrics
-
-
-def _prepare(counter: Counter, device: torch.device | None) -> None:
-    # Without this a checkpoint within an epoch would keep no counts of torchmetrics'.
-    if isinstance(counter, Persistent):
-        counter.persistent(True)
-    if isinstance(counter, nn.Module):
-        move_to(device, [counter])
 
 
 def move_to(device: torch.device | None, modules: Iterable[nn.Module]) -> None:
@@ -114,12 +99,7 @@ _in_use: set[int] = set()
 
 
 class Tally:
-    """What one epoch has added up so far.
-
-    Args:
-        loop: the model and the loss whose steps come.
-        metrics: what else is looked at.
-    """
+    """What one epoch has added up so far."""
 
     def __init__(self, loop: Loop, metrics: Metrics) -> None:
         self.loop = loop
@@ -157,8 +137,7 @@ class Tally:
                 counter.update(outputs, targets)
 
     def compute(self) -> None:
-        """At the end of the epoch: puts the ranks' averages together, and asks the counters, where
-        there was a step to count."""
+        """At the end of the epoch: joins the ranks' averages, asks the counters that counted."""
         ranks = self.loop.ranks
         if ranks is not None:
             self._join(ranks)
@@ -236,6 +215,11 @@ class Tally:
                 counter.load_state_dict(state)
 
 
+def numbers_of(means: Mapping[str, Tensor]) -> dict[str, float]:
+    """Those that are single numbers."""
+    return {name: float(mean) for name, mean in means.items() if not mean.ndim}
+
+
 def _as_tensor(name: str, value: Any) -> Tensor:
     """What a counter has computed: a number, or a tensor of some."""
     try:
@@ -252,12 +236,5 @@ def _scored(loss: SequenceLoss, phase: Phase, step: StepState) -> Scored:
     read = phase.read  # the steps of each row up to the end of this batch, where it goes on
     if read is not None:
         read = read - all_lengths(step.lengths, time, batch)
-    return loss.over(
-        step.targets,
-        time,
-        batch,
-        step.lengths,
-        step.weights,
-        read=read,
-        known=step.known_targets,
-    )
+    known = step.known_targets
+    return loss.over(step.targets, time, batch, step.lengths, step.weights, read=read, known=known)

@@ -1,5 +1,4 @@
-"""What a phase is given and gives back: a batch taken apart, a state carried on, the loop around
-it."""
+"""What phases share: a batch taken apart, a state carried on, the loop around them."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.errors import Named, Refusal, asked
+from ..core.errors import Named, Refusal, asked, in_words
 from ..core.layout import all_lengths, as_sequences, between, check_lengths, check_state, extent
 from ..core.model import (
     Declared,
@@ -54,14 +53,13 @@ class StepState:
         weights: of the steps, `(T, B)`, or `None`.
         outputs: `(T, B, *O)`, without gradient; from `LossBegin` to `WindowEnd` those of the
             window.
-        loss: scalar, without gradient; a tensor, so that no step waits for it.
+        loss: scalar tensor, without gradient.
         weight: the steps that are scored, or the sequences where the loss averages those.
-        open_loss: validation: the loss of the driven steps; `None` where there are none.
+        open_loss: validation: the loss of the driven steps.
         closed_loss: validation: the loss, or the score, of the steps that the model fed itself.
-        loss_by_step: validation: `(T,)`, the loss of each step alone, where it was asked for; NaN
-            at a step that was not scored.
+        loss_by_step: validation: `(T,)`, where it was asked for; NaN at a step that was not scored.
         totals: what an epoch adds up: name to a sum and a weight.
-        known_targets: the targets as they came, before they were moved to the model's device.
+        known_targets: the targets before they were moved to the model's device.
     """
 
     inputs: Any
@@ -78,7 +76,7 @@ class StepState:
     known_targets: Any = None
 
     def keep(self, name: str, total: Total) -> Tensor:
-        """Note a total for the epoch; gives its mean."""
+        """Notes a total for the epoch; gives its mean."""
         self.totals[name] = total
         return total.mean()
 
@@ -92,14 +90,12 @@ class Begun(NamedTuple):
     scored: Scored
 
     def state(self, model: Any) -> State:
-        """The state before the first step, in which the rows that start afresh have the first
-        state of the model as it is now."""
+        """The state before the first step; rows that start afresh have the model's as it is now."""
         return restart_rows(model, self.carried, self.restart)
 
 
 class Loop:
-    """What a phase runs in: the three objects of a plain PyTorch loop, to which a Learner adds the
-    rest.
+    """What a phase runs in: the three objects of a plain PyTorch loop.
 
     Attributes:
         model: as it was given; of a DistributedDataParallel the model inside it.
@@ -130,12 +126,7 @@ class Loop:
 
 
 class Phase:
-    """What both phases share: a batch taken apart, and a state carried from batch to batch.
-
-    Attributes:
-        carried: the state after the last batch, where it is `stateful`.
-        updates: training steps made.
-    """
+    """What both phases share: a batch taken apart, and a state carried from batch to batch."""
 
     name = "phase"
     trains = False
@@ -149,11 +140,9 @@ class Phase:
         self.sampler = sampler
         self.stateful = stateful
         self.feedback = feedback
-        self.carried: State = None
-        self.read: Tensor | None = (
-            None  # (B,): the steps of each row that came before, for a warmup
-        )
-        self.updates = 0
+        self.carried: State = None  # the state after the last batch
+        self.read: Tensor | None = None  # (B,): steps of each row that came before, for a warmup
+        self.updates = 0  # training steps made
         self._tried = True  # whether the model takes what is carried: what was loaded is tried
 
     @asked(lambda phase: type(phase).__name__)
@@ -180,11 +169,11 @@ class Phase:
         return self.updates
 
     def generators(self) -> list[torch.Generator | None]:
-        """The generators that this phase draws from, where it has its own."""
+        """Those that this phase draws from, where it has its own."""
         return [getattr(part, "generator", None) for part in (self.feedback, self.sampler)]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: steps made, the carried state, and the generators' states."""
+        """What a checkpoint keeps."""
         kept = [None if own is None else own.get_state() for own in self.generators()]
         return {
             "updates": self.updates,
@@ -246,7 +235,6 @@ class Phase:
             state = self._go_on(loop, state, step.inputs)
             if batch.restart is not None and self.read is not None:
                 self.read = self.read.masked_fill(batch.restart, 0)
-        came = Named("inputs", step.inputs)
         scored = loop.loss.over(
             step.targets,
             time,
@@ -255,7 +243,7 @@ class Phase:
             step.weights,
             read=self.read,
             known=step.known_targets,
-            came=came,
+            came=Named("inputs", step.inputs),
         )
         loop.current = step
         loop.emit("StepBegin")
@@ -317,6 +305,19 @@ class Phase:
         self.carried = detach(state)
         now = all_lengths(step.lengths, *extent(step.inputs))
         self.read = now if self.read is None else self.read + now
+
+
+def check_phase(phase: Any, trains: bool | None = None) -> None:
+    """Refuse what is no phase, and one that trains where it must not, or the other way round."""
+    if not isinstance(phase, Phase):
+        fix = "BPTTTrainingPhase() or BPTTValidationPhase()."
+        raise Refusal(in_words(phase), "a phase", fix, TypeError)
+    if trains is not None and phase.trains != trains:
+        wanted = "a phase that does not train"
+        if trains:
+            wanted = "a phase that trains"
+        fix = "BPTTTrainingPhase() trains, BPTTValidationPhase() does not."
+        raise Refusal(in_words(phase), wanted, fix)
 
 
 def detached(outputs: Any) -> Any:

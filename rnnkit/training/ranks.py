@@ -1,8 +1,8 @@
 """Several processes that train one model: what they add up, and what the first does for all.
 
-A loss is a sum and a weight, in each process as in each window. So the loss of the joint batch,
-that of all processes side by side, is the sum of sums by the sum of weights, and its gradient is
-the sum of the gradients of each process's sum by the joint weight.
+A loss is a sum and a weight, in each process as in each window. So the loss of the joint batch is
+the sum of sums by the sum of weights, and its gradient the sum of the gradients of each process's
+sum by the joint weight.
 
 The reducer of DistributedDataParallel is not used. It averages where sums are to be added, it waits
 in each backward pass, of which a process without a scored step has none, and it fails over a
@@ -26,8 +26,7 @@ T = TypeVar("T")
 
 
 def ranks_of(model: Any) -> "Ranks | None":
-    """The processes that train a model together: those of its DistributedDataParallel, if it is in
-    one."""
+    """The processes of a model's DistributedDataParallel, if it is in one."""
     if not (dist.is_available() and dist.is_initialized()):
         return None
     around = wrappers(model)
@@ -51,7 +50,7 @@ def _check_plain(model: DistributedDataParallel, around: list[Any]) -> None:
 
 
 def _check_whole(model: Any) -> None:
-    """Refuse a model whose weights are shared out: its calls have to be the same in every rank."""
+    """Refuse shared out weights, whose model has to be called alike in every rank."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None or not isinstance(model, nn.Module):
         return
@@ -68,18 +67,13 @@ def _check_whole(model: Any) -> None:
 class Ranks:
     """The processes of a group that train one model, each on its own share of the data.
 
-    Every method but the properties is called by all of them.
-
-    Attributes:
-        rank: which of them this is, from 0.
-        count: how many there are.
-        module: the model, without what makes it one of several.
+    Every method is called by all of them.
     """
 
     def __init__(self, group: dist.ProcessGroup, module: nn.Module) -> None:
         self.group = group
-        self.module = module
-        self.rank = dist.get_rank(group)
+        self.module = module  # the model, without what makes it one of several
+        self.rank = dist.get_rank(group)  # which of them this is, from 0
         self.count = dist.get_world_size(group)
 
     @property
@@ -99,7 +93,7 @@ class Ranks:
         return int(numbers)
 
     def joint(self, total: Total) -> Total:
-        """What the totals of all ranks add up to: the loss of the joint batch."""
+        """The total of the joint batch."""
         sums = total.sum.detach().double()
         weights = weight_like(total.weight, sums).expand_as(sums)
         sums, weights = self._add(torch.stack([sums, weights]))
@@ -123,7 +117,7 @@ class Ranks:
         for dtype, alike in by_dtype.items():
             self._add_alike(alike, torch.promote_types(dtype, torch.float32))
         for buffer in self.module.buffers():
-            dist.broadcast(buffer, self._first, self.group)
+            dist.broadcast(buffer, self.first, self.group)
 
     def _add_alike(self, parameters: list[Tensor], dtype: torch.dtype) -> None:
         """One sum of all gradients side by side, and behind them how many ranks have each."""
@@ -152,10 +146,10 @@ class Ranks:
         """Gives every rank the first one's weights."""
         for module in modules:
             for tensor in [*module.parameters(), *module.buffers()]:
-                dist.broadcast(tensor, self._first, self.group)
+                dist.broadcast(tensor, self.first, self.group)
 
     @property
-    def _first(self) -> int:
+    def first(self) -> int:
         """The first rank of the group, as it is called among all processes."""
         return dist.get_global_rank(self.group, 0)
 
@@ -184,7 +178,7 @@ def is_first(ranks: Ranks | None) -> bool:
 
 
 def by_first(ranks: Ranks | None, do: Callable[[], T]) -> T:
-    """What `do` gives in rank 0, in every rank; each ends where the first one does."""
+    """What `do` gives in rank 0, in every rank, an error too."""
     if ranks is None:
         return do()
     said: list[Any] = [None, None]
@@ -195,7 +189,7 @@ def by_first(ranks: Ranks | None, do: Callable[[], T]) -> T:
         except BaseException as caught:
             error = caught
             said[1] = f"{type(caught).__name__}: {caught}"
-    dist.broadcast_object_list(said, dist.get_global_rank(ranks.group, 0), ranks.group)
+    dist.broadcast_object_list(said, ranks.first, ranks.group)
     if error is not None:
         raise error
     if said[1] is not None:

@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -23,9 +23,11 @@ from .forms import (
     check_tally,
     check_weights,
 )
-from .metrics import Metrics
 from .ranks import Ranks, count_of
 from .rng import generators_of, rng_state, set_rng_state
+
+if TYPE_CHECKING:
+    from .learner import Learner
 
 FORMAT = "rnnkit checkpoint 1"
 
@@ -60,28 +62,18 @@ class Place:
     A script that is run again from its top makes the same fits again. Those that the file it goes
     on from had finished make no epoch, the one that the file is of goes on, and each begins to
     count where the one before it had ended: so the script ends as if it had not been killed.
-
-    Attributes:
-        fits: after which epoch each finished fit ended.
-        fit: which fit it is, or will be, from 0.
-        start: the epochs that the fit's own are added to.
-        in_fit: whether a fit is running.
-        passes: phases of the fit's epoch that are done with.
-        epoch_rng: the generators when the fit's epoch began; empty between two epochs.
-        pass_rng: the generators when its running phase began.
-        resuming: where its training goes on, when it was cut short and has not gone on yet.
-        waiting: what was loaded and belongs to a fit that is still to begin.
     """
 
-    fits: list[int] = field(default_factory=list[int])
-    fit: int = 0
-    start: int = 0
+    fits: list[int] = field(default_factory=list[int])  # after which epoch each finished one ended
+    fit: int = 0  # which one it is, or will be
+    start: int = 0  # the epochs that the fit's own are added to
     in_fit: bool = False
-    passes: int = 0
+    passes: int = 0  # phases of the fit's epoch that are done with
+    # The generators when the fit's epoch began, empty between two, and when its phase began.
     epoch_rng: dict[str, Any] = field(default_factory=dict[str, Any])
     pass_rng: dict[str, Any] = field(default_factory=dict[str, Any])
-    resuming: Resuming | None = None
-    waiting: Waiting | None = None
+    resuming: Resuming | None = None  # where it goes on, until it has
+    waiting: Waiting | None = None  # what was loaded for a fit that is still to begin
 
     @property
     def is_past(self) -> bool:
@@ -96,35 +88,11 @@ class Place:
         self.fit += 1
 
 
-class Training(Protocol):
-    """What of a Learner its state is taken from, and put back into."""
-
-    model: Any
-    loss: Any
-    optimizer: Any
-    scaler: Any
-    callbacks: list[object]
-    metrics: Metrics
-    parameters: list[Any]
-    phases: tuple[Any, ...]
-    loaders: tuple[Any, ...]
-    place: Place
-    now: Any  # the running epoch
-    ranks: Ranks | None
-    epoch_index: int
-    step_index: int
-
-    @property
-    def fitting(self) -> bool:
-        """Whether the running epoch is one of a fit's own."""
-        ...
-
-
 # ---- Taken
 
 
-def state_of(learner: "Training") -> dict[str, Any]:
-    """The whole training, which can be put back."""
+def state_of(learner: "Learner") -> dict[str, Any]:
+    """The whole training."""
     saved = _state_of(learner)
     lazy = [name for name, value in saved["model"].items() if is_lazy(value)]
     if lazy:
@@ -133,23 +101,23 @@ def state_of(learner: "Training") -> dict[str, Any]:
     return saved
 
 
-def _state_of(learner: "Training") -> dict[str, Any]:
+def _state_of(learner: "Learner") -> dict[str, Any]:
+    """The same, lazy modules among it."""
     callbacks = stateful(learner.callbacks)
-    scaler = {} if learner.scaler is None else {"scaler": learner.scaler.state_dict()}
-    return {
+    saved = {
         "format": FORMAT,
         "model": learner.model.state_dict(),
         "loss": [module.state_dict() for module in learner.loss.modules()],
         "optimizer": learner.optimizer.state_dict(),
         "callbacks": {name: part.state_dict() for name, part in callbacks.items()},
         "count": count_of(learner.ranks),
-        **scaler,
-        **_place_of(learner),
-        **_fit_of(learner),
     }
+    if learner.scaler is not None:
+        saved["scaler"] = learner.scaler.state_dict()
+    return saved | _place_of(learner) | _fit_of(learner)
 
 
-def _place_of(learner: "Training") -> dict[str, Any]:
+def _place_of(learner: "Learner") -> dict[str, Any]:
     """Where the training is: what was made, and what the running epoch has added up."""
     place = learner.place
     now = learner.now
@@ -177,7 +145,7 @@ def _place_of(learner: "Training") -> dict[str, Any]:
     return said
 
 
-def _fit_of(learner: "Training") -> dict[str, Any]:
+def _fit_of(learner: "Learner") -> dict[str, Any]:
     """What belongs to a fit: its phases, and the generators of its loaders among all others."""
     place = learner.place
     if place.waiting is not None:
@@ -195,7 +163,7 @@ def _fit_of(learner: "Training") -> dict[str, Any]:
 # ---- Put back
 
 
-def go_on_from(learner: "Training", saved: Any) -> None:
+def go_on_from(learner: "Learner", saved: Any) -> None:
     """Puts a training back: within a fit at once, outside one what belongs to a fit when it begins.
 
     Within a fit, as it begins, a script is run again, and its fits are counted from its top.
@@ -217,7 +185,7 @@ def go_on_from(learner: "Training", saved: Any) -> None:
         place.waiting = Waiting(saved, whole=False)
 
 
-def put_what_waits(learner: "Training") -> None:
+def put_what_waits(learner: "Learner") -> None:
     """At the beginning of the fit that a loaded state belongs to."""
     place = learner.place
     waiting = place.waiting
@@ -234,14 +202,14 @@ def put_what_waits(learner: "Training") -> None:
     _set_place(learner, waiting.saved)
 
 
-def _set_place(learner: "Training", saved: dict[str, Any]) -> None:
+def _set_place(learner: "Learner", saved: dict[str, Any]) -> None:
     learner.epoch_index, learner.step_index = saved["place"]
     learner.place.passes = saved["passes"]
     learner.place.fits = list(saved["fits"])
 
 
 def _put_or_restore(
-    learner: "Training", saved: dict[str, Any], before: dict[str, Any], whole: bool
+    learner: "Learner", saved: dict[str, Any], before: dict[str, Any], whole: bool
 ) -> None:
     """Puts back what belongs to the fit, where there is one, and with `whole` the rest."""
     resuming = learner.place.resuming
@@ -256,11 +224,10 @@ def _put_or_restore(
         learner.place.epoch_rng = epoch_rng
         if isinstance(error, Refusal) or not isinstance(error, Exception):
             raise
-        came = f"a state that does not fit ({type(error).__name__}: {error})"
-        raise Refusal(came, "the state of this learner", _SAME) from error
+        raise _no_fit(error, "this learner") from error
 
 
-def _put(learner: "Training", saved: dict[str, Any], whole: bool) -> None:
+def _put(learner: "Learner", saved: dict[str, Any], whole: bool) -> None:
     if learner.place.in_fit:
         _put_fit(learner, saved)
     if not whole:
@@ -285,7 +252,7 @@ def _put(learner: "Training", saved: dict[str, Any], whole: bool) -> None:
         learner.model.load_state_dict(saved["model"])
 
 
-def _put_fit(learner: "Training", saved: dict[str, Any]) -> None:
+def _put_fit(learner: "Learner", saved: dict[str, Any]) -> None:
     """What belongs to a fit: its phases' states, the generators, and the place in the epoch."""
     device = learner.parameters[0].device
     for phase, state in zip(learner.phases, saved["phases"], strict=True):
@@ -298,31 +265,29 @@ def _put_fit(learner: "Training", saved: dict[str, Any]) -> None:
         set_rng_state(saved["epoch_rng"], own)  # it can be, when the epoch's batches are made again
     set_rng_state(saved["rng"], own)
     learner.place.epoch_rng = saved["epoch_rng"]
+    learner.place.resuming = None
     _, steps = saved["place"]
-    within = steps > 0 and not saved["passes"]
-    resuming = Resuming(saved["epoch_rng"], saved["rng"], saved["tally"])
-    learner.place.resuming = resuming if within else None
+    if steps > 0 and not saved["passes"]:
+        learner.place.resuming = Resuming(saved["epoch_rng"], saved["rng"], saved["tally"])
 
 
 def _share_of(saved: dict[str, Any], ranks: Ranks | None) -> dict[str, Any]:
-    """The state of this rank, of a file that has those of all."""
+    """This rank's own, of a file that has those of all."""
     here = count_of(ranks)
     there = saved["count"]
     check_count("count of processes", there)
     if here != there:
-        raise Refusal(
-            f"a file of {there} {_processes(there)}",
-            f"one of {here}",
+        came = f"a file of {there} processes"
+        if there == 1:
+            came = "a file of 1 process"
+        fix = (
             f"torchrun --nproc-per-node {there}; or take the weights alone, "
-            'model.load_state_dict(torch.load(path)["model"]).',
+            'model.load_state_dict(torch.load(path)["model"]).'
         )
+        raise Refusal(came, f"one of {here}", fix)
     if ranks is None or "ranks" not in saved:
         return saved
     return {**saved, **saved["ranks"][ranks.rank]}
-
-
-def _processes(count: int) -> str:
-    return "process" if count == 1 else "processes"
 
 
 # ---- Compared
@@ -338,7 +303,7 @@ def _check_format(saved: Any) -> None:
 
 
 def _check_same(
-    learner: "Training", saved: dict[str, Any], here: dict[str, Any], in_fit: bool
+    learner: "Learner", saved: dict[str, Any], here: dict[str, Any], in_fit: bool
 ) -> None:
     """Refuse a state of something else, before anything is changed."""
     try:
@@ -353,14 +318,18 @@ def _check_same(
     except Refusal:
         raise
     except Exception as error:
-        came = f"a state that does not fit ({type(error).__name__}: {error})"
-        raise Refusal(came, "the state of a learner", _SAME) from error
+        raise _no_fit(error, "a learner") from error
     wanted = _described(here, in_fit)
     for name in wanted | there:
         came = there.get(name, "nothing")
         want = wanted.get(name, "nothing")
         if came != want and "lazy" not in (came, want):
             raise Refusal(f"{name} {came}", f"{name} {want}", _SAME)
+
+
+def _no_fit(error: Exception, whose: str) -> Refusal:
+    came = f"a state that does not fit ({type(error).__name__}: {error})"
+    return Refusal(came, f"the state of {whose}", _SAME)
 
 
 def _described(saved: dict[str, Any], in_fit: bool) -> dict[str, Any]:

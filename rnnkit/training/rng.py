@@ -21,11 +21,9 @@ def generators_of(loaders: Iterable[object]) -> list[torch.Generator]:
 
 def _parts_of(loader: object) -> list[object]:
     """The loader and what in it may have a generator: data set and samplers, whatever its class."""
-    parts = [loader]
-    for name in ("dataset", "sampler", "batch_sampler"):
-        parts.append(getattr(loader, name, None))
-    inner = [getattr(part, "sampler", None) for part in parts]
-    return [*parts, *inner]
+    names = ("dataset", "sampler", "batch_sampler")
+    parts = [loader, *(getattr(loader, name, None) for name in names)]
+    return [*parts, *(getattr(part, "sampler", None) for part in parts)]
 
 
 def rng_state(generators: list[torch.Generator]) -> dict[str, Any]:
