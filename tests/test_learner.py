@@ -1,6 +1,7 @@
 """The Learner: epoch averages, the same training as a plain loop, devices, precision and modes."""
 
 import copy
+import operator
 import random
 
 import numpy as np
@@ -213,6 +214,7 @@ def test_model_and_batches_are_moved_to_the_device(device):
         ) * 3
     assert set(seen) == {device}
     assert {p.device.type for p in learner.parameters} == {device}
+    assert all(map(operator.is_, learner.optimizer.param_groups[0]["params"], learner.parameters))
 
 
 def test_the_parts_of_an_encoder_decoder_are_moved():

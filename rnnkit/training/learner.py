@@ -119,7 +119,7 @@ class Learner(Loop):
         super().__init__(model, loss, optimizer)
         if device is not None:
             self.device = torch.device(device)
-        move_to(self.device, [self.model, *self.loss.modules()])
+        self._move([self.model, *self.loss.modules()])
         if self.ranks is not None:
             self.ranks.same(self.loss.modules())
         self.autocast = autocast
@@ -140,6 +140,15 @@ class Learner(Loop):
         self.now = Pass(self._handlers, Tally(self, self.metrics))
 
         self.place = Place()  # for a checkpoint
+
+    def _move(self, modules: list[nn.Module]) -> None:
+        """Move them, and where that makes parameters anew, as on XLA, give the optimizer these."""
+        before = [parameter for module in modules for parameter in module.parameters()]
+        move_to(self.device, modules)
+        after = [parameter for module in modules for parameter in module.parameters()]
+        moved = dict(zip(before, after, strict=True))
+        for group in self.optimizer.param_groups:
+            group["params"][:] = [moved.get(parameter, parameter) for parameter in group["params"]]
 
     # What callbacks read
 
