@@ -30,7 +30,7 @@ def built(tmp_path_factory):
 
 def test_wheel_and_sdist_are_small(built):
     wheel, sdist = (file.stat().st_size for file in built)
-    assert wheel < 180_000
+    assert wheel < 175_000
     assert sdist < 150_000
 
 
