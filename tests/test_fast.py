@@ -392,6 +392,15 @@ def test_a_draw_from_no_number_is_the_sampler_s_error():
         quicker_draws(model, SoftmaxSampler(), 3, torch.full((1, V), torch.nan), model(token)[1])
 
 
+def test_logits_that_a_temperature_makes_infinite_are_the_sampler_s_error():
+    """At a step in the middle, after which all logits are small again."""
+    model, token = language_model().float(), torch.tensor([[0]])
+    with torch.no_grad():
+        first, state = model(token)
+        with pytest.raises(RuntimeError, match="probability tensor contains"):
+            quicker_draws(model, SoftmaxSampler(temperature=1e-42), 3, first[0], state)
+
+
 class Wrapped(nn.Module):
     """A model of the user's own."""
 

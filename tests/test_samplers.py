@@ -477,3 +477,9 @@ def test_a_class_is_no_sampler_but_an_object_of_it(kind):
 def test_sample_best_wants_a_class_dimension():
     with pytest.raises(ValueError, match=r"(?s)sample_best.*\(4,\).*\(B, V\)"):
         sample_best(torch.zeros(4))
+
+
+def test_the_smallest_top_p_keeps_the_likeliest_class():
+    logits = torch.tensor([[0.0, 2.0, 1.0]], dtype=torch.float32)
+    p = SoftmaxSampler(top_p=1e-46).probabilities(logits)
+    assert p.tolist() == [[0.0, 1.0, 0.0]]

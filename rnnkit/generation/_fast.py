@@ -397,14 +397,7 @@ def quicker_draws(
     draws are those of the sampler, bit by bit, from the same generator.
     """
     members = _members_in_place(model)
-    if members is None or steps < 1:
-        return None
-    # The loop: every call writes to where its result is wanted.
-    tokens = torch.empty(steps, len(answer), dtype=torch.int64, device="cpu")  # (n, B)
-    logits = answer.new_empty(steps + 1, *answer.shape)  # (1 + n, B, V)
-    logits[0] = answer
-    choose = _chooser(sampler, logits[1:])
-    if choose is None:
+    if members is None or not _is_known(sampler) or steps < 1:
         return None
     embedding, rnn, head, alone = members
     state = map_leaves(torch.clone, state)
@@ -413,6 +406,11 @@ def quicker_draws(
     to_logits = head.weight.t()
     bias = head.weight.new_zeros(head.out_features) if head.bias is None else head.bias
 
+    # The loop: every call writes to where its result is wanted.
+    tokens = torch.empty(steps, len(answer), dtype=torch.int64, device="cpu")  # (n, B)
+    logits = answer.new_empty(steps + 1, *answer.shape)  # (1 + n, B, V)
+    logits[0] = answer
+    choose = _chooser(sampler, logits[1:])
     with torch.inference_mode():
         for token, before, after in zip(tokens, logits[:-1], logits[1:], strict=True):
             choose(before, after, token)
@@ -444,15 +442,18 @@ def _members_in_place(model: Any) -> tuple[nn.Embedding, nn.Module, nn.Linear, b
     return embedding, rnn, head, stack.alone
 
 
-def _chooser(sampler: Any, noise: Tensor) -> Callable[[Tensor, Tensor, Tensor], Any] | None:
+def _is_known(sampler: Any) -> bool:
+    """Whether it is one that draws a class in a known way."""
+    return sampler is sample_best or (type(sampler) is SoftmaxSampler and not sampler.one_hot)
+
+
+def _chooser(sampler: Any, noise: Tensor) -> Callable[[Tensor, Tensor, Tensor], Any]:
     """What writes the sampler's draw from logits `(B, V)` and noise `(B, V)` to a tensor `(B,)`.
 
     The noise `(n, B, V)` of all draws is made now.
     """
     if sampler is sample_best:
         return lambda logits, _, token: torch.argmax(logits, 1, out=token)
-    if type(sampler) is not SoftmaxSampler or sampler.one_hot:
-        return None
     scores = torch.empty_like(noise[0])
     probabilities: Callable[[Tensor], Tensor] = sampler.probabilities
     if [sampler.top_k, sampler.top_p, sampler.min_p, sampler.temperature] == [None, None, None, 1]:
@@ -486,7 +487,7 @@ def _one_call_is_many() -> bool:
 
 def _refuse_no_number(sampler: NextInput, logits: Tensor) -> None:
     """Where a draw was made from NaN, the sampler is asked for it, to say so in its own words."""
-    peaks = logits.amax(2)  # (n, B)
+    peaks = logits.amax(2) / getattr(sampler, "temperature", 1)  # (n, B)
     if not bool(peaks.isfinite().all()):
         time = int(peaks.isfinite().all(1).int().argmin())
         sampler(logits[time])

@@ -253,7 +253,8 @@ def _keep_top_p(p: Tensor, top_p: float) -> Tensor:
     ranked, order = p.sort(dim=1, descending=True, stable=True)
     before = nn.functional.pad(ranked[:, :-1].cumsum(1), (1, 0))  # the sum of the likelier ones
     # A sum that is p but for a rounding has reached it: 0.5 and 0.3 are 0.8.
-    reached = top_p * (1 - 8 * torch.finfo(p.dtype).eps)
+    info = torch.finfo(p.dtype)
+    reached = max(top_p * (1 - 8 * info.eps), info.tiny)  # the likeliest stays
     return _keep(p, torch.empty_like(p).scatter_(1, order, before) < reached)
 
 
