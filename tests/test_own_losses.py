@@ -52,15 +52,27 @@ def test_a_sum_is_refused_with_the_way_to_write_it(name, make):
     assert "lambda y, t: (F.mse_loss(y, t, reduction='sum'), 1.0)" in message
 
 
-def test_a_compiled_loss_of_pytorch_weighs_as_it_does_uncompiled():
-    loss_fn = nn.CrossEntropyLoss()
-    compiled = torch.compile(loss_fn, backend="eager")
+PYTORCHS = nn.CrossEntropyLoss()
+HIDDEN = {
+    "compiled": torch.compile(PYTORCHS, backend="eager"),
+    "a compiled function": torch.compile(F.cross_entropy, backend="eager"),
+    "a partial of a compiled function": functools.partial(
+        torch.compile(F.cross_entropy, backend="eager"), ignore_index=-100
+    ),
+    "a partial of nothing": functools.partial(PYTORCHS),
+    "its forward": PYTORCHS.forward,
+    "its call": PYTORCHS.__call__,
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_loss_of_pytorch_weighs_as_itself_whatever_hides_it(name):
     outputs, targets = data(4, 2, 3), torch.randint(3, (4, 2), generator=seeded())
     targets = targets.masked_fill(targets == 0, -100)
-    total = rk.seq2seq_loss(compiled).total(outputs, targets)
-    close(total.mean(), loss_fn(outputs.flatten(0, 1), targets.flatten()))
+    total = rk.seq2seq_loss(HIDDEN[name]).total(outputs, targets)
+    close(total.mean(), PYTORCHS(outputs.flatten(0, 1), targets.flatten()))
     assert total.weight == (targets != -100).sum()
-    step = rk.BPTTValidationPhase()(net(), compiled, (outputs, targets))
+    step = rk.BPTTValidationPhase()(net(), HIDDEN[name], (outputs, targets))
     assert step.totals["loss"].weight == total.weight
 
 

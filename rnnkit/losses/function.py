@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
@@ -88,7 +89,7 @@ class Head:
             wanted = "a loss function (outputs, targets)"
             raise Refusal(in_words(loss_fn), wanted, "nn.MSELoss().", TypeError)
         refuse_class(loss_fn)
-        self.loss_fn = uncompiled(loss_fn)
+        self.loss_fn = bare(loss_fn)
         self.key = key
         self._options = torch_options(self.loss_fn)
         if self._options is not None:
@@ -98,6 +99,8 @@ class Head:
         base: Any = self.loss_fn
         while isinstance(base, functools.partial):
             base = base.func
+        if getattr(base, "__module__", "") == F.__name__:
+            base = getattr(F, base.__name__, base)  # compiled, it is another object
         self._weighs = isinstance(base, tuple(_WEIGHING)) or base in _WEIGHING.values()
         functions = (*_SAME_SHAPE.values(), F.gaussian_nll_loss)  # whose module is refused
         self._same_shape = isinstance(base, tuple(_SAME_SHAPE)) or base in functions
@@ -240,9 +243,17 @@ def _count_of_others(targets: Tensor, ignored: int) -> float:
     return float((targets != ignored).sum())
 
 
-def uncompiled(loss_fn: Any) -> Any:
-    """A loss module of PyTorch's own without `torch.compile` around it, which hides what it is."""
-    inner = getattr(loss_fn, "_orig_mod", None)
+def bare(loss_fn: Any) -> Any:
+    """A loss of PyTorch's own without what hides it: `torch.compile`, `partial`, its `forward`."""
+    if isinstance(loss_fn, functools.partial):
+        inner = bare(loss_fn.func)
+        if not loss_fn.args and not loss_fn.keywords:
+            return inner
+        return functools.partial(inner, *loss_fn.args, **loss_fn.keywords)
+    inner = loss_fn
+    if inspect.ismethod(loss_fn) and loss_fn.__name__ in ("forward", "_wrapped_call_impl"):
+        inner = loss_fn.__self__
+    inner = getattr(inner, "_orig_mod", inner)
     return inner if isinstance(inner, _Loss) else loss_fn
 
 
@@ -291,7 +302,7 @@ def torch_options(loss_fn: Any) -> dict[str, Any] | None:
             return None
         given = {**function.keywords, **given}
         function = function.func
-    if getattr(function, "__module__", "") != "torch.nn.functional":
+    if getattr(function, "__module__", "") != F.__name__:
         return None
     parameters = parameters_of(function) or []
     defaults = {parameter.name: parameter.default for parameter in parameters}

@@ -21,7 +21,7 @@ from ..core.layout import (
 from ..core.signature import by_place, must_be_given, parameters_of
 from ..core.state import map_leaves, onto, select_rows
 from .base import Ask, Scored, SequenceLoss
-from .function import LossFunction, pair_of, refuse_class, torch_options, uncompiled
+from .function import LossFunction, bare, pair_of, refuse_class, torch_options
 from .steps import StepLoss
 from .total import Total, in_a_row, nothing, precise
 
@@ -30,7 +30,7 @@ def as_loss(loss: Any) -> SequenceLoss:
     """A loss as a phase knows it: PyTorch's own go over steps, others over the padded batch."""
     if isinstance(loss, SequenceLoss):
         return loss
-    if callable(loss) and torch_options(uncompiled(loss)) is not None:
+    if callable(loss) and torch_options(bare(loss)) is not None:
         return StepLoss(loss)
     return PlainLoss(loss)
 
