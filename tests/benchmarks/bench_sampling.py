@@ -36,12 +36,13 @@ TARGET = 1.10
 HAND = "best loop by hand"
 KIT = "`sample_model`, RecurrentSequential"
 WRAPPED = "`sample_model`, a module of one's own"
+CALLED = "`sample_model`, one with a branch"
 SAMPLING = [
     Contestant(HAND, "sampling_torch:best"),
     Contestant("best loop by hand, tokens alone", "sampling_torch:best_tokens"),
     Contestant(KIT, "sampling_torch:kit"),
     Contestant(WRAPPED, "sampling_torch:kit_wrapped"),
-    Contestant("`sample_model`, one with a branch", "sampling_torch:kit_called"),
+    Contestant(CALLED, "sampling_torch:kit_called"),
     Contestant("a module called for each step, oneDNN off", "sampling_torch:layer_without_onednn"),
     Contestant("a module called for each step", "sampling_torch:layer"),
     Contestant("cells called for each step", "sampling_torch:cells"),
