@@ -704,3 +704,10 @@ def test_buckets_are_made_on_the_cpu_whatever_the_default_device_is():
     finally:
         torch.set_default_device(None)
     assert sorted(i for batch in batches for i in batch) == [0, 1, 2, 3]
+
+
+def test_a_stream_loader_says_that_no_data_loader_goes_around_it():
+    loader = StreamLoader(torch.arange(30), batch_size=2, window=5)
+    refused(lambda: next(iter(DataLoader(loader))), "wanted for batch in loader", TypeError)
+    refused(lambda: loader[0], "wanted for batch in loader", TypeError)
+    assert len(list(loader)) == len(loader)

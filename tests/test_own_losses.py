@@ -775,3 +775,8 @@ def test_a_loss_that_is_no_number_is_told_as_what_it_is_though_it_is_made_of_par
     for phase in (rk.BPTTTrainingPhase(window=3), rk.BPTTValidationPhase(nfeedback=2)):
         loss = learner.step(phase, (inputs, targets)).loss
         torch.testing.assert_close(loss, torch.tensor(bad, dtype=loss.dtype), equal_nan=True)
+
+
+def test_a_loss_of_complex_numbers_is_refused():
+    loss = rk.seq2seq_loss(lambda outputs, targets: ((outputs - targets) * 1j).mean())
+    refused(lambda: loss(data(4, 2, 3), data(4, 2, 3)), "complex numbers from the loss")

@@ -1055,3 +1055,16 @@ def test_an_optimizer_of_another_model_is_refused(options):
 
     with pytest.raises(ValueError, match="BPTTTrainingPhase: got an optimizer that no gradient"):
         train()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged, torch.sparse_coo])
+def test_a_nested_or_sparse_batch_is_refused(layout):
+    x = torch.randn(4, 2, 3)
+    if layout is torch.sparse_coo:
+        batch = x.to_sparse()
+    else:
+        batch = torch.nested.nested_tensor([x[:, 0], x[:3, 1]], layout=layout)
+    model = nn.LSTM(3, 3)
+    learner = rk.Learner(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), 0.1))
+    refused(lambda: learner.step(rk.BPTTTrainingPhase(), (batch, x)), "sparse tensor", TypeError)

@@ -5,7 +5,7 @@ and masks live on the CPU: they decide what is called, and asking a device would
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ Sequences: TypeAlias = Any  # Steps, or a dict of them
 def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor:
     """A sequence `(T, B, *F)`, from itself or from a list of `T` steps `(B, *F)`."""
     # Most calls end here.
-    if type(sequence) is Tensor and sequence.ndim > 1 and sequence.numel():
+    if _is_dense(sequence) and sequence.ndim > 1 and sequence.numel():
         return sequence
     if isinstance(sequence, Sequence) and not isinstance(sequence, str | PackedSequence):
         sequence = _stacked(sequence, name)
@@ -30,6 +30,13 @@ def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor
             f"{name} = {in_words(sequence)}",
             "a tensor (T, B, *F) or a list of steps",
             "stack the steps along a first dimension, time.",
+            TypeError,
+        )
+    if not _is_dense(sequence):
+        raise Refusal(
+            f"{name} = a nested or sparse tensor",
+            "a dense tensor (T, B, *F)",
+            "batchseq pads a list of sequences; a sparse one has to_dense().",
             TypeError,
         )
     if sequence.ndim < least:
@@ -43,6 +50,13 @@ def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor
         came = f"empty {name} {in_words(sequence)}"
         raise Refusal(came, "at least one step and one row", "drop empty sequences.")
     return sequence
+
+
+def _is_dense(sequence: Any) -> TypeGuard[Tensor]:
+    """Whether it has one shape for all rows, and a number in each place."""
+    if not isinstance(sequence, Tensor):
+        return False
+    return sequence.layout is torch.strided and not sequence.is_nested
 
 
 def _stacked(steps: Sequence[Tensor], name: str) -> Tensor:

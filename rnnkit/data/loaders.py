@@ -200,6 +200,12 @@ class StreamLoader:
             return len(range(row.start, row.stop, self.window))
         return sum(1 for _ in self._windows())
 
+    @asked("StreamLoader")
+    def __getitem__(self, index: object) -> SequenceBatch:
+        """Refused: a `DataLoader` around it would ask for single batches."""
+        fix = "iterate over it as it is; no DataLoader goes around it."
+        raise Refusal("an index", "for batch in loader", fix, TypeError)
+
     def __iter__(self) -> Iterator[SequenceBatch]:
         first = self._segments[0]
         if self._one_stream and isinstance(first.source, Tensor):

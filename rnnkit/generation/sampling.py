@@ -130,7 +130,7 @@ def sample_model(
         # What follows it. Nothing is made in advance: `stop` may end it long before `length`.
         for stretch in holding.ahead(known, length):
             holding.keep(stretch)
-            if not holding.rows.any():
+            if stop is not None and not holding.rows.any():
                 break
 
         # What would come next, where all that it is made of is known.
@@ -285,7 +285,7 @@ class _Holding(Rollout):
 
     def next_input(self, outputs: Any, given: Any) -> Any:
         drawn = super().next_input(outputs, given)
-        if bool(self.rows.all()):
+        if self.stop is None or bool(self.rows.all()):
             return drawn
         held = last_step(self.inputs[-1])
         return first_step(where_rows(self.rows, one_step_of(drawn), one_step_of(held)))

@@ -183,6 +183,9 @@ class Head:
                 "a scalar (a mean over the steps), one loss a step, or a pair (sum, weight)",
                 'use a loss with reduction "mean" or "none".',
             )
+        if given.is_complex():
+            fix = "take the absolute value, or the sum of the squares of both parts."
+            raise Refusal("complex numbers from the loss", "real ones", fix)
         given = precise(given)
         if given.ndim == 0:
             self.scalar = True
