@@ -55,14 +55,14 @@ def test_a_sum_is_refused_with_the_way_to_write_it(name, make):
 PYTORCHS = nn.CrossEntropyLoss()
 HIDDEN = {
     "compiled": torch.compile(PYTORCHS, backend="eager"),
-    "a compiled function": torch.compile(F.cross_entropy, backend="eager"),
-    "a partial of a compiled function": functools.partial(
-        torch.compile(F.cross_entropy, backend="eager"), ignore_index=-100
-    ),
     "a partial of nothing": functools.partial(PYTORCHS),
     "its forward": PYTORCHS.forward,
     "its call": PYTORCHS.__call__,
 }
+if torch.__version__ >= "2.7":  # 2.6 compiles none of PyTorch's own functions
+    compiled = torch.compile(F.cross_entropy, backend="eager")
+    HIDDEN["a compiled function"] = compiled
+    HIDDEN["a partial of it"] = functools.partial(compiled, ignore_index=-100)
 
 
 @pytest.mark.parametrize("name", HIDDEN)
