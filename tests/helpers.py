@@ -5,7 +5,7 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from rnnkit import RecurrentSequential, identity
+from rnnkit import RecurrentSequential, identity, sample_model
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
@@ -125,3 +125,13 @@ def generate_by_hand(model, length, primer, sampler, state=None):
             if t + 1 >= len(primer):
                 tokens.append(sampler(step[0]))
     return torch.stack(tokens[:length]), torch.stack(outputs), tokens[length], state
+
+
+def assert_samples_like(model, other, primer, sampler=wander, again=wander):
+    """20 steps are those of the loop over plain calls; `again` is a sampler that draws the same."""
+    sample = sample_model(model, 20, primer, sampler)
+    tokens, outputs, following, state = generate_by_hand(other, 20, primer, again)
+    assert torch.equal(sample.tokens, tokens)
+    assert torch.equal(sample.next[0], following)
+    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
+    assert_state(sample.state, state, rtol=1e-10, atol=1e-10)

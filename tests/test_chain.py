@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import HIDDEN as H
 from helpers import VOCABULARY as V
-from helpers import assert_state, generate_by_hand, seeded, wander
+from helpers import assert_samples_like, generate_by_hand, seeded, wander
 from torch import nn
 
 from rnnkit import RecurrentSequential, SoftmaxSampler, sample_model
@@ -60,16 +60,9 @@ def test_a_chain_of_children_generates_what_its_calls_would(kind, recurrent, row
     model = kind(recurrent).eval()
     assert chain_of(model) is not None
     primer = torch.randint(V, (3, rows))
-    for choose, again in [
-        (wander, wander),
-        (SoftmaxSampler(generator=seeded(1)), SoftmaxSampler(generator=seeded(1))),
-    ]:
-        sample = sample_model(model, 20, primer, choose)
-        tokens, outputs, following, state = generate_by_hand(model, 20, primer, again)
-        assert torch.equal(sample.tokens, tokens)
-        assert torch.equal(sample.next[0], following)
-        torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
-        assert_state(sample.state, state, rtol=1e-10, atol=1e-10)
+    assert_samples_like(model, model, primer)
+    draws = [SoftmaxSampler(generator=seeded(1)) for _ in range(2)]
+    assert_samples_like(model, model, primer, *draws)
 
 
 def test_the_links_of_a_chain_are_told_in_the_order_of_the_calls():

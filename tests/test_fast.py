@@ -7,6 +7,7 @@ import torch
 from helpers import HIDDEN as H
 from helpers import VOCABULARY as V
 from helpers import (
+    assert_samples_like,
     assert_state,
     continuous_model,
     generate_by_hand,
@@ -39,15 +40,6 @@ pytestmark = pytest.mark.usefixtures("in_double_precision")
 def test_sample_model_is_the_loop_over_plain_model_calls(recurrent, layers):
     model = language_model(recurrent, layers)
     assert_samples_like(model, model, torch.randint(V, (4, 3)))
-
-
-def assert_samples_like(model, other, primer):
-    sample = sample_model(model, 20, primer, wander)
-    tokens, outputs, following, state = generate_by_hand(other, 20, primer, wander)
-    assert torch.equal(sample.tokens, tokens)
-    assert torch.equal(sample.next[0], following)
-    torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
-    assert_state(sample.state, state, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(
