@@ -178,9 +178,14 @@ class _Stack:
         quick += [(quicker_step(member, rows), recurrent) for member, recurrent in members]
         return _Stack(quick, self.alone)
 
-    def __call__(self, inputs: Any, state: State) -> tuple[Any, State]:
+    def by_member(self, state: State) -> State:
+        """The state as a tuple, with one entry for each recurrent member."""
         if self.alone and state is not None:
-            state = (state,)
+            return (state,)
+        return state
+
+    def __call__(self, inputs: Any, state: State) -> tuple[Any, State]:
+        state = self.by_member(state)
         after: list[State] = []
         for member, recurrent in self.members:
             if recurrent:
@@ -396,12 +401,14 @@ def quicker_draws(
     For an embedding that fits a table, an LSTM or GRU, and a linear head, without gradient. The
     draws are those of the sampler, bit by bit, from the same generator.
     """
-    members = _members_in_place(model)
-    if members is None or not _is_known(sampler) or steps < 1:
+    if not _is_known(sampler) or steps < 1:
         return None
-    embedding, rnn, head, alone = members
+    stack = _stack_in_place(model)
+    if stack is None:
+        return None
+    embedding, rnn, head = [member for member, _ in stack.members]
     state = map_leaves(torch.clone, state)
-    layers = _in_place(rnn, state if alone else state[0])
+    layers = _in_place(rnn, stack.by_member(state)[0])
     table = layers[0].weights.of_input(embedding.weight)
     to_logits = head.weight.t()
     bias = head.weight.new_zeros(head.out_features) if head.bias is None else head.bias
@@ -424,11 +431,8 @@ def quicker_draws(
     return tokens, logits[1:], state
 
 
-def _members_in_place(model: Any) -> tuple[nn.Embedding, nn.Module, nn.Linear, bool] | None:
-    """The three that a model is: an embedding that fits a table, an LSTM or GRU, a linear head.
-
-    The last is whether its state is that of the layer, and not a tuple of one.
-    """
+def _stack_in_place(model: Any) -> _Stack | None:
+    """What a model is, if that is an embedding that fits a table, an LSTM or GRU, a linear head."""
     stack = _Stack.of(model)
     if stack is None or len(stack.members) != 3:
         return None
@@ -439,7 +443,7 @@ def _members_in_place(model: Any) -> tuple[nn.Embedding, nn.Module, nn.Linear, b
         return None
     if head.out_features > embedding.num_embeddings:
         return None
-    return embedding, rnn, head, stack.alone
+    return stack
 
 
 def _is_known(sampler: Any) -> bool:

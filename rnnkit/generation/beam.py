@@ -114,7 +114,7 @@ def beam_search(
         state = select_rows(state, _flat(index, beams.count))
         tokens, outputs = _trace(trail, index)
         read = inputs[:shortest].repeat_interleave(best, 1)
-        consumed = torch.cat([read, *(as_like(token, inputs) for token in tokens)])  # (T, B * best)
+        consumed = torch.cat([read, *(token.to(inputs.dtype) for token in tokens)])  # (T, B * best)
         answers = primed.outputs.repeat_interleave(best, 1)
         outputs = torch.cat([answers, *outputs])  # (T, B * best, V)
         ended, stopped = _ends(consumed, lengths.repeat_interleave(best), stop)

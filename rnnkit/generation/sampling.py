@@ -16,6 +16,7 @@ from ..core.layout import (
     between,
     check_state,
     extent,
+    gathered,
     join,
     valid_steps,
 )
@@ -370,11 +371,10 @@ def _filled(inputs: Any, future: Any, lengths: Tensor) -> Any:
     index = (torch.arange(time, device="cpu").unsqueeze(1) - lengths).clamp(min=0)
 
     def fill(part: Tensor, after: Tensor) -> Tensor:
-        device = part.device
-        inside = onto(valid, device).view(*valid.shape, *[1] * (part.ndim - 2))
-        return torch.where(inside, part, after[onto(index, device), onto(rows, device)])
+        inside = onto(valid, part.device).view(*valid.shape, *[1] * (part.ndim - 2))
+        return torch.where(inside, part, after)
 
-    return map_leaves(fill, inputs, future)
+    return map_leaves(fill, inputs, gathered(future, index, rows))
 
 
 def _at_own_step(sequence: Any, index: Tensor) -> Any:
@@ -382,9 +382,7 @@ def _at_own_step(sequence: Any, index: Tensor) -> Any:
     if bool((index == index[0]).all()):
         return map_leaves(lambda part: part[int(index[0])], sequence)
     rows = torch.arange(len(index), device="cpu")
-    return map_leaves(
-        lambda part: part[onto(index, part.device), onto(rows, part.device)], sequence
-    )
+    return gathered(sequence, index, rows)
 
 
 def check_primer(

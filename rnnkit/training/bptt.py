@@ -437,9 +437,10 @@ def _backpropagate(loop: Loop, loss: Tensor, retain_graph: bool = False) -> None
 
 def _make_update(loop: Loop) -> None:
     """The optimizer's step on a gradient that is whole."""
+    parameters = parameters_of(loop.optimizer)
     if loop.ranks is not None:
-        loop.ranks.add_gradients(parameters_of(loop.optimizer))
-    if all(parameter.grad is None for parameter in parameters_of(loop.optimizer)):
+        loop.ranks.add_gradients(parameters)
+    if all(parameter.grad is None for parameter in parameters):
         fix = "make it after the model, of model.parameters()."
         raise Refusal("an optimizer that no gradient reaches", "one of what the loss needs", fix)
     scaler = loop.scaler

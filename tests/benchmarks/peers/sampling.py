@@ -70,8 +70,8 @@ def torch_parts(task: Task) -> tuple[Any, Any, Any]:
     return embedding, layers, head
 
 
-def torch_module(task: Task) -> Any:
-    """The same as a module of the user's own."""
+def torch_module(task: Task, branch: bool = False) -> Any:
+    """The same as a module of the user's own, with a branch if it must be called at each step."""
     from torch import nn
 
     class Net(nn.Module):
@@ -83,25 +83,13 @@ def torch_module(task: Task) -> Any:
             hidden, state = self.layers(self.embedding(tokens), state)
             return self.head(hidden), state
 
-    return Net()
-
-
-def torch_module_with_a_branch(task: Task) -> Any:
-    """The same with a line of its own, for which it must be called at each step."""
-    from torch import nn
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding, self.layers, self.head = torch_parts(task)
-
+    class Branching(Net):
         def forward(self, tokens: Any, state: Any = None) -> Any:
             if tokens.ndim != 2:
                 raise ValueError("tokens are (T, B)")
-            hidden, state = self.layers(self.embedding(tokens), state)
-            return self.head(hidden), state
+            return super().forward(tokens, state)
 
-    return Net()
+    return Branching() if branch else Net()
 
 
 def main() -> None:

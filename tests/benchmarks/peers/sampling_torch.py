@@ -4,14 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sampling import (
-    HIDDEN,
-    VOCABULARY,
-    Task,
-    torch_module,
-    torch_module_with_a_branch,
-    torch_parts,
-)
+from sampling import HIDDEN, VOCABULARY, Task, torch_module, torch_parts
 from torch import Tensor, nn
 
 from rnnkit import (
@@ -249,7 +242,7 @@ def kit_wrapped(task: Task) -> Callable[..., Any]:
 
 def kit_called(task: Task) -> Callable[..., Any]:
     """`sample_model` of a module of the user's own that is more than a chain."""
-    return sampled(torch_module_with_a_branch(task), task)
+    return sampled(torch_module(task, branch=True), task)
 
 
 # ---- Beam search
