@@ -14,6 +14,7 @@ from ..core.layout import (
     all_lengths,
     between,
     extent,
+    gathered,
     join,
     lengthened,
     lengths_between,
@@ -115,14 +116,13 @@ class _Ends:
         self.valid = offsets < self.within
         self.rows = torch.arange(len(lengths), device="cpu").expand_as(self.index)
 
-    def gather(self, leaf: Tensor) -> Tensor:
+    def gather(self, sequence: Any) -> Any:
         """`(W, B, *F)` of `(T, B, *F)`."""
-        return leaf[onto(self.index, leaf.device), onto(self.rows, leaf.device)]
+        return gathered(sequence, self.index, self.rows)
 
-    def last_before(self, leaf: Tensor) -> Tensor:
+    def last_before(self, sequence: Any) -> Any:
         """The step before each row's window, `(B, *F)`, of the steps before it."""
-        last = (self.skipped - 1).clamp(min=0)
-        return leaf[onto(last, leaf.device), onto(self.rows[0], leaf.device)]
+        return gathered(sequence, (self.skipped - 1).clamp(min=0), self.rows[0])
 
     def put(self, early: Tensor, late: Tensor) -> Tensor:
         """The steps before the windows and the windows as one sequence, `(T, B, *F)`."""
@@ -340,8 +340,8 @@ class BPTTTrainingPhase(Phase):
             fed = work.mask
             if fed is not None:
                 fed = ends.gather(fed) & ends.valid
-            inputs = map_leaves(ends.gather, step.inputs)  # (W, B, *F)
-            previous = map_leaves(ends.last_before, before)
+            inputs = ends.gather(step.inputs)  # (W, B, *F)
+            previous = ends.last_before(before)
             outputs, state = work.rollout.over(inputs, fed, start, ends.within, previous)
 
         # A loss that reads the last step needs the window alone; another one reads all steps.
