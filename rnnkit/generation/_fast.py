@@ -335,10 +335,12 @@ class _Weights(NamedTuple):
         of_input, own, *biases = weights
         bias, late = biases or of_input.new_zeros(2, len(of_input))
         early_bias = F.pad(late[:early], (0, len(late) - early))
-        # Copies, for which the product of a single row is quicker than for views.
-        return cls(
-            of_input.t().contiguous(), own.t().contiguous(), bias + early_bias, late - early_bias
-        )
+        of_input = of_input.t()
+        # Copies, for which the product of a single row is quicker than for views; those of the
+        # first layer's input are read once, for the table.
+        if layer:
+            of_input = of_input.contiguous()
+        return cls(of_input, own.t().contiguous(), bias + early_bias, late - early_bias)
 
     def of_input(self, x: Tensor) -> Tensor:
         """What `(N, F)` makes of the gates."""

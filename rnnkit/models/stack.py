@@ -90,7 +90,8 @@ class RecurrentSequential(nn.Sequential):
     ) -> tuple[Any, State]:
         if isinstance(inputs, list):
             inputs = as_sequence(inputs)
-        count = sum(self.recurrent)
+        which = self.recurrent
+        count = sum(which)
         if state is not None and (not isinstance(state, tuple) or len(state) != count):
             raise Refusal(
                 f"a state = {in_words(state)}",
@@ -100,7 +101,7 @@ class RecurrentSequential(nn.Sequential):
             )
 
         after: list[State] = []
-        for member, recurrent in zip(self, self.recurrent, strict=True):
+        for member, recurrent in zip(self, which, strict=True):
             if recurrent:
                 before = None if state is None else state[len(after)]
                 inputs, new = call_model(member, inputs, before)
