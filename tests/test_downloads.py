@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from road.download import Form, downloads
 from road.links import ATTRIBUTE, CODE, LINK
 from road.page import RAW
-from road.source import notebook_of, sources, where
+from road.source import sources, where
 from sites import SITE_URL, command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,30 +109,25 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def environment(fresh: Path, install: str) -> Path:
+def environment(fresh: Path, work: Path, install: str) -> Path:
     """An environment with Jupyter's kernel and nothing that this install line does not name.
 
-    The one from the notebook before serves again where all it was told to install is named here too.
+    The package, which every line names, is installed once: the rest is done in a copy by hard links.
     """
-    made, note = fresh / "environment", fresh / "installed"
-    named = set(install.split()[2:])
-    if not note.exists() or not set(note.read_text().split()) <= named:
-        shutil.rmtree(made, ignore_errors=True)
-        command(sys.executable, "-m", "venv", made)
-        command(made / "bin" / "pip", "install", "-q", "-c", ROOT / "constraints.txt", "ipykernel")
-    note.write_text(" ".join(named))
+    base, made = fresh / "base", fresh / "environment"
+    if not base.exists():
+        (package,) = [word for word in shlex.split(install) if "rnnkit" in word]
+        command(sys.executable, "-m", "venv", base)
+        python = base / "bin" / "python"
+        command(python, "-m", "pip", "install", "-q", "ipykernel", work / package, **PINNED)
+        command(python, "-c", "import ipykernel, matplotlib.pyplot, rnnkit")  # compiled once, too
+    shutil.rmtree(made, ignore_errors=True)
+    shutil.copytree(base, made, symlinks=True, copy_function=os.link)
     return made
 
 
-def install_line(name: str) -> str:
-    return "\n".join(
-        cell.source for cell in install_cells(notebook_of(ROOT / "tutorials" / f"{name}.py"))
-    )
-
-
-# Those that install the same stand together. Every other one runs as the notebook of its exercises, the rest as the
-# script: the code is the same, as the tests above and test_tutorials.py hold it, and both would take ten minutes more.
-IN_TURN = sorted(NAMES, key=lambda name: (install_line(name), name))
+# Every other one runs as the notebook of its exercises, the rest as the script: the code is the same, as the tests
+# above and test_tutorials.py hold it, and both would take ten minutes more.
 ALONE = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
 ALONE.pop("VIRTUAL_ENV", None)
 # Two run side by side: with two threads each, which wait for each other, one of them took seven minutes.
@@ -141,7 +136,7 @@ PINNED = {"PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "PIP_NO_COMPILE": "1"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", IN_TURN[::2])
+@pytest.mark.parametrize("name", NAMES[::2])
 def test_a_notebook_of_exercises_runs_where_only_its_install_line_was_run(
     nowhere: Path,
     fresh: Path,
@@ -157,13 +152,13 @@ def test_a_notebook_of_exercises_runs_where_only_its_install_line_was_run(
     cell.metadata.tags.remove("skip-execution")  # a reader runs it
     kernel = tmp_path / "kernels" / "fresh"
     kernel.mkdir(parents=True)
-    python = environment(fresh, cell.source) / "bin" / "python"
+    work = nowhere / "tutorials" / name  # where the wheel lies beside the notebook
+    python = environment(fresh, work, cell.source) / "bin" / "python"
     argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     (kernel / "kernel.json").write_text(
         json.dumps({"argv": argv, "display_name": "fresh", "language": "python"})
     )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    work = nowhere / "tutorials" / name  # where the wheel lies beside the notebook
     client = NotebookClient(
         notebook, timeout=600, kernel_name="fresh", resources={"metadata": {"path": str(work)}}
     )
@@ -173,13 +168,13 @@ def test_a_notebook_of_exercises_runs_where_only_its_install_line_was_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", IN_TURN[1::2])
+@pytest.mark.parametrize("name", NAMES[1::2])
 def test_a_script_runs_where_only_its_install_line_was_run(
     nowhere: Path, fresh: Path, name: str
 ) -> None:
     work = nowhere / "tutorials" / name
     (cell,) = install_cells(notebooks(nowhere, name)["empty"])
-    python = environment(fresh, cell.source) / "bin" / "python"
+    python = environment(fresh, work, cell.source) / "bin" / "python"
     install, run = re.findall(r"^#     (.+)$", (work / f"{name}.py").read_text(), re.M)[:2]
     assert f"%{install}" == cell.source.strip()
     assert run == f"python {name}.py"
