@@ -20,9 +20,6 @@ Sequences: TypeAlias = Any  # Steps, or a dict of them
 
 def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor:
     """A sequence `(T, B, *F)`, from itself or from a list of `T` steps `(B, *F)`."""
-    # Most calls end here.
-    if _is_dense(sequence) and sequence.ndim > 1 and sequence.numel():
-        return sequence
     if isinstance(sequence, Sequence) and not isinstance(sequence, str | PackedSequence):
         sequence = _stacked(sequence, name)
     if not isinstance(sequence, Tensor):
@@ -77,6 +74,8 @@ def _stacked(steps: Sequence[Tensor], name: str) -> Tensor:
 
 def as_sequences(sequence: Sequences, name: str = "inputs", least: int = 2) -> Any:
     """A sequence, or a dict of sequences, in which all have the same `T` and `B`."""
+    if _is_dense(sequence) and sequence.ndim > 1 and sequence.numel():
+        return sequence  # the usual case
     if not isinstance(sequence, dict):
         return as_sequence(sequence, name, least)
     parts: dict[Any, Tensor] = {}

@@ -204,7 +204,6 @@ class Phase:
         loop.loss.check_model(loop.model)
         inputs, state = self._start(loop, batch.inputs)
         inputs = as_sequences(inputs)
-        time, rows = extent(inputs)
         targets = batch.targets
         if not loop.loss.per_sequence:
             targets = as_sequences(targets, "targets")
@@ -214,7 +213,7 @@ class Phase:
         lengths = batch.lengths
         if lengths is not None:
             may_be_empty = batch.restart is not None  # a stream's row that has no document left
-            lengths = check_lengths(lengths, time, rows, least=0 if may_be_empty else 1)
+            lengths = check_lengths(lengths, *extent(inputs), least=0 if may_be_empty else 1)
             time = max(1, int(lengths.max()))  # of a rank, every row may be without a document
             inputs = between(inputs, 0, time)
             if not loop.loss.per_sequence:
