@@ -214,7 +214,8 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm(bad, window):
     phase = rk.BPTTTrainingPhase(window=window)
     learner.fit(1, batches[0], training=phase)
     refused(f"StopOnNaN: got a loss of {bad} in epoch 2, step 2; wanted a finite loss. Likely fix: clip the gradients "
-            "with ClipGradients(1.0), lower the learning rate, or look for it in the data.",
+            "with ClipGradients(1.0), lower the learning rate, or look for it in the data: a missing target may have "
+            "the weight 0.",
             lambda: learner.fit(1, batches[1], training=phase))  # fmt: skip
     assert all(map(torch.equal, kept["weights"], learner.parameters))
     assert all(p.isfinite().all() for p in learner.parameters)
@@ -512,8 +513,8 @@ def test_keeping_the_best_refuses_what_is_not_there():
     refused("KeepBest: got no validation in this fit; wanted one of ['training']. Likely fix: "
             'learner.fit(epochs, train, valid), or KeepBest(phase="training").',
             lambda: learner_of(rk.KeepBest()).fit(1, [x]))  # fmt: skip
-    refused("KeepBest: got monitor='accuracy'; wanted one of ['loss', 'open_loss']. Likely fix: closed_loss is "
-            "there with BPTTValidationPhase(nfeedback) for nfeedback >= 1.",
+    refused("KeepBest: got monitor='accuracy'; wanted one of ['loss', 'open_loss']. Likely fix: "
+            "Learner(..., metrics={'accuracy': ...}) has a metric of this name.",
             lambda: learner_of(rk.KeepBest("accuracy", "max")).fit(1, [x], [x]))  # fmt: skip
 
 

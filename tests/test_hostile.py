@@ -615,3 +615,27 @@ def test_what_is_large_and_can_be_meant_is_bounded_by_the_data():
     assert len(rk.beam_search(lm, 7, tok, 10**12).tokens) == len(
         rk.beam_search(lm, 7, tok, 64).tokens
     )
+
+
+# ---------------------------------------------------------------- slips
+
+labels = torch.zeros(2, dtype=torch.long)
+narrow = rk.RecurrentSequential(nn.GRU(3, 4), nn.Linear(4, 1))
+cross_entropy = nn.CrossEntropyLoss()
+SLIPS = [
+    (lambda: rk.get_inout_seq(x.numpy()), "torch.as_tensor"),
+    (lambda: rk.evaluate(model, rk.seq2seq_loss(cross_entropy), [(x, labels)]), "seq2one_loss"),
+    (lambda: learner(metrics={"right": lambda y, t: (y.argmax(-1) == t).float().mean()}).step(
+        rk.BPTTValidationPhase(), (x, labels)), "seq2one_loss"),
+    (lambda: rk.forecast(narrow, 2, x), "with_covariates(sampler, n)"),
+    (lambda: learner().fit([x], 3), "epochs = a list of 1; wanted a whole number"),
+    (lambda: rk.Learner(model, opt, mse), "Learner(model, loss, optimizer)"),
+    (lambda: rk.pad_collate([(x, x, x[..., 0])]), "an item that is a tuple of 3"),
+    (lambda: rk.pad_collate([(x,)]), "an item that is a tuple of 1"),
+    (lambda: rk.Learner(model, mse, opt, [rk.EarlyStopping(2, "f1")]).fit(1, [x], [x]), "metrics={'f1': ...}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "words"), SLIPS, ids=[words for _, words in SLIPS])
+def test_a_common_slip_is_answered_with_what_cures_it(call, words):
+    refused(call, words, (ValueError, TypeError))

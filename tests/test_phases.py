@@ -868,8 +868,8 @@ def test_a_sampler_that_does_not_fit_is_refused_with_both_shapes():
     )
     text = (
         "{}: got (2, 4) of torch.float64 from the sampler, for outputs (2, 4); wanted the model's next input, "
-        "(2, 3) of torch.float64. Likely fix: tokens come from sample_best or SoftmaxSampler, one-hot rows from "
-        "SoftmaxSampler(one_hot=True)."
+        "(2, 3) of torch.float64. Likely fix: with_covariates(sampler, n) feeds the first n features and keeps the "
+        "others; DistributionSampler draws from what the outputs parametrize."
     )
     refused(
         text.format("BPTTValidationPhase"),

@@ -97,7 +97,7 @@ def at_least(name: str, value: object, least: int, fix: str) -> None:
     """Refuse what is no whole number of `least` and more."""
     if not isinstance(value, Integral) or isinstance(value, bool):  # True is an int to Python
         shown = repr(value)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor | list | tuple | dict):
             shown = in_words(value)
         raise Refusal(f"{name} = {shown}", f"a whole number, {name} >= {least}", fix, TypeError)
     if int(value) < least:

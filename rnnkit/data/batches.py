@@ -210,7 +210,8 @@ def _named(batch: Any) -> SequenceBatch:
         raise Refusal(
             in_words(batch),
             "a tuple of two or three, a SequenceBatch or one sequence",
-            "a tuple is a pair (inputs, targets); a list is the T steps of one sequence.",
+            "a tuple is a pair (inputs, targets); a list is the T steps of one sequence; an array "
+            "becomes a tensor by torch.as_tensor.",
             TypeError,
         )
     return SequenceBatch(batch)

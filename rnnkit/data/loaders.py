@@ -48,6 +48,10 @@ def pad_collate(
     if not items:
         raise Refusal("an empty list", "at least one item", "check the batch sampler.")
     if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
+        if isinstance(items[0], tuple):
+            fix = "several are a dict; for weights, write a function that gives a SequenceBatch."
+            came = f"an item that is {in_words(items[0])}"
+            raise Refusal(came, "sequences, or pairs (sequence, target)", fix, TypeError)
         inputs, lengths = _padded(items, pad)
         return SequenceBatch(inputs, lengths=lengths)
 

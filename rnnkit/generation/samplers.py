@@ -413,6 +413,11 @@ def check_drawn(drawn: Any, like: Any, outputs: Any, what: str) -> None:
             "tokens come from sample_best or SoftmaxSampler, "
             "one-hot rows from SoftmaxSampler(one_hot=True)."
         )
+        if drawn.is_floating_point() and like.is_floating_point():
+            fix = (
+                "with_covariates(sampler, n) feeds the first n features and keeps the others; "
+                "DistributionSampler draws from what the outputs parametrize."
+            )
         came = f"{in_words(drawn)} of {drawn.dtype}"
         raise _not_drawn(came, like, outputs, what, fix, ValueError)
 

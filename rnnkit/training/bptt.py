@@ -523,7 +523,10 @@ def check_optimizer(optimizer: Any) -> None:
         fix = f"build it: {optimizer.__name__}(model.parameters(), ...)."
         raise Refusal(f"the class {optimizer.__name__}", "an optimizer", fix, TypeError)
     if [name for name in ("param_groups", "step", "zero_grad") if not hasattr(optimizer, name)]:
-        fix = "one optimizer with parameter groups: torch.optim.SGD([{...}, {...}])."
+        fix = (
+            "the order is Learner(model, loss, optimizer); of several optimizers make one with "
+            "parameter groups: torch.optim.SGD([{...}, {...}])."
+        )
         raise Refusal(f"optimizer = {in_words(optimizer)}", "one optimizer", fix, TypeError)
     if _needs_closure(type(optimizer)):
         raise Refusal(

@@ -23,7 +23,7 @@ from .forms import (
     is_pytorchs,
     parameters_of,
 )
-from .metrics import numbers_of
+from .metrics import RESERVED, numbers_of
 from .ranks import is_first
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def _monitored(learner: "Learner", name: str) -> float:
         raise Refusal(came, "a single number", fix)
     if name not in numbers:
         fix = "closed_loss is there with BPTTValidationPhase(nfeedback) for nfeedback >= 1."
+        if name not in RESERVED:
+            fix = f"Learner(..., metrics={{{name!r}: ...}}) has a metric of this name."
         raise Refusal(f"monitor={name!r}", f"one of {sorted(numbers)}", fix)
     return numbers[name]
 
@@ -176,7 +178,7 @@ class StopOnNaN:
                 f"a loss of {float(loss)} in {place}",
                 "a finite loss",
                 "clip the gradients with ClipGradients(1.0), lower the learning rate, or look for "
-                "it in the data.",
+                "it in the data: a missing target may have the weight 0.",
             )
 
 
