@@ -366,7 +366,9 @@ Path("forecaster.pt").unlink()
 # One series is a batch with one row, and gives a third as many windows. Train it for more
 # epochs, until the error on the months kept for choosing falls no further. Where weekdays
 # matter, as for a load or for sales, let `known` give the sine and the cosine of the weekday
-# too. Only the first mistake below needs times that know their zone.
+# too. A promotion or a holiday acts at once: give each row
+# [that of the next](../docs/faq/training.md#why-does-my-forecast-answer-a-promotion-one-step-late).
+# Only the first mistake below needs times that know their zone.
 
 # %% [markdown]
 # ## What goes wrong

@@ -365,6 +365,9 @@ def with_covariates(sampler: NextInput, fed: int | str | Sequence[str]) -> WithC
 
         torch.cat([sampler(outputs), given[:, fed:]], 1)
 
+    A model answers a row with the next value. What acts at once, as a promotion or a holiday does,
+    stands one row early: row `t` has that of `t + 1`, in training and in `future`.
+
     Args:
         sampler: maps the outputs `(B, *O)` of one step to the fed features `(B, fed, *F)`.
         fed: how many features the model feeds, the first ones; for a dict of inputs the name of the

@@ -59,8 +59,9 @@ class EncoderDecoder(nn.Module):
 
     `model(inputs, state)` gives outputs `(T, B, *O)` and the state, which begins as
     `model.encode(source, lengths)`; `model((source, lengths, inputs))` does both, so
-    `((source, lengths, inputs), targets, target_lengths)` is a batch to train on. The state is
-    `(decoder state, memory (S, B, M), mask (S, B))`, the last two only with attention.
+    `((source, lengths, inputs), targets, target_lengths)` is a batch to train on. In translation
+    the inputs begin with a start token, and the targets, one step ahead, end with a stop token. The
+    state is `(decoder state, memory (S, B, M), mask (S, B))`, the last two only with attention.
 
     Args:
         encoder: a recurrent model over the source `(S, B, *F)`.

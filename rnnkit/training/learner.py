@@ -88,6 +88,7 @@ class Learner(Loop):
         current: the [StepState][rnnkit.StepState] of the step, as far as it has come.
         epoch_index: epochs completed.
         step_index: training steps completed in this epoch.
+        averages: of the running epoch, by name; `phase_name` says of which phase.
         parameters: the model's.
 
     Raises:
