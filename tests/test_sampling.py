@@ -778,16 +778,17 @@ def test_a_forecast_keeps_the_covariates_of_the_future():
     assert torch.equal(found[..., 1:], data[5:, :, None, 1:].expand(6, 3, 4, 2))
 
 
-def test_a_forecast_of_sequences_of_different_length_goes_on_from_each_row_s_own_end():
+@pytest.mark.parametrize("n", [6, 1])  # more steps than the longest row is ahead, and fewer
+def test_a_forecast_of_sequences_of_different_length_goes_on_from_each_row_s_own_end(n):
     model, sampler = covariate_model(), with_covariates(identity, 1)
-    rows = [torch.randn(n + 6, 3) for n in (4, 1, 3)]
-    primer = batchseq([row[:-6] for row in rows], pad=99.0)
-    future = torch.stack([row[-6:] for row in rows], 1)
-    found = forecast(model, 6, primer, sampler, future=future, paths=2)
-    beside = forecast(model, 6, primer[0], sampler, future=future, lengths=primer[1])
+    rows = [torch.randn(own + n, 3) for own in (4, 1, 3)]
+    primer = batchseq([row[:-n] for row in rows], pad=99.0)
+    future = torch.stack([row[-n:] for row in rows], 1)
+    found = forecast(model, n, primer, sampler, future=future, paths=2)
+    beside = forecast(model, n, primer[0], sampler, future=future, lengths=primer[1])
     for i, row in enumerate(rows):
-        alone = forecast(model, 6, row[:-6, None], sampler, future=row[-6:, None])
-        torch.testing.assert_close(found[:, i], alone.expand(6, 1, 2, 3)[:, 0])
+        alone = forecast(model, n, row[:-n, None], sampler, future=row[-n:, None])
+        torch.testing.assert_close(found[:, i], alone.expand(n, 1, 2, 3)[:, 0])
         torch.testing.assert_close(beside[:, i], alone[:, 0])
 
 

@@ -357,7 +357,7 @@ def _check_future(future: Any, inputs: Any, steps: int) -> None:
         raise Refusal(
             f"a future of {extent(future)[0]} steps",
             f"at least {steps}",
-            "it holds the steps after the primer, from the end of the shortest row on.",
+            "it holds the steps after each primer, from the row's own end on.",
         )
 
 
@@ -368,7 +368,8 @@ def _filled(inputs: Any, future: Any, lengths: Tensor) -> Any:
     if bool(valid.all()):
         return inputs
     rows = torch.arange(len(lengths), device="cpu").expand_as(valid)
-    index = (torch.arange(time, device="cpu").unsqueeze(1) - lengths).clamp(min=0)
+    behind = torch.arange(time, device="cpu").unsqueeze(1) - lengths
+    index = behind.clamp(0, extent(future)[0] - 1)  # a forecast may end before the longest row
 
     def fill(part: Tensor, after: Tensor) -> Tensor:
         inside = onto(valid, part.device).view(*valid.shape, *[1] * (part.ndim - 2))
