@@ -632,6 +632,9 @@ SLIPS = [
     (lambda: rk.Learner(model, opt, mse), "Learner(model, loss, optimizer)"),
     (lambda: rk.pad_collate([(x, x, x[..., 0])]), "an item that is a tuple of 3"),
     (lambda: rk.pad_collate([(x,)]), "an item that is a tuple of 1"),
+    (lambda: rk.evaluate(narrow, mse, [x]), "those features alone as targets"),
+    (lambda: mse(x, {"a": x, "b": x}), "or (inputs, targets) with one target"),
+    (lambda: rk.seq2seq_loss(cross_entropy)(x, x.long()), "targets.argmax(-1) of one-hot rows"),
     (lambda: rk.Learner(model, mse, opt, [rk.EarlyStopping(2, "f1")]).fit(1, [x], [x]), "metrics={'f1': ...}"),
 ]  # fmt: skip
 

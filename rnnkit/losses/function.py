@@ -203,12 +203,17 @@ class Head:
         shorter = min(outputs.shape, targets.shape, key=len)
         longer = max(outputs.shape, targets.shape, key=len)
         if self._same_shape or (*shorter, 1) == tuple(longer):
-            raise Refusal(
-                f"outputs {in_words(outputs)} and targets {in_words(targets)}",
-                "equal shapes",
+            fix = (
                 "they would broadcast to a wrong number; add the missing dimension with "
-                "targets.unsqueeze(-1).",
+                "targets.unsqueeze(-1)."
             )
+            if outputs.ndim == targets.ndim:
+                fix = (
+                    "a model has an output for each feature of the targets; with covariates pass "
+                    "(inputs, targets), and those features alone as targets."
+                )
+            came = f"outputs {in_words(outputs)} and targets {in_words(targets)}"
+            raise Refusal(came, "equal shapes", fix)
 
     def _unreduced(self, outputs: Tensor, targets: Any) -> Any:
         if not isinstance(self.loss_fn, nn.Module):
@@ -289,7 +294,10 @@ def _check_classes(outputs: Tensor, targets: Tensor, leading: int) -> None:
         return
     came = f"outputs {in_words(outputs)} and targets {in_words(targets)} of {targets.dtype}"
     wanted = f"classes {tuple(without)}, int64, without the dimension of the classes"
-    fix = "targets.squeeze(-1) drops a dimension of 1, targets.long() makes classes of numbers."
+    fix = (
+        "targets.squeeze(-1) drops a dimension of 1, targets.long() makes classes of numbers, "
+        "targets.argmax(-1) of one-hot rows."
+    )
     raise Refusal(came, wanted, fix)
 
 

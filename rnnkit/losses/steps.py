@@ -266,9 +266,11 @@ class ScoredSteps(Scored):
             shapes = (outputs.shape, self.targets.shape, self.targets.dtype)
             if self.loss.fits == shapes:
                 return
-        if isinstance(outputs, dict) and self.loss.scales is None:
-            came = f"outputs = {in_words(outputs)} and one loss"
-            raise Refusal(came, "one sequence of outputs", "seq2seq_loss({name: loss, ...}).")
+        for name, given in (("outputs", outputs), ("targets", self.targets)):
+            if isinstance(given, dict) and self.loss.scales is None:
+                came = f"{name} = {in_words(given)} and one loss"
+                fix = "seq2seq_loss({name: loss, ...}), or (inputs, targets) with one target."
+                raise Refusal(came, f"one sequence of {name}", fix)
         for head in self.loss.heads:
             own = part_of(outputs, head.key, "outputs")
             target = part_of(self.targets, head.key, "targets")
