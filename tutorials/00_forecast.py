@@ -367,7 +367,7 @@ Path("forecaster.pt").unlink()
 # epochs, until the error on the months kept for choosing falls no further. Where weekdays
 # matter, as for a load or for sales, let `known` give the sine and the cosine of the weekday
 # too. A promotion or a holiday acts at once: give each row
-# [that of the next](../docs/faq/training.md#why-does-my-forecast-answer-a-promotion-one-step-late).
+# [that of the next](../docs/faq/training.md#why-does-a-known-covariate-act-late).
 # Only the first mistake below needs times that know their zone.
 
 # %% [markdown]

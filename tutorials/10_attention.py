@@ -47,7 +47,8 @@ SEEDS = (0, 1, 2)  # each claim about training is made over all three
 #
 # The **encoder** reads the letters of a word. Its last state becomes the first state of the
 # **decoder**, which writes the phonemes, the sounds of speech: each is the next input, until
-# it writes the stop token. Nothing says which letter makes which phoneme.
+# it writes the stop token. Nothing says which letter makes which phoneme. In translation
+# the same network reads and writes words.
 #
 # ![An encoder reads three letters and hands its state to a decoder, which writes two phonemes and a stop; each phoneme is the next input, and each step of the decoder attends to all outputs of the encoder.](../docs/assets/patterns/10.svg)
 #
