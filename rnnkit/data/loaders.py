@@ -158,6 +158,17 @@ class StreamLoader:
     [[0, 1, 2], [4, 5, 6]] [[1, 2, 3], [5, 6, 7]]
     [[3], [7]] [[4], [8]]
 
+    Targets that are no next steps go side by side with the inputs, and each batch is taken apart:
+
+    >>> from rnnkit import SequenceBatch
+    >>> x, y = torch.zeros(9, 3), torch.ones(9, 1)
+    >>> batches = [
+    ...     SequenceBatch(b.inputs[..., :3], b.inputs[..., 3:], b.lengths, b.restart)
+    ...     for b in StreamLoader(torch.cat([x, y], 1), batch_size=2, window=3)
+    ... ]
+    >>> batches[0].inputs.shape, batches[0].targets.unique()
+    (torch.Size([3, 2, 3]), tensor([1.]))
+
     Args:
         stream: `(N, *F)`, a tensor, an array or anything with `len` and slices that
             `torch.as_tensor` takes; or a list of such documents. It is read window by window, so it
@@ -188,6 +199,9 @@ class StreamLoader:
         self.ranks = ranks
         self._rows = batch_size * ranks  # of all ranks; this one's own are some of them
         self._own = slice(rank * batch_size, (rank + 1) * batch_size)
+        if isinstance(stream, dict) or (isinstance(stream, tuple) and len(stream) == 2):
+            fix = "put them side by side, torch.cat([x, y], 1), and take each batch apart."
+            raise Refusal(in_words(stream), "one stream, or a list of documents", fix, TypeError)
         self._one_stream = not isinstance(stream, list | tuple)  # or documents
         if self._one_stream:
             segments = _rows(_readable(stream), self._rows)

@@ -34,7 +34,8 @@ def seq2one_loss(
             backward half has read one step there), the `"mean"` or `"max"` over its valid steps, or
             a function of `(outputs (T, B, *O), lengths)` to `(B, *O)`. With `"all"`,
             `loss_fn(outputs, targets, lengths)` gets everything, and targets may be any tree of
-            tensors with the batch first (connectionist temporal classification).
+            tensors with the batch first: for connectionist temporal classification, or for a target
+            of each step, turned, beside one of the sequence.
         weights: what each head of a dict of losses is multiplied by; 1 where it is not named.
 
     Returns:
