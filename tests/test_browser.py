@@ -108,6 +108,12 @@ SEARCHES = {
     "why pack padded sequences": ["faq/data", "tutorials/05_lengths"],
     "pad token loss": ["faq/data"],
     "multi gpu lstm": ["faq/use"],
+    "promotions known in the future": ["faq/training"],
+    "missing values": ["faq/data"],
+    "f1 score": ["faq/data"],
+    "resume training": ["api/callbacks"],
+    "multiple inputs": ["shapes"],
+    "initial hidden state": ["state"],
 }
 VIEWS = [(scheme, width) for width in (1280, 390) for scheme in ("light", "dark")]
 if os.environ.get("SLOW") == "0":  # as `make test` says; CI and pytest itself look at everything

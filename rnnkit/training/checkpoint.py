@@ -25,7 +25,8 @@ class Checkpoint:
     and resumed gives bitwise the weights and the history of one that was not, as long as the loader
     gives the same batches for the same generator. Run a script again from its top: `fit(2)` and
     `fit(2)` make four epochs, however often they were killed between. To resume training the next
-    day and train longer, ask for more: where the file has two epochs, `fit(5)` makes three.
+    day and train longer, ask for more: where the file has two epochs, `fit(5)` makes three. Its
+    `["model"]` is of the last epoch; what [KeepBest][rnnkit.KeepBest] brings back is saved after.
 
     It is written beside the old file, `.name.process`, and then put in its place, so a good one is
     there at any moment. It has a checksum, and `torch.load(path, weights_only=True)` reads it.
