@@ -49,7 +49,9 @@ plt.style.use("rnnkit.style")
 #
 # What is known of the future, such as the hour and the day, is a **known covariate** and is
 # read to the end. This is the pattern of DeepAR ([Salinas et al.
-# 2020](https://doi.org/10.1016/j.ijforecast.2019.07.001)).
+# 2020](https://doi.org/10.1016/j.ijforecast.2019.07.001)), but that gives each row the
+# covariates of the hour that it predicts. From one hour to the next a calendar hardly differs;
+# [a promotion does](../docs/faq/training.md#why-does-a-known-covariate-act-late).
 
 # %% [markdown]
 # ## The data
