@@ -78,8 +78,8 @@ class Learner(Loop):
         metrics: what is looked at beside the loss, by name, in both phases: losses, evaluated
             without gradient and averaged like the loss, or objects with `update`, `compute` and
             `reset`, as torchmetrics has them, which are given the scored steps side by side,
-            outputs `(N, *O)` and targets `(N, *Y)`; what a loss ignores by its `ignore_index` they
-            have to ignore, too.
+            outputs `(N, *O)` and targets `(N, *Y)`, or dicts of such; what a loss ignores by its
+            `ignore_index` they have to ignore, too.
         device: where the model and each batch are moved; nothing is moved where it is `None`.
         autocast: mixed precision in the forward pass and the loss: `torch.bfloat16`, or
             `torch.float16`, whose gradients are scaled by a `torch.amp.GradScaler` as `scaler`.
