@@ -420,6 +420,7 @@ def test_a_quantized_lstm_gives_each_row_what_it_gives_alone():
         warnings.simplefilter("ignore")
         model = torch.ao.quantization.quantize_dynamic(nn.Sequential(lstm), {nn.LSTM})[0]
     assert isinstance(model, quantized.LSTM)
+    check_model(model)
     assert Declared(model).takes_packed and Declared(model).bidirectional
     rows = [row.float() for row in rows_of()]
     inputs, lengths = padded(rows, 100.0)

@@ -168,7 +168,7 @@ def _is_pytorchs_own(model: Any) -> bool:
     if isinstance(model, nn.RNNBase):
         return runs(model, *FUSED)
     kind = type(model)
-    return kind.__module__.endswith(_DYNAMIC) and not kind.__name__.endswith("Cell")
+    return kind.__module__.endswith(_DYNAMIC) and kind.__name__ in ("LSTM", "GRU")
 
 
 def check_model(model: Model) -> None:
