@@ -346,6 +346,11 @@ class OnlyThree(nn.Module):
         return x.log()
 
 
+def hooked(member):
+    member.register_forward_hook(lambda module, args, outputs: outputs.exp())
+    return member
+
+
 STATELESS = {
     "a difference": lambda: Difference(),
     "in a Sequential": lambda: nn.Sequential(nn.Linear(F, F), Difference(), nn.Tanh()),
@@ -355,6 +360,8 @@ STATELESS = {
     "a softmax of features": lambda: nn.Softmax(-1),
     "rows dropped in evaluation": lambda: nn.Dropout1d(0.5).eval(),
     "each step": lambda: nn.Sequential(PerStep(nn.Linear(F, F)), nn.LayerNorm(F)),
+    "a hook": lambda: hooked(nn.Sequential(nn.Linear(F, F))),
+    "a hook inside": lambda: nn.Sequential(hooked(nn.Sequential(nn.Linear(F, F)))),
 }
 
 

@@ -77,6 +77,21 @@ def runs(module: Any, *forwards: Any) -> bool:
     return getattr(type(module), "forward", None) in forwards  # a scripted one has none
 
 
+def untouched(module: nn.Module) -> bool:
+    """Whether a call is the class's own forward and nothing more."""
+    hooks = (
+        module._forward_hooks  # pyright: ignore[reportPrivateUsage]
+        or module._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
+        or module._backward_hooks  # pyright: ignore[reportPrivateUsage]
+        or module._backward_pre_hooks  # pyright: ignore[reportPrivateUsage]
+    )
+    kinds = ("forward", "forward_pre", "backward", "backward_pre")
+    everywhere = any(getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in kinds)
+    if hooks or everywhere or "forward" in vars(module):
+        return False
+    return type(module).__call__ is nn.Module.__call__
+
+
 class Declared:
     """What a model declares, as attributes of its class or of the object: the one table of it.
 

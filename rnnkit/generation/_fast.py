@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.model import FUSED, Declared, Model, call_model, runs, unwrap
+from ..core.model import FUSED, Declared, Model, call_model, runs, untouched, unwrap
 from ..core.state import State, map_leaves
 from ..models.stack import RecurrentSequential
 from ._chain import chain_of
@@ -49,27 +49,12 @@ def quicker_step(model: Model, rows: int) -> Model:
         return stack.quicker(rows)
     if rows > _FEW_ROWS:
         return model
-    if _untouched(model) and _has_cells(model):
+    if untouched(model) and _has_cells(model):
         return _cells_of(model)
     cells = _cells_inside(model)
     if not cells:
         return model
     return _CellsInside(model, cells)
-
-
-def _untouched(module: nn.Module) -> bool:
-    """Whether a call is the class's own forward and nothing more."""
-    hooks = (
-        module._forward_hooks  # pyright: ignore[reportPrivateUsage]
-        or module._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
-        or module._backward_hooks  # pyright: ignore[reportPrivateUsage]
-        or module._backward_pre_hooks  # pyright: ignore[reportPrivateUsage]
-    )
-    kinds = ("forward", "forward_pre", "backward", "backward_pre")
-    everywhere = any(getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in kinds)
-    if hooks or everywhere or "forward" in vars(module):
-        return False
-    return type(module).__call__ is nn.Module.__call__
 
 
 def _has_digits(module: nn.Module) -> bool:
@@ -154,7 +139,7 @@ class _Stack:
 
         A dropout that is not training is none of them.
         """
-        if not isinstance(model, nn.Module) or not _untouched(model):
+        if not isinstance(model, nn.Module) or not untouched(model):
             return None
         alone = type(model) is not RecurrentSequential
         if alone:
@@ -200,7 +185,7 @@ class _Stack:
 
 
 def _is_idle(member: nn.Module) -> bool:
-    return type(member) is nn.Dropout and not member.training and _untouched(member)
+    return type(member) is nn.Dropout and not member.training and untouched(member)
 
 
 class _Cells:
@@ -297,7 +282,7 @@ def _fit_a_table(embedding: nn.Module, rnn: nn.Module) -> bool:
     """Whether the two are a plain embedding of few classes, on a CPU, and an LSTM or GRU."""
     if type(embedding) is not nn.Embedding or not isinstance(rnn, nn.LSTM | nn.GRU):
         return False
-    if not (_untouched(embedding) and _untouched(rnn) and _has_cells(rnn)):
+    if not (untouched(embedding) and untouched(rnn) and _has_cells(rnn)):
         return False
     small = embedding.num_embeddings <= _SMALL_VOCABULARY
     return small and embedding.max_norm is None and embedding.weight.device.type == "cpu"
@@ -441,7 +426,7 @@ def _stack_in_place(model: Any) -> _Stack | None:
     if torch.is_grad_enabled() or not _has_digits(model):
         return None
     embedding, rnn, head = [member for member, _ in stack.members]
-    if not _fit_a_table(embedding, rnn) or type(head) is not nn.Linear or not _untouched(head):
+    if not _fit_a_table(embedding, rnn) or type(head) is not nn.Linear or not untouched(head):
         return None
     if head.out_features > embedding.num_embeddings:
         return None

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..core.errors import Refusal, asked, in_words
 from ..core.layout import as_sequence, extent, fill_padding, pack_like, parts_of, repack, unpack
-from ..core.model import Declared, call_model, check_model, runs, unwrap
+from ..core.model import Declared, call_model, check_model, runs, untouched, unwrap
 from ..core.state import State
 
 # Modules that do the same to every step, whatever stands before it.
@@ -204,9 +204,14 @@ def _takes_packed(member: nn.Module, recurrent: bool) -> bool:
     declared = Declared(member)
     if recurrent or declared.takes_packed:
         return declared.takes_packed
-    if runs(member, nn.Sequential.forward):
+    if _is_its_parts(member):
         return all(_takes_packed(part, False) for part in member.children())
     return _sees_one_step(member) or not _sees_padding(declared)
+
+
+def _is_its_parts(member: nn.Module) -> bool:
+    """Whether a call is one of each part in turn: an `nn.Sequential` without hooks."""
+    return runs(member, nn.Sequential.forward) and untouched(member)
 
 
 def _sees_one_step(member: Any) -> bool:
@@ -220,7 +225,7 @@ def _sees_padding(declared: Declared) -> bool:
 
 def _call_packed(member: Any, inputs: Any) -> Any:
     """A stateless member on packed steps: on the steps alone where it can be, else padded."""
-    if runs(member, nn.Sequential.forward):
+    if _is_its_parts(member):
         for part in member:
             inputs = _call_packed(part, inputs)
         return inputs
