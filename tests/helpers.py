@@ -102,6 +102,19 @@ class Counting(nn.Module):
         return self.model(inputs, state)
 
 
+class Scaling(nn.Module):
+    """A model of scaled inputs, which it scales where they lie."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs, state=None):
+        inputs -= 1
+        inputs *= 2
+        return self.model(inputs, state)
+
+
 def by_hand(model, inputs, mask, sampler=identity, state=None):
     """The referee: one call a step, the model's own output where the mask says so."""
     outputs = []

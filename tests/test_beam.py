@@ -116,6 +116,18 @@ def test_the_outputs_of_the_best_beam_answer_its_tokens():
     assert_state(sample.state, [leaf.detach() for leaf in leaves(state)])
 
 
+def test_tokens_that_a_model_writes_over_are_those_that_were_drawn():
+    class Shifted(nn.Module):
+        def forward(self, inputs, state=None):
+            outputs, state = model(inputs.clone(), state)
+            inputs += 1
+            return outputs, state
+
+    model, primer = language_model(), torch.randint(V, (4, 3))
+    wanted = beam_search(model, 10, primer, width=3)
+    assert torch.equal(beam_search(Shifted(), 10, primer, width=3).tokens, wanted.tokens)
+
+
 def test_a_beam_has_no_gradient():
     sample = beam_search(language_model(), 10, torch.randint(V, (4, 3)), width=3)
     assert not any(

@@ -5,7 +5,7 @@ import sys
 import onnxruntime
 import pytest
 import torch
-from helpers import refused
+from helpers import Scaling, refused
 from torch import nn
 
 from rnnkit import (
@@ -115,6 +115,19 @@ def test_cells_are_exported_a_step_or_a_chunk_at_a_time(tmp_path):
             assert_same(run, "cells", model, steps, rows, calls=3)
     run = export_program(model, inputs_for("cells", 2, 2), steps=9).module()
     assert_same(run, "cells", model, 9, 7, calls=3)
+
+
+def test_a_model_that_writes_to_its_inputs_is_exported(tmp_path):
+    model, example = nn.GRU(3, 8).eval(), torch.randn(6, 2, 3)
+    before = example.clone()
+    export_onnx(Scaling(model), tmp_path / "model.onnx", example)
+    program = export_program(Scaling(model), example, steps=6).module()
+    assert torch.equal(example, before)
+    state = torch.randn(1, 2, 8)
+    wanted = model((example - 1) * 2, state)
+    for run in (session(tmp_path / "model.onnx"), program):
+        for got, right in zip(run(example.clone(), state), wanted, strict=True):
+            torch.testing.assert_close(got, right, rtol=0, atol=1e-5)
 
 
 def test_a_program_is_saved_and_loaded(tmp_path):

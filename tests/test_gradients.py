@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import refused
+from helpers import Scaling, refused
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -543,3 +543,15 @@ def test_shares_are_the_model_s_whatever_the_default_device_is():
         torch.set_default_device(None)
     assert shares["weight_hh_l0"][2:].abs().max() == 0
     assert shares["weight_hh_l0"][1].abs().max() > 0
+
+
+def test_a_model_that_writes_to_its_inputs_has_shares_too():
+    model, inputs = nn.GRU(F, H), torch.randn(T, B, F)
+    before = inputs.clone()
+    shares = gradient_by_step(
+        Scaling(model), lambda outputs, _: outputs.square().sum(), inputs, None
+    )
+    assert torch.equal(inputs, before)
+    model((inputs - 1) * 2)[0].square().sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(shares[f"model.{name}"].sum(0), parameter.grad)

@@ -6,7 +6,16 @@ import pytest
 import torch
 from helpers import HIDDEN as H
 from helpers import VOCABULARY as V
-from helpers import Counting, assert_state, continuous_model, language_model, leaves, seeded, wander
+from helpers import (
+    Counting,
+    Scaling,
+    assert_state,
+    continuous_model,
+    language_model,
+    leaves,
+    seeded,
+    wander,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -136,6 +145,32 @@ def test_a_distribution_head_is_sampled_with_its_log_probs():
     followed = torch.cat([sample.tokens[1:], sample.next])
     assert sample.tokens.shape == (10, 3, 1)
     torch.testing.assert_close(sample.log_probs, normal(sample.outputs).log_prob(followed)[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("distribution", "drawable"),
+    [
+        (lambda y: torch.distributions.LogNormal(y, 1.0), [1.0, 2.0, 3.0, 4.0]),
+        (lambda y: torch.distributions.OneHotCategorical(logits=y), [0.0, 1.0, 0.0, 0.0]),
+    ],
+)
+def test_a_value_of_the_primer_that_cannot_be_drawn_cannot_follow(distribution, drawable):
+    primer = torch.full((3, 2, 4), -1.0)
+    primer[2, 1] = torch.tensor(drawable)
+    sampler = DistributionSampler(distribution)
+    torch.manual_seed(1)
+    sample = sample_model(nn.GRU(4, 4), 6, primer, sampler)
+    after = torch.rand(1)
+    followed = torch.cat([sample.tokens[1:], sample.next])
+    follows = torch.tensor([[False, False], [False, True]] + 4 * [[True, True]])  # (T, B)
+    wanted = distribution(sample.outputs[follows]).log_prob(followed[follows])  # (N,) or (N, 4)
+    torch.testing.assert_close(sample.log_probs[follows], wanted.view(len(wanted), -1).sum(1))
+    assert sample.log_probs[~follows].tolist() == 3 * [float("-inf")]
+
+    # What it takes to score them draws no number.
+    torch.manual_seed(1)
+    sample_model(nn.GRU(4, 4), 6, primer, lambda outputs: distribution(outputs).sample())
+    assert torch.equal(torch.rand(1), after)
 
 
 def test_the_log_prob_of_an_image_of_classes_is_the_sum_over_its_pixels():
@@ -742,6 +777,20 @@ def test_a_learned_first_state_is_that_of_each_row(draw):
 
 def gaussian(outputs):
     return torch.distributions.Normal(outputs[..., :1], F.softplus(outputs[..., 1:]))
+
+
+def test_what_a_model_writes_to_its_inputs_is_not_what_it_was_fed():
+    model, primer = nn.GRU(2, 2), torch.randn(5, 3, 2)
+    before = primer.clone()
+    tokens = [primer]
+    outputs, state = model((primer - 1) * 2)
+    for _ in range(4):
+        tokens.append(outputs[-1:])
+        outputs, state = model((tokens[-1] - 1) * 2, state)
+    wanted = torch.cat(tokens).detach()
+    torch.testing.assert_close(sample_model(Scaling(model), 9, primer).tokens, wanted)
+    torch.testing.assert_close(forecast(Scaling(model), 4, primer)[:, :, 0], wanted[5:])
+    assert torch.equal(primer, before)
 
 
 @pytest.mark.parametrize("paths", [1, 4])

@@ -223,7 +223,8 @@ def _form_of(model: Any, inputs: Any, steps: int | None, state: State) -> _Form:
         )
     inputs = check_call(model, inputs, state)
     with evaluating(model), torch.no_grad():
-        outputs, after = call_model(model, inputs, state)
+        given = map_leaves(torch.clone, inputs)  # to which the model may write
+        outputs, after = call_model(model, given, state)
     leaves = [f"state_{i}" for i in range(len(leaves_of(after)))]
     flat = _Flat(model, inputs, after)
     return _Form(
@@ -308,7 +309,7 @@ def _compare(form: _Form, steps: int | None, run: Callable[..., Any], what: str)
     sizes = _OTHERS if steps is None else ((steps, 1), (steps, 7))
     for time, rows in sizes:
         tensors = form.draw(time, rows)
-        wanted = form.flat(*tensors)
+        wanted = form.flat(*map(torch.clone, tensors))  # it may write to them
         try:
             got = list(run(*tensors))
         except Exception as error:
