@@ -116,6 +116,20 @@ def test_horizon_over_seeds_is_the_mean_in_a_band_of_all():
     assert to_hex(band.get_facecolor()[0]) == to_hex(ax.get_lines()[0].get_color())
 
 
+def test_a_list_is_that_of_several_seeds():
+    by_seed = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 4.0, 8.0])]
+    (line,) = plot_horizon(by_seed).get_lines()
+    assert list(line.get_ydata()) == [2.0, 3.0, 5.5]
+    (line,) = plot_horizon([1.0, 2.0, 3.0]).get_lines()
+    assert list(line.get_ydata()) == [1.0, 2.0, 3.0]
+
+
+def test_a_baseline_may_have_few_digits():
+    baseline = torch.tensor([1.0, 2.0, 3.0], dtype=torch.bfloat16)
+    lines = plot_horizon(torch.ones(3), baselines={"last value": baseline}).get_lines()
+    assert list(lines[1].get_ydata()) == [1.0, 2.0, 3.0]
+
+
 def test_horizon_draws_baselines_in_gray():
     ax = plot_horizon(
         torch.ones(3), baselines={"last value": 0.5, "climate": torch.tensor([1.0, 2.0, 3.0])}

@@ -59,7 +59,7 @@ def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
 
 @asked("plot_horizon")
 def plot_horizon(
-    loss_by_step: Tensor | Mapping[str, Tensor],
+    loss_by_step: Tensor | list[Tensor] | Mapping[str, Tensor | list[Tensor]],
     ax: "Axes | None" = None,
     *,
     nfeedback: int | None = None,
@@ -75,8 +75,9 @@ def plot_horizon(
     ['loop closes', 'last value', 'model']
 
     Args:
-        loss_by_step: `(T,)`, as validation records it; `(seeds, T)`, drawn as the mean over seeds
-            in a band from the smallest to the largest; or label -> one of them.
+        loss_by_step: `(T,)`, as validation records it; `(seeds, T)`, or a list of `(T,)`, drawn
+            as the mean over seeds in a band from the smallest to the largest; or label -> one of
+            them.
         ax: the matplotlib axes to draw on and return; `None` makes new ones.
         nfeedback: how many of the last steps the model itself fed.
         baselines: name -> the loss, a number or `(T,)`, of what the model has to beat; in gray.
@@ -111,6 +112,8 @@ def _curves(loss_by_step: Any) -> dict[str, Tensor]:
         if value is None:
             fix = "BPTTValidationPhase(by_step=True) makes it."
             raise Refusal(f"{label} = None", "(T,) or (seeds, T)", fix)
+        if isinstance(value, list):  # those of several seeds
+            value = torch.stack([torch.as_tensor(item) for item in value])
         curve = torch.as_tensor(value).detach().cpu().double()
         if curve.ndim not in (1, 2) or 0 in curve.shape:
             fix = "average over rows and features; validation's loss_by_step is (T,)."
@@ -126,7 +129,7 @@ def _baselines(baselines: Mapping[str, float | Tensor], time: int) -> dict[str, 
     """The losses to beat, each `(T,)`."""
     lines: dict[str, Tensor] = {}
     for name, value in baselines.items():
-        line = torch.as_tensor(value).detach().cpu()
+        line = torch.as_tensor(value).detach().cpu().double()
         if line.shape not in ((), (time,)):
             came = f"the baseline {name} {in_words(line)} for T = {time}"
             raise Refusal(came, f"a number or ({time},)", "average it over rows and seeds.")
