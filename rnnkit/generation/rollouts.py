@@ -145,7 +145,8 @@ class Rollout:
             self.model,
             "",
             "one that can be stepped: it reads the future",
-            "train it with Feedback.never(), or make it one-directional.",
+            "train it with Feedback.never(), or make it one-directional; where only its encode "
+            "reads both ways, declare bidirectional = False in its class.",
         )
 
 
