@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from helpers import Scaling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -1071,3 +1072,32 @@ def test_a_nested_or_sparse_batch_is_refused(layout):
     text = "got inputs = a nested or sparse tensor; wanted a dense tensor"
     with pytest.raises(TypeError, match=text):
         learner.step(rk.BPTTTrainingPhase(), (batch, x))
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        rk.BPTTTrainingPhase(),
+        rk.BPTTTrainingPhase(window=3),
+        rk.BPTTTrainingPhase(window=4, stride=2),
+        rk.BPTTTrainingPhase(window=3, feedback=rk.Feedback.every(2)),
+        rk.BPTTValidationPhase(nfeedback=2),
+    ],
+)
+def test_a_model_that_writes_to_its_inputs_leaves_the_targets_that_share_their_memory(phase):
+    class Scaled(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, inputs, state=None):
+            return self.model((inputs - 1) * 2, state)
+
+    found = []
+    for kind in (Scaling, Scaled):
+        sequence = data(9, 4, 3)
+        model = kind(net())
+        _, step, _ = trained(phase, rk.get_inout_seq(sequence), model=model)
+        assert torch.equal(sequence, data(9, 4, 3))
+        found.append([step.loss, *copied(model)])
+    close(*found)

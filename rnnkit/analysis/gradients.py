@@ -10,7 +10,7 @@ from torch.func import functional_call
 from ..core.errors import Refusal, asked, in_words
 from ..core.layout import Sequences, between, extent, fill_padding, join
 from ..core.model import check_call, check_one_way, run_model, unwrap
-from ..core.state import State, map_leaves
+from ..core.state import State
 
 
 @asked("gradient_by_step")
@@ -140,7 +140,6 @@ class _Weighted:
         self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
     def __call__(self, inputs: Any, state: State) -> Any:
-        inputs = map_leaves(torch.clone, inputs)  # a model may write to them, and is called twice
         return functional_call(self.model, {**self.buffers, **self.weights}, (inputs, state))
 
 

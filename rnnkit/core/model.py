@@ -262,12 +262,14 @@ def run_model(
 ) -> tuple[Any, State]:
     """One run of `model` over `(T, B, *F)`; with `lengths` the state is each row's at its end.
 
+    The model gets a copy, to which it may write: the inputs may be targets too, or be read again.
+
     Padding never changes a number. A model that reads forward is called on the whole batch. Packed
     is a batch where padding would change what is asked for: the outputs of a bidirectional member,
     batch statistics, or (`carry`) the state itself. A row of length 0 keeps its state.
     """
     if lengths is None or bool((lengths == extent(inputs)[0]).all()):
-        outputs, state = call_model(model, inputs, state)
+        outputs, state = call_model(model, map_leaves(torch.clone, inputs), state)
     else:
         outputs, state = _run_ragged(model, inputs, state, lengths, carry)
     _check_outputs(outputs, inputs)

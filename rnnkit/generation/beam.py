@@ -104,7 +104,7 @@ def beam_search(
             if t < int(lengths.max()):  # the longer primers are still read
                 grown = search.read(grown, t, inputs[t])
             state = select_rows(state, _flat(grown.parent, beams.count))
-            token = as_like(grown.token.clone().view(1, -1), inputs)  # (1, B * W)
+            token = as_like(grown.token.view(1, -1), inputs)  # (1, B * W)
             outputs, state = run_model(step, token, state)
             beams = replace(grown, answer=outputs[0].unflatten(0, grown.token.shape))
             trail.append(beams)

@@ -103,7 +103,7 @@ class Rollout:
             here = lengths_between(lengths, start, stop)
             alone = fed and stop - start == 1
             model = single if alone else self.model
-            outputs, state = self._run(model, stretch, state, here)
+            outputs, state = run_model(model, stretch, state, here, carry=self.carry)
             yield Stretch(stretch, outputs, state)
             previous = last_step(outputs)
 
@@ -116,16 +116,9 @@ class Rollout:
         for at_step in given:
             drawn = one_step_of(self.next_input(previous, at_step))  # (1, B, *F)
             drawn = map_leaves(torch.clone, drawn)  # a sampler may give the same tensor each time
-            outputs, state = self._run(single, drawn, state)
+            outputs, state = run_model(single, drawn, state, carry=self.carry)
             yield Stretch(drawn, outputs, state)
             previous = last_step(outputs)
-
-    def _run(
-        self, model: Model, inputs: Any, state: State, lengths: Tensor | None = None
-    ) -> tuple[Any, State]:
-        """One run on a copy: what is kept of a stretch is what the model was given."""
-        inputs = map_leaves(torch.clone, inputs)  # to which the model may write
-        return run_model(model, inputs, state, lengths, carry=self.carry)
 
     def at_once(self, steps: int, previous: Any, state: State) -> Stretch | None:
         """The next `steps` that the model feeds; `None` where that is not quicker than `onward`."""

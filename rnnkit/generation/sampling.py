@@ -203,7 +203,7 @@ def forecast(
     known = _Known.of(sampler, inputs, lengths, future, horizon)
     with torch.no_grad(), evaluating(model):
         rollout = Rollout(model, known.sampler)
-        outputs, state = rollout.over(map_leaves(torch.clone, inputs), None, state, lengths)
+        outputs, state = rollout.over(inputs, None, state, lengths)
         check_state(state, len(lengths), BATCH_IN_STATE)
         answer = _at_own_step(outputs, lengths - 1)
         return draw_paths(model, known.sampler, answer, state, known.ahead(horizon), paths)
