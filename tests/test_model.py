@@ -722,6 +722,7 @@ def test_a_model_is_found_behind_all_its_wrappers(a_process_group):
         (lambda: nn.Sequential(nn.GRU(F, H)), "Sequential, which takes no state", TypeError),
         (lambda: nn.GRU(F, H, batch_first=True), "GRU(batch_first=True)", ValueError),
         (lambda: nn.Sequential(nn.Sequential(nn.Linear(1, 1))), "takes no state", TypeError),
+        (lambda: lambda x, lengths=None, state=None: x, "second argument is lengths", TypeError),
     ],
 )
 def test_what_is_no_model_over_time_is_refused(model, text, kind):

@@ -7,6 +7,7 @@ of the state `(layers, B, *F)`.
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from inspect import Parameter
 from typing import Any, TypeAlias, TypeGuard
 
 import torch
@@ -197,6 +198,7 @@ def check_model(model: Model) -> None:
         fix = f"Unroll({name}(...)) steps a cell over time."
         raise Refusal(f"a cell, {name}", "a model over (T, B, *F)", fix, TypeError)
     parameters = parameters_of(inner)
+    _check_second(inner, parameters or [])
     alone = parameters is not None and not takes_two(parameters)
     if alone or runs(inner, nn.Linear.forward, nn.Sequential.forward):
         came = f"{name_of(inner)}, which takes no state"
@@ -209,6 +211,16 @@ def check_model(model: Model) -> None:
             fix = "nn.DataParallel(model, dim=1)."
             came = f"DataParallel(dim={module.dim})"
             raise Refusal(came, "the batch, dim 1, split over devices", fix)
+
+
+def _check_second(model: Any, parameters: list[Parameter]) -> None:
+    """Refuse a state that is not the second argument, whose place another would be given."""
+    names = [parameter.name for parameter in parameters]
+    for name in ("state", "hx"):
+        if name in names[2:] and names[1] not in ("state", "hx"):
+            came = f"{name_of(model)}, whose second argument is {names[1]}, not {name}"
+            fix = f"forward(self, inputs, {name}=None, {names[1]}=...)."
+            raise Refusal(came, "outputs, state = model(inputs, state)", fix, TypeError)
 
 
 def _check_time_first(module: Any) -> None:
