@@ -599,3 +599,9 @@ def test_per_step_refuses_a_module_that_does_not_give_one_output_a_step(module):
         lambda: PerStep(module.double())(torch.randn(T, B, F)),
         f"from {type(module).__name__} for 24 steps",
     )
+
+
+@pytest.mark.parametrize("cell", [nn.GRUCell, nn.RNNCell, nn.LSTMCell])
+def test_a_cell_is_applied_to_no_step_alone(cell):
+    message = refused(lambda: PerStep(cell(F, H)), "a cell, ", TypeError)
+    assert message.startswith("PerStep: ") and "Unroll(" in message

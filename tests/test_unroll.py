@@ -433,6 +433,12 @@ def test_unroll_refuses_a_state_of_another_batch():
         model(torch.randn(T, B, F), torch.zeros(1, 2, H))
 
 
+@every_kind
+def test_a_layer_is_no_cell(kind):
+    layer = FUSED[kind][0]
+    refused(lambda: Unroll(layer(F, F)), "wanted a cell, which takes one step", TypeError)
+
+
 def test_unroll_of_nothing_is_refused():
     with pytest.raises(ValueError, match=r"(?s)Unroll.*one cell a layer"):
         Unroll()

@@ -132,8 +132,11 @@ class PerStep(nn.Module):
 
     takes_packed = True
 
+    @asked("PerStep")
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        if isinstance(unwrap(module), nn.RNNCellBase):
+            check_model(module)  # each step would start from zeros
         self.module = module
 
     @asked("PerStep")

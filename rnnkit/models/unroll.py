@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..core.errors import Refusal, asked, check_kind, in_words
 from ..core.layout import as_sequence, check_state, repack
-from ..core.model import FUSED, Declared, evaluating, name_of, runs
+from ..core.model import FUSED, Declared, evaluating, name_of, runs, unwrap
 from ..core.state import State, leaves_of, map_leaves, same_form, select_rows
 
 _CELLS = {nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell, nn.RNN: nn.RNNCell}
@@ -55,6 +55,10 @@ class Unroll(nn.Module):
             raise Refusal("no cell", "one cell a layer", "Unroll(nn.LSTMCell(3, 8)).")
         for cell in cells:
             check_kind("cell", cell, nn.Module, "cells, modules", "Unroll(nn.LSTMCell(3, 8)).")
+            if runs(unwrap(cell), *FUSED):  # it would take the rows of a step for steps
+                came = f"a layer, {name_of(cell)}"
+                fix = f"nn.{name_of(cell)}Cell; Unroll.from_fused makes cells of a layer."
+                raise Refusal(came, "a cell, which takes one step (B, *F)", fix, TypeError)
         self.cells = nn.ModuleList(cells)
         self.dropout = dropout
 
