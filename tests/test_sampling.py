@@ -1,6 +1,7 @@
 """The future after a primer: sample_model and forecast, against a loop written out by hand."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -150,14 +151,17 @@ def test_a_distribution_head_is_sampled_with_its_log_probs():
 @pytest.mark.parametrize(
     ("distribution", "drawable"),
     [
-        (lambda y: torch.distributions.LogNormal(y, 1.0), [1.0, 2.0, 3.0, 4.0]),
-        (lambda y: torch.distributions.OneHotCategorical(logits=y), [0.0, 1.0, 0.0, 0.0]),
+        (lambda y, **check: torch.distributions.LogNormal(y, 1.0, **check), [1.0, 2.0, 3.0, 4.0]),
+        (
+            lambda y, **check: torch.distributions.OneHotCategorical(logits=y, **check),
+            [0.0, 1.0, 0.0, 0.0],
+        ),
     ],
 )
 def test_a_value_of_the_primer_that_cannot_be_drawn_cannot_follow(distribution, drawable):
     primer = torch.full((3, 2, 4), -1.0)
     primer[2, 1] = torch.tensor(drawable)
-    sampler = DistributionSampler(distribution)
+    sampler = DistributionSampler(partial(distribution, validate_args=True))
     torch.manual_seed(1)
     sample = sample_model(nn.GRU(4, 4), 6, primer, sampler)
     after = torch.rand(1)
