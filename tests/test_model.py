@@ -729,6 +729,16 @@ def test_what_is_no_model_over_time_is_refused(model, text, kind):
     refused(boundary(lambda: check_model(model())), text, kind)
 
 
+@pytest.mark.parametrize("lengths", [None, torch.tensor([6, 2, 4])])
+def test_a_sequence_without_a_batch_is_refused(lengths):
+    model = RecurrentSequential(nn.Linear(F, H), nn.GRU(H, H), nn.Linear(H, F))
+    message = refused(
+        boundary(lambda: run_model(model, torch.randn(6, F), None, lengths, carry=False)),
+        f"a state leaf (1, {H}) for a batch of {F}",
+    )
+    assert "unsqueeze(1)" in message
+
+
 def test_a_class_of_ones_own_may_be_a_kind_of_sequential():
     class Mine(nn.Sequential):
         def forward(self, inputs, state=None):

@@ -284,6 +284,9 @@ def run_model(
         outputs, state = call_model(model, map_leaves(torch.clone, inputs), state)
     else:
         outputs, state = _run_ragged(model, inputs, state, lengths, carry)
+    if isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.is_floating_point():
+        # PyTorch's own layers would take (T, B) for the steps and features of one row.
+        check_state(state, inputs.shape[1], "one sequence (T, F) is a batch with unsqueeze(1).")
     _check_outputs(outputs, inputs)
     return outputs, state
 
