@@ -436,7 +436,7 @@ def test_unroll_refuses_a_state_of_another_batch():
 @every_kind
 def test_a_layer_is_no_cell(kind):
     layer = FUSED[kind][0]
-    refused(lambda: Unroll(layer(F, F)), "wanted a cell, which takes one step", TypeError)
+    refused(lambda: Unroll(layer(F, F)), "wanted a cell. Likely fix: Unroll.from_fused", TypeError)
 
 
 def test_unroll_of_nothing_is_refused():

@@ -113,7 +113,7 @@ def _curves(loss_by_step: Any) -> dict[str, Tensor]:
             fix = "BPTTValidationPhase(by_step=True) makes it."
             raise Refusal(f"{label} = None", "(T,) or (seeds, T)", fix)
         if isinstance(value, list):  # those of several seeds
-            value = torch.stack([torch.as_tensor(item) for item in value])
+            value = torch.stack(list(map(torch.as_tensor, value)))
         curve = torch.as_tensor(value).detach().cpu().double()
         if curve.ndim not in (1, 2) or 0 in curve.shape:
             fix = "average over rows and features; validation's loss_by_step is (T,)."

@@ -215,12 +215,11 @@ def check_model(model: Model) -> None:
 
 def _check_second(model: Any, parameters: list[Parameter]) -> None:
     """Refuse a state that is not the second argument, whose place another would be given."""
-    names = [parameter.name for parameter in parameters]
-    for name in ("state", "hx"):
-        if name in names[2:] and names[1] not in ("state", "hx"):
-            came = f"{name_of(model)}, whose second argument is {names[1]}, not {name}"
-            fix = f"forward(self, inputs, {name}=None, {names[1]}=...)."
-            raise Refusal(came, "outputs, state = model(inputs, state)", fix, TypeError)
+    _, *names = [parameter.name for parameter in parameters] or [""]
+    if any(name in ("state", "hx") for name in names) and names[0] not in ("state", "hx"):
+        came = f"{name_of(model)}, whose second argument is {names[0]}, not its state"
+        fix = "forward(self, inputs, state=None, ...)."
+        raise Refusal(came, "outputs, state = model(inputs, state)", fix, TypeError)
 
 
 def _check_time_first(module: Any) -> None:

@@ -74,7 +74,7 @@ def _is_cast(tensor: Tensor) -> bool:
 
 
 def _is_saved_by_hooks() -> bool:
-    """Whether hooks see what autograd saves, as those of a checkpoint."""
+    """Whether hooks save for autograd, as in a checkpoint, which calls a module again by itself."""
     of_autograd: Any = torch._C._autograd  # pyright: ignore
     top = getattr(of_autograd, "_top_saved_tensors_default_hooks", None)  # from torch 2.8 on
     if top is None:
@@ -226,10 +226,7 @@ class _Cells:
         return shapes == [wanted] * self.parts
 
     def are_still(self, module: Any, inputs: Tensor) -> bool:
-        """Whether the forward around a module has changed nothing: weights, dropout, autocast.
-
-        And is in no checkpoint, which would call the module again, by itself.
-        """
+        """Whether the forward around a module has changed nothing: weights, dropout, autocast."""
         if (module.training and module.dropout) or _is_cast(inputs) or _is_saved_by_hooks():
             return False
         return _identities(module) == self.parameters

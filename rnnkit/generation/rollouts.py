@@ -138,8 +138,8 @@ class Rollout:
             self.model,
             "",
             "one that can be stepped: it reads the future",
-            "train it with Feedback.never(), or make it one-directional; where only its encode "
-            "reads both ways, declare bidirectional = False in its class.",
+            "train it with Feedback.never(), or make it one-directional; declare bidirectional = "
+            "False where only its encode reads both ways.",
         )
 
 

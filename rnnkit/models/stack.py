@@ -213,7 +213,7 @@ def _takes_packed(member: nn.Module, recurrent: bool) -> bool:
 
 
 def _is_its_parts(member: nn.Module) -> bool:
-    """Whether a call is one of each part in turn: an `nn.Sequential` without hooks."""
+    """Whether it is an `nn.Sequential` without hooks."""
     return runs(member, nn.Sequential.forward) and untouched(member)
 
 

@@ -56,9 +56,8 @@ class Unroll(nn.Module):
         for cell in cells:
             check_kind("cell", cell, nn.Module, "cells, modules", "Unroll(nn.LSTMCell(3, 8)).")
             if runs(unwrap(cell), *FUSED):  # it would take the rows of a step for steps
-                came = f"a layer, {name_of(cell)}"
-                fix = f"nn.{name_of(cell)}Cell; Unroll.from_fused makes cells of a layer."
-                raise Refusal(came, "a cell, which takes one step (B, *F)", fix, TypeError)
+                fix = "Unroll.from_fused makes cells of a layer."
+                raise Refusal(f"a layer, {name_of(cell)}", "a cell", fix, TypeError)
         self.cells = nn.ModuleList(cells)
         self.dropout = dropout
 
