@@ -1,7 +1,6 @@
 """The future after a primer: sample_model and forecast, against a loop written out by hand."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -146,35 +145,6 @@ def test_a_distribution_head_is_sampled_with_its_log_probs():
     followed = torch.cat([sample.tokens[1:], sample.next])
     assert sample.tokens.shape == (10, 3, 1)
     torch.testing.assert_close(sample.log_probs, normal(sample.outputs).log_prob(followed)[..., 0])
-
-
-@pytest.mark.parametrize(
-    ("distribution", "drawable"),
-    [
-        (lambda y, **check: torch.distributions.LogNormal(y, 1.0, **check), [1.0, 2.0, 3.0, 4.0]),
-        (
-            lambda y, **check: torch.distributions.OneHotCategorical(logits=y, **check),
-            [0.0, 1.0, 0.0, 0.0],
-        ),
-    ],
-)
-def test_a_value_of_the_primer_that_cannot_be_drawn_cannot_follow(distribution, drawable):
-    primer = torch.full((3, 2, 4), -1.0)
-    primer[2, 1] = torch.tensor(drawable)
-    sampler = DistributionSampler(partial(distribution, validate_args=True))
-    torch.manual_seed(1)
-    sample = sample_model(nn.GRU(4, 4), 6, primer, sampler)
-    after = torch.rand(1)
-    followed = torch.cat([sample.tokens[1:], sample.next])
-    follows = torch.tensor([[False, False], [False, True]] + 4 * [[True, True]])  # (T, B)
-    wanted = distribution(sample.outputs[follows]).log_prob(followed[follows])  # (N,) or (N, 4)
-    torch.testing.assert_close(sample.log_probs[follows], wanted.view(len(wanted), -1).sum(1))
-    assert sample.log_probs[~follows].tolist() == 3 * [float("-inf")]
-
-    # What it takes to score them draws no number.
-    torch.manual_seed(1)
-    sample_model(nn.GRU(4, 4), 6, primer, lambda outputs: distribution(outputs).sample())
-    assert torch.equal(torch.rand(1), after)
 
 
 def test_the_log_prob_of_an_image_of_classes_is_the_sum_over_its_pixels():

@@ -302,18 +302,7 @@ class DistributionSampler:
     @asked("DistributionSampler")
     def log_prob(self, outputs: Any, drawn: Tensor) -> Tensor:
         """The log-probability (or density) of what was drawn, summed over features: `(T, B)`."""
-        made = self._distribution(outputs)
-        try:
-            return _by_step(made.log_prob(drawn))
-        except ValueError:
-            inside: Tensor = cast("Any", made.support).check(drawn)
-            if bool(inside.all()):
-                raise
-            # A primer may have values that cannot be drawn: in their place stand some that can.
-            with torch.random.fork_rng([drawn.device] * drawn.is_cuda):
-                others = made.sample()
-            drawn = drawn.where(inside.view(*inside.shape, *[1] * len(made.event_shape)), others)
-            return _by_step(made.log_prob(drawn).masked_fill(~inside, float("-inf")))
+        return _by_step(self._distribution(outputs).log_prob(drawn))
 
 
 class WithCovariates:
