@@ -393,6 +393,57 @@ def test_float16_resumed_is_bitwise_that_of_one_go(tmp_path):
     assert "got a scaler of gradients: True; wanted a scaler of gradients: False" in str(info.value)
 
 
+def test_float16_accumulated_and_cut_before_its_update_is_bitwise_that_of_one_go():
+    class Kill:
+        def on_step_end(self, learner):
+            raise KeyboardInterrupt
+
+    def learner(*callbacks):
+        model, batches = in_float16()
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        made = rk.Learner(model, SEQ, optimizer, callbacks, autocast=torch.float16)
+        made.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        return made, batches[:1], rk.BPTTTrainingPhase(accumulate=2)
+
+    whole, batches, phase = learner()
+    whole.fit(1, batches, training=phase)
+    cut, batches, phase = learner(Kill())
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit(1, batches, training=phase)  # its only batch is held back
+    resumed, batches, phase = learner()
+    resumed.load_state_dict(cut.state_dict())
+    resumed.fit(1, batches, training=phase)
+    assert all(map(torch.equal, whole.parameters, resumed.parameters))
+    assert not all(map(torch.equal, whole.parameters, cut.parameters))
+
+
+def test_a_step_cancelled_before_its_update_leaves_a_scaler_that_goes_on():
+    class SkipSecond:
+        def on_backward_end(self, learner):
+            if learner.step_index == 1:
+                raise rk.CancelStep
+
+    model, batches = in_float16()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    scaler = torch.amp.GradScaler("cpu")
+    for i, batch in enumerate(batches):
+        with torch.autocast("cpu", torch.float16):
+            loss = nn.functional.mse_loss(model(batch[:-1])[0], batch[1:])
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        if i != 1:
+            scaler.step(optimizer)
+        scaler.update()
+
+    other, batches = in_float16()
+    own = torch.optim.Adam(other.parameters(), 0.01)
+    learner = rk.Learner(other, SEQ, own, [SkipSecond()], autocast=torch.float16)
+    learner.fit(1, batches)
+    assert learner.scaler.state_dict() == scaler.state_dict()
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+
 class Modes:
     def __init__(self):
         self.seen = []

@@ -448,10 +448,14 @@ def _make_update(loop: Loop) -> None:
         loop.emit("BackwardEnd")
         loop.optimizer.step()
     else:
+        # It has a scale from its first loss on, but a file or a rank may have brought the gradient.
+        scaler.scale(torch.zeros((), device=parameters[0].device))
         scaler.unscale_(loop.optimizer)  # first: what is clipped is the gradient itself
-        loop.emit("BackwardEnd")
-        scaler.step(loop.optimizer)
-        scaler.update()
+        try:
+            loop.emit("BackwardEnd")
+            scaler.step(loop.optimizer)
+        finally:
+            scaler.update()  # or it would unscale no other gradient
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         # The caller's own autocast would go on with the weights of before.
         torch.clear_autocast_cache()
