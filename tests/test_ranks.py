@@ -421,6 +421,23 @@ def resumed(kind, path, rank, cut):
     return {"rows": rows, "weights": list(model.parameters()), "files": path.exists()}
 
 
+class Endless(torch.utils.data.IterableDataset):
+    """Data that cannot tell how much of it there is."""
+
+    def __iter__(self):
+        return iter(validation_of(0))
+
+
+def without_a_length(valid):
+    """The losses of a validation within a fit, whose training loader has no length."""
+    history = rk.History()
+    learner = learner_of(DistributedDataParallel(continuous_model()), callbacks=[history])
+    learner.optimizer.param_groups[0]["lr"] = 0.0
+    train = torch.utils.data.DataLoader(Endless(), batch_size=None)
+    learner.fit(1, train, valid, validation=rk.BPTTValidationPhase(nfeedback=3))
+    return {name: history.rows[-1][name] for name in ("loss", "open_loss", "closed_loss")}
+
+
 class Uncounted:
     """A metric that counts, and does not know of other ranks."""
 
@@ -457,6 +474,10 @@ def refusals(rank, folder):
         lambda: counted.epoch(rk.BPTTValidationPhase(), [batch + rank]),
         "metrics that count: {'sum': ",
     )
+    yield (
+        lambda: learner_of(ddp).fit(1, [batch], []),
+        "got no batches in epoch 1; wanted at least one for validation.",
+    )
     yield (lambda: sparse.step(rk.BPTTTrainingPhase(), tokens(4, 2)), "got a sparse gradient;")
     path = folder / "alone.pt"
     if rank == 0:
@@ -492,6 +513,7 @@ def work(rank, folder):
     # One rank has nothing to validate on.
     mine = validation_of(0) if rank == 0 else []
     came["validation of one"] = evaluated(mine, DistributedDataParallel)
+    came["fit and validation of one"] = without_a_length(mine)
     train = [shares[rank] for shares in CASES["full"][-1]]
     # Only the first writes and reads, so the other's path is one that it could not write to.
     mine = folder if rank == 0 else Path("/dev/null/nothing")
@@ -574,6 +596,8 @@ def test_a_rank_may_have_nothing_to_validate_on(both):
     wanted = evaluated(validation_of(0))
     for came in both:
         close(came["validation of one"], wanted, equal_nan=True)
+        for name, value in came["fit and validation of one"].items():
+            assert value == pytest.approx(wanted[name], rel=1e-12)
 
 
 def test_what_decides_decides_the_same_in_every_rank(both, tmp_path):
@@ -609,7 +633,7 @@ def test_a_training_resumed_by_two_processes_is_bitwise_that_of_one_go(both, kin
 
 def test_what_two_processes_cannot_do_is_refused_in_words(both):
     for came in both:
-        assert sum(key[0] == "refusal" for key in came) == 5
+        assert sum(key[0] == "refusal" for key in came) == 6
 
 
 @pytest.fixture

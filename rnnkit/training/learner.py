@@ -1,8 +1,9 @@
 """A model, a loss and an optimizer, with events around their steps: the loop that phases run in."""
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -429,7 +430,7 @@ class Learner(Loop):
         if self.ranks is not None and phase.trains:
             self.ranks.check_same(
                 "batches to train on",
-                len(data) if isinstance(data, Sized) else "any number",
+                length_hint(data) or "any number",  # a DataLoader may have no length to tell
                 "the same number in every rank",
                 "StreamLoader and BucketSampler take rank= and ranks=; DistributedSampler splits "
                 "any data set.",
@@ -443,11 +444,14 @@ class Learner(Loop):
             empty = False
             self._step(phase, batch)
         if empty:
-            raise Refusal(
+            nothing = Refusal(
                 f"no batches in epoch {self.epoch_index + 1}",
                 f"at least one for {phase.name}",
                 "a generator is spent after one epoch; pass a list or a DataLoader.",
             )
+            if self.ranks is None:
+                raise nothing
+            self.now.tally.nothing = nothing
         with suppress(CancelStep):  # it leaves out the update of the last accumulated batches
             phase.finish(self)
 

@@ -106,6 +106,7 @@ class Tally:
         self.averages: dict[str, Average] = {}
         self.joint: dict[str, Average] | None = None  # of all ranks, when the epoch is over
         self.counted = False
+        self.nothing: Refusal | None = None  # of one rank without a batch: others may have some
         self.computed: dict[str, Tensor] = {}
         self.losses = metrics.losses
         self.counters: dict[str, Counter] = {}
@@ -163,7 +164,10 @@ class Tally:
         states = {name: average.state_dict() for name, average in self.averages.items()}
         by_name: dict[str, list[dict[str, Any]]] = {}
         counted: list[bool] = []
-        for share, has_counted in ranks.gather((states, self.counted)):
+        everything = ranks.gather((states, self.counted, self.nothing is not None))
+        if self.nothing is not None and all(has_nothing for *_, has_nothing in everything):
+            raise self.nothing
+        for share, has_counted, _ in everything:
             counted.append(has_counted)
             for name, state in share.items():
                 by_name.setdefault(name, []).append(state)
