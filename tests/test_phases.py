@@ -735,6 +735,22 @@ def test_a_schedule_counts_the_steps_of_its_phase():
     close(outputs, [rnn_of(model)(x[:-1])[0].detach()] * 3 + [by_hand(model, x[:-1], 7)])
 
 
+def test_a_schedule_begins_anew_with_another_learner_and_goes_on_with_the_same():
+    asked: list[int] = []
+
+    def schedule(step: int) -> float:
+        asked.append(step)
+        return 0.0
+
+    phase = rk.BPTTTrainingPhase(feedback=rk.Feedback.probability(schedule))
+    for _ in range(2):
+        model = net()
+        learner = rk.Learner(model, SEQ, sgd(model, 0.0))
+        for _ in range(2):
+            learner.fit(1, [data(9, 2, 3)], training=phase)
+    assert asked == [0, 1, 0, 1]
+
+
 # Forms of a batch
 
 

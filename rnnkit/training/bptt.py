@@ -156,7 +156,8 @@ class BPTTTrainingPhase(Phase):
         stride: `k1`, steps between two updates, at most `window`, which it is where it is `None`.
         stateful: carry the state, detached, from batch to batch: row `i` goes on where row `i`
             ended. Rows that `SequenceBatch.restart` marks start from the model's first state.
-        feedback: which steps are fed by the model itself: scheduled sampling.
+        feedback: which steps are fed by the model itself: scheduled sampling. With another learner
+            a schedule begins anew.
         sampler: maps the outputs of one step to the next input.
         accumulate: batches to one update, whose gradient is that of the batches joined. In a loop
             of your own, `phase.flush(optimizer)` makes the last update, which may have fewer.

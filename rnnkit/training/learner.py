@@ -263,6 +263,8 @@ class Learner(Loop):
         for phase, data in parts:
             _check_batches(data, phase.name)
         self.phases, self.loaders = zip(*parts, strict=True)
+        for phase in self.phases:
+            phase.meet(self.place)
 
         self.now = Pass(self._handlers, Tally(self, self.metrics), running=True)
         self.place.in_fit = True

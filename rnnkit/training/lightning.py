@@ -114,6 +114,8 @@ class PhaseModule(LightningModule):
     def on_train_start(self) -> None:
         """Sees what Trainer it is in, and goes on from a checkpoint."""
         self._settle()
+        for phase in self._phases.values():
+            phase.meet(self.loop)
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise Refusal(
                 f'precision="{self.trainer.precision}", whose gradients are scaled',

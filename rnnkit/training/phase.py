@@ -143,6 +143,7 @@ class Phase:
         self.carried: State = None  # the state after the last batch
         self.read: Tensor | None = None  # (B,): steps of each row that came before, for a warmup
         self.updates = 0  # training steps made
+        self._place: object = None  # in whose training
         self._tried = True  # whether the model takes what is carried: what was loaded is tried
 
     @asked(lambda phase: type(phase).__name__)
@@ -157,6 +158,12 @@ class Phase:
 
     def finish(self, loop: Loop) -> None:
         """What is left to do after the last batch of an epoch."""
+
+    def meet(self, place: object) -> None:
+        """A fit begins: in the training of another learner a schedule of feedback begins anew."""
+        if self._place is not None and self._place is not place:
+            self.updates = 0
+        self._place = place
 
     def reset(self) -> None:
         """Forget the carried state: the next batch starts afresh."""
