@@ -434,6 +434,11 @@ def test_the_file_of_another_optimizer_is_refused(written):
             parameters = learner.parameters
             learner.optimizer = kind([{"params": part} for part in (parameters[:3], parameters[3:])][:groups]
                                      if groups > 1 else parameters, lr=0.01)  # fmt: skip
+            for callback in learner.callbacks:
+                if isinstance(callback, rk.Scheduler):
+                    old = callback.scheduler
+                    step = {"step_size": old.step_size} if hasattr(old, "step_size") else {}
+                    callback.scheduler = type(old)(learner.optimizer, gamma=old.gamma, **step)
             return learner, *rest
 
         return make
@@ -602,6 +607,29 @@ def test_a_fit_that_was_cancelled_within_an_epoch_goes_on_within_it(tmp_path):
     assert torch.load(path, weights_only=True)["place"] == (2, 0)
     assert rows[0][0] == rows[2][0] != rows[1][0]
     assert same(rows[0][1], rows[2][1])
+
+
+def test_an_epoch_that_was_cancelled_is_not_gone_on_with_after_its_last_step(tmp_path):
+    class FewSteps:
+        def on_step_end(self, learner: rk.Learner) -> None:
+            if learner.phase_name == "training" and learner.step_index == 2:
+                raise rk.CancelEpoch
+
+    class Kill:
+        def on_loss_begin(self, learner: rk.Learner) -> None:
+            if learner.phase_name == "validation":
+                raise KeyboardInterrupt
+
+    results = []
+    for path, kills in (("a.pt", ()), ("b.pt", (Kill(),)), ("b.pt", ())):
+        checkpoint = rk.Checkpoint(tmp_path / path, 1, resume=True)
+        learner, history, training, validation = build(extra=(FewSteps(), *kills, checkpoint))
+        with contextlib.suppress(KeyboardInterrupt):
+            learner.fit(2, *loaders("global", 0), training, validation)
+        results.append((history.rows, learner.model.state_dict()))
+    whole, _, resumed = results
+    assert resumed[0] == whole[0] and len(whole[0]) == 4
+    assert same(resumed[1], whole[1])
 
 
 @pytest.mark.parametrize("place", ["data set", "sampler of a batch sampler"])

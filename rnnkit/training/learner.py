@@ -45,6 +45,7 @@ class Pass:
     last: bool = False  # whether the fit's epoch is over with it
     done: bool = False  # whether it came to its end
     cut: bool = False  # whether a `CancelFit` cut it short
+    ending: bool = False  # whether a callback has cancelled it at the end of a step
     over: bool = False  # whether its end has been told
     running: bool = False  # it, or the fit around it: what else begins was begun by a callback
     exits: ExitStack = field(default_factory=ExitStack)  # closed when it ends, by an error too
@@ -192,6 +193,11 @@ class Learner(Loop):
         """Whether a `CancelFit` has cut short the epoch that ends."""
         return self.now.cut
 
+    @property
+    def ending(self) -> bool:
+        """Whether a callback that was called before has cancelled the rest of the epoch."""
+        return self.now.ending
+
     def defer(self, close: Callable[[], object]) -> None:
         """Calls `close` when the running epoch is over, by an error too."""
         self.now.exits.callback(close)
@@ -211,6 +217,7 @@ class Learner(Loop):
                 handler(self)
             except Cancel as error:
                 cancels.append(error)
+                self.now.ending = self.now.ending or error.width > CancelStep.width
         return max(cancels, key=lambda cancel: cancel.width, default=None)
 
     def context(self) -> AbstractContextManager[Any]:
