@@ -510,6 +510,8 @@ def test_keeping_the_best_refuses_what_is_not_there():
             "accuracy higher.", lambda: rk.KeepBest(mode="low"))  # fmt: skip
     refused("KeepBest: got min_delta = -1; wanted min_delta >= 0. Likely fix: 0 counts every new best.",
             lambda: rk.KeepBest(min_delta=-1))  # fmt: skip
+    with pytest.raises(TypeError, match="KeepBest: got min_delta = a NoneType; wanted a number"):
+        rk.KeepBest(min_delta=None)
     refused("KeepBest: got no validation in this fit; wanted one of ['training']. Likely fix: "
             'learner.fit(epochs, train, valid), or KeepBest(phase="training").',
             lambda: learner_of(rk.KeepBest()).fit(1, [x]))  # fmt: skip
@@ -634,6 +636,16 @@ def test_a_scheduler_refuses_what_makes_no_sense():
             lambda: rk.Scheduler(lr_scheduler.StepLR(optimizer, 2), "batch"))  # fmt: skip
     refused('Scheduler: got ReduceLROnPlateau with per="step"; wanted per="epoch". Likely fix: its patience counts '
             "epochs.", lambda: rk.Scheduler(lr_scheduler.ReduceLROnPlateau(optimizer), "step"))  # fmt: skip
+    of_another = learner_of(rk.Scheduler(lr_scheduler.StepLR(optimizer, 2)))
+    refused("Scheduler: got the schedule of another optimizer; wanted one of the learner's. Likely fix: build it "
+            "anew, after the optimizer.", lambda: of_another.fit(1, [data(6, 2, 3)]))  # fmt: skip
+
+
+def test_a_callback_given_twice_is_refused():
+    history = rk.History()
+    refused("Learner: got one callback twice; wanted each once. Likely fix: a schedule would be stepped twice an "
+            "epoch; make a second one where two are meant.", lambda: learner_of(history, history))  # fmt: skip
+    assert len(learner_of(rk.History(), history).fit(1, [data(6, 2, 3)]).callbacks) == 2
 
 
 # Order

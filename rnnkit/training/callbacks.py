@@ -225,8 +225,10 @@ class _Watch:
         one_of("mode", mode, ("min", "max"), "a loss is better lower, an accuracy higher.")
         fix = "validation is the one that tells of new data."
         one_of("phase", phase, ("training", "validation"), fix)
+        fix = "0 counts every new best."
+        check_kind("min_delta", min_delta, (Real, Tensor), "a number", fix)
         if not min_delta >= 0:
-            raise Refusal(f"min_delta = {min_delta}", "min_delta >= 0", "0 counts every new best.")
+            raise Refusal(f"min_delta = {min_delta}", "min_delta >= 0", fix)
         self.monitor = monitor
         self.mode = mode
         self.phase = phase
@@ -454,6 +456,13 @@ class Scheduler:
     @property
     def kind(self) -> str:
         return f"Scheduler({type(self.scheduler).__name__})"
+
+    @asked("Scheduler")
+    def on_fit_begin(self, learner: "Learner") -> None:
+        groups = getattr(self.scheduler, "optimizer", learner.optimizer).param_groups
+        if not any(group is own for group in groups for own in learner.optimizer.param_groups):
+            came = "the schedule of another optimizer"
+            raise Refusal(came, "one of the learner's", "build it anew, after the optimizer.")
 
     def on_step_end(self, learner: "Learner") -> None:
         if self.per == "step" and learner.phase is not None and learner.phase.trains:
