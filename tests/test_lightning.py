@@ -108,16 +108,35 @@ def test_a_scheduler_is_stepped_as_by_a_learner(interval, tmp_path):
 
     model, optimizer = network()
     callback = rnnkit.Scheduler(falling(optimizer), interval)
-    Learner(model, LOSS, optimizer, [callback]).fit(4, TRAIN)
+    learner = Learner(model, LOSS, optimizer, [callback])
+    learner.fit(4, TRAIN, training=BPTTTrainingPhase(accumulate=3))  # the last update has two
 
     other, own = network()
     scheduler = {"scheduler": falling(own), "interval": interval}
-    module = PhaseModule(other, LOSS, {"optimizer": own, "lr_scheduler": scheduler})
+    phase = BPTTTrainingPhase(accumulate=3)
+    optimizers = {"optimizer": own, "lr_scheduler": scheduler}
+    module = PhaseModule(other, LOSS, optimizers, training=phase)
     trainer(tmp_path, 4).fit(module, loader(TRAIN), loader(VALID))
 
     assert own.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] < 0.01
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_a_schedule_of_feedback_begins_anew_with_another_module(tmp_path):
+    asked = []
+
+    def schedule(step):
+        asked.append(step)
+        return 0.0
+
+    phase = BPTTTrainingPhase(feedback=Feedback.probability(schedule))
+    for _ in range(2):
+        model, optimizer = network()
+        module = PhaseModule(model, LOSS, optimizer, training=phase)
+        for _ in range(2):
+            trainer(tmp_path, 1).fit(module, loader(TRAIN[:1]))
+    assert asked == [0, 1, 0, 1]
 
 
 def test_a_plateau_is_seen_by_a_hook(tmp_path):

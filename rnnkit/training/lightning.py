@@ -136,10 +136,9 @@ class PhaseModule(LightningModule):
         """A step of the training phase."""
         self.loop.optimizer = self.optimizers()
         step = self._step(self.training_phase, batch)
+        self._schedule("step", batch_idx + 1)  # as a Learner does, before what is still held back
         if self.trainer.is_last_batch:  # before the validation of the epoch looks at the weights
             self.training_phase.finish(self.loop)
-        self._schedule("step", batch_idx + 1)
-        if self.trainer.is_last_batch:
             self._schedule("epoch", self.current_epoch + 1)
         loss = step.loss
         if loss is not None:
