@@ -7,6 +7,7 @@ import contextlib
 import copy
 import os
 import random
+import re
 import resource
 import signal
 import stat
@@ -1039,6 +1040,23 @@ def test_a_state_taken_anywhere_goes_on_bitwise(event, phase):
     second.fit(3, *loaders("noisy", 9), training, validation)
     assert history.rows == rows.rows
     assert all(map(torch.equal, second.parameters, whole.parameters))
+
+
+@pytest.mark.parametrize("event", ["epoch_begin", "step_end", "epoch_end"])
+def test_no_state_is_loaded_within_an_epoch_of_a_fit(event, tmp_path):
+    class GoBack:
+        def load(self, learner: rk.Learner) -> None:
+            if learner.epoch_index == 1:
+                checkpoint.load(learner)
+
+    back, checkpoint = GoBack(), rk.Checkpoint(tmp_path / "a.pt")
+    setattr(back, f"on_{event}", back.load)
+    learner, _, training, validation = build(extra=(back, checkpoint))
+    text = "got a state within an epoch of a fit; wanted one at FitBegin or outside a fit."
+    with pytest.raises(ValueError, match=re.escape(text)):
+        learner.fit(2, *loaders("global", 0), training, validation)
+    checkpoint.load(learner)
+    assert learner.epoch_index == 1
 
 
 def test_a_state_after_a_fit_is_added_to():

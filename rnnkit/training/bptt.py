@@ -160,7 +160,8 @@ class BPTTTrainingPhase(Phase):
             a schedule begins anew.
         sampler: maps the outputs of one step to the next input.
         accumulate: batches to one update, whose gradient is that of the batches joined. In a loop
-            of your own, `phase.flush(optimizer)` makes the last update, which may have fewer.
+            of your own, `phase.flush(optimizer)` makes the last update, which may have fewer. An
+            epoch that is cancelled makes none.
 
     Raises:
         ValueError: if `window`, `stride` or `accumulate` is below 1 or `stride > window`; by the

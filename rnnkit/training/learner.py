@@ -509,7 +509,7 @@ class Learner(Loop):
 
         Raises:
             ValueError: if it is of another model, loss, optimizer or set of callbacks, phases or
-                loaders.
+                loaders; within an epoch of a fit.
         """
         resume.go_on_from(self, saved)
 
