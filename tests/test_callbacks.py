@@ -331,6 +331,13 @@ def test_early_stopping_watches_the_closed_loop():
     )
 
 
+class NoData:
+    """Batches that nobody may ask for."""
+
+    def __iter__(self):
+        raise AssertionError("an epoch has begun")
+
+
 def test_early_stopping_refuses_what_is_not_there():
     refused("EarlyStopping: got patience = 0; wanted patience >= 1. Likely fix: wait an epoch.",
             lambda: rk.EarlyStopping(0))  # fmt: skip
@@ -341,6 +348,16 @@ def test_early_stopping_refuses_what_is_not_there():
     for name in ("closed_loss", "loss_by_step"):  # the one is not there, the other is no number
         refused(f"EarlyStopping: got monitor='{name}'; wanted one of ['loss', 'open_loss']. {fix}",
                 lambda name=name: learner_of(rk.EarlyStopping(1, name)).fit(1, [x], [x]))  # fmt: skip
+    x = NoData()
+    known = "wanted one of ['accuracy', 'loss', 'open_loss']."
+    own = "Likely fix: Learner(..., metrics={'val_loss': ...}) has a metric of this name."
+    plateau = lr_scheduler.ReduceLROnPlateau(torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
+    for watch in (rk.EarlyStopping(1, "val_loss"), rk.Scheduler(plateau, monitor="val_loss")):
+        learner = rk.Learner(
+            nn.GRU(1, 1), SEQ, plateau.optimizer, [watch], metrics={"accuracy": SEQ}
+        )
+        refused(f"{type(watch).__name__}: got monitor='val_loss'; {known} {own}",
+                lambda learner=learner: learner.fit(1, x, x))  # fmt: skip
     refused("EarlyStopping: got no validation in this fit; wanted one of ['training']. Likely fix: "
             'learner.fit(epochs, train, valid), or EarlyStopping(2, phase="training").',
             lambda: learner_of(rk.EarlyStopping(2)).fit(1, [x]))  # fmt: skip
@@ -636,6 +653,8 @@ def test_a_scheduler_refuses_what_makes_no_sense():
             lambda: rk.Scheduler(lr_scheduler.StepLR(optimizer, 2), "batch"))  # fmt: skip
     refused('Scheduler: got ReduceLROnPlateau with per="step"; wanted per="epoch". Likely fix: its patience counts '
             "epochs.", lambda: rk.Scheduler(lr_scheduler.ReduceLROnPlateau(optimizer), "step"))  # fmt: skip
+    with pytest.raises(TypeError, match="Scheduler: got the class StepLR; wanted a scheduler"):
+        rk.Scheduler(lr_scheduler.StepLR)
     of_another = learner_of(rk.Scheduler(lr_scheduler.StepLR(optimizer, 2)))
     refused("Scheduler: got the schedule of another optimizer; wanted one of the learner's. Likely fix: build it "
             "anew, after the optimizer.", lambda: of_another.fit(1, [data(6, 2, 3)]))  # fmt: skip

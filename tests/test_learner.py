@@ -802,6 +802,12 @@ def test_an_optimizer_that_needs_a_closure_is_refused_and_the_loop_it_says_works
     assert loss.on(model, inputs, targets) < before
 
 
+def test_what_is_given_for_a_number_of_epochs_is_said_in_words():
+    learner = rk.Learner(nn.GRU(1, 1), SEQ, torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
+    with pytest.raises(TypeError, match="Learner: got epochs = a list of 2; wanted a whole number"):
+        learner.fit([torch.zeros(5, 3, 1)] * 2, 1)
+
+
 def test_a_number_of_epochs_is_a_whole_number():
     refused(lambda: learner_of().fit(-1, [data(6, 2, 3)]), "Learner: got epochs = -1")
     refused(lambda: learner_of().fit(1.5, [data(6, 2, 3)]), "epochs = 1.5", TypeError)

@@ -5,6 +5,7 @@ import csv
 import math
 import sys
 import time
+from collections.abc import Iterable
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -23,7 +24,7 @@ from .forms import (
     is_pytorchs,
     parameters_of,
 )
-from .metrics import RESERVED, numbers_of
+from .metrics import LOSSES, RESERVED, numbers_of
 from .ranks import is_first
 
 if TYPE_CHECKING:
@@ -37,11 +38,25 @@ def _monitored(learner: "Learner", name: str) -> float:
         came = f"monitor={name!r}, a tensor {in_words(learner.averages[name])}"
         raise Refusal(came, "a single number", fix)
     if name not in numbers:
-        fix = "closed_loss is there with BPTTValidationPhase(nfeedback) for nfeedback >= 1."
-        if name not in RESERVED:
-            fix = f"Learner(..., metrics={{{name!r}: ...}}) has a metric of this name."
-        raise Refusal(f"monitor={name!r}", f"one of {sorted(numbers)}", fix)
+        raise _no_average(name, numbers)
     return numbers[name]
+
+
+def _no_average(name: str, known: Iterable[str]) -> Refusal:
+    fix = "closed_loss is there with BPTTValidationPhase(nfeedback) for nfeedback >= 1."
+    if name not in RESERVED:
+        fix = f"Learner(..., metrics={{{name!r}: ...}}) has a metric of this name."
+    return Refusal(f"monitor={name!r}", f"one of {sorted(known)}", fix)
+
+
+def _check_monitor(learner: "Learner", name: str, phase: str) -> None:
+    """Before an epoch is spent: can there be an average of this name?"""
+    metrics = [*learner.metrics.losses, *learner.metrics.counters]
+    if not any(f"{name}.".startswith(f"{one}.") for one in (*LOSSES, *metrics)):  # or a part of one
+        losses = ["loss"]
+        if phase == "validation":
+            losses.append("open_loss")
+        raise _no_average(name, [*losses, *metrics])
 
 
 def _learned(learner: "Learner") -> list[nn.Module]:
@@ -246,6 +261,7 @@ class _Watch:
         if self.phase not in names:
             fix = f"learner.fit(epochs, train, valid), or {how}."
             raise Refusal(f"no {self.phase} in this fit", f"one of {names}", fix)
+        _check_monitor(learner, self.monitor, self.phase)
         if self._place is not None and self._place is not learner.place:
             self.forget()
         self._place = learner.place
@@ -445,6 +461,8 @@ class Scheduler:
         one_of("per", per, ("epoch", "step"), "most are stepped an epoch.")
         fix = "torch.optim.lr_scheduler.StepLR(optimizer, 10), for one."
         check_kind("scheduler", scheduler, _Steps, "a scheduler, which has a step()", fix)
+        if isinstance(scheduler, type):
+            raise Refusal(f"the class {scheduler.__name__}", "a scheduler", fix, TypeError)
         self.plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if self.plateau and per == "step":
             came = 'ReduceLROnPlateau with per="step"'
@@ -463,6 +481,8 @@ class Scheduler:
         if not any(group is own for group in groups for own in learner.optimizer.param_groups):
             came = "the schedule of another optimizer"
             raise Refusal(came, "one of the learner's", "build it anew, after the optimizer.")
+        if self.plateau:
+            _check_monitor(learner, self.monitor, learner.phases[-1].name)
 
     def on_step_end(self, learner: "Learner") -> None:
         if self.per == "step" and learner.phase is not None and learner.phase.trains:

@@ -18,7 +18,8 @@ from .events import Stateful
 from .phase import Loop, Phase, StepState
 from .ranks import Ranks
 
-RESERVED = ("loss", "open_loss", "closed_loss", "loss_by_step", "epoch", "phase")
+LOSSES = ("loss", "open_loss", "closed_loss", "loss_by_step")
+RESERVED = (*LOSSES, "epoch", "phase")
 
 
 @runtime_checkable
