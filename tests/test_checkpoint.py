@@ -23,7 +23,7 @@ import pytest
 import torch
 import torchmetrics
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset
 
 import rnnkit as rk
 
@@ -633,11 +633,11 @@ def test_an_epoch_that_was_cancelled_is_not_gone_on_with_after_its_last_step(tmp
     assert same(resumed[1], whole[1])
 
 
-@pytest.mark.parametrize("place", ["data set", "sampler of a batch sampler"])
+@pytest.mark.parametrize("place", ["data set", "part of one", "sampler of a batch sampler"])
 def test_a_generator_is_kept_wherever_the_loader_has_it(tmp_path, place):
     class Own(Dataset):
         def __init__(self, own: torch.Generator) -> None:
-            self.generator = own if place == "data set" else None
+            self.generator = None if place.startswith("sampler") else own
 
         def __len__(self) -> int:
             return 4
@@ -651,7 +651,9 @@ def test_a_generator_is_kept_wherever_the_loader_has_it(tmp_path, place):
         model, own = nn.GRU(1, 1), torch.Generator().manual_seed(seed)
         data = Own(own)
         options = {"batch_size": 2}
-        if place != "data set":
+        if place == "part of one":
+            data = Subset(data, [3, 1, 2])
+        elif place != "data set":
             options = {"batch_sampler": BatchSampler(RandomSampler(data, generator=own), 2, False)}
         learner = rk.Learner(model, SEQ, torch.optim.SGD(model.parameters(), 0.1), callbacks)
         learner.fit(
@@ -1277,10 +1279,11 @@ def test_a_counting_metric_is_resumed_within_an_epoch_or_refused_when_it_is_writ
     assert trained(Mean(), False, None) == whole
 
 
-def test_a_torchmetric_is_resumed_within_an_epoch(tmp_path):
+@pytest.mark.parametrize("kind", [torchmetrics.MeanAbsoluteError, torchmetrics.R2Score])
+def test_a_torchmetric_is_resumed_within_an_epoch(kind, tmp_path):
     def trained(cut: bool, **options) -> list:
         checkpoint = rk.Checkpoint(tmp_path / "a.pt", 1, **options)
-        return rows_with_metrics({"mae": torchmetrics.MeanAbsoluteError()}, checkpoint, cut)
+        return rows_with_metrics({"kind": kind()}, checkpoint, cut)
 
     whole = trained(False)
     trained(True)

@@ -19,11 +19,14 @@ def generators_of(loaders: Iterable[object]) -> list[torch.Generator]:
     return list(found.values())
 
 
-def _parts_of(loader: object) -> list[object]:
+def _parts_of(loader: object, depth: int = 3) -> list[object]:
     """The loader and what in it may have a generator: data set and samplers, whatever its class."""
-    names = ("dataset", "sampler", "batch_sampler")
-    parts = [loader, *(getattr(loader, name, None) for name in names)]
-    return [*parts, *(getattr(part, "sampler", None) for part in parts)]
+    parts = [loader]
+    for name in ("dataset", "sampler", "batch_sampler"):
+        inner = getattr(loader, name, None)
+        if inner is not None and depth:  # a `Subset` has a data set of its own
+            parts += _parts_of(inner, depth - 1)
+    return parts
 
 
 def rng_state(generators: list[torch.Generator]) -> dict[str, Any]:
