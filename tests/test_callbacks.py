@@ -351,11 +351,9 @@ def test_early_stopping_refuses_what_is_not_there():
     x = NoData()
     known = "wanted one of ['accuracy', 'loss', 'open_loss']."
     own = "Likely fix: Learner(..., metrics={'val_loss': ...}) has a metric of this name."
-    plateau = lr_scheduler.ReduceLROnPlateau(torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
-    for watch in (rk.EarlyStopping(1, "val_loss"), rk.Scheduler(plateau, monitor="val_loss")):
-        learner = rk.Learner(
-            nn.GRU(1, 1), SEQ, plateau.optimizer, [watch], metrics={"accuracy": SEQ}
-        )
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+    for watch in (rk.EarlyStopping(1, "val_loss"), rk.KeepBest("val_loss")):
+        learner = rk.Learner(nn.GRU(1, 1), SEQ, optimizer, [watch], metrics={"accuracy": SEQ})
         refused(f"{type(watch).__name__}: got monitor='val_loss'; {known} {own}",
                 lambda learner=learner: learner.fit(1, x, x))  # fmt: skip
     refused("EarlyStopping: got no validation in this fit; wanted one of ['training']. Likely fix: "
@@ -527,8 +525,6 @@ def test_keeping_the_best_refuses_what_is_not_there():
             "accuracy higher.", lambda: rk.KeepBest(mode="low"))  # fmt: skip
     refused("KeepBest: got min_delta = -1; wanted min_delta >= 0. Likely fix: 0 counts every new best.",
             lambda: rk.KeepBest(min_delta=-1))  # fmt: skip
-    with pytest.raises(TypeError, match="KeepBest: got min_delta = a NoneType; wanted a number"):
-        rk.KeepBest(min_delta=None)
     refused("KeepBest: got no validation in this fit; wanted one of ['training']. Likely fix: "
             'learner.fit(epochs, train, valid), or KeepBest(phase="training").',
             lambda: learner_of(rk.KeepBest()).fit(1, [x]))  # fmt: skip
@@ -653,17 +649,15 @@ def test_a_scheduler_refuses_what_makes_no_sense():
             lambda: rk.Scheduler(lr_scheduler.StepLR(optimizer, 2), "batch"))  # fmt: skip
     refused('Scheduler: got ReduceLROnPlateau with per="step"; wanted per="epoch". Likely fix: its patience counts '
             "epochs.", lambda: rk.Scheduler(lr_scheduler.ReduceLROnPlateau(optimizer), "step"))  # fmt: skip
-    with pytest.raises(TypeError, match="Scheduler: got the class StepLR; wanted a scheduler"):
-        rk.Scheduler(lr_scheduler.StepLR)
     of_another = learner_of(rk.Scheduler(lr_scheduler.StepLR(optimizer, 2)))
     refused("Scheduler: got the schedule of another optimizer; wanted one of the learner's. Likely fix: build it "
-            "anew, after the optimizer.", lambda: of_another.fit(1, [data(6, 2, 3)]))  # fmt: skip
+            "after the optimizer.", lambda: of_another.fit(1, [data(6, 2, 3)]))  # fmt: skip
 
 
 def test_a_callback_given_twice_is_refused():
     history = rk.History()
-    refused("Learner: got one callback twice; wanted each once. Likely fix: a schedule would be stepped twice an "
-            "epoch; make a second one where two are meant.", lambda: learner_of(history, history))  # fmt: skip
+    refused("Learner: got one callback twice; wanted each once. Likely fix: a schedule would be stepped twice.",
+            lambda: learner_of(history, history))  # fmt: skip
     assert len(learner_of(rk.History(), history).fit(1, [data(6, 2, 3)]).callbacks) == 2
 
 

@@ -156,12 +156,11 @@ class BPTTTrainingPhase(Phase):
         stride: `k1`, steps between two updates, at most `window`, which it is where it is `None`.
         stateful: carry the state, detached, from batch to batch: row `i` goes on where row `i`
             ended. Rows that `SequenceBatch.restart` marks start from the model's first state.
-        feedback: which steps are fed by the model itself: scheduled sampling. With another learner
-            a schedule begins anew.
+        feedback: which steps are fed by the model itself: scheduled sampling. A schedule begins
+            anew with another learner.
         sampler: maps the outputs of one step to the next input.
         accumulate: batches to one update, whose gradient is that of the batches joined. In a loop
-            of your own, `phase.flush(optimizer)` makes the last update, which may have fewer. An
-            epoch that is cancelled makes none.
+            of your own, `phase.flush(optimizer)` makes the last update, which may have fewer.
 
     Raises:
         ValueError: if `window`, `stride` or `accumulate` is below 1 or `stride > window`; by the
@@ -450,7 +449,7 @@ def _make_update(loop: Loop) -> None:
         loop.emit("BackwardEnd")
         loop.optimizer.step()
     else:
-        # It has a scale from its first loss on, but a file or a rank may have brought the gradient.
+        # A gradient that a file or a rank brought may be before the first loss.
         scaler.scale(torch.zeros((), device=parameters[0].device))
         scaler.unscale_(loop.optimizer)  # first: what is clipped is the gradient itself
         try:

@@ -24,7 +24,7 @@ from .forms import (
     is_pytorchs,
     parameters_of,
 )
-from .metrics import LOSSES, RESERVED, numbers_of
+from .metrics import RESERVED, numbers_of
 from .ranks import is_first
 
 if TYPE_CHECKING:
@@ -47,16 +47,6 @@ def _no_average(name: str, known: Iterable[str]) -> Refusal:
     if name not in RESERVED:
         fix = f"Learner(..., metrics={{{name!r}: ...}}) has a metric of this name."
     return Refusal(f"monitor={name!r}", f"one of {sorted(known)}", fix)
-
-
-def _check_monitor(learner: "Learner", name: str, phase: str) -> None:
-    """Before an epoch is spent: can there be an average of this name?"""
-    metrics = [*learner.metrics.losses, *learner.metrics.counters]
-    if not any(f"{name}.".startswith(f"{one}.") for one in (*LOSSES, *metrics)):  # or a part of one
-        losses = ["loss"]
-        if phase == "validation":
-            losses.append("open_loss")
-        raise _no_average(name, [*losses, *metrics])
 
 
 def _learned(learner: "Learner") -> list[nn.Module]:
@@ -240,10 +230,8 @@ class _Watch:
         one_of("mode", mode, ("min", "max"), "a loss is better lower, an accuracy higher.")
         fix = "validation is the one that tells of new data."
         one_of("phase", phase, ("training", "validation"), fix)
-        fix = "0 counts every new best."
-        check_kind("min_delta", min_delta, (Real, Tensor), "a number", fix)
         if not min_delta >= 0:
-            raise Refusal(f"min_delta = {min_delta}", "min_delta >= 0", fix)
+            raise Refusal(f"min_delta = {min_delta}", "min_delta >= 0", "0 counts every new best.")
         self.monitor = monitor
         self.mode = mode
         self.phase = phase
@@ -261,7 +249,9 @@ class _Watch:
         if self.phase not in names:
             fix = f"learner.fit(epochs, train, valid), or {how}."
             raise Refusal(f"no {self.phase} in this fit", f"one of {names}", fix)
-        _check_monitor(learner, self.monitor, self.phase)
+        metrics = (*learner.metrics.losses, *learner.metrics.counters)
+        if self.monitor not in RESERVED and not str(self.monitor).startswith(metrics):
+            raise _no_average(self.monitor, [*RESERVED[:2], *metrics])  # not after an epoch
         if self._place is not None and self._place is not learner.place:
             self.forget()
         self._place = learner.place
@@ -461,8 +451,6 @@ class Scheduler:
         one_of("per", per, ("epoch", "step"), "most are stepped an epoch.")
         fix = "torch.optim.lr_scheduler.StepLR(optimizer, 10), for one."
         check_kind("scheduler", scheduler, _Steps, "a scheduler, which has a step()", fix)
-        if isinstance(scheduler, type):
-            raise Refusal(f"the class {scheduler.__name__}", "a scheduler", fix, TypeError)
         self.plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if self.plateau and per == "step":
             came = 'ReduceLROnPlateau with per="step"'
@@ -479,10 +467,8 @@ class Scheduler:
     def on_fit_begin(self, learner: "Learner") -> None:
         groups = getattr(self.scheduler, "optimizer", learner.optimizer).param_groups
         if not any(group is own for group in groups for own in learner.optimizer.param_groups):
-            came = "the schedule of another optimizer"
-            raise Refusal(came, "one of the learner's", "build it anew, after the optimizer.")
-        if self.plateau:
-            _check_monitor(learner, self.monitor, learner.phases[-1].name)
+            fix = "build it after the optimizer."
+            raise Refusal("the schedule of another optimizer", "one of the learner's", fix)
 
     def on_step_end(self, learner: "Learner") -> None:
         if self.per == "step" and learner.phase is not None and learner.phase.trains:

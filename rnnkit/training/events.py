@@ -171,8 +171,7 @@ def handlers(callbacks: Sequence[object]) -> Handlers:
     for callback in callbacks:
         _check_methods(callback)
     if len(set(map(id, callbacks))) < len(callbacks):
-        fix = "a schedule would be stepped twice an epoch; make a second one where two are meant."
-        raise Refusal("one callback twice", "each once", fix)
+        raise Refusal("one callback twice", "each once", "a schedule would be stepped twice.")
     found: Handlers = {}
     for event in EVENTS:
         # The sort is stable: among callbacks of one order the first given is the first called.

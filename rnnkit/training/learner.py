@@ -45,7 +45,7 @@ class Pass:
     last: bool = False  # whether the fit's epoch is over with it
     done: bool = False  # whether it came to its end
     cut: bool = False  # whether a `CancelFit` cut it short
-    ending: bool = False  # whether a callback has cancelled it at the end of a step
+    ending: bool = False  # whether it was cancelled at a step's end
     over: bool = False  # whether its end has been told
     running: bool = False  # it, or the fit around it: what else begins was begun by a callback
     exits: ExitStack = field(default_factory=ExitStack)  # closed when it ends, by an error too
@@ -192,11 +192,6 @@ class Learner(Loop):
     def cut_short(self) -> bool:
         """Whether a `CancelFit` has cut short the epoch that ends."""
         return self.now.cut
-
-    @property
-    def ending(self) -> bool:
-        """Whether a callback that was called before has cancelled the rest of the epoch."""
-        return self.now.ending
 
     def defer(self, close: Callable[[], object]) -> None:
         """Calls `close` when the running epoch is over, by an error too."""

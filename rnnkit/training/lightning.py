@@ -136,7 +136,7 @@ class PhaseModule(LightningModule):
         """A step of the training phase."""
         self.loop.optimizer = self.optimizers()
         step = self._step(self.training_phase, batch)
-        self._schedule("step", batch_idx + 1)  # as a Learner does, before what is still held back
+        self._schedule("step", batch_idx + 1)
         if self.trainer.is_last_batch:  # before the validation of the epoch looks at the weights
             self.training_phase.finish(self.loop)
             self._schedule("epoch", self.current_epoch + 1)

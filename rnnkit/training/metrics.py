@@ -18,8 +18,7 @@ from .events import Stateful
 from .phase import Loop, Phase, StepState
 from .ranks import Ranks
 
-LOSSES = ("loss", "open_loss", "closed_loss", "loss_by_step")
-RESERVED = (*LOSSES, "epoch", "phase")
+RESERVED = ("loss", "open_loss", "closed_loss", "loss_by_step", "epoch", "phase")
 
 
 @runtime_checkable
@@ -107,7 +106,7 @@ class Tally:
         self.averages: dict[str, Average] = {}
         self.joint: dict[str, Average] | None = None  # of all ranks, when the epoch is over
         self.counted = False
-        self.nothing: Refusal | None = None  # of one rank without a batch: others may have some
+        self.nothing: Refusal | None = None  # of a rank without a batch
         self.computed: dict[str, Tensor] = {}
         self.losses = metrics.losses
         self.counters: dict[str, Counter] = {}
@@ -165,13 +164,12 @@ class Tally:
         states = {name: average.state_dict() for name, average in self.averages.items()}
         by_name: dict[str, list[dict[str, Any]]] = {}
         counted: list[bool] = []
-        everything = ranks.gather((states, self.counted, self.nothing is not None))
-        if self.nothing is not None and all(has_nothing for *_, has_nothing in everything):
-            raise self.nothing
-        for share, has_counted, _ in everything:
+        for share, has_counted in ranks.gather((states, self.counted)):
             counted.append(has_counted)
             for name, state in share.items():
                 by_name.setdefault(name, []).append(state)
+        if self.nothing is not None and not by_name:  # nor has another rank
+            raise self.nothing
         # A rank without a batch asks its counters too: those of torchmetrics wait for it.
         self.counted = any(counted)
         self.joint = {}

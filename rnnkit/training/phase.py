@@ -160,7 +160,7 @@ class Phase:
         """What is left to do after the last batch of an epoch."""
 
     def meet(self, place: object) -> None:
-        """A fit begins: in the training of another learner a schedule of feedback begins anew."""
+        """A fit begins: in another training a schedule begins anew."""
         if self._place is not None and self._place is not place:
             self.updates = 0
         self._place = place

@@ -171,10 +171,7 @@ def go_on_from(learner: "Learner", saved: Any) -> None:
     """
     place = learner.place
     if learner.fitting:  # its batches would go on where they are
-        fix = (
-            'to go back to its weights, learner.model.load_state_dict(saved["model"]) and '
-            'learner.optimizer.load_state_dict(saved["optimizer"]).'
-        )
+        fix = 'learner.model.load_state_dict(saved["model"]) takes the weights alone.'
         raise Refusal("a state within an epoch of a fit", "one at FitBegin or outside a fit", fix)
     _check_format(saved)
     saved = _share_of(saved, learner.ranks)
