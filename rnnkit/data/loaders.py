@@ -158,17 +158,6 @@ class StreamLoader:
     [[0, 1, 2], [4, 5, 6]] [[1, 2, 3], [5, 6, 7]]
     [[3], [7]] [[4], [8]]
 
-    Targets that are no next steps go side by side with the inputs, and each batch is taken apart:
-
-    >>> from rnnkit import SequenceBatch
-    >>> x, y = torch.zeros(9, 3), torch.ones(9, 1)
-    >>> batches = [
-    ...     SequenceBatch(b.inputs[..., :3], b.inputs[..., 3:], b.lengths, b.restart)
-    ...     for b in StreamLoader(torch.cat([x, y], 1), batch_size=2, window=3)
-    ... ]
-    >>> batches[0].inputs.shape, batches[0].targets.unique()
-    (torch.Size([3, 2, 3]), tensor([1.]))
-
     Args:
         stream: `(N, *F)`, a tensor, an array or anything with `len` and slices that
             `torch.as_tensor` takes; or a list of such documents. It is read window by window, so it

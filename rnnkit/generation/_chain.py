@@ -21,14 +21,6 @@ from torch import nn
 from ..core.model import FUSED, runs
 from ..models.stack import RecurrentSequential
 
-_NO_PLAIN_CALL = (
-    inspect.CO_VARARGS
-    | inspect.CO_VARKEYWORDS
-    | inspect.CO_GENERATOR
-    | inspect.CO_COROUTINE
-    | inspect.CO_ASYNC_GENERATOR
-)
-
 
 def chain_of(model: nn.Module) -> list[tuple[nn.Module, bool]] | None:
     """The children that `model(inputs, state)` calls one after another, and which has the state.
@@ -49,7 +41,9 @@ def chain_of(model: nn.Module) -> list[tuple[nn.Module, bool]] | None:
 @lru_cache(maxsize=128)
 def _is_straight(code: CodeType, children: frozenset[str]) -> bool:
     """Whether `forward(self, inputs, state)` has no branch, and names its children alone."""
-    if code.co_argcount != 3 or code.co_kwonlyargcount or code.co_flags & _NO_PLAIN_CALL:
+    if code.co_argcount != 3 or code.co_kwonlyargcount:
+        return False
+    if code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
         return False
     if code.co_freevars or code.co_cellvars or code.co_exceptiontable:
         return False

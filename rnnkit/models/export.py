@@ -352,5 +352,4 @@ def _told(who: str) -> Generator[None]:
 
 
 def _reason(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {shorten(words, 200)}"
+    return f"{type(error).__name__}: {shorten(str(error), 200)}"

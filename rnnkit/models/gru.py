@@ -35,14 +35,11 @@ class GRU(nn.GRU):
     \end{aligned}
     $$
 
-    The products with $x$ are one for all steps. Backward, the gradient of each of the four sums
-    is that of $h'$ times a number known beforehand, and the gradients of the weights are one
-    product each, at the end.
-
-    That is so for float32 and float64 on a CPU, where a gradient is asked for, from 8 steps on.
-    Else `nn.GRU` itself runs: for a `PackedSequence` or a sequence without a batch, under autocast,
-    `torch.compile` or a transform of `torch.func`, and for gradients of gradients. PyTorch refuses
-    the gradient of outputs that were changed in place.
+    Whatever need not wait for another step is done once for all steps. That is so for float32 and
+    float64 on a CPU, where a gradient is asked for, from 8 steps on. Else `nn.GRU` itself runs: for
+    a `PackedSequence` or a sequence without a batch, under autocast, `torch.compile` or a transform
+    of `torch.func`, and for gradients of gradients. PyTorch refuses the gradient of outputs that
+    were changed in place.
 
     >>> import torch
     >>> from rnnkit import GRU

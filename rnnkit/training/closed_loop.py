@@ -78,8 +78,7 @@ class BPTTValidationPhase(Phase):
     `phase(model, loss, batch)`, or `learner.step(phase, batch)`, gives a
     [StepState][rnnkit.StepState] with `loss` over all steps, `open_loss` over the driven and
     `closed_loss` over the self-fed ones, and `loss_by_step (T,)`. With
-    [seq2one_loss][rnnkit.seq2one_loss] there is only `loss`, and it as one of the two. In [issue
-    144](https://github.com/FluxML/FluxTraining.jl/issues/144) one loss hid the closed loop's.
+    [seq2one_loss][rnnkit.seq2one_loss] there is only `loss`, and it as one of the two.
 
     With a sampler that draws, the likelihood of the next step on one random path would reward the
     wrong spread. Then `closed_loss`, and `loss_by_step` at the self-fed steps, are a score of

@@ -119,13 +119,6 @@ class CancelFit(Cancel):
 
 
 @runtime_checkable
-class Ordered(Protocol):
-    """A callback that says when it is called: lower numbers first, 0 where it says nothing."""
-
-    order: int
-
-
-@runtime_checkable
 class Stateful(Protocol):
     """A callback whose state is part of the training, and of its checkpoints."""
 
@@ -134,17 +127,9 @@ class Stateful(Protocol):
     def load_state_dict(self, saved: dict[str, Any], /) -> object: ...
 
 
-@runtime_checkable
-class Kinded(Protocol):
-    """A callback that says its class and what it holds, `Scheduler(StepLR)`."""
-
-    @property
-    def kind(self) -> str: ...
-
-
 def order_of(callback: object) -> int:
-    """When a callback is called."""
-    return callback.order if isinstance(callback, Ordered) else 0
+    """When a callback is called: lower numbers first, 0 where it says nothing."""
+    return getattr(callback, "order", 0)
 
 
 def stateful(callbacks: Sequence[object]) -> dict[str, Stateful]:
@@ -152,7 +137,7 @@ def stateful(callbacks: Sequence[object]) -> dict[str, Stateful]:
     found: dict[str, Stateful] = {}
     for callback in callbacks:
         if isinstance(callback, Stateful):
-            kind = callback.kind if isinstance(callback, Kinded) else type(callback).__name__
+            kind = getattr(callback, "kind", type(callback).__name__)
             found[f"{len(found)} {kind}"] = callback
     return found
 

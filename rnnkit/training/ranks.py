@@ -4,9 +4,8 @@ A loss is a sum and a weight, in each process as in each window. So the loss of 
 the sum of sums by the sum of weights, and its gradient the sum of the gradients of each process's
 sum by the joint weight.
 
-The reducer of DistributedDataParallel is not used. It averages where sums are to be added, it waits
-in each backward pass, of which a process without a scored step has none, and it fails over a
-parameter that one process did not need."""
+The reducer of DistributedDataParallel averages, and waits in each backward pass, of which a process
+without a scored step has none. So it is not used."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
