@@ -9,7 +9,6 @@ from helpers import VOCABULARY as V
 from helpers import (
     assert_samples_like,
     assert_state,
-    by_hand,
     continuous_model,
     generate_by_hand,
     language_model,
@@ -17,7 +16,6 @@ from helpers import (
     wander,
 )
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from rnnkit import (
     Feedback,
@@ -487,25 +485,6 @@ def test_what_a_forward_does_to_a_layer_inside_holds_for_single_steps(recurrent,
     tokens, outputs, _, _ = generate_by_hand(model, 12, primer, sample_best)
     assert torch.equal(sample.tokens, tokens)
     torch.testing.assert_close(sample.outputs, outputs, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
-def test_a_layer_in_a_checkpoint_is_the_same_in_its_second_pass(recurrent):
-    class Saving(Wrapped):
-        def forward(self, tokens, state=None):
-            arguments = (self.embedding(tokens), state)
-            hidden, state = checkpoint(self.recurrent, *arguments, use_reentrant=False)
-            return self.head(hidden), state
-
-    model, inputs = Saving(recurrent), torch.randint(V, (6, 3))
-    feedback, parameters = Feedback.always(), list(model.parameters())
-    outputs, _ = rollout(model, inputs, feedback, sample_best)
-    wanted, _ = by_hand(model, inputs, feedback.mask(6, 3), sample_best)
-    given = torch.autograd.grad(outputs.square().sum(), parameters)
-    for got, right in zip(
-        given, torch.autograd.grad(wanted.square().sum(), parameters), strict=True
-    ):
-        torch.testing.assert_close(got, right)
 
 
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])

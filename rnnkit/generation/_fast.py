@@ -73,15 +73,6 @@ def _is_cast(tensor: Tensor) -> bool:
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
-def _is_saved_by_hooks() -> bool:
-    """Whether hooks save for autograd, as in a checkpoint, which calls a module again by itself."""
-    of_autograd: Any = torch._C._autograd  # pyright: ignore
-    top = getattr(of_autograd, "_top_saved_tensors_default_hooks", None)  # from torch 2.8 on
-    if top is None:
-        return torch.is_grad_enabled()
-    return top(True) is not None
-
-
 def _has_cells(module: nn.Module) -> bool:
     """Whether it is an `nn.LSTM`, `nn.GRU` or `nn.RNN` that its cells can stand for."""
     if not isinstance(module, nn.RNNBase) or not runs(module, *FUSED):
@@ -227,7 +218,7 @@ class _Cells:
 
     def are_still(self, module: Any, inputs: Tensor) -> bool:
         """Whether the forward around a module has changed nothing: weights, dropout, autocast."""
-        if (module.training and module.dropout) or _is_cast(inputs) or _is_saved_by_hooks():
+        if (module.training and module.dropout) or _is_cast(inputs):
             return False
         return _identities(module) == self.parameters
 
