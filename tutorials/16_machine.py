@@ -428,6 +428,7 @@ torch.save((inputs.cpu(), targets.cpu(), scored.cpu()), "day.pt")
 
 KEEP = """
 torch.save(kept, f"rank{rank}.pt")
+dist.barrier()  # no process leaves before the last is done
 dist.destroy_process_group()
 """
 parts = [TOGETHER, TRAIN, ONE_DAY, WITH_RNNKIT, TIMES, KEEP]
