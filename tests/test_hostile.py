@@ -631,7 +631,7 @@ SLIPS = [
     (lambda: learner().fit([x], 3), "epochs = a list of 1; wanted a whole number"),
     (lambda: rk.Learner(model, opt, mse), "Learner(model, loss, optimizer)"),
     (lambda: rk.pad_collate([(x, x, x[..., 0])]), "an item that is a tuple of 3"),
-    (lambda: rk.Unroll(nn.GRUCell(3, 3))({"a": x}), "join the sequences of a dict"),
+    (lambda: rk.Unroll(nn.GRUCell(3, 3))({"a": x}), "the sequences of a dict, torch.cat("),
     (lambda: rk.StreamLoader((x, x), 2, 2), "torch.cat([x, y], 1)"),
     (lambda: rk.StreamLoader({"a": x}, 2, 2), "a dict of 'a'; wanted one stream"),
     (lambda: rk.seq2seq_loss({"a": nn.MSELoss()})({"a": x}, {"a": labels}), "seq2one_loss"),

@@ -27,7 +27,7 @@ def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor
             f"{name} = {in_words(sequence)}",
             "a tensor (T, B, *F) or a list of steps",
             "stack the steps along a first dimension, time; a first member of a stack may join "
-            "those of a dict, torch.cat(list(parts.values()), -1).",
+            "the sequences of a dict, torch.cat(list(parts.values()), -1).",
             TypeError,
         )
     if not _is_dense(sequence):
