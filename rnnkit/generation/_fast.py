@@ -395,8 +395,8 @@ def quicker_draws(
         return None
     embedding, rnn, head = [member for member, _ in stack.members]
     state = map_leaves(torch.clone, state)
-    layers = _in_place(rnn, stack.by_member(state)[0])
-    table = layers[0].weights.of_input(embedding.weight)
+    first, *others = _in_place(rnn, stack.by_member(state)[0])
+    table = first.weights.of_input(embedding.weight)
     to_logits = head.weight.t()
     bias = head.weight.new_zeros(head.out_features) if head.bias is None else head.bias
 
@@ -408,9 +408,9 @@ def quicker_draws(
     with torch.inference_mode():
         for token, before, after in zip(tokens, logits[:-1], logits[1:], strict=True):
             choose(before, after, token)
-            torch.index_select(table, 0, token, out=layers[0].gates)
-            x = layers[0].step()
-            for layer in layers[1:]:
+            torch.index_select(table, 0, token, out=first.gates)
+            x = first.step()
+            for layer in others:
                 x = layer.step_on(x)
             torch.addmm(bias, x, to_logits, out=after)
 
