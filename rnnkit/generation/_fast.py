@@ -35,10 +35,9 @@ _CELLS: dict[str, Callable[..., Tensor]] = {
 def quicker_step(model: Model, rows: int) -> Model:
     """What takes a step `(1, rows, *F)` as `model` does, quicker where it can; else `model` itself.
 
-    For few rows a fused module is stepped as cells on its own weights. Without gradient, an
-    embedding of few classes and the input weights of what is behind it become one table. A module
-    of the user's own is called as it is, unless it is a chain of its children, and what is fused
-    inside of it stepped as cells.
+    For few rows a fused module is stepped as cells on its own weights, inside a module of the
+    user's own too. Without gradient, an embedding of few classes and the input weights of what is
+    behind it become one table.
     """
     if not isinstance(model, nn.Module) or not _has_digits(model):
         return model
@@ -477,7 +476,7 @@ def _one_call_is_many() -> bool:
 
 
 def _refuse_no_number(sampler: NextInput, logits: Tensor) -> None:
-    """Where a draw was made from NaN, the sampler is asked for it, to say so in its own words."""
+    """Where a draw was made from NaN, the sampler is asked for it, and says so."""
     peaks = logits.amax(2) / getattr(sampler, "temperature", 1)  # (n, B)
     if not bool(peaks.isfinite().all()):
         time = int(peaks.isfinite().all(1).int().argmin())

@@ -103,7 +103,7 @@ def export_onnx(
 
     `nn.LSTM`, `nn.GRU` and `nn.RNN` become ONNX's own operators, which take any number of steps. A
     loop over steps, as in [Unroll][rnnkit.Unroll], is written out step by step, so it is refused
-    without `steps`. The page Export names what cannot be exported.
+    without `steps`.
 
     Needs the extra `rnnkit[export]`.
 
