@@ -364,7 +364,11 @@ def test_a_token_beyond_the_table_is_an_error_as_in_the_embedding():
 
 
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 4}, {"min_p": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.7}, {"temperature": 3.0, "top_k": 4}, {"top_p": 0.8}, {"min_p": 0.1}],
+    ids=str,
+)
 def test_all_steps_at_once_draw_what_the_sampler_draws_one_by_one(recurrent, options):
     model, primer = language_model(recurrent, 2).float(), torch.randint(V, (2, 5))
     sampler = SoftmaxSampler(**options, generator=seeded(1))

@@ -264,7 +264,7 @@ def quicker_draws(
 
     They come as `(n, B)`, with what the model answered, `(n, B, V)`, and the state after them.
     For an embedding that fits a table, an LSTM or GRU, and a linear head, without gradient. The
-    draws are those of the sampler, bit by bit, from the same generator.
+    draws are those of the sampler from the same generator, but where two tie to a rounding.
     """
     if not _is_known(sampler) or steps < 1:
         return None
@@ -333,16 +333,19 @@ def _chooser(sampler: Any, noise: Tensor) -> Callable[[Tensor, Tensor, Tensor], 
     """
     if sampler is sample_best:
         return lambda logits, _, token: torch.argmax(logits, 1, out=token)
+    _make_noise(noise, sampler.generator)
     scores = torch.empty_like(noise[0])
-    probabilities: Callable[[Tensor], Tensor] = sampler.probabilities
-    if [sampler.top_k, sampler.top_p, sampler.min_p, sampler.temperature] == [None, None, None, 1]:
-        probabilities = partial(torch.softmax, dim=1, out=scores)
+    if sampler.top_k is sampler.top_p is sampler.min_p is None:
+        # The largest p / noise is the largest log p - log noise: no softmax is wanted.
+        noise.log_().mul_(-sampler.temperature)
+        return lambda logits, noise, token: torch.argmax(
+            torch.add(logits, noise, out=scores), 1, out=token
+        )
 
     def choose(logits: Tensor, noise: Tensor, token: Tensor) -> None:
         # What torch.multinomial does to draw once, after it has looked at each number.
-        torch.argmax(torch.div(probabilities(logits), noise, out=scores), 1, out=token)
+        torch.argmax(torch.div(sampler.probabilities(logits), noise, out=scores), 1, out=token)
 
-    _make_noise(noise, sampler.generator)
     return choose
 
 
