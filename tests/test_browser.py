@@ -114,6 +114,16 @@ SEARCHES = {
     "resume training": ["api/callbacks"],
     "multiple inputs": ["shapes"],
     "initial hidden state": ["state"],
+    "save and load model": ["faq/practice"],
+    "continue training next day": ["faq/practice"],
+    "how many hidden units": ["faq/practice"],
+    "data leakage": ["faq/practice"],
+    "anomaly detection": ["faq/practice"],
+    "uncertainty": ["faq/practice"],
+    "irregular time steps": ["faq/practice"],
+    "reproducible": ["faq/practice"],
+    "fine tune": ["faq/practice"],
+    "sentiment analysis": ["faq/practice"],
 }
 VIEWS = [(scheme, width) for width in (1280, 390) for scheme in ("light", "dark")]
 if os.environ.get("SLOW") == "0":  # as `make test` says; CI and pytest itself look at everything
