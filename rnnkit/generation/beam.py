@@ -91,7 +91,7 @@ def beam_search(
         _check_logits(primed.outputs)
         check_state(primed.state, len(lengths), BATCH_IN_STATE)
         search = _Search(width, best, stop, length_penalty, length, onto(lengths, inputs.device))
-        beams = search.first(inputs[shortest - 1], primed.outputs[-1])
+        beams = search.first(primed.outputs[-1])
         state = primed.state
 
         # Each step every candidate grows by every class, and the likeliest of them all are kept.
@@ -155,13 +155,13 @@ class _Search:
     length: int
     lengths: Tensor  # (B,): those of the primers
 
-    def first(self, token: Tensor, answer: Tensor) -> _Beams:
+    def first(self, answer: Tensor) -> _Beams:
         """One candidate a row, which drew nothing yet."""
         nothing = torch.zeros_like(self.lengths).unsqueeze(1)  # (B, 1)
         dtype = torch.promote_types(answer.dtype, torch.float32)
         return _Beams(
             parent=nothing,
-            token=token.unsqueeze(1),
+            token=nothing,
             scores=nothing.to(dtype),
             drawn=nothing,
             done=nothing.bool(),
