@@ -628,6 +628,17 @@ def test_classes_with_dimensions_of_their_own_and_bytes_are_targets():
     close(loss(outputs[..., 0], targets[..., 0].to(torch.uint8)), wanted)
 
 
+@pytest.mark.parametrize("average", ["step", "sequence"])
+@pytest.mark.parametrize("weight", [None, torch.linspace(0.1, 2, 200).double()])
+def test_targets_of_bytes_are_the_classes_that_they_are_as_integers(average, weight):
+    """In a byte the class 156 has the digits of the ignored -100."""
+    outputs = data(4, 2, 200)
+    targets = torch.tensor([[156, 3], [156, 199], [0, 156], [7, 156]])
+    loss = rk.seq2seq_loss(nn.CrossEntropyLoss(weight=weight), average)
+    wanted = loss(outputs, targets, torch.tensor([4, 2]))
+    close(loss(outputs, targets.to(torch.uint8), torch.tensor([4, 2])), wanted)
+
+
 def test_a_class_is_no_loss():
     for make in (rk.seq2seq_loss, rk.seq2one_loss):
         refused(lambda make=make: make(nn.MSELoss), "the class MSELoss", TypeError)

@@ -155,6 +155,7 @@ class Head:
         if not self._weighs or targets.is_floating_point():  # probabilities count alike
             return None
         options: dict[str, Any] = self.options or {}
+        targets = targets.long()  # bytes would be a mask of the classes, and 156 be -100
         ignored = targets == options["ignore_index"]
         if options["weight"] is None:
             weights = (~ignored).to(exact(targets.device))
