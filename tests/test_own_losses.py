@@ -449,6 +449,28 @@ def test_a_loss_of_everything_is_connectionist_temporal_classification():
     close(cut.loss, expected.detach())
 
 
+@pytest.mark.parametrize("loss_fn", [nn.MSELoss(), F.cross_entropy, lambda y, t: (y - t).mean()])
+def test_a_loss_of_two_arguments_is_none_of_everything(loss_fn):
+    """Of `F.cross_entropy` the lengths would be the weights of the classes."""
+    for loss in (loss_fn, {"a": loss_fn}):
+        refused(lambda loss=loss: rk.seq2one_loss(loss, "all"), 'read="all"', TypeError)
+
+
+@pytest.mark.parametrize("losses", [nn.MSELoss(), {"a": nn.MSELoss(), "b": nn.L1Loss()}])
+def test_a_function_that_reads_is_not_asked_about_no_row(losses):
+    def each(outputs, lengths):
+        read = torch.stack([outputs[:n, i].mean(0) for i, n in enumerate(lengths.tolist())])
+        return {"a": read, "b": read} if isinstance(losses, dict) else read
+
+    outputs, targets = data(4, 2, 3).requires_grad_(), data(2, 3)
+    if isinstance(losses, dict):
+        targets = {"a": targets, "b": targets}
+    loss = rk.seq2one_loss(losses, each)(outputs, targets, weights=torch.zeros(2))
+    loss.backward()
+    assert loss == 0
+    assert outputs.grad.eq(0).all()
+
+
 def test_readings_that_do_not_fit_are_refused():
     refused(lambda: rk.seq2one_loss(nn.MSELoss(), "first"), "read='first'")
     loss = rk.seq2one_loss(nn.MSELoss(), lambda outputs, lengths: outputs)
