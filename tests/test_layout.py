@@ -55,6 +55,9 @@ def test_steps_are_stacked_along_time(kind):
         ([], "an empty list", ValueError),
         ([1, 2], "a list that holds a int", TypeError),
         ([torch.zeros(2), torch.zeros(3)], "a list of (2,), (3,)", ValueError),
+        # What a GRU gives, and what an LSTM does.
+        ((torch.zeros(3, 2, 1), torch.zeros(1, 2, 1)), "outputs, state = model(", ValueError),
+        ((torch.zeros(3, 2, 1), (torch.zeros(1, 2, 1),) * 2), "outputs, state =", TypeError),
         ("text", "a str", TypeError),
         (None, "a NoneType", TypeError),
         (torch.zeros(3), "inputs (3,)", ValueError),

@@ -59,19 +59,23 @@ def _is_dense(sequence: Any) -> TypeGuard[Tensor]:
 
 
 def _stacked(steps: Sequence[Tensor], name: str) -> Tensor:
-    wanted = "a list of steps (B, *F)"
-    fix = "pass at least one step, each a tensor (B, *F)."
-    if not steps:
-        raise Refusal(f"{name} = an empty list", wanted, fix)
-    if not all(isinstance(step, Tensor) for step in steps):
-        raise Refusal(f"{name} = a list that holds {in_words(steps[0])}", wanted, fix, TypeError)
-    if len({step.shape for step in steps}) > 1:
-        raise Refusal(
-            f"{name} = a list of {', '.join(map(in_words, steps[:4]))}",
-            "steps of equal shape (B, *F)",
-            "a list is T steps of one batch; sequences of unequal length go through batchseq.",
-        )
-    return torch.stack(tuple(steps))
+    others = [step for step in steps if not isinstance(step, Tensor)]
+    if not others and len({step.shape for step in steps}) == 1:
+        return torch.stack(tuple(steps))
+    came = "an empty list"
+    kind = ValueError
+    if others:
+        came = f"a list that holds {in_words(others[0])}"
+        kind = TypeError
+    elif steps:
+        came = f"a list of {', '.join(map(in_words, steps[:4]))}"
+    raise Refusal(
+        f"{name} = {came}",
+        "a list of steps of equal shape (B, *F)",
+        "a list is T steps of one batch; sequences of unequal length go through batchseq; what a "
+        "model gives is a pair, outputs, state = model(inputs).",
+        kind,
+    )
 
 
 def as_sequences(sequence: Sequences, name: str = "inputs", least: int = 2) -> Any:
