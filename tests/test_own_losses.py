@@ -561,6 +561,8 @@ def test_heads_that_do_not_fit_are_refused():
     refused(lambda: rk.seq2seq_loss(both, weights={"c": 1.0}), "'c'")
     refused(lambda: rk.seq2seq_loss({}), "losses []")
     refused(lambda: rk.seq2seq_loss(both, weights={"a": math.inf}), "inf")
+    learned = nn.Parameter(torch.ones(()))  # it would stay as it is
+    refused(lambda: rk.seq2seq_loss(both, weights={"a": learned}), "learned", TypeError)
     refused(lambda: rk.seq2seq_loss(nn.MSELoss(), weights={"a": 1.0}), "one loss", TypeError)
     loss = rk.seq2seq_loss(both)
     y, classes = data(4, 2, 3), torch.zeros(4, 2, dtype=torch.int64)
@@ -569,10 +571,10 @@ def test_heads_that_do_not_fit_are_refused():
     refused(lambda: rk.seq2seq_loss(nn.MSELoss())({"a": y}, {"a": y}), "one sequence of outputs")
 
 
-def test_heads_of_one_target_a_sequence():
-    loss = rk.seq2one_loss(
-        {"a": nn.MSELoss(), "b": nn.CrossEntropyLoss()}, "mean", weights={"a": 2.0}
-    )
+@pytest.mark.parametrize("kind", [dict, nn.ModuleDict])
+def test_heads_of_one_target_a_sequence(kind):
+    losses = kind({"a": nn.MSELoss(), "b": nn.CrossEntropyLoss()})
+    loss = rk.seq2one_loss(losses, "mean", weights={"a": 2.0})
     outputs = {"a": data(5, 3, 1), "b": data(5, 3, 4, seed=1)}
     targets = {"a": data(3, 1, seed=2), "b": torch.tensor([0, 3, 1])}
     expected = 2 * F.mse_loss(outputs["a"].mean(0), targets["a"])

@@ -109,7 +109,7 @@ class SequenceLoss:
     ) -> None:
         self.loss_fn = loss_fn
         self.scales: tuple[float, ...] | None = None
-        if isinstance(loss_fn, Mapping):
+        if isinstance(loss_fn, Mapping | nn.ModuleDict):
             self.heads = [Head(function, key) for key, function in loss_fn.items()]
             self.scales = _scales(loss_fn, {} if weights is None else weights)
             return
@@ -202,7 +202,11 @@ class SequenceLoss:
         return [head.loss_fn for head in self.heads if isinstance(head.loss_fn, nn.Module)]
 
 
-def _scales(losses: Mapping[Any, Any], weights: Mapping[Any, float]) -> tuple[float, ...]:
+def _scales(losses: Any, weights: Mapping[Any, float]) -> tuple[float, ...]:
+    for key, weight in weights.items():
+        if getattr(weight, "requires_grad", False):
+            fix = "a loss function that is a module may have it as a parameter."
+            raise Refusal(f"a weight of {key!r} that is learned", "a number", fix, TypeError)
     if not losses or not weights.keys() <= losses.keys():
         came = f"losses {list(losses)} and weights {list(weights)}"
         raise Refusal(came, "a loss for each weight", "name each head alike in both.")

@@ -181,7 +181,7 @@ class Head:
         if not isinstance(given, Tensor) or (given.ndim and given.shape[0] != count):
             raise Refusal(
                 f"{in_words(given)} from the loss of {count} steps",
-                "a scalar (a mean over the steps), one loss a step, or a pair (sum, weight)",
+                "a scalar tensor (a mean of the steps), one loss a step, or a pair (sum, weight)",
                 'use a loss with reduction "mean" or "none".',
             )
         if given.is_complex():
