@@ -164,7 +164,11 @@ def test_a_row_of_one_step_has_no_next_one():
         get_inout_seq(SequenceBatch(padded, lengths=lengths))
 
 
-@pytest.mark.parametrize("wrong", [None, 3.0, "abc", (torch.zeros(2, 1),), (1, 2, 3, 4)])
+@pytest.mark.parametrize(
+    "wrong",
+    [None, 3.0, "abc", (torch.zeros(2, 1),), (1, 2, 3, 4), torch.zeros(3, 2, 1).to_sparse()],
+    ids=lambda wrong: type(wrong).__name__,
+)
 def test_anything_else_is_a_type_error(wrong):
     with pytest.raises(TypeError, match="get_inout_seq"):
         get_inout_seq(wrong)

@@ -141,6 +141,7 @@ def test_lengths_and_masks_stay_on_the_cpu_whatever_the_default_device():
         (torch.tensor([1, 2, 3], dtype=torch.int32), "lengths of torch.int32", TypeError),
         (torch.zeros(3, dtype=torch.int64, device="meta"), "on meta", TypeError),
         (torch.tensor([1, 2]), "lengths (2,) for a batch of 3", ValueError),
+        (torch.ones(T, 3, dtype=torch.bool), "lengths (5, 3) for a batch of 3", ValueError),
         (torch.tensor([0, 2, 3]), "lengths from 0 to 3", ValueError),
         (torch.tensor([1, 2, 6]), "lengths from 1 to 6", ValueError),
     ],

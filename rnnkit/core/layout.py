@@ -30,7 +30,7 @@ def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor
             "the sequences of a dict, torch.cat(list(parts.values()), -1).",
             TypeError,
         )
-    if not _is_dense(sequence):
+    if not is_dense(sequence):
         raise Refusal(
             f"{name} = a nested or sparse tensor",
             "a dense tensor (T, B, *F)",
@@ -51,7 +51,7 @@ def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor
     return sequence
 
 
-def _is_dense(sequence: Any) -> TypeGuard[Tensor]:
+def is_dense(sequence: Any) -> TypeGuard[Tensor]:
     """Whether it has one shape for all rows, and a number in each place."""
     if not isinstance(sequence, Tensor):
         return False
@@ -80,7 +80,7 @@ def _stacked(steps: Sequence[Tensor], name: str) -> Tensor:
 
 def as_sequences(sequence: Sequences, name: str = "inputs", least: int = 2) -> Any:
     """A sequence, or a dict of sequences, in which all have the same `T` and `B`."""
-    if _is_dense(sequence) and sequence.ndim > 1 and sequence.numel():
+    if is_dense(sequence) and sequence.ndim > 1 and sequence.numel():
         return sequence  # the usual case
     if not isinstance(sequence, dict):
         return as_sequence(sequence, name, least)
@@ -165,11 +165,11 @@ def check_lengths(lengths: Tensor, time: int, batch: int, least: int = 1) -> Ten
     )
     if not isinstance(lengths, Tensor):
         raise Refusal(f"lengths = {in_words(lengths)}", wanted, fix, TypeError)
+    if lengths.shape != (batch,):
+        raise Refusal(f"lengths {in_words(lengths)} for a batch of {batch}", wanted, fix)
     if lengths.dtype != torch.int64 or lengths.device.type != "cpu":
         came = f"lengths of {lengths.dtype} on {lengths.device}"
         raise Refusal(came, wanted, "lengths.to('cpu', torch.int64).", TypeError)
-    if lengths.shape != (batch,):
-        raise Refusal(f"lengths {in_words(lengths)} for a batch of {batch}", wanted, fix)
     low = int(lengths.min())
     high = int(lengths.max())
     if low < least or high > time:

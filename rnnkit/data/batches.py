@@ -12,7 +12,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core.errors import Refusal, asked, in_words, one_of
-from ..core.layout import Steps, as_sequence, as_sequences, between, check_lengths, extent, parts_of
+from ..core.layout import (
+    Steps,
+    as_sequence,
+    as_sequences,
+    between,
+    check_lengths,
+    extent,
+    is_dense,
+    parts_of,
+)
 from ..core.state import like, onto
 
 
@@ -183,7 +192,7 @@ def _read(batch: Any) -> SequenceBatch:
 
 def _usual(batch: Any) -> SequenceBatch | None:
     """What `_read` would make of one sequence or a pair of tensors, in which all is right."""
-    if type(batch) is Tensor:
+    if type(batch) is Tensor and is_dense(batch):
         if batch.ndim > 1 and len(batch) > 1 and batch.numel():
             return SequenceBatch(batch[:-1], batch[1:])
     elif type(batch) is tuple and len(batch) == 2:
