@@ -59,6 +59,7 @@ def test_steps_are_stacked_along_time(kind):
         ((torch.zeros(3, 2, 1), torch.zeros(1, 2, 1)), "outputs, state = model(", ValueError),
         ((torch.zeros(3, 2, 1), (torch.zeros(1, 2, 1),) * 2), "outputs, state =", TypeError),
         ("text", "a str", TypeError),
+        (torch.zeros(3, 2).numpy(), "torch.as_tensor of an array", TypeError),
         (None, "a NoneType", TypeError),
         (torch.zeros(3), "inputs (3,)", ValueError),
         (torch.zeros(0, 2), "empty inputs (0, 2)", ValueError),

@@ -26,8 +26,8 @@ def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor
         raise Refusal(
             f"{name} = {in_words(sequence)}",
             "a tensor (T, B, *F) or a list of steps",
-            "stack the steps along a first dimension, time; a first member of a stack may join "
-            "the sequences of a dict, torch.cat(list(parts.values()), -1).",
+            "torch.as_tensor of an array; a first member of a stack may join the sequences of a "
+            "dict, torch.cat(list(parts.values()), -1).",
             TypeError,
         )
     if not is_dense(sequence):
@@ -176,7 +176,7 @@ def check_lengths(lengths: Tensor, time: int, batch: int, least: int = 1) -> Ten
         raise Refusal(
             f"lengths from {low} to {high}",
             f"lengths from {least} to T = {time}",
-            "drop empty sequences; lengths count the steps of each row before padding.",
+            "drop shorter sequences; lengths count the steps of each row before padding.",
         )
     return lengths
 

@@ -272,7 +272,7 @@ def _taken_apart(inputs: Any) -> tuple[tuple[Any, ...], Any]:
         raise Refusal(
             f"inputs = {in_words(inputs)}",
             "a sequence, or (source, source_lengths, inputs) for an encoder-decoder",
-            "(*batchseq(sources), inputs); the steps of one sequence are a list.",
+            "(*batchseq(sources), inputs); several inputs are a dict, the steps of one a list.",
             TypeError,
         )
     source, lengths, sequence = inputs
