@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..core.errors import Named, Refusal, asked, in_words
 from ..core.layout import as_sequences, between, check_lengths, extent
-from ..core.model import Model, check_call, run_model
+from ..core.model import Model, check_call, encoded, run_model
 from .function import Head, LossFunction
 from .total import Total
 
@@ -161,8 +161,9 @@ class SequenceLoss:
     ) -> Tensor:
         """The loss of a model from its first state."""
         self.check_model(model)
-        inputs = check_call(model, inputs, lengths=lengths)
-        outputs, _ = run_model(model, inputs, None, lengths, carry=False)
+        inputs, state = encoded(model, inputs)
+        inputs = check_call(model, inputs, state, lengths)
+        outputs, _ = run_model(model, inputs, state, lengths, carry=False)
         return self(outputs, targets, lengths, weights)
 
     def over(
