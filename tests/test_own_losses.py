@@ -145,6 +145,47 @@ def test_a_subclass_of_torch_s_keeps_what_its_mean_divides_by():
     close(together.mean(), expected)
 
 
+class Root(nn.MSELoss):
+    def forward(self, outputs, targets):
+        return super().forward(outputs, targets).sqrt()
+
+
+class OverAll(nn.CrossEntropyLoss):
+    """Divides by all targets, those that are ignored too."""
+
+    def forward(self, outputs, targets):
+        losses = F.cross_entropy(outputs, targets, reduction="none", ignore_index=0)
+        return losses.mean() if self.reduction == "mean" else losses
+
+
+class Scaled(nn.MSELoss):
+    """Has one number for all, whatever its reduction."""
+
+    def forward(self, outputs, targets):
+        return (super().forward(outputs, targets) * torch.arange(3.0)).mean()
+
+
+@pytest.mark.parametrize("average", ["step", "sequence"])
+def test_a_subclass_is_no_mean_of_its_steps_in_silence(average):
+    outputs, lengths = data(5, 2, 3), torch.tensor([5, 3])
+    classes = torch.tensor([[1, 0], [0, 0], [2, 1], [0, 0], [0, 1]])
+    for module, targets in ((Root(), data(5, 2, 3, seed=1)), (OverAll(ignore_index=0), classes)):
+        asked = (rk.seq2seq_loss(module, average), outputs, targets, lengths)
+        message = refused(lambda asked=asked: asked[0](*asked[1:]), "a subclass of PyTorch's loss")
+        assert "nn.Module" in message
+
+    # Followed, the fix gives the loss's own answer, as does one that reduces by itself.
+    root = rk.seq2seq_loss(lambda y, t: F.mse_loss(y, t).sqrt(), average)
+    targets = data(5, 2, 3, seed=1)
+    for loss, module in ((root, Root()), (rk.seq2seq_loss(Scaled(), average), Scaled())):
+        rows = [module(outputs[:n, i], targets[:n, i]) for i, n in enumerate([5, 3])]
+        expected = (rows[0] + rows[1]) / 2
+        if average == "step":
+            mask = torch.arange(5).unsqueeze(1) < lengths
+            expected = module(outputs[mask], targets[mask])
+        close(loss(outputs, targets, lengths), expected)
+
+
 def test_low_precision_sums_do_not_stop_growing():
     """A bfloat16 sum of ones stays at 256."""
     outputs = torch.ones(1000, 1, 1, dtype=torch.bfloat16)
