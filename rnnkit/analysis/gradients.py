@@ -125,7 +125,7 @@ def gradient_flow(
     """
     flow: dict[str, Tensor] = {}
     for name, share in gradient_by_step(model, loss, inputs, targets, lengths).items():
-        # In float64, for in float32 the square of 1e-23 is 0.
+        # In float32 the square of 1e-23 is 0.
         size = share.reshape(len(share), -1).abs()  # (T, N)
         flow[name] = size.cpu().double().norm(dim=1).flip(0).to(size)
     return flow

@@ -72,8 +72,8 @@ def _stacked(steps: Sequence[Tensor], name: str) -> Tensor:
     raise Refusal(
         f"{name} = {came}",
         "a list of steps of equal shape (B, *F)",
-        "a list is T steps of one batch; sequences of unequal length go through batchseq; what a "
-        "model gives is a pair, outputs, state = model(inputs).",
+        "a list is T steps of one batch; sequences of unequal length go through batchseq; a model "
+        "gives a pair, outputs, state = model(inputs).",
         kind,
     )
 
@@ -179,6 +179,19 @@ def check_lengths(lengths: Tensor, time: int, batch: int, least: int = 1) -> Ten
             "drop shorter sequences; lengths count the steps of each row before padding.",
         )
     return lengths
+
+
+def check_weights(weights: Tensor, *shapes: tuple[int, ...]) -> Tensor:
+    """Weights as they must be: of one of these shapes, finite and not negative."""
+    if tuple(weights.shape) not in shapes:
+        wanted = "weights " + " or ".join(map(str, shapes))
+        fix = "one weight for each step and row, or where targets are one a sequence, for each row."
+        raise Refusal(f"weights {in_words(weights)}", wanted, fix)
+    if not bool(((weights >= 0) & weights.isfinite()).all()):
+        came = f"weights from {float(weights.min()):g} to {float(weights.max()):g}"
+        fix = "a target that is not scored has the weight 0."
+        raise Refusal(came, "finite weights, none below 0", fix)
+    return weights
 
 
 def check_state(

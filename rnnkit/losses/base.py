@@ -243,15 +243,3 @@ def no_single(what: str) -> Refusal:
         f"a loss of each {what}",
         f'build it with reduction="none", or let the function return one loss a {what}.',
     )
-
-
-def check_weights(weights: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Weights as they must be, on the CPU, where it is decided what is scored."""
-    weights = weights.to("cpu")
-    if tuple(weights.shape) != shape:
-        fix = "one weight for each step and row; 0 leaves a step out."
-        raise Refusal(f"weights {in_words(weights)}", f"weights {shape}", fix)
-    if not bool((weights.isfinite() & (weights >= 0)).all()):
-        came = "weights that are negative or not finite"
-        raise Refusal(came, "weights >= 0", "0 leaves a step out.")
-    return weights

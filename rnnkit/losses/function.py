@@ -138,7 +138,7 @@ class Head:
         return each
 
     def _check_mean(self, each: Each, outputs: Tensor, targets: Tensor) -> None:
-        """Refuse a subclass whose own mean is not that of its losses unreduced: a root, for one."""
+        """Refuse a subclass whose mean is not that of its steps."""
         with torch.no_grad():
             mean = float(self.loss_fn(outputs, targets))
             steps = float(each.total().mean())
