@@ -1119,14 +1119,26 @@ class Scaled(nn.Module):
         return ((outputs - targets) / scale).square().mean(-1) + 2 * self.log_scale
 
 
-def test_the_parameters_of_the_loss_are_part_of_the_training(tmp_path):
+class Pooled(Scaled):
+    """The last output times a learned scale, as what a loss reads."""
+
+    def forward(self, outputs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return outputs[-1] * self.log_scale.exp()
+
+
+@pytest.mark.parametrize("kind", [Scaled, Pooled])
+def test_the_parameters_of_the_loss_are_part_of_the_training(tmp_path, kind):
     def trained(epochs: int, *callbacks, seed: int = 0) -> Scaled:
         torch.manual_seed(seed)
-        model, loss = nn.GRU(1, 1), Scaled()
-        optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()], 0.1)
-        learner = rk.Learner(model, rk.seq2seq_loss(loss), optimizer, callbacks)
-        learner.fit(epochs, [torch.ones(5, 2, 1)] * 2)
-        return loss
+        model, own = nn.GRU(1, 1), kind()
+        loss, batch = rk.seq2seq_loss(own), torch.ones(5, 2, 1)
+        if kind is Pooled:
+            loss, batch = rk.seq2one_loss(nn.MSELoss(), own), (batch, torch.ones(2, 1))
+        optimizer = torch.optim.Adam([*model.parameters(), *own.parameters()], 0.1)
+        learner = rk.Learner(model, loss, optimizer, callbacks)
+        learner.fit(epochs, [batch] * 2)
+        return own
 
     whole = trained(3)
     trained(1, rk.Checkpoint(tmp_path / "a.pt"))

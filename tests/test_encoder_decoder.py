@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from helpers import assert_state, leaves
+from helpers import assert_state, leaves, refused
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from rnnkit import (
     Attention,
+    BPTTValidationPhase,
     EncoderDecoder,
     PerStep,
     RecurrentSequential,
@@ -79,7 +80,7 @@ def test_the_gradient_is_that_of_the_pairs_one_by_one(make):
     source, lengths = batchseq(sources, pad=4)
     inputs, target_lengths = batchseq(targets)
     loss_fn = seq2seq_loss(nn.CrossEntropyLoss(), average="sequence")
-    loss = loss_fn(model((source, lengths, inputs), None)[0], inputs, target_lengths)
+    loss = loss_fn.on(model, (source, lengths, inputs), inputs, target_lengths)
     alone = [
         nn.functional.cross_entropy(model((x[:, None], None, y[:, None]), None)[0][:, 0], y)
         for x, y in zip(sources, targets, strict=True)
@@ -318,6 +319,14 @@ def test_a_decoder_that_returns_no_state_is_refused():
 def test_an_encoder_decoder_without_source_and_state_is_refused():
     with pytest.raises(TypeError, match=r"(?s)EncoderDecoder.*\(6, 3\).*encode"):
         encoder_decoder(attention=True)(torch.zeros(6, 3, dtype=torch.int64))
+
+
+@every_encoder_decoder
+def test_a_source_of_other_rows_than_the_inputs_is_refused(make):
+    loss, inputs = seq2seq_loss(nn.CrossEntropyLoss()), torch.zeros(4, 2, dtype=torch.int64)
+    batch = (inputs.T, None, inputs), inputs  # a source with the batch first
+    for call in (loss.on, lambda *asked: BPTTValidationPhase()(asked[0], loss, asked[1:])):
+        refused(lambda call=call: call(make(), *batch), "the source has the batch as dim 1")
 
 
 @pytest.mark.parametrize("lengths", [[8, 2, 2], [0, 2, 2], [2, 2]], ids=str)

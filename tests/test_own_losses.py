@@ -145,6 +145,47 @@ def test_a_subclass_of_torch_s_keeps_what_its_mean_divides_by():
     close(together.mean(), expected)
 
 
+class Root(nn.MSELoss):
+    def forward(self, outputs, targets):
+        return super().forward(outputs, targets).sqrt()
+
+
+class OverAll(nn.CrossEntropyLoss):
+    """Divides by all targets, those that are ignored too."""
+
+    def forward(self, outputs, targets):
+        losses = F.cross_entropy(outputs, targets, reduction="none", ignore_index=0)
+        return losses.mean() if self.reduction == "mean" else losses
+
+
+class Scaled(nn.MSELoss):
+    """Has one number for all, whatever its reduction."""
+
+    def forward(self, outputs, targets):
+        return (super().forward(outputs, targets) * torch.arange(3.0)).mean()
+
+
+@pytest.mark.parametrize("average", ["step", "sequence"])
+def test_a_subclass_is_no_mean_of_its_steps_in_silence(average):
+    outputs, lengths = data(5, 2, 3), torch.tensor([5, 3])
+    classes = torch.tensor([[1, 0], [0, 0], [2, 1], [0, 0], [0, 1]])
+    for module, targets in ((Root(), data(5, 2, 3, seed=1)), (OverAll(ignore_index=0), classes)):
+        asked = (rk.seq2seq_loss(module, average), outputs, targets, lengths)
+        message = refused(lambda asked=asked: asked[0](*asked[1:]), "a subclass of PyTorch's loss")
+        assert "nn.Module" in message
+
+    # Followed, the fix gives the loss's own answer, as does one that reduces by itself.
+    root = rk.seq2seq_loss(lambda y, t: F.mse_loss(y, t).sqrt(), average)
+    targets = data(5, 2, 3, seed=1)
+    for loss, module in ((root, Root()), (rk.seq2seq_loss(Scaled(), average), Scaled())):
+        rows = [module(outputs[:n, i], targets[:n, i]) for i, n in enumerate([5, 3])]
+        expected = (rows[0] + rows[1]) / 2
+        if average == "step":
+            mask = torch.arange(5).unsqueeze(1) < lengths
+            expected = module(outputs[mask], targets[mask])
+        close(loss(outputs, targets, lengths), expected)
+
+
 def test_low_precision_sums_do_not_stop_growing():
     """A bfloat16 sum of ones stays at 256."""
     outputs = torch.ones(1000, 1, 1, dtype=torch.bfloat16)
@@ -449,6 +490,28 @@ def test_a_loss_of_everything_is_connectionist_temporal_classification():
     close(cut.loss, expected.detach())
 
 
+@pytest.mark.parametrize("loss_fn", [nn.MSELoss(), F.cross_entropy, lambda y, t: (y - t).mean()])
+def test_a_loss_of_two_arguments_is_none_of_everything(loss_fn):
+    """Of `F.cross_entropy` the lengths would be the weights of the classes."""
+    for loss in (loss_fn, {"a": loss_fn}):
+        refused(lambda loss=loss: rk.seq2one_loss(loss, "all"), 'read="all"', TypeError)
+
+
+@pytest.mark.parametrize("losses", [nn.MSELoss(), {"a": nn.MSELoss(), "b": nn.L1Loss()}])
+def test_a_function_that_reads_is_not_asked_about_no_row(losses):
+    def each(outputs, lengths):
+        read = torch.stack([outputs[:n, i].mean(0) for i, n in enumerate(lengths.tolist())])
+        return {"a": read, "b": read} if isinstance(losses, dict) else read
+
+    outputs, targets = data(4, 2, 3).requires_grad_(), data(2, 3)
+    if isinstance(losses, dict):
+        targets = {"a": targets, "b": targets}
+    loss = rk.seq2one_loss(losses, each)(outputs, targets, weights=torch.zeros(2))
+    loss.backward()
+    assert loss == 0
+    assert outputs.grad.eq(0).all()
+
+
 def test_readings_that_do_not_fit_are_refused():
     refused(lambda: rk.seq2one_loss(nn.MSELoss(), "first"), "read='first'")
     loss = rk.seq2one_loss(nn.MSELoss(), lambda outputs, lengths: outputs)
@@ -539,6 +602,8 @@ def test_heads_that_do_not_fit_are_refused():
     refused(lambda: rk.seq2seq_loss(both, weights={"c": 1.0}), "'c'")
     refused(lambda: rk.seq2seq_loss({}), "losses []")
     refused(lambda: rk.seq2seq_loss(both, weights={"a": math.inf}), "inf")
+    learned = nn.Parameter(torch.ones(()))  # it would stay as it is
+    refused(lambda: rk.seq2seq_loss(both, weights={"a": learned}), "learned", TypeError)
     refused(lambda: rk.seq2seq_loss(nn.MSELoss(), weights={"a": 1.0}), "one loss", TypeError)
     loss = rk.seq2seq_loss(both)
     y, classes = data(4, 2, 3), torch.zeros(4, 2, dtype=torch.int64)
@@ -547,10 +612,10 @@ def test_heads_that_do_not_fit_are_refused():
     refused(lambda: rk.seq2seq_loss(nn.MSELoss())({"a": y}, {"a": y}), "one sequence of outputs")
 
 
-def test_heads_of_one_target_a_sequence():
-    loss = rk.seq2one_loss(
-        {"a": nn.MSELoss(), "b": nn.CrossEntropyLoss()}, "mean", weights={"a": 2.0}
-    )
+@pytest.mark.parametrize("kind", [dict, nn.ModuleDict])
+def test_heads_of_one_target_a_sequence(kind):
+    losses = kind({"a": nn.MSELoss(), "b": nn.CrossEntropyLoss()})
+    loss = rk.seq2one_loss(losses, "mean", weights={"a": 2.0})
     outputs = {"a": data(5, 3, 1), "b": data(5, 3, 4, seed=1)}
     targets = {"a": data(3, 1, seed=2), "b": torch.tensor([0, 3, 1])}
     expected = 2 * F.mse_loss(outputs["a"].mean(0), targets["a"])
@@ -626,6 +691,17 @@ def test_classes_with_dimensions_of_their_own_and_bytes_are_targets():
     close(loss(outputs, targets), wanted)
     wanted = F.cross_entropy(outputs[..., 0].flatten(0, 1), targets[..., 0].flatten())
     close(loss(outputs[..., 0], targets[..., 0].to(torch.uint8)), wanted)
+
+
+@pytest.mark.parametrize("average", ["step", "sequence"])
+@pytest.mark.parametrize("weight", [None, torch.linspace(0.1, 2, 200).double()])
+def test_targets_of_bytes_are_the_classes_that_they_are_as_integers(average, weight):
+    """In a byte the class 156 has the digits of the ignored -100."""
+    outputs = data(4, 2, 200)
+    targets = torch.tensor([[156, 3], [156, 199], [0, 156], [7, 156]])
+    loss = rk.seq2seq_loss(nn.CrossEntropyLoss(weight=weight), average)
+    wanted = loss(outputs, targets, torch.tensor([4, 2]))
+    close(loss(outputs, targets.to(torch.uint8), torch.tensor([4, 2])), wanted)
 
 
 def test_a_class_is_no_loss():

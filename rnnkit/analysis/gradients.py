@@ -125,8 +125,9 @@ def gradient_flow(
     """
     flow: dict[str, Tensor] = {}
     for name, share in gradient_by_step(model, loss, inputs, targets, lengths).items():
-        by_step = share.reshape(len(share), -1).square().sum(1).sqrt()  # (T,)
-        flow[name] = by_step.flip(0)
+        # In float32 the square of 1e-23 is 0.
+        size = share.reshape(len(share), -1).abs()  # (T, N)
+        flow[name] = size.cpu().double().norm(dim=1).flip(0).to(size)
     return flow
 
 

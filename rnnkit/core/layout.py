@@ -26,11 +26,11 @@ def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor
         raise Refusal(
             f"{name} = {in_words(sequence)}",
             "a tensor (T, B, *F) or a list of steps",
-            "stack the steps along a first dimension, time; a first member of a stack may join "
-            "the sequences of a dict, torch.cat(list(parts.values()), -1).",
+            "torch.as_tensor of an array; a first member of a stack may join the sequences of a "
+            "dict, torch.cat(list(parts.values()), -1).",
             TypeError,
         )
-    if not _is_dense(sequence):
+    if not is_dense(sequence):
         raise Refusal(
             f"{name} = a nested or sparse tensor",
             "a dense tensor (T, B, *F)",
@@ -51,7 +51,7 @@ def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor
     return sequence
 
 
-def _is_dense(sequence: Any) -> TypeGuard[Tensor]:
+def is_dense(sequence: Any) -> TypeGuard[Tensor]:
     """Whether it has one shape for all rows, and a number in each place."""
     if not isinstance(sequence, Tensor):
         return False
@@ -59,24 +59,28 @@ def _is_dense(sequence: Any) -> TypeGuard[Tensor]:
 
 
 def _stacked(steps: Sequence[Tensor], name: str) -> Tensor:
-    wanted = "a list of steps (B, *F)"
-    fix = "pass at least one step, each a tensor (B, *F)."
-    if not steps:
-        raise Refusal(f"{name} = an empty list", wanted, fix)
-    if not all(isinstance(step, Tensor) for step in steps):
-        raise Refusal(f"{name} = a list that holds {in_words(steps[0])}", wanted, fix, TypeError)
-    if len({step.shape for step in steps}) > 1:
-        raise Refusal(
-            f"{name} = a list of {', '.join(map(in_words, steps[:4]))}",
-            "steps of equal shape (B, *F)",
-            "a list is T steps of one batch; sequences of unequal length go through batchseq.",
-        )
-    return torch.stack(tuple(steps))
+    others = [step for step in steps if not isinstance(step, Tensor)]
+    if not others and len({step.shape for step in steps}) == 1:
+        return torch.stack(tuple(steps))
+    came = "an empty list"
+    kind = ValueError
+    if others:
+        came = f"a list that holds {in_words(others[0])}"
+        kind = TypeError
+    elif steps:
+        came = f"a list of {', '.join(map(in_words, steps[:4]))}"
+    raise Refusal(
+        f"{name} = {came}",
+        "a list of steps of equal shape (B, *F)",
+        "a list is T steps of one batch; sequences of unequal length go through batchseq; a model "
+        "gives a pair, outputs, state = model(inputs).",
+        kind,
+    )
 
 
 def as_sequences(sequence: Sequences, name: str = "inputs", least: int = 2) -> Any:
     """A sequence, or a dict of sequences, in which all have the same `T` and `B`."""
-    if _is_dense(sequence) and sequence.ndim > 1 and sequence.numel():
+    if is_dense(sequence) and sequence.ndim > 1 and sequence.numel():
         return sequence  # the usual case
     if not isinstance(sequence, dict):
         return as_sequence(sequence, name, least)
@@ -161,20 +165,33 @@ def check_lengths(lengths: Tensor, time: int, batch: int, least: int = 1) -> Ten
     )
     if not isinstance(lengths, Tensor):
         raise Refusal(f"lengths = {in_words(lengths)}", wanted, fix, TypeError)
+    if lengths.shape != (batch,):
+        raise Refusal(f"lengths {in_words(lengths)} for a batch of {batch}", wanted, fix)
     if lengths.dtype != torch.int64 or lengths.device.type != "cpu":
         came = f"lengths of {lengths.dtype} on {lengths.device}"
         raise Refusal(came, wanted, "lengths.to('cpu', torch.int64).", TypeError)
-    if lengths.shape != (batch,):
-        raise Refusal(f"lengths {in_words(lengths)} for a batch of {batch}", wanted, fix)
     low = int(lengths.min())
     high = int(lengths.max())
     if low < least or high > time:
         raise Refusal(
             f"lengths from {low} to {high}",
             f"lengths from {least} to T = {time}",
-            "drop empty sequences; lengths count the steps of each row before padding.",
+            "drop shorter sequences; lengths count the steps of each row before padding.",
         )
     return lengths
+
+
+def check_weights(weights: Tensor, *shapes: tuple[int, ...]) -> Tensor:
+    """Weights as they must be: of one of these shapes, finite and not negative."""
+    if tuple(weights.shape) not in shapes:
+        wanted = "weights " + " or ".join(map(str, shapes))
+        fix = "one weight for each step and row, or where targets are one a sequence, for each row."
+        raise Refusal(f"weights {in_words(weights)}", wanted, fix)
+    if not bool(((weights >= 0) & weights.isfinite()).all()):
+        came = f"weights from {float(weights.min()):g} to {float(weights.max()):g}"
+        fix = "a target that is not scored has the weight 0."
+        raise Refusal(came, "finite weights, none below 0", fix)
+    return weights
 
 
 def check_state(

@@ -249,6 +249,19 @@ def check_call(
     return inputs
 
 
+def encoded(model: Model, inputs: Any) -> tuple[Any, State]:
+    """The inputs, and the first state that a source beside them makes, if there is one."""
+    encode = Declared(model).encode
+    if encode is None or not isinstance(inputs, tuple) or len(inputs) != 3:
+        return inputs, None
+    source, lengths, inputs = inputs
+    inputs = as_sequences(inputs)
+    state = encode(source, lengths)
+    fix = "the source has the batch as dim 1, and the rows of the inputs."
+    check_state(state, extent(inputs)[1], fix)
+    return inputs, state
+
+
 def check_one_way(model: Model, came: str, wanted: str, fix: str) -> None:
     """Refuse a model that reads time in both directions."""
     if Declared(model).bidirectional:

@@ -12,7 +12,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core.errors import Refusal, asked, in_words, one_of
-from ..core.layout import Steps, as_sequence, as_sequences, between, check_lengths, extent, parts_of
+from ..core.layout import (
+    Steps,
+    as_sequence,
+    as_sequences,
+    between,
+    check_lengths,
+    check_weights,
+    extent,
+    is_dense,
+    parts_of,
+)
 from ..core.state import like, onto
 
 
@@ -172,7 +182,7 @@ def _read(batch: Any) -> SequenceBatch:
         _check_targets(batch.targets, *shape)
     weights = batch.weights
     if weights is not None:
-        weights = _checked_weights(weights, (shape, shape[1:]))
+        weights = _checked_weights(weights, shape, shape[1:])
     inputs: Any = sequence
     if source:
         inputs = (*source, sequence)
@@ -183,7 +193,7 @@ def _read(batch: Any) -> SequenceBatch:
 
 def _usual(batch: Any) -> SequenceBatch | None:
     """What `_read` would make of one sequence or a pair of tensors, in which all is right."""
-    if type(batch) is Tensor:
+    if type(batch) is Tensor and is_dense(batch):
         if batch.ndim > 1 and len(batch) > 1 and batch.numel():
             return SequenceBatch(batch[:-1], batch[1:])
     elif type(batch) is tuple and len(batch) == 2:
@@ -263,7 +273,7 @@ def _taken_apart(inputs: Any) -> tuple[tuple[Any, ...], Any]:
         raise Refusal(
             f"inputs = {in_words(inputs)}",
             "a sequence, or (source, source_lengths, inputs) for an encoder-decoder",
-            "(*batchseq(sources), inputs); the steps of one sequence are a list.",
+            "(*batchseq(sources), inputs); several inputs are a dict, the steps of one a list.",
             TypeError,
         )
     source, lengths, sequence = inputs
@@ -285,7 +295,7 @@ def _shifted(batch: SequenceBatch, sequence: Any) -> SequenceBatch:
         lengths = check_lengths(lengths, *shape, least=2) - 1  # a row's last step has no next one
     weights = batch.weights
     if weights is not None:
-        weights = _checked_weights(weights, (shape,))[1:]  # a weight belongs to its target
+        weights = _checked_weights(weights, shape)[1:]  # a weight belongs to its target
     targets = between(sequence, 1, shape[0])  # (T - 1, B, *F)
     return replace(batch, targets=targets, lengths=lengths, weights=weights)
 
@@ -312,24 +322,16 @@ def _check_targets(targets: dict[Any, Any], time: int, rows: int) -> None:
             )
 
 
-def _checked_weights(weights: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
-    """Weights as they must be: a float tensor (a mask becomes one), finite and not negative."""
-    wanted = "weights " + " or ".join(map(str, shapes))
+def _checked_weights(weights: Tensor, *shapes: tuple[int, ...]) -> Tensor:
+    """Weights as they must be, floats: a mask becomes some."""
     if not isinstance(weights, Tensor):
         fix = "a float tensor, or a bool one, True where a target is scored."
-        raise Refusal(f"weights = {in_words(weights)}", wanted, fix, TypeError)
+        raise Refusal(f"weights = {in_words(weights)}", f"weights {shapes[0]}", fix, TypeError)
     if weights.dtype == torch.bool:
         weights = weights.to(torch.get_default_dtype())
     if not weights.is_floating_point():
         raise Refusal(f"weights of {weights.dtype}", "float weights", "weights.float().", TypeError)
-    if tuple(weights.shape) not in shapes:
-        fix = "one weight for each step and row, or where targets are one a sequence, for each row."
-        raise Refusal(f"weights {in_words(weights)}", wanted, fix)
-    if not bool(((weights >= 0) & weights.isfinite()).all()):
-        came = f"weights from {float(weights.min()):g} to {float(weights.max()):g}"
-        fix = "a target that is not scored has the weight 0."
-        raise Refusal(came, "finite weights, none below 0", fix)
-    return weights
+    return check_weights(weights, *shapes)
 
 
 @asked("steps")

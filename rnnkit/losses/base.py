@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..core.errors import Named, Refusal, asked, in_words
 from ..core.layout import as_sequences, between, check_lengths, extent
-from ..core.model import Model, check_call, run_model
+from ..core.model import Model, check_call, encoded, run_model
 from .function import Head, LossFunction
 from .total import Total
 
@@ -109,7 +109,7 @@ class SequenceLoss:
     ) -> None:
         self.loss_fn = loss_fn
         self.scales: tuple[float, ...] | None = None
-        if isinstance(loss_fn, Mapping):
+        if isinstance(loss_fn, Mapping | nn.ModuleDict):
             self.heads = [Head(function, key) for key, function in loss_fn.items()]
             self.scales = _scales(loss_fn, {} if weights is None else weights)
             return
@@ -161,8 +161,9 @@ class SequenceLoss:
     ) -> Tensor:
         """The loss of a model from its first state."""
         self.check_model(model)
-        inputs = check_call(model, inputs, lengths=lengths)
-        outputs, _ = run_model(model, inputs, None, lengths, carry=False)
+        inputs, state = encoded(model, inputs)
+        inputs = check_call(model, inputs, state, lengths)
+        outputs, _ = run_model(model, inputs, state, lengths, carry=False)
         return self(outputs, targets, lengths, weights)
 
     def over(
@@ -202,7 +203,11 @@ class SequenceLoss:
         return [head.loss_fn for head in self.heads if isinstance(head.loss_fn, nn.Module)]
 
 
-def _scales(losses: Mapping[Any, Any], weights: Mapping[Any, float]) -> tuple[float, ...]:
+def _scales(losses: Any, weights: Mapping[Any, float]) -> tuple[float, ...]:
+    for key, weight in weights.items():
+        if getattr(weight, "requires_grad", False):
+            fix = "a loss function that is a module may have it as a parameter."
+            raise Refusal(f"a weight of {key!r} that is learned", "a number", fix, TypeError)
     if not losses or not weights.keys() <= losses.keys():
         came = f"losses {list(losses)} and weights {list(weights)}"
         raise Refusal(came, "a loss for each weight", "name each head alike in both.")
@@ -238,15 +243,3 @@ def no_single(what: str) -> Refusal:
         f"a loss of each {what}",
         f'build it with reduction="none", or let the function return one loss a {what}.',
     )
-
-
-def check_weights(weights: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Weights as they must be, on the CPU, where it is decided what is scored."""
-    weights = weights.to("cpu")
-    if tuple(weights.shape) != shape:
-        fix = "one weight for each step and row; 0 leaves a step out."
-        raise Refusal(f"weights {in_words(weights)}", f"weights {shape}", fix)
-    if not bool((weights.isfinite() & (weights >= 0)).all()):
-        came = "weights that are negative or not finite"
-        raise Refusal(came, "weights >= 0", "0 leaves a step out.")
-    return weights

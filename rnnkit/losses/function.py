@@ -123,14 +123,32 @@ class Head:
         self._refuse_sum()
         losses = self._unreduced(outputs, targets)
         if not isinstance(losses, Tensor) or losses.shape[:1] != outputs.shape[:1]:
-            return self.read(losses, len(outputs))  # a subclass that reduces by itself
+            # A subclass that reduces by itself.
+            return self.read(self.loss_fn(outputs, targets), len(outputs))
         losses = _features(precise(losses))  # (N, K)
         weights = self.weights(known)
         if weights is None:
             weights = 1.0
             if options["reduction"] != "batchmean":
                 weights = float(losses.shape[1])
-        return Each(losses.sum(1), weights)
+        each = Each(losses.sum(1), weights)
+        own = isinstance(self.loss_fn, nn.Module) and type(self.loss_fn).forward
+        if own and own.__module__ != _Loss.__module__ and options["reduction"] != "none":
+            self._check_mean(each, outputs, targets)
+        return each
+
+    def _check_mean(self, each: Each, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse a subclass whose mean is not that of its steps."""
+        with torch.no_grad():
+            mean = float(self.loss_fn(outputs, targets))
+            steps = float(each.total().mean())
+        error = max(1e-5, 2 * torch.finfo(outputs.dtype).eps)
+        if not math.isclose(mean, steps, rel_tol=error, abs_tol=1e-5) and not math.isnan(mean):
+            raise Refusal(
+                f"a subclass of PyTorch's loss that gives {mean:.4g}, and {steps:.4g} by its steps",
+                "the mean of its own steps",
+                "derive it from nn.Module, whose answer is taken as it is.",
+            )
 
     def whole(self, outputs: Tensor, targets: Tensor, known: Tensor) -> Total | None:
         """The total of all steps as torch reduces them, where that is quicker and the same."""
@@ -155,6 +173,7 @@ class Head:
         if not self._weighs or targets.is_floating_point():  # probabilities count alike
             return None
         options: dict[str, Any] = self.options or {}
+        targets = targets.long()  # bytes would be a mask of the classes, and 156 be -100
         ignored = targets == options["ignore_index"]
         if options["weight"] is None:
             weights = (~ignored).to(exact(targets.device))
@@ -180,7 +199,7 @@ class Head:
         if not isinstance(given, Tensor) or (given.ndim and given.shape[0] != count):
             raise Refusal(
                 f"{in_words(given)} from the loss of {count} steps",
-                "a scalar (a mean over the steps), one loss a step, or a pair (sum, weight)",
+                "a scalar tensor (a mean of the steps), one loss a step, or a pair (sum, weight)",
                 'use a loss with reduction "mean" or "none".',
             )
         if given.is_complex():

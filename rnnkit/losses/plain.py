@@ -48,7 +48,7 @@ class PlainLoss(SequenceLoss):
         self.loss_fn = function
         self.heads = []
         self.scales = None
-        self.wants_lengths, self.takes_lengths = _takes_lengths(function)
+        self.wants_lengths, self.takes_lengths = takes_lengths(function)
 
     @property
     def opaque(self) -> bool:
@@ -82,7 +82,7 @@ class PlainLoss(SequenceLoss):
         return function(outputs, targets, lengths)
 
 
-def _takes_lengths(function: LossFunction) -> tuple[bool, bool]:
+def takes_lengths(function: LossFunction) -> tuple[bool, bool]:
     """Whether a function must be given a third argument, and whether it can be."""
     parameters = parameters_of(function)
     if parameters is None:

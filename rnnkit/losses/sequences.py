@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import Refusal, asked, in_words, one_of
-from ..core.layout import all_lengths, extent, gathered, parts_of, valid_steps
+from ..core.layout import all_lengths, check_weights, extent, gathered, parts_of, valid_steps
 from ..core.model import Declared, Model
 from ..core.state import leaves_of, map_leaves, onto, select_rows
-from .base import Ask, Scored, SequenceLoss, check_weights, no_single, of_both, part_of
+from .base import Ask, Scored, SequenceLoss, no_single, of_both, part_of
 from .function import Each, LossFunction
+from .plain import takes_lengths
 from .total import Total, nothing, stacked
 
 
@@ -70,6 +71,17 @@ class ReadLoss(SequenceLoss):
     ) -> None:
         super().__init__(loss_fn, weights)
         self.read = read
+        if read == "all" and not all(takes_lengths(head.loss_fn)[1] for head in self.heads):
+            raise Refusal(
+                'a loss of two arguments and read="all"',
+                "loss_fn(outputs, targets, lengths)",
+                'one output for each sequence is read="last", "mean" or "max".',
+                TypeError,
+            )
+
+    def modules(self) -> list[nn.Module]:
+        own = [self.read] if isinstance(self.read, nn.Module) else []
+        return [*super().modules(), *own]
 
     def _scored(self, ask: Ask) -> Scored:
         lengths = all_lengths(ask.lengths, ask.time, ask.batch)
@@ -83,12 +95,12 @@ class ReadLoss(SequenceLoss):
         """The weights of the sequences, `(B,)`: their own, or of the step that is read."""
         batch = len(lengths)
         if weights.ndim == 1:
-            return check_weights(weights, (batch,))
+            return check_weights(weights.to("cpu"), (batch,))
         if self.read != "last":
             came = f"weights {in_words(weights)} of steps, and read={self.read!r}"
             fix = "a step has no loss of its own here; weigh the sequences."
             raise Refusal(came, f"weights ({batch},) of sequences", fix)
-        weights = check_weights(weights, (time, batch))
+        weights = check_weights(weights.to("cpu"), (time, batch))
         return weights[(lengths - 1).clamp(min=0), torch.arange(batch, device="cpu")]
 
     def check_model(self, model: Model) -> None:
@@ -149,6 +161,9 @@ class ScoredRows(Scored):
 
     def total(self, outputs: Any) -> Total:
         answers = outputs = self._own(outputs)
+        if not len(self.rows):
+            none = nothing(parts_of(outputs)[0])
+            return stacked([none for _ in self.loss.heads], self.loss.scales)
         everything = self.loss.read == "all"
         if not everything:
             answers = self.loss.answers(outputs, self.lengths)
@@ -156,9 +171,7 @@ class ScoredRows(Scored):
         for head in self.loss.heads:
             answer = part_of(answers, head.key, "outputs")
             target = part_of(self.targets, head.key, "targets")
-            if not len(self.rows):
-                totals.append(nothing(answer))
-            elif everything:
+            if everything:
                 given = head.loss_fn(answer, target, self.lengths)
                 totals.append(self._weighed(head.read(given, len(self.rows))))
             else:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least, in_words, one_of
-from ..core.layout import as_sequences, between, extent, valid_steps
+from ..core.layout import as_sequences, between, check_weights, extent, valid_steps
 from ..core.state import map_leaves, onto
-from .base import Ask, Scored, SequenceLoss, check_weights, no_single, of_both, part_of
+from .base import Ask, Scored, SequenceLoss, no_single, of_both, part_of
 from .function import Each, Head, LossFunction
 from .total import Total, in_a_row, nothing, precise, stacked, weight_like
 
@@ -109,7 +109,7 @@ class StepLoss(SequenceLoss):
             mask = _both(mask, (steps >= self.warmup).expand(ask.time, ask.batch))
         weights = ask.weights
         if weights is not None:
-            weights = check_weights(weights, (ask.time, ask.batch))
+            weights = check_weights(weights.to("cpu"), (ask.time, ask.batch))
             mask = _both(mask, weights != 0)
         known = targets
         if ask.known is not ask.targets:

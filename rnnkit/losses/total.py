@@ -58,6 +58,9 @@ class Total:
     def __add__(self, other: Total) -> Total:
         return Total(self.sum + other.sum, self.weight + other.weight, self.scales)
 
+    def __radd__(self, zero: int) -> Total:
+        return self  # sum() begins with 0
+
     def mean(self) -> Tensor:
         """The sum by the weight; 0, not NaN, where nothing was weighed."""
         if self._is_mean:

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..core.errors import Named, Refusal, asked, in_words
 from ..core.layout import all_lengths, as_sequences, between, check_lengths, check_state, extent
 from ..core.model import (
-    Declared,
     call_model,
     check_model,
     check_one_way,
+    encoded,
     evaluating,
     restart_rows,
     unwrap,
@@ -260,14 +260,11 @@ class Phase:
 
     def _start(self, loop: Loop, inputs: Any) -> tuple[Any, State]:
         """The inputs, and the state that a source makes where there is one."""
-        if not isinstance(inputs, tuple) or len(inputs) != 3:
+        if not isinstance(inputs, tuple):
             return inputs, None
-        encode = Declared(loop.model).encode
-        if encode is None:
-            return inputs, None
-        source, source_lengths, inputs = inputs
+        source, *rest = inputs
         with loop.context():
-            return inputs, encode(move(source, loop.device), source_lengths)
+            return encoded(loop.model, (move(source, loop.device), *rest))
 
     def _go_on(self, loop: Loop, state: State, inputs: Any) -> State:
         """The state carried from the batch before."""
