@@ -273,7 +273,7 @@ right = [accuracy_of(network, own_last) for network in networks]
 print("three seeds:", *[f"{share:.1%}" for share in right])
 
 # %% [markdown]
-# That is about half of the errors of the rule for vowels. The pairs of letters are a harder
+# It makes about half as many errors as the rule for vowels. The pairs of letters are a harder
 # rival: the network beats them, but not by much.
 
 # %% tags=["check"]
