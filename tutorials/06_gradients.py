@@ -300,8 +300,8 @@ for name, rate in rates.items():
 # %% [markdown]
 # The two that forget stay at the baseline; the other two learn to remember. The longer the memory
 # is to be, the larger the bias: after $k$ steps $\sigma(\beta)^k$ of it is left. A GRU has
-# [such a gate too](#try-it). It does not cure everything: on a harder task of the same length the
-# bias alone [does not help](#evidence-an-open-gate-is-not-enough), and a GRU as it comes learns it.
+# [such a gate too](#try-it). The bias does not cure everything: on a harder task of the same
+# length it [does not help](#evidence-an-open-gate-is-not-enough), and a GRU as it comes learns it.
 
 # %% [markdown]
 # ### Exploding: clip
