@@ -164,7 +164,7 @@ for k in (0, 1, 7, 8):
 fig, ax = plt.subplots(figsize=(4.7, 2.7))
 ax.plot(DELAYS, with_state.mean(0), "o-", color="C0")
 ax.plot(DELAYS, without.mean(0), "s--", color="C4")
-ax.text(3.4, 0.8, "with a state of 8 numbers", color="C0", ha="center")
+ax.text(3.5, 0.82, "with a state of 8", color="C0", ha="center")
 ax.text(1.2, 0.1, "without a state", color="C4")
 ax.set(xlabel="k: steps since it was read", ylabel="share recalled")
 ax.set(xticks=DELAYS, ylim=(-0.06, 1.1))
