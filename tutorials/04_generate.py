@@ -52,7 +52,7 @@ plt.style.use("rnnkit.style")
 # ## The data
 #
 # The text is source code: files of Python's own library, which are on your disk already
-# ([PSF License](https://docs.python.org/3/license.html)). Another Python has slightly others.
+# ([PSF License](https://docs.python.org/3/license.html)). Another version's differ a little.
 
 # %% tags=["fold"] summary="The files and how they are read"
 FILES = {
@@ -88,8 +88,8 @@ def decode(tokens):
     return unfold(spell(tokens))
 
 # %% [markdown]
-# `texts` holds three parts, split by file. `fold` has made one character of each line break and
-# its indent. Each character becomes a number; `decode` makes text of numbers.
+# `texts` holds three parts, split by file. `fold` has turned each line break and its indent into
+# one character. Each character becomes a number; `decode` turns numbers back into text.
 
 # %%
 texts = {part: read(names) for part, names in FILES.items()}
@@ -97,8 +97,8 @@ ALPHABET = sorted(set(texts["train"]))
 V = len(ALPHABET)
 number = {character: i for i, character in enumerate(ALPHABET)}
 
-def encode(text):  # what the alphabet does not have becomes a question mark
-    return torch.tensor([number.get(c, number["?"]) for c in fold(text)])
+def encode(text):  # what the alphabet does not have becomes a space
+    return torch.tensor([number.get(c, number[" "]) for c in fold(text)])
 
 train, valid, test = (encode(text) for text in texts.values())
 
@@ -397,7 +397,8 @@ for row in together.tokens.T:
 # [playground](../docs/playground.md) runs them in your browser.
 #
 # For a text of your own, let `texts` hold three parts of it, cut where a chapter ends:
-# `texts = {"train": ..., "valid": ..., "test": ...}`. The rest of the page stays as it is.
+# `texts = {"train": fold(...), "valid": fold(...), "test": fold(...)}`. What the checks and the
+# evidence claim is about Python's files; all other code stays as it is.
 
 # %% [markdown]
 # ## What goes wrong
@@ -634,7 +635,7 @@ copied = {"generated": copies(written["temperature 1"]), "real": copies(real)}
 spans = {name: longest.float().median().item() for name, longest in copied.items()}
 for name, longest in copied.items():
     print(f"{name:10}median {spans[name]:.0f} characters, at most {longest.max()}")
-assert spans["generated"] < 1.6 * spans["real"], "it copies no more than people do"
+assert spans["generated"] < 1.1 * spans["real"], "it copies no more than people do"
 
 # %% [markdown] tags=["evidence"]
 # In the middle of the 40, what the network writes copies about as much as what people wrote. It
@@ -671,7 +672,7 @@ for cost, own, of_real, greedy, sharp, span in runs:
     assert cost < 0.85 * bigram and cost > 1.1 * compressor, "between the two"
     assert 0.8 < own / of_real < 1.1, "calibrated"
     assert greedy >= 30 and sharp >= 5, "loops"
-    assert span < 1.6 * spans["real"], "no more copied than in real text"
+    assert span < 1.1 * spans["real"], "no more copied than in real text"
 
 # %% [markdown] tags=["evidence"]
 # Can counting do better than pairs? Longer contexts are counted and mixed with shorter ones,
@@ -807,7 +808,7 @@ p, order = after_def.softmax(1)[0].cpu().sort(descending=True)
 fig, ax = plt.subplots()
 ax.bar(range(20), p[:20], color="C0", width=0.7)
 look = {"color": "C1", "transform": ax.get_xaxis_transform(), "clip_on": False}
-for y, name in (-0.17, "top_k 5"), (-0.28, "min_p 0.1"), (-0.39, "top_p 0.9"):
+for y, name in (-0.2, "top_k 5"), (-0.31, "min_p 0.1"), (-0.42, "top_p 0.9"):
     kept = int((kept_by(**CUTS[name]) > 0).sum())  # a bracket under as many letters
     end = min(kept, 20) - 0.6
     ax.plot([-0.4, -0.4, end, end], [y + 0.03, y, y, y + 0.03], linewidth=1.5, **look)

@@ -240,7 +240,7 @@ print(f"the network {accuracy_of(plain, own_last):.1%}")
 # ## With rnnkit
 #
 # [pad_collate][rnnkit.pad_collate] is `collate`. [seq2one_loss][rnnkit.seq2one_loss] reads
-# each row at its own last step, as it is told the lengths. A [Learner][rnnkit.Learner] runs
+# each row at its own last step; the batch tells it the lengths. A [Learner][rnnkit.Learner] runs
 # the loop, and [Scheduler][rnnkit.Scheduler] lowers the rate after each step.
 
 # %%
@@ -273,7 +273,7 @@ right = [accuracy_of(network, own_last) for network in networks]
 print("three seeds:", *[f"{share:.1%}" for share in right])
 
 # %% [markdown]
-# That is about half of the errors of the rule for vowels. The pairs of letters are a harder
+# It makes about half as many errors as the rule for vowels. The pairs of letters are a harder
 # rival: the network beats them, but not by much.
 
 # %% tags=["check"]
@@ -533,8 +533,8 @@ print(f"mask {by_mask:.3f}, ignore_index {by_index:.3f}, lengths {by_lengths:.3f
 print(f"masked, then averaged {too_small:.3f}")
 
 # %% [markdown]
-# The wrong loss is too small by the share of real steps: a batch with more padding looks better.
-# The other three agree. They average over letters; to let each word count alike, it is
+# The wrong loss is the right one times the share of real steps: a batch with more padding looks
+# better. The other three agree. They average over letters; to let each word count alike, use
 # `seq2seq_loss(..., average="sequence")`.
 
 # %% tags=["check"]

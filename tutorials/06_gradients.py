@@ -270,7 +270,7 @@ from rnnkit import plot_gradient_flow
 fig, ax = plt.subplots(figsize=(5.2, 2.6))
 medians = {name: flow.median(dim=0).values for name, flow in flows.items()}
 plot_gradient_flow(medians, ax)
-ax.axhline(1, color="#666666", linewidth=0.8)
+ax.plot([0, T - 1], [1, 1], color="#666666", linewidth=0.8)
 labels = ["1e-8", "1e-6", "1e-4", "0.01", "1", "100"]
 ax.set_yticks([float(label) for label in labels], labels)
 ax.set(ylabel="size of the gradient", xticks=range(0, 40, 10))
@@ -300,8 +300,8 @@ for name, rate in rates.items():
 # %% [markdown]
 # The two that forget stay at the baseline; the other two learn to remember. The longer the memory
 # is to be, the larger the bias: after $k$ steps $\sigma(\beta)^k$ of it is left. A GRU has
-# [such a gate too](#try-it). It does not cure everything: on a harder task of the same length the
-# bias alone [does not help](#evidence-an-open-gate-is-not-enough), and a GRU as it comes learns it.
+# [such a gate too](#try-it). The bias does not cure everything: on a harder task of the same
+# length it [does not help](#evidence-an-open-gate-is-not-enough), and a GRU as it comes learns it.
 
 # %% [markdown]
 # ### Exploding: clip
@@ -314,7 +314,7 @@ for name, rate in rates.items():
 
 # %%
 exploding = partial(orthogonal_rnn, 1.5)
-ways = {"not clipped": (0.1, False), "clipped": (0.1, True), "slower": (0.01, False)}
+ways = {"not clipped": (0.1, False), "clipped": (0.1, True), "slower": (0.005, False)}
 curves = {}
 for name, (rate, clip) in ways.items():
     sgd = partial(torch.optim.SGD, lr=rate)
@@ -323,7 +323,7 @@ for name, (rate, clip) in ways.items():
     print(f"{name:11} error", *[f"{error:.2g}" for error in final[name]])
 
 # %% [markdown]
-# Without clipping all three runs are lost; with it all three learn. At a rate ten times smaller
+# Without clipping all three runs are lost; with it all three learn. At a rate twenty times smaller
 # they learn too: clipping is no better optimizer, it lets you keep a rate that a few steep
 # places would forbid. Against a vanishing gradient it does nothing: the networks above were
 # clipped as well.
@@ -367,7 +367,7 @@ assert final["RNN, 1.2 orth."].max() < 0.3, "and so does an orthogonal start"
 # %% tags=["check"]
 assert not (final["not clipped"] < 100).any(), "lost, on every seed"
 assert final["clipped"].max() < 0.3, "clipped: it learns, on every seed"
-assert final["slower"].max() < 0.7, "and at a smaller rate as well"
+assert final["slower"].max() < 0.4, "and at a smaller rate as well"
 
 # %% [markdown]
 # ## What goes wrong
@@ -407,8 +407,8 @@ every = flow["0.bias_ih_l0"]
 print(f"lag 0: {every[0]:.1e}, lag 30: {every[30]:.1e}")
 
 # %% [markdown]
-# Each step is fed by the loss of its neighbors: the sizes look healthy, and it forgets as before.
-# **The cure** is a loss on the last step alone.
+# Each step hears the losses of its neighbors: the sizes look healthy, and the network forgets as
+# before. **The cure** is a loss on the last step alone.
 
 # %% tags=["check"]
 assert (of_number[1:] == 0).all() and of_number[0] > 0, "the number is read once"

@@ -214,10 +214,10 @@ for trained, models in {"carried": carried, "cold": cold}.items():
 with_state = errors["carried", "carried"]
 
 # %% [markdown]
-# A network that starts cold is no better than repeating the last hour. With a carried state
-# the same network uses what it has read before. The linear model, which looks at a whole day,
-# is still a little ahead. And a network that was trained with a carried state must be *read*
-# with one: cold, its error is far worse than the last hour's.
+# Trained and read cold, a network is no better than repeating the last hour. Trained and read
+# with a carried state, it uses what it has read before. The linear model, which looks at a
+# whole day, is still a little ahead. And a network that was trained with a carried state must
+# be *read* with one: cold, its error is far worse than the last hour's.
 
 # %% tags=["check"]
 def saved(found):
@@ -235,8 +235,8 @@ assert max(saved(with_state)) < saved([linear])[0], "the linear model is ahead"
 #
 # `BPTTTrainingPhase(window=k2, stride=k1)` cuts a batch itself. With `k1` below `k2` the
 # windows overlap: every `k1` steps, the loss of the new steps goes back through the last `k2`,
-# and the older ones are run a second time. Here is who hears of which loss: for the loss of
-# each step by itself, which inputs receive a gradient.
+# and the older ones are run a second time. The figure shows, for the loss of each step by
+# itself, which inputs receive a gradient.
 
 # %% tags=["fold"] summary="Whose loss reaches which input"
 from rnnkit import SequenceBatch
