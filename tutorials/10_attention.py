@@ -471,10 +471,10 @@ def attention_map(model, word):
     return model.attention.weights(query, memory, mask)[:, 0]
 
 # %% [markdown]
-# Nobody told the network which letters make which phonemes. The map looks like an alignment, and
-# it mostly [is close to one](#evidence-attention-is-no-alignment), but nothing in the training asks
-# for it: a letter's memory knows its neighbors too. Do not read it as the reason for an answer.
-# Attention pays [at each length](#evidence-the-error-by-length-of-the-word) of the word.
+# Nobody said which letters make which phonemes. The map looks like an alignment, and it mostly
+# [is close to one](#evidence-attention-is-no-alignment), but nothing in the training asks for it: a
+# letter's memory knows its neighbors too. Do not take it for a reason. Attention pays [at each
+# length](#evidence-the-error-by-length-of-the-word) of a word.
 
 # %% [markdown]
 # ## Use it: beam search

@@ -375,8 +375,7 @@ fit(model, chord_loss, [*model.parameters(), *chords.parameters()])
 together_price = nats(model, chord_loss)
 
 # %% [markdown]
-# A fair count hears too: in each voice below the soprano, how often which note followed which
-# under which new note of the soprano.
+# A fair count hears too: which note follows which, under each new note of the soprano.
 
 # %% tags=["fold"] summary="Count, hearing: the same for each note of the soprano"
 heard = torch.zeros(4, 2, V, V, V)  # voice, beat, note before, soprano, note
