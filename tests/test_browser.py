@@ -66,6 +66,9 @@ SEARCHES = {
     "LSTM": ["tutorials/01_recurrent"],
     "'lengths' argument should be a 1D CPU int64 tensor, but got 1D cuda:0": ["errors"],
     "Input and hidden tensors are not at the same device": ["errors"],
+    "0D or 1D target tensor expected, multi-target not supported": ["errors"],
+    "Expected input batch_size (21) to match target batch_size (7)": ["errors"],
+    "not enough values to unpack (expected 2, got 1)": ["errors"],
     # What somebody types who comes from another system.
     "keras": ["coming", "checked"],
     "reset_after": ["coming"],

