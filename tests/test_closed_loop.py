@@ -361,3 +361,27 @@ def test_rows_that_restart_begin_where_the_model_learned_to():
     average = learner.epoch(rk.BPTTTrainingPhase(stateful=True), loader)["loss"]
     alone = [model(part[:-1].unsqueeze(1))[0].square().sum(2) for part in documents]
     close(average.double(), torch.cat(alone).mean().detach())
+
+
+class Resting(nn.Module):
+    """A loss with a dropout, which rests in validation."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, outputs, targets):
+        return self.dropout((outputs - targets).square()).mean()
+
+
+def test_a_loss_that_is_a_module_is_in_evaluation_mode_in_validation_and_as_it_was_after():
+    model, inputs = nn.GRU(1, 1), data(6, 40, 1)
+    loss = rk.seq2seq_loss(Resting())
+    wanted = MSE(model(inputs[:-1])[0], inputs[1:])
+    close(rk.BPTTValidationPhase()(model, loss, inputs).loss, wanted)
+    assert loss.loss_fn.training and loss.loss_fn.dropout.training and model.training
+    close(rk.evaluate(model, loss, [inputs])["loss"], wanted.item())
+    learner = rk.Learner(model, loss, torch.optim.SGD(model.parameters(), 0.1))
+    close(learner.epoch(rk.BPTTValidationPhase(), [inputs])["loss"], wanted)
+    trained = learner.step(rk.BPTTTrainingPhase(), inputs).loss
+    assert abs(trained - wanted) > 1e-6, "in training it drops"

@@ -8,6 +8,7 @@ of the state `(layers, B, *F)`.
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from inspect import Parameter
+from itertools import chain
 from typing import Any, TypeAlias, TypeGuard
 
 import torch
@@ -477,18 +478,20 @@ def name_of(model: Model) -> str:
 
 
 @contextmanager
-def evaluating(model: Model) -> Generator[None]:
+def evaluating(*models: Any) -> Generator[None]:
     """Evaluation mode inside, every module's own mode again after it.
 
     By `eval` and `train` themselves, in which a module may do more than set a flag.
     """
-    modules = _modules_of(model)
+    modules = list(chain.from_iterable(map(_modules_of, models)))
     before = [getattr(module, "training", False) for module in modules]  # not in a frozen one
     if not any(before):
         yield
         return
     try:
-        modules[0].eval()
+        for model in models:
+            if isinstance(model, nn.Module):
+                model.eval()
         yield
     finally:
         for module, training in zip(modules, before, strict=True):  # a parent before its children

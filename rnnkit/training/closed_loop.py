@@ -134,7 +134,7 @@ class BPTTValidationPhase(Phase):
     @asked("BPTTValidationPhase")
     def run(self, loop: Loop, batch: Any) -> StepState:
         """One step for a loop."""
-        with torch.no_grad(), evaluating(loop.model):
+        with torch.no_grad(), evaluating(loop.model, *loop.loss.modules()):
             begun = self.begin(loop, batch)
             step = begun.step
             state = begun.state(loop.model)
