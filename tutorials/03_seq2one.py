@@ -16,7 +16,7 @@
 # # Sequence to one (seq2one): classify a sequence, or predict a number
 #
 # After this page you can train a GRU or an LSTM that reads sequences of different lengths
-# and gives one answer for each: a class or a number.
+# and gives one answer for each (many to one): a class, as in text classification, or a number.
 
 # %% tags=["skip-execution"]
 # %pip install "rnnkit[plot]" scikit-learn

@@ -14,8 +14,9 @@
 # %% [markdown]
 # # Generate text from a primer
 #
-# After this page you can train a character-level LSTM on a text, let it go on from a start of
-# your own, choose how it draws each character, and say what the result is worth.
+# After this page you can train an LSTM as a character-level language model and use it for text
+# generation: let it go on from a start of your own, choose how it draws each character, and say
+# what the result is worth.
 
 # %% tags=["skip-execution"]
 # %pip install "rnnkit[plot]"

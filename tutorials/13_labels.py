@@ -15,8 +15,9 @@
 # %% [markdown]
 # # Sequence labeling: a class for every step, with a bidirectional LSTM
 #
-# After this page you can train a tagger, a network that gives each step of a sequence a class.
-# You can tell whether it should read in both directions, and what its labels are worth.
+# After this page you can train a tagger, as for part-of-speech tagging or named entities: a
+# network that gives each step of a sequence a class. You can tell whether it should read in
+# both directions, and what its labels are worth.
 
 # %% tags=["skip-execution"]
 # %pip install "rnnkit[plot]"

@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Serving a trained LSTM: streaming, state, export
 #
-# After this page you can deploy a trained recurrent network: answer one step at a time, keep a
-# state for each user, answer many users in one call, and export the network to a file that runs
-# without PyTorch.
+# After this page you can deploy a trained recurrent network for real-time inference: answer one
+# step at a time, keep a state for each user, answer many users in one call, and export the
+# network to a file that runs without PyTorch.
 
 # %% tags=["skip-execution"]
 # %pip install "rnnkit[plot]" onnx onnxruntime onnxscript
