@@ -13,10 +13,11 @@ import torch.distributed as dist
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from ..core.errors import Refusal, asked
+from ..core.errors import Refusal, asked, in_words
 from ..core.model import check_model
 from ..core.state import map_leaves
-from .bptt import BPTTTrainingPhase
+from ..data.batches import SequenceBatch
+from .bptt import BPTTTrainingPhase, check_optimizer
 from .closed_loop import BPTTValidationPhase
 from .metrics import Metrics, Tally, move_to
 from .phase import Loop, Loss, Phase, StepState, check_phase
@@ -114,6 +115,7 @@ class PhaseModule(LightningModule):
     def on_train_start(self) -> None:
         """Sees what Trainer it is in, and goes on from a checkpoint."""
         self._settle()
+        check_optimizer(self.optimizers(use_pl_optimizer=False))
         for phase in self._phases.values():
             phase.meet(self.loop)
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
@@ -151,6 +153,7 @@ class PhaseModule(LightningModule):
 
     # Validation and test
 
+    @asked("PhaseModule")
     def on_validation_epoch_start(self) -> None:
         """Starts afresh."""
         self._settle()
@@ -180,7 +183,7 @@ class PhaseModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps it until the training starts."""
-        self._saved = checkpoint["rnnkit"]
+        self._saved = checkpoint.get("rnnkit")  # another module's has weights alone
 
     # How it is done
 
@@ -190,6 +193,8 @@ class PhaseModule(LightningModule):
 
     def _settle(self) -> None:
         """Where the Trainer has put the model, and how many processes share the data."""
+        _check_loader(self.trainer.train_dataloader)
+        _check_loader(self.trainer.val_dataloaders)
         self.loop.device = self.device
         for counter in self.metrics.counters.values():
             if isinstance(counter, nn.Module):
@@ -236,6 +241,20 @@ class PhaseModule(LightningModule):
         numbers = {name: mean.float() for name, mean in means.items() if not mean.ndim}
         # They are the same in every process.
         self.log_dict(numbers, prog_bar=True, sync_dist=self.loop.ranks is not None)
+
+
+def _check_loader(loader: Any) -> None:
+    """Refuse batches in a list: Lightning would step through each, side by side."""
+    first = loader
+    if isinstance(loader, list | tuple) and loader:
+        first = loader[0]
+    if isinstance(first, Tensor | SequenceBatch | tuple):
+        raise Refusal(
+            f"{in_words(loader)}, of which Lightning makes a loader of each batch",
+            "one loader",
+            "DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch).",
+            TypeError,
+        )
 
 
 def _moved(saved: Any, device: torch.device) -> Any:
