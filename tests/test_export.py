@@ -25,7 +25,9 @@ LAYERS = {
     "tokens": RecurrentSequential(
         nn.Embedding(9, 4), nn.LSTM(4, 8), nn.Dropout(0.5), nn.GRU(8, 5), nn.Linear(5, 9)
     ),
-    "normed": RecurrentSequential(PerStep(nn.BatchNorm1d(3)), nn.GRU(3, 8)),
+    "normed": RecurrentSequential(
+        PerStep(nn.BatchNorm1d(3)), nn.GRU(3, 8), PerStep(nn.Linear(8, 2))
+    ),
 }
 LOOPS = {
     "cells": RecurrentSequential(Unroll(nn.LSTMCell(3, 8), nn.LSTMCell(8, 8)), nn.Linear(8, 1)),
