@@ -497,6 +497,18 @@ def test_batches_that_lightning_would_step_through_side_by_side_are_refused(batc
         fit(right, [right])  # Lightning takes one loader in a list too
 
 
+def test_batches_of_a_bucket_sampler_are_predicted_in_their_order(tmp_path):
+    rows = [torch.randn(n, 2, generator=drawn(n)) for n in (5, 2, 7, 3, 4)]
+    sampler = rnnkit.BucketSampler(list(map(len, rows)), 2, shuffle=False)
+    batches = DataLoader(
+        rows, batch_sampler=sampler, collate_fn=lambda chosen: rnnkit.batchseq(chosen).sequences
+    )
+    module = PhaseModule(*network_with_loss())
+    predicted = trainer(tmp_path, 1).predict(module, batches)
+    for batch, (outputs, _) in zip(batches, predicted, strict=True):
+        torch.testing.assert_close(outputs, module.model(batch)[0])
+
+
 def test_what_steps_with_a_closure_is_refused_and_a_file_of_another_module_has_weights(tmp_path):
     model, _ = network()
     module = PhaseModule(model, LOSS, torch.optim.LBFGS(model.parameters()))

@@ -126,7 +126,9 @@ def test_an_average_of_weighed_steps_has_all_digits_also_when_it_is_taken_up_aga
         whole.add(Total(total, weight))
     again.load_state_dict(whole.state_dict())
     for average in (whole, again):
-        assert average.mean().item() == pytest.approx((sums.sum() / weights.sum()).item(), rel=1e-14)
+        assert average.mean().item() == pytest.approx(
+            (sums.sum() / weights.sum()).item(), rel=1e-14
+        )
 
 
 def test_an_average_of_several_heads_is_the_sum_of_their_scaled_means():

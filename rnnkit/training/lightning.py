@@ -37,11 +37,7 @@ class PhaseModule(LightningModule):
     A checkpoint of Lightning's also has the phases' carried states and generators.
 
     The optimizer steps inside the phase (Lightning calls that manual optimization), so gradients
-    are clipped by a hook:
-
-        class Clipped(PhaseModule):
-            def on_before_optimizer_step(self, optimizer):
-                self.clip_gradients(optimizer, gradient_clip_val=1.0)
+    are clipped by the hook `on_before_optimizer_step`.
 
     Args:
         model: `outputs, state = model(inputs, state)`; `module.model` is the model to keep.
