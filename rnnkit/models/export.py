@@ -336,8 +336,8 @@ def _difference(got: list[Tensor], wanted: tuple[Tensor, ...]) -> str | None:
 
 @contextmanager
 def _told(who: str) -> Generator[None]:
-    """Another package's work: its error is our reason, its warnings are unheard, but for one of a
-    line of the model's that runs while it is traced and never again, as an `if` does."""
+    """Another package's work: its error is our reason, and of its warnings what it says of the
+    model's own lines is heard."""
     try:
         with warnings.catch_warnings(action="ignore"):
             warnings.filterwarnings("default", ".* the trace")

@@ -1,6 +1,6 @@
 """The same phases under Lightning's Trainer: its loops, bar, checkpoints, precision and devices.
 
-It is an extra, `pip install rnnkit[lightning]`, and nothing else in the package imports it."""
+An extra: `pip install rnnkit[lightning]`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import torch.distributed as dist
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from ..core.errors import Refusal, asked, in_words
+from ..core.errors import Refusal, asked
 from ..core.model import check_model
 from ..core.state import map_leaves
-from ..data.batches import SequenceBatch
 from .bptt import BPTTTrainingPhase, check_optimizer
 from .closed_loop import BPTTValidationPhase
 from .metrics import Metrics, Tally, move_to
@@ -32,19 +31,19 @@ class PhaseModule(LightningModule):
 
     Logged at the end of each epoch are the losses of all its data, `train_loss`, `val_loss`,
     `val_open_loss`, `val_closed_loss`, and metrics alike, for `ModelCheckpoint(monitor=...)` and
-    `EarlyStopping`. An epoch that is resumed in its middle logs those of the batches after.
+    `EarlyStopping`.
 
     A checkpoint of Lightning's also has the phases' carried states and generators.
 
-    The optimizer steps inside the phase (Lightning calls that manual optimization), so gradients
-    are clipped by the hook `on_before_optimizer_step`.
+    The optimizer steps inside the phase, so gradients are clipped by the hook
+    `on_before_optimizer_step`.
 
     Args:
         model: `outputs, state = model(inputs, state)`; `module.model` is the model to keep.
         loss: as for a Learner.
         optimizer: an optimizer of the model's parameters, or what else `configure_optimizers` may
-            return, a dict with a scheduler for one. It is stepped by its `interval`; a
-            `ReduceLROnPlateau` is not, for Lightning keeps no `monitor` here: step it in a hook.
+            return, a dict with a scheduler for one. It is stepped by its `interval`; step a
+            `ReduceLROnPlateau` in a hook.
         training: the phase of a training step, `BPTTTrainingPhase()` where it is `None`.
         validation: that of a validation and a test step, `BPTTValidationPhase()` where it is
             `None`.
@@ -112,6 +111,9 @@ class PhaseModule(LightningModule):
         """Sees what Trainer it is in, and goes on from a checkpoint."""
         self._settle()
         check_optimizer(self.optimizers(use_pl_optimizer=False))
+        if isinstance(self.trainer.train_dataloader, list | tuple | Tensor):
+            fix = "DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)."
+            raise Refusal("a list, to Lightning one of loaders", "one loader", fix, TypeError)
         for phase in self._phases.values():
             phase.meet(self.loop)
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
@@ -149,7 +151,6 @@ class PhaseModule(LightningModule):
 
     # Validation and test
 
-    @asked("PhaseModule")
     def on_validation_epoch_start(self) -> None:
         """Starts afresh."""
         self._settle()
@@ -179,7 +180,7 @@ class PhaseModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps it until the training starts."""
-        self._saved = checkpoint.get("rnnkit")  # another module's has weights alone
+        self._saved = checkpoint.get("rnnkit")  # or it is another module's
 
     # How it is done
 
@@ -189,8 +190,6 @@ class PhaseModule(LightningModule):
 
     def _settle(self) -> None:
         """Where the Trainer has put the model, and how many processes share the data."""
-        _check_loader(self.trainer.train_dataloader)
-        _check_loader(self.trainer.val_dataloaders)
         self.loop.device = self.device
         for counter in self.metrics.counters.values():
             if isinstance(counter, nn.Module):
@@ -237,20 +236,6 @@ class PhaseModule(LightningModule):
         numbers = {name: mean.float() for name, mean in means.items() if not mean.ndim}
         # They are the same in every process.
         self.log_dict(numbers, prog_bar=True, sync_dist=self.loop.ranks is not None)
-
-
-def _check_loader(loader: Any) -> None:
-    """Refuse batches in a list: Lightning would step through each, side by side."""
-    first = loader
-    if isinstance(loader, list | tuple) and loader:
-        first = loader[0]
-    if isinstance(first, Tensor | SequenceBatch | tuple):
-        raise Refusal(
-            f"{in_words(loader)}, of which Lightning makes a loader of each batch",
-            "one loader",
-            "DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch).",
-            TypeError,
-        )
 
 
 def _moved(saved: Any, device: torch.device) -> Any:
