@@ -336,8 +336,7 @@ def _difference(got: list[Tensor], wanted: tuple[Tensor, ...]) -> str | None:
 
 @contextmanager
 def _told(who: str) -> Generator[None]:
-    """Another package's work: its error is our reason, and of its warnings what it says of the
-    model's own lines is heard."""
+    """Another package's work: its error is our reason, its warnings of the model are heard."""
     try:
         with warnings.catch_warnings(action="ignore"):
             warnings.filterwarnings("default", ".* the trace")

@@ -108,7 +108,7 @@ class PhaseModule(LightningModule):
 
     @asked("PhaseModule")
     def on_train_start(self) -> None:
-        """Sees what Trainer it is in, and goes on from a checkpoint."""
+        """Goes on from a checkpoint, where there is one."""
         self._settle()
         check_optimizer(self.optimizers(use_pl_optimizer=False))
         if isinstance(self.trainer.train_dataloader, list | tuple | Tensor):
@@ -128,7 +128,7 @@ class PhaseModule(LightningModule):
             self._saved = None
 
     def on_train_epoch_start(self) -> None:
-        """Forgets the carried state: an epoch reads the data from its beginning."""
+        """Starts afresh."""
         self.training_phase.reset()
         self._count(self.training_phase)
 
@@ -234,7 +234,6 @@ class PhaseModule(LightningModule):
         self._release(phase)
         means = {f"{prefix}_{name}": mean for name, mean in tally.means().items()}
         numbers = {name: mean.float() for name, mean in means.items() if not mean.ndim}
-        # They are the same in every process.
         self.log_dict(numbers, prog_bar=True, sync_dist=self.loop.ranks is not None)
 
 
