@@ -101,7 +101,7 @@ class PhaseModule(LightningModule):
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """The batch as it is: a phase moves it, for lengths stay on the CPU."""
+        """The batch as it is: a phase moves it."""
         return batch
 
     # Training
@@ -199,7 +199,7 @@ class PhaseModule(LightningModule):
             self.loop.ranks = Ranks(cast(dist.ProcessGroup, dist.group.WORLD), self.model)
 
     def _count(self, phase: Phase) -> Tally:
-        """What an epoch adds up, with counters that no other one uses meanwhile."""
+        """What an epoch adds up."""
         self._release(phase)  # an epoch that was cut short
         tally = Tally(self.loop, self.metrics)
         self._tallies[phase.name] = tally
