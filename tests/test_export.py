@@ -1,6 +1,7 @@
 """Exported models, each against the model itself, and what exporters do in silence."""
 
 import sys
+from pathlib import Path
 
 import onnxruntime
 import pytest
@@ -25,7 +26,9 @@ LAYERS = {
     "tokens": RecurrentSequential(
         nn.Embedding(9, 4), nn.LSTM(4, 8), nn.Dropout(0.5), nn.GRU(8, 5), nn.Linear(5, 9)
     ),
-    "normed": RecurrentSequential(PerStep(nn.BatchNorm1d(3)), nn.GRU(3, 8)),
+    "normed": RecurrentSequential(
+        PerStep(nn.BatchNorm1d(3)), nn.GRU(3, 8), PerStep(nn.Linear(8, 2))
+    ),
 }
 LOOPS = {
     "cells": RecurrentSequential(Unroll(nn.LSTMCell(3, 8), nn.LSTMCell(8, 8)), nn.Linear(8, 1)),
@@ -248,6 +251,22 @@ def test_a_number_that_the_exporter_keeps_is_found_and_nothing_is_written(tmp_pa
     assert onnxruntime.InferenceSession(str(path)).get_inputs()[0].shape == [1, "rows", 3]
 
 
+class Branching(nn.GRU):
+    """An `if` that none of the comparisons enters."""
+
+    def forward(self, inputs, state=None):
+        outputs, state = super().forward(inputs, state)
+        if inputs.abs().max() > 1e6:
+            outputs = 0 * outputs
+        return outputs, state
+
+
+def test_a_branch_that_the_exporter_keeps_is_warned_of_by_its_line(tmp_path):
+    with pytest.warns(torch.jit.TracerWarning, match="boolean") as heard:
+        export_onnx(Branching(3, 4), tmp_path / "model.onnx", torch.randn(6, 2, 3))
+    assert {Path(warning.filename).name for warning in heard} == {Path(__file__).name}
+
+
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize(
     ("model", "example", "wanted"),
@@ -258,6 +277,7 @@ def test_a_number_that_the_exporter_keeps_is_found_and_nothing_is_written(tmp_pa
         (lambda inputs, state=None: (inputs, state), torch.randn(6, 2, 3), "a function; wanted a torch.nn.M"),
         (nn.GRUCell(3, 4), torch.randn(6, 2, 3), "a cell, GRUCell; wanted a model"),
         (nn.GRU(3, 4), torch.randn(3), "inputs (3,); wanted inputs (T, B, *F)"),
+        (nn.GRU(3, 4), torch.randn(6, 3), "a state leaf (1, 4) for a batch of 3; wanted"),
     ],
 )  # fmt: skip
 def test_what_has_no_onnx_file_is_refused_and_none_is_written(tmp_path, model, example, wanted):

@@ -465,6 +465,66 @@ def test_two_processes_are_one_on_the_joint_batch(tmp_path, in_double_precision)
     assert logged.item() == pytest.approx(history.rows[-1]["loss"], abs=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_a_batch_with_lengths_is_converted_to_another_precision(precision, tmp_path):
+    batch = rnnkit.SequenceBatch(TRAIN[0][:-1], TRAIN[0][1:], torch.tensor([12, 5, 7]))
+    model, optimizer = network()
+    trainer(tmp_path, 1, precision=precision).fit(
+        PhaseModule(model, LOSS, optimizer), loader([batch])
+    )
+    dtype = {"64-true": torch.float64, "bf16-true": torch.bfloat16}[precision]
+    own, optimizer = network()
+    changed = (batch.inputs.to(dtype), batch.targets.to(dtype), batch.lengths)
+    Learner(own.to(dtype), LOSS, optimizer).fit(1, [rnnkit.SequenceBatch(*changed)])
+    for mine, theirs in zip(own.parameters(), model.parameters(), strict=True):
+        assert mine.dtype == dtype
+        assert torch.equal(mine, theirs)
+    assert batch.inputs.dtype == torch.float32
+
+
+@pytest.mark.parametrize("batches", [TRAIN, TRAIN[:1], [(TRAIN[0], TRAIN[0])], TRAIN[0]])
+def test_batches_that_lightning_would_step_through_side_by_side_are_refused(batches, tmp_path):
+    def fit(train, valid):
+        model, optimizer = network()
+        trainer(tmp_path, 1).fit(PhaseModule(model, LOSS, optimizer), train, valid)
+
+    text = refused(lambda: fit(batches, None), "one loader", TypeError)
+    if isinstance(batches, list):
+        fix = text.partition("Likely fix: ")[2].rstrip(".")
+        right = eval(fix, {"DataLoader": DataLoader, "batches": batches})
+        fit(right, [right])  # Lightning takes one loader in a list too
+
+
+def test_batches_of_a_bucket_sampler_are_predicted_in_their_order(tmp_path):
+    rows = [torch.randn(n, 2, generator=drawn(n)) for n in (5, 2, 7, 3, 4)]
+    sampler = rnnkit.BucketSampler(list(map(len, rows)), 2, shuffle=False)
+    batches = DataLoader(
+        rows, batch_sampler=sampler, collate_fn=lambda chosen: rnnkit.batchseq(chosen).sequences
+    )
+    module = PhaseModule(*network_with_loss())
+    predicted = trainer(tmp_path, 1).predict(module, batches)
+    for batch, (outputs, _) in zip(batches, predicted, strict=True):
+        torch.testing.assert_close(outputs, module.model(batch)[0])
+
+
+def test_what_steps_with_a_closure_is_refused_and_a_file_of_another_module_has_weights(tmp_path):
+    model, _ = network()
+    module = PhaseModule(model, LOSS, torch.optim.LBFGS(model.parameters()))
+    refused(lambda: trainer(tmp_path, 1).fit(module, loader(TRAIN)), "from gradients", TypeError)
+
+    first = PhaseModule(*network_with_loss())
+    trainer(tmp_path, 1).fit(first, loader(TRAIN))
+    first.trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    saved = torch.load(tmp_path / "plain.ckpt", weights_only=True)
+    torch.save({k: v for k, v in saved.items() if k != "rnnkit"}, tmp_path / "plain.ckpt")
+    second = PhaseModule(*network_with_loss())
+    trainer(tmp_path, 2).fit(second, loader(TRAIN), ckpt_path=tmp_path / "plain.ckpt")
+    whole = Learner(*network_with_loss())
+    whole.fit(2, TRAIN)
+    for mine, theirs in zip(whole.parameters, second.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_a_phase_that_does_not_fit_is_refused():
     model, optimizer = network()
     text = refused(

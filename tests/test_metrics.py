@@ -119,6 +119,18 @@ def test_an_average_taken_up_again_is_bitwise_the_one_that_went_on(steps):
         assert float(left) == float(right)
 
 
+def test_an_average_of_weighed_steps_has_all_digits_also_when_it_is_taken_up_again():
+    sums, weights = torch.rand(2, 7, dtype=torch.float64, generator=seeded())
+    whole, again = Average(), Average()
+    for total, weight in zip(sums, weights, strict=True):
+        whole.add(Total(total, weight))
+    again.load_state_dict(whole.state_dict())
+    for average in (whole, again):
+        assert average.mean().item() == pytest.approx(
+            (sums.sum() / weights.sum()).item(), rel=1e-14
+        )
+
+
 def test_an_average_of_several_heads_is_the_sum_of_their_scaled_means():
     average = Average()
     scales = torch.tensor([1.0, 10.0])

@@ -49,7 +49,7 @@ class Padded(NamedTuple):
     lengths: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # Lightning writes to a copy
 class SequenceBatch:
     """One batch of sequences; iterating gives those of inputs, targets and lengths that are there.
 

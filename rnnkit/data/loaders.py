@@ -402,7 +402,7 @@ class BucketSampler(Sampler[list[int]]):
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.generator = generator
-        self.drop_last = drop_last
+        self._drop_last = drop_last
         self.max_steps = max_steps
         self.rank = rank
         self.ranks = ranks
@@ -424,7 +424,7 @@ class BucketSampler(Sampler[list[int]]):
 
     def _batches(self, order: Tensor) -> list[Tensor]:
         """The batches of all ranks, the shortest first; the order decides ties."""
-        if self.drop_last and self.max_steps is None and self.batch_size is not None:
+        if self._drop_last and self.max_steps is None and self.batch_size is not None:
             order = order[: len(order) - len(order) % (self.batch_size * self.ranks)]
         order = order[self.lengths[order].argsort(descending=True, stable=True)]
         longest_first = self.lengths[order].tolist()
@@ -434,7 +434,7 @@ class BucketSampler(Sampler[list[int]]):
         while start < len(order):
             room = self._room(longest_first[start])
             batch = order[start : start + room]
-            if len(batch) == room or not self.drop_last:
+            if len(batch) == room or not self._drop_last:
                 batches.append(batch)
             start += room
         if batches and len(batches[-1]) < self.ranks:

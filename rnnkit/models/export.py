@@ -336,10 +336,11 @@ def _difference(got: list[Tensor], wanted: tuple[Tensor, ...]) -> str | None:
 
 @contextmanager
 def _told(who: str) -> Generator[None]:
-    """Another package's work: its warnings are unheard, its error is our reason."""
+    """Another package's work: its error is our reason, its warnings of the model are heard."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
+            warnings.filterwarnings("default", ".* the trace")
+            warnings.filterwarnings("ignore", module=r"(torch|rnnkit)\.")
             yield
     except Exception as error:
         raise Refusal(

@@ -146,7 +146,7 @@ class PerStep(nn.Module):
         if not isinstance(inputs, Tensor) or inputs.ndim < 2:
             raise Refusal(f"inputs {in_words(inputs)}", "(T, B, *F)", "add the batch as dim 1.")
         outputs = self._of_steps(inputs.flatten(0, 1))  # (T * B, *O)
-        return outputs.unflatten(0, inputs.shape[:2])
+        return outputs.reshape(inputs.shape[:2] + outputs.shape[1:])
 
     def _of_steps(self, steps: Tensor) -> Tensor:
         outputs = self.module(steps)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.layout import lengthened
 from ..core.state import onto
-from ..losses.total import Total, as_weight
+from ..losses.total import Total, as_weight, weight_like
 
 _TOGETHER = 64  # so many pieces wait, and are then added up in one operation
 
@@ -54,7 +54,7 @@ class Average:
     def mean(self) -> Tensor:
         """The sum by the weight, in the losses' dtype, float32 at least; NaN of nothing."""
         total = self.total()
-        weight = torch.as_tensor(total.weight, device=total.sum.device)
+        weight = weight_like(total.weight, total.sum)
         mean = Total(total.sum, weight, total.scales).mean()
         if total.scales is not None:  # of several heads: nothing was weighed where none was
             weight = weight.sum(-1)

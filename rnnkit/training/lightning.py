@@ -1,6 +1,6 @@
 """The same phases under Lightning's Trainer: its loops, bar, checkpoints, precision and devices.
 
-It is an extra, `pip install rnnkit[lightning]`, and nothing else in the package imports it."""
+An extra: `pip install rnnkit[lightning]`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..core.errors import Refusal, asked
 from ..core.model import check_model
 from ..core.state import map_leaves
-from .bptt import BPTTTrainingPhase
+from .bptt import BPTTTrainingPhase, check_optimizer
 from .closed_loop import BPTTValidationPhase
 from .metrics import Metrics, Tally, move_to
 from .phase import Loop, Loss, Phase, StepState, check_phase
@@ -31,23 +31,19 @@ class PhaseModule(LightningModule):
 
     Logged at the end of each epoch are the losses of all its data, `train_loss`, `val_loss`,
     `val_open_loss`, `val_closed_loss`, and metrics alike, for `ModelCheckpoint(monitor=...)` and
-    `EarlyStopping`. An epoch that is resumed in its middle logs those of the batches after.
+    `EarlyStopping`.
 
     A checkpoint of Lightning's also has the phases' carried states and generators.
 
-    The optimizer steps inside the phase (Lightning calls that manual optimization), so gradients
-    are clipped by a hook:
-
-        class Clipped(PhaseModule):
-            def on_before_optimizer_step(self, optimizer):
-                self.clip_gradients(optimizer, gradient_clip_val=1.0)
+    The optimizer steps inside the phase, so gradients are clipped by the hook
+    `on_before_optimizer_step`.
 
     Args:
         model: `outputs, state = model(inputs, state)`; `module.model` is the model to keep.
         loss: as for a Learner.
         optimizer: an optimizer of the model's parameters, or what else `configure_optimizers` may
-            return, a dict with a scheduler for one. It is stepped by its `interval`; a
-            `ReduceLROnPlateau` is not, for Lightning keeps no `monitor` here: step it in a hook.
+            return, a dict with a scheduler for one. It is stepped by its `interval`; step a
+            `ReduceLROnPlateau` in a hook.
         training: the phase of a training step, `BPTTTrainingPhase()` where it is `None`.
         validation: that of a validation and a test step, `BPTTValidationPhase()` where it is
             `None`.
@@ -105,15 +101,19 @@ class PhaseModule(LightningModule):
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """The batch as it is: a phase moves it, for lengths stay on the CPU."""
+        """The batch as it is: a phase moves it."""
         return batch
 
     # Training
 
     @asked("PhaseModule")
     def on_train_start(self) -> None:
-        """Sees what Trainer it is in, and goes on from a checkpoint."""
+        """Goes on from a checkpoint, where there is one."""
         self._settle()
+        check_optimizer(self.optimizers(use_pl_optimizer=False))
+        if isinstance(self.trainer.train_dataloader, list | tuple | Tensor):
+            fix = "DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)."
+            raise Refusal("a list, to Lightning one of loaders", "one loader", fix, TypeError)
         for phase in self._phases.values():
             phase.meet(self.loop)
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
@@ -128,7 +128,7 @@ class PhaseModule(LightningModule):
             self._saved = None
 
     def on_train_epoch_start(self) -> None:
-        """Forgets the carried state: an epoch reads the data from its beginning."""
+        """Starts afresh."""
         self.training_phase.reset()
         self._count(self.training_phase)
 
@@ -180,7 +180,7 @@ class PhaseModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps it until the training starts."""
-        self._saved = checkpoint["rnnkit"]
+        self._saved = checkpoint.get("rnnkit")  # or it is another module's
 
     # How it is done
 
@@ -199,7 +199,7 @@ class PhaseModule(LightningModule):
             self.loop.ranks = Ranks(cast(dist.ProcessGroup, dist.group.WORLD), self.model)
 
     def _count(self, phase: Phase) -> Tally:
-        """What an epoch adds up, with counters that no other one uses meanwhile."""
+        """What an epoch adds up."""
         self._release(phase)  # an epoch that was cut short
         tally = Tally(self.loop, self.metrics)
         self._tallies[phase.name] = tally
@@ -234,7 +234,6 @@ class PhaseModule(LightningModule):
         self._release(phase)
         means = {f"{prefix}_{name}": mean for name, mean in tally.means().items()}
         numbers = {name: mean.float() for name, mean in means.items() if not mean.ndim}
-        # They are the same in every process.
         self.log_dict(numbers, prog_bar=True, sync_dist=self.loop.ranks is not None)
 
 
