@@ -48,11 +48,22 @@ def test_the_wheel_is_the_package_its_license_and_its_types(built):
     }
 
 
+def metadata_of(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("METADATA"))
+        return archive.read(name).decode()
+
+
+def test_an_index_shows_what_the_readme_says_and_no_link_that_leads_nowhere(built):
+    readme = (ROOT / "README.md").read_text()
+    _, _, shown = metadata_of(built[0]).partition("\n\n")
+    assert "```python" in shown and "](" not in shown
+    for paragraph in shown.strip().split("\n\n"):
+        assert paragraph in readme
+
+
 def test_the_wheel_asks_for_torch_and_tqdm_alone(built):
-    with zipfile.ZipFile(built[0]) as archive:
-        metadata = archive.read(
-            next(name for name in archive.namelist() if name.endswith("METADATA"))
-        ).decode()
+    metadata = metadata_of(built[0])
     required = [
         line
         for line in metadata.splitlines()

@@ -21,7 +21,7 @@ from torch.export import Dim, ExportedProgram
 from ..core.errors import Refusal, asked, at_least, check_kind, in_words
 from ..core.files import write_whole
 from ..core.layout import extent
-from ..core.model import call_model, check_call, check_one_way, evaluating, run_model, unwrap
+from ..core.model import call_model, check_call, check_one_way, evaluating, unwrap
 from ..core.state import State, leaves_of, map_leaves, select_rows
 
 _STEPS = 5  # of the example that is exported, where their number stays open
@@ -223,7 +223,8 @@ def _form_of(model: Any, inputs: Any, steps: int | None, state: State) -> _Form:
         )
     inputs = check_call(model, inputs, state)
     with evaluating(model), torch.no_grad():
-        outputs, after = run_model(model, inputs, state)
+        given = map_leaves(torch.clone, inputs)  # to which the model may write
+        outputs, after = call_model(model, given, state)
     leaves = [f"state_{i}" for i in range(len(leaves_of(after)))]
     flat = _Flat(model, inputs, after)
     return _Form(
