@@ -69,15 +69,17 @@ def test_few_rows_and_many_are_stepped_alike(recurrent, rows):
 @pytest.mark.parametrize("options", [{}, {"padding_idx": 0}, {"max_norm": 0.5}], ids=str)
 @pytest.mark.parametrize("classes", [7, 256, 257])
 def test_an_embedding_and_an_lstm_are_stepped_as_themselves(classes, options, bias):
-    """Where all steps are drawn at once, a table of gates stands for both if there are few classes."""
+    """A table of gates stands for both where there are few classes, for steps one by one and at once."""
     embedding = nn.Embedding(classes, 4, **options)
     model = RecurrentSequential(
         embedding, nn.LSTM(4, H, num_layers=2, bias=bias), nn.Linear(H, classes)
     )
     before = [parameter.detach().clone() for parameter in model.parameters()]
     other = copy.deepcopy(model)  # max_norm writes to the weights
+    primer = torch.randint(classes, (3, 20))
+    assert_samples_like(model, other, primer)  # one by one
     sampler, again = [SoftmaxSampler(generator=seeded(1)) for _ in range(2)]
-    assert_samples_like(model, other, torch.randint(classes, (3, 20)), sampler, again)
+    assert_samples_like(model, other, primer, sampler, again)
     assert all(map(torch.equal, model.parameters(), other.parameters()))
     assert "max_norm" in options or all(map(torch.equal, model.parameters(), before))
 
@@ -99,11 +101,12 @@ def test_a_member_that_writes_to_what_the_model_is_fed_leaves_the_outputs_alone(
     torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
 
 
-def test_a_state_before_the_primer_reaches_the_table_of_gates():
+@pytest.mark.parametrize("sampler", [wander, sample_best])
+def test_a_state_before_the_primer_reaches_the_table_of_gates(sampler):
     model, primer = language_model(), torch.randint(V, (1, 3))
     _, state = model(torch.randint(V, (4, 3)))
-    sample = sample_model(model, 9, primer, sample_best, state)
-    _, outputs, _, _ = generate_by_hand(model, 9, primer, sample_best, state)
+    sample = sample_model(model, 9, primer, sampler, state)
+    _, outputs, _, _ = generate_by_hand(model, 9, primer, sampler, state)
     torch.testing.assert_close(sample.outputs, outputs, rtol=1e-10, atol=1e-10)
 
 

@@ -36,7 +36,8 @@ def quicker_step(model: Model, rows: int) -> Model:
     """What takes a step `(1, rows, *F)` as `model` does, quicker where it can; else `model` itself.
 
     For few rows a fused module is stepped as cells on its own weights, inside a module of the
-    user's own too.
+    user's own too. Without gradient, an embedding of few classes and the input weights of what is
+    behind it become one table.
     """
     if not isinstance(model, nn.Module) or not _has_digits(model):
         return model
@@ -44,8 +45,7 @@ def quicker_step(model: Model, rows: int) -> Model:
         return model
     stack = _Stack.of(model)
     if stack is not None:
-        members = [(quicker_step(member, rows), recurrent) for member, recurrent in stack.members]
-        return _Stack(members, stack.alone)
+        return stack.quicker(rows)
     if rows > _FEW_ROWS:
         return model
     if untouched(model) and _has_cells(model):
@@ -149,6 +149,19 @@ class _Stack:
             return None
         return cls([(part, recurrent) for part, recurrent in members if not _is_idle(part)], alone)
 
+    def quicker(self, rows: int) -> "_Stack":
+        """The same, of quicker members."""
+        members = list(self.members)
+        quick: list[tuple[Any, bool]] = []
+        if len(members) > 1 and not torch.is_grad_enabled():
+            (first, _), (second, _), *others = members
+            if _fit_a_table(first, second):
+                table, layers = _table(first, second)
+                quick = [(table, False), (layers, True)]
+                members = others
+        quick += [(quicker_step(member, rows), recurrent) for member, recurrent in members]
+        return _Stack(quick, self.alone)
+
     def by_member(self, state: State) -> State:
         """The state as a tuple, with one entry for each recurrent member."""
         if self.alone and state is not None:
@@ -220,10 +233,14 @@ class _Cells:
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         after: list[Tensor] = []
-        for before, weights in zip(state, self.weights, strict=True):
-            x = _CELLS[self.mode](x, before, *weights)  # (B, H)
+        for layer, before in enumerate(state):
+            x = self.layer(layer, x, before)  # (B, H)
             after.append(x)
         return x.unsqueeze(0), torch.stack(after)
+
+    def layer(self, layer: int, x: Tensor, *state: Tensor) -> Any:
+        """The new state of a layer."""
+        return _CELLS[self.mode](x, *state, *self.weights[layer])
 
 
 def _identities(module: nn.Module) -> list[int]:
@@ -247,11 +264,115 @@ class _LSTMCells(_Cells):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         short: list[Tensor] = []
         long: list[Tensor] = []
-        for h, c, weights in zip(*state, self.weights, strict=True):
-            x, c = torch.lstm_cell(x, (h, c), *weights)  # (B, H) each
+        for layer, (h, c) in enumerate(zip(*state, strict=True)):
+            x, c = self.layer(layer, x, h, c)  # (B, H)
             short.append(x)
             long.append(c)
         return x.unsqueeze(0), (torch.stack(short), torch.stack(long))
+
+    def layer(self, layer: int, x: Tensor, *state: Tensor) -> Any:
+        return torch.lstm_cell(x, state, *self.weights[layer])
+
+
+# ---- An embedding of few classes: what a layer makes of each is made once
+
+
+def _fit_a_table(embedding: nn.Module, rnn: nn.Module) -> bool:
+    """Whether the two are a plain embedding of few classes, on a CPU, and an LSTM or GRU."""
+    if type(embedding) is not nn.Embedding or not isinstance(rnn, nn.LSTM | nn.GRU):
+        return False
+    if not (untouched(embedding) and untouched(rnn) and _has_cells(rnn)):
+        return False
+    small = embedding.num_embeddings <= _SMALL_VOCABULARY
+    return small and embedding.max_norm is None and embedding.weight.device.type == "cpu"
+
+
+def _table(embedding: Any, rnn: Any) -> list[Model]:
+    """What the first layer's input weights make of each class, and the layers that take it."""
+    kind = _GRUOnGates
+    if isinstance(rnn, nn.LSTM):
+        kind = _LSTMOnGates
+    layers = kind(rnn)
+    gates = layers.first.of_input(embedding.weight)  # (V, gates * H)
+    return [partial(F.embedding, weight=gates), layers]
+
+
+class _Weights(NamedTuple):
+    """The weights of a layer, transposed, and its biases, most of which can be added early.
+
+    An LSTM's gates are in the order i, f, o, g: three of them are logistic.
+    """
+
+    input: Tensor  # (F, gates * H)
+    own: Tensor  # (H, gates * H)
+    bias: Tensor  # (gates * H,)
+    late: Tensor  # (gates * H,), what a GRU adds before its reset gate
+
+    @classmethod
+    def of(cls, rnn: Any, layer: int) -> "_Weights":
+        """Those of one layer of an LSTM or GRU."""
+        weights: list[Tensor] = rnn.all_weights[layer]
+        early = 2 * rnn.hidden_size
+        if isinstance(rnn, nn.LSTM):
+            weights = [_ordered(weight) for weight in weights]
+            early = 4 * rnn.hidden_size
+        of_input, own, *biases = weights
+        bias, late = biases or of_input.new_zeros(2, len(of_input))
+        early_bias = F.pad(late[:early], (0, len(late) - early))
+        of_input = of_input.t()
+        # Copies, for which the product of a single row is quicker than for views; those of the
+        # first layer's input are read once, for the table.
+        if layer:
+            of_input = of_input.contiguous()
+        return cls(of_input, own.t().contiguous(), bias + early_bias, late - early_bias)
+
+    def of_input(self, x: Tensor) -> Tensor:
+        """What `(N, F)` makes of the gates."""
+        return torch.addmm(self.bias, x, self.input)
+
+
+def _ordered(weight: Tensor) -> Tensor:
+    """The gates i, f, g, o of a weight or bias as i, f, o, g."""
+    i, f, g, o = weight.chunk(4)
+    return torch.cat([i, f, o, g])
+
+
+class _OnGates(_Cells):
+    """Cells whose input is what its weights make of it in the first layer: `(1, B, gates * H)`."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.first = _Weights.of(module, 0)
+
+    def layer(self, layer: int, x: Tensor, *state: Tensor) -> Any:
+        if layer:
+            return super().layer(layer, x, *state)
+        return self.on_gates(x, *state)
+
+    def on_gates(self, gates: Tensor, *state: Tensor) -> Any:
+        """The new state of the first layer."""
+        raise NotImplementedError
+
+
+class _LSTMOnGates(_OnGates, _LSTMCells):
+    """An LSTM on gates."""
+
+    def on_gates(self, gates: Tensor, *state: Tensor) -> Any:
+        h, c = state
+        i, f, o, g = torch.addmm(gates, h, self.first.own).chunk(4, 1)  # (B, H) each
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+
+class _GRUOnGates(_OnGates):
+    """A GRU on gates."""
+
+    def on_gates(self, gates: Tensor, *state: Tensor) -> Any:
+        (h,) = state
+        r, z, n = gates.chunk(3, 1)  # (B, H) each
+        own_r, own_z, own_n = torch.addmm(self.first.late, h, self.first.own).chunk(3, 1)
+        n = torch.addcmul(n, (r + own_r).sigmoid_(), own_n).tanh_()
+        return torch.lerp(n, h, (z + own_z).sigmoid_())
 
 
 # ---- All steps at once, where nothing looks at one before the next
@@ -311,16 +432,6 @@ def _stack_in_place(model: Any) -> _Stack | None:
     return stack
 
 
-def _fit_a_table(embedding: nn.Module, rnn: nn.Module) -> bool:
-    """Whether the two are a plain embedding of few classes, on a CPU, and an LSTM or GRU."""
-    if type(embedding) is not nn.Embedding or not isinstance(rnn, nn.LSTM | nn.GRU):
-        return False
-    if not (untouched(embedding) and untouched(rnn) and _has_cells(rnn)):
-        return False
-    small = embedding.num_embeddings <= _SMALL_VOCABULARY
-    return small and embedding.max_norm is None and embedding.weight.device.type == "cpu"
-
-
 def _is_known(sampler: Any) -> bool:
     """Whether it is one that draws a class in a known way."""
     return sampler is sample_best or (type(sampler) is SoftmaxSampler and not sampler.one_hot)
@@ -373,46 +484,6 @@ def _refuse_no_number(sampler: NextInput, logits: Tensor) -> None:
     if not bool(peaks.isfinite().all()):
         time = int(peaks.isfinite().all(1).int().argmin())
         sampler(logits[time])
-
-
-class _Weights(NamedTuple):
-    """The weights of a layer, transposed, and its biases, most of which can be added early.
-
-    An LSTM's gates are in the order i, f, o, g: three of them are logistic.
-    """
-
-    input: Tensor  # (F, gates * H)
-    own: Tensor  # (H, gates * H)
-    bias: Tensor  # (gates * H,)
-    late: Tensor  # (gates * H,), what a GRU adds before its reset gate
-
-    @classmethod
-    def of(cls, rnn: Any, layer: int) -> "_Weights":
-        """Those of one layer of an LSTM or GRU."""
-        weights: list[Tensor] = rnn.all_weights[layer]
-        early = 2 * rnn.hidden_size
-        if isinstance(rnn, nn.LSTM):
-            weights = [_ordered(weight) for weight in weights]
-            early = 4 * rnn.hidden_size
-        of_input, own, *biases = weights
-        bias, late = biases or of_input.new_zeros(2, len(of_input))
-        early_bias = F.pad(late[:early], (0, len(late) - early))
-        of_input = of_input.t()
-        # Copies, for which the product of a single row is quicker than for views; those of the
-        # first layer's input are read once, for the table.
-        if layer:
-            of_input = of_input.contiguous()
-        return cls(of_input, own.t().contiguous(), bias + early_bias, late - early_bias)
-
-    def of_input(self, x: Tensor) -> Tensor:
-        """What `(N, F)` makes of the gates."""
-        return torch.addmm(self.bias, x, self.input)
-
-
-def _ordered(weight: Tensor) -> Tensor:
-    """The gates i, f, g, o of a weight or bias as i, f, o, g."""
-    i, f, g, o = weight.chunk(4)
-    return torch.cat([i, f, o, g])
 
 
 def _in_place(rnn: Any, state: State) -> "Sequence[_InPlace]":
