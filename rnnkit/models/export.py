@@ -20,8 +20,15 @@ from torch.export import Dim, ExportedProgram
 
 from ..core.errors import Refusal, asked, at_least, check_kind, in_words
 from ..core.files import write_whole
-from ..core.layout import extent
-from ..core.model import call_model, check_call, check_one_way, evaluating, unwrap
+from ..core.layout import check_state, extent
+from ..core.model import (
+    BATCH_IN_STATE,
+    call_model,
+    check_call,
+    check_one_way,
+    evaluating,
+    unwrap,
+)
 from ..core.state import State, leaves_of, map_leaves, select_rows
 
 _STEPS = 5  # of the example that is exported, where their number stays open
@@ -225,6 +232,7 @@ def _form_of(model: Any, inputs: Any, steps: int | None, state: State) -> _Form:
     with evaluating(model), torch.no_grad():
         given = map_leaves(torch.clone, inputs)  # to which the model may write
         outputs, after = call_model(model, given, state)
+    check_state(after, extent(inputs)[1], BATCH_IN_STATE)
     leaves = [f"state_{i}" for i in range(len(leaves_of(after)))]
     flat = _Flat(model, inputs, after)
     return _Form(
