@@ -348,8 +348,6 @@ import subprocess
 import sys
 
 TOGETHER = """\
-import time
-
 import rnnkit
 import torch
 import torch.distributed as dist
@@ -406,7 +404,7 @@ kept["rnnkit"] = torch.cat([p.grad.flatten() for p in model.parameters()])
 
 # %% tags=["fold"]
 TIMES = """
-from time import perf_counter
+from time import perf_counter, sleep
 
 def seconds(learner, batch):
     start = perf_counter()
@@ -431,7 +429,7 @@ torch.save((inputs.cpu(), targets.cpu(), scored.cpu()), "day.pt")
 KEEP = """
 torch.save(kept, f"rank{rank}.pt")
 dist.destroy_process_group()
-time.sleep(1)  # for gloo's threads, which end a process that leaves before them
+sleep(1)  # for gloo's threads, which end a process that leaves before them
 """
 parts = [TOGETHER, TRAIN, ONE_DAY, WITH_RNNKIT, TIMES, KEEP]
 _ = Path("together.py").write_text("".join(parts))
