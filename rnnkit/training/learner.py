@@ -393,7 +393,8 @@ class Learner(Loop):
                 if phase.trains:
                     self.model.train()  # and so it stays
                 else:
-                    now.exits.enter_context(evaluating(self.model))
+                    resting = evaluating(self.model, *self.loss.modules())  # once, not at each step
+                    now.exits.enter_context(resting)
                 with Bracket(self, "Epoch", CancelEpoch, self._end) as bracket:
                     if bracket.begun:
                         self._batches(phase, data, seen)
@@ -578,7 +579,8 @@ def evaluate(
         loop.device = next((parameter.device for parameter in model.parameters()), None)
         move_to(loop.device, loop.loss.modules())
     tally = Tally(loop, Metrics(metrics, loop.device))
-    with tally.holding(), evaluating(model), torch.no_grad(), _carrying_on(phase):
+    resting = evaluating(model, *loop.loss.modules())
+    with tally.holding(), resting, torch.no_grad(), _carrying_on(phase):
         phase.reset()
         for batch in data:
             tally.add(phase, phase.run(loop, batch))
