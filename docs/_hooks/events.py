@@ -34,6 +34,24 @@ from road.used import User, api_of, names_used, with_users
 log = logging.getLogger("mkdocs.hooks.road")
 # Of tutorials; another page says it in its front matter. Here is who asks for LSTM, and no more.
 BOOSTED = {"tutorials/01_recurrent.ipynb": 1.4}
+# What people type who do not know a page's own words; another page has `tags` in its front matter.
+WORDS = {
+    "00_forecast": ["multivariate", "univariate", "lookback", "stock price", "rmse", "sales"],
+    "01_recurrent": ["sliding window", "num_layers"],
+    "02_seq2seq": ["next value"],
+    "03_seq2one": ["classification"],
+    "04_generate": ["language model", "nucleus", "char-rnn"],
+    "05_lengths": ["masking", "collate_fn"],
+    "06_gradients": ["exploding gradient", "orthogonal"],
+    "08_closed_loop": ["recursive", "free running"],
+    "09_feedback": ["curriculum"],
+    "10_attention": ["machine translation"],
+    "11_own_cell": ["video", "custom cell"],
+    "13_labels": ["named entity", "pos tagging"],
+    "14_probabilistic": ["quantile", "confidence"],
+    "15_serving": ["deployment"],
+    "16_machine": ["bfloat16"],
+}
 NAMES_ELSEWHERE = Path(__file__).with_name("links.txt")
 
 
@@ -182,6 +200,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     if page.file.src_uri in BOOSTED:
         page.meta.setdefault("search", {"boost": BOOSTED[page.file.src_uri]})
     if made:
+        page.meta.setdefault("tags", WORDS.get(made.name, []))
         return markdown
     markdown = with_samples(markdown, {page.name: page for page in road.pages.values()})
     here = posixpath.dirname(page.file.src_uri) or "."
