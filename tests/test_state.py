@@ -99,6 +99,11 @@ def test_select_rows_indexes_dim_1_of_every_leaf(index):
         assert torch.equal(now, was[:, index])
 
 
+def test_no_rows_from_an_empty_list_are_told_their_dtype():
+    with pytest.raises(IndexError, match=r"select_rows: got rows \[\].*dtype=torch.int64"):
+        select_rows(tree(), torch.tensor([]))
+
+
 def test_selected_rows_go_on_as_they_would_have_alone():
     torch.manual_seed(0)
     model = RecurrentSequential(nn.LSTM(2, 3, num_layers=2), nn.GRU(3, 2)).double()

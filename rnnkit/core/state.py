@@ -160,7 +160,8 @@ def select_rows(state: State, index: Tensor) -> State:
         return map_leaves(lambda leaf: leaf[:, onto(index, leaf.device)], state)
     except IndexError as error:
         came = f"rows {index.tolist()} ({error})"
-        raise Refusal(came, "rows that the state has", "count from 0.", IndexError) from error
+        fix = "count from 0; no rows are torch.tensor([], dtype=torch.int64)."
+        raise Refusal(came, "rows that the state has", fix, IndexError) from error
 
 
 @asked("reset_rows")
