@@ -197,7 +197,7 @@ def _axes(ax: "Axes | None") -> Any:  # Any: matplotlib leaves its keywords unty
     except ImportError as error:
         fix = 'pip install "rnnkit[plot]".'
         raise Refusal("no matplotlib", "matplotlib", fix, ImportError) from error
-    return plt.subplots()[1] if ax is None else ax
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
 
 
 class _End(NamedTuple):
