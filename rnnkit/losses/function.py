@@ -299,8 +299,8 @@ def _refuse_more_arguments(loss_fn: Any) -> None:
         raise Refusal(
             f"a loss that wants {', '.join(wanted)}",
             "one of (outputs, targets)",
-            "write a function that gives it all of them, lambda outputs, targets: ..., or with "
-            'seq2one_loss(..., read="all") lambda outputs, targets, lengths: ...',
+            "write a function that gives it all of them, lambda outputs, targets: ...; with "
+            'read="all", lambda outputs, targets, lengths: ...',
             TypeError,
         )
 
