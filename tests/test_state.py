@@ -99,9 +99,10 @@ def test_select_rows_indexes_dim_1_of_every_leaf(index):
         assert torch.equal(now, was[:, index])
 
 
-def test_no_rows_from_an_empty_list_are_told_their_dtype():
-    with pytest.raises(IndexError, match=r"select_rows: got rows \[\].*dtype=torch.int64"):
-        select_rows(tree(), torch.tensor([]))
+@pytest.mark.parametrize("rows", [[0, 1], [], torch.tensor([]), torch.tensor([1.0])])
+def test_rows_that_are_a_list_or_floats_are_told_their_dtype(rows):
+    with pytest.raises(TypeError, match=r"select_rows: got rows .*dtype=torch\.int64"):
+        select_rows(tree(), rows)
 
 
 def test_selected_rows_go_on_as_they_would_have_alone():

@@ -156,12 +156,14 @@ def select_rows(state: State, index: Tensor) -> State:
     >>> select_rows(state, torch.tensor([2, 0])).flatten().tolist()
     [3.0, 1.0]
     """
+    if not isinstance(index, Tensor) or index.is_floating_point():  # as torch.tensor([]) is
+        fix = "torch.tensor(rows, dtype=torch.int64)."
+        raise Refusal(f"rows {in_words(index)}", "int64 (N,) or bool (B,)", fix, TypeError)
     try:
         return map_leaves(lambda leaf: leaf[:, onto(index, leaf.device)], state)
     except IndexError as error:
         came = f"rows {index.tolist()} ({error})"
-        fix = "count from 0; no rows are torch.tensor([], dtype=torch.int64)."
-        raise Refusal(came, "rows that the state has", fix, IndexError) from error
+        raise Refusal(came, "rows that the state has", "count from 0.", IndexError) from error
 
 
 @asked("reset_rows")
