@@ -365,9 +365,8 @@ def with_covariates(sampler: NextInput, fed: int | str | Sequence[str]) -> WithC
 
         torch.cat([sampler(outputs), given[:, fed:]], 1)
 
-    A model answers row `t` with the value of `t + 1`, and row `t` has the action that leads there.
-    What acts at once, as a promotion or a holiday does, stands one row early: row `t` has that of
-    `t + 1`, in training and in `future`.
+    A model answers row `t` with the value of `t + 1`. So the row has the action that leads there
+    and, one row early, the promotion or holiday of `t + 1`, in training and in `future`.
 
     Args:
         sampler: maps the outputs `(B, *O)` of one step to the fed features `(B, fed, *F)`.
