@@ -148,7 +148,8 @@ def detach(state: State) -> State:
 def select_rows(state: State, index: Tensor) -> State:
     """The rows `index`, int64 `(N,)` or bool `(B,)`, of a state `(layers, B, *F)`, in that order.
 
-    One may come twice. Raises `IndexError` if the state does not have such a row.
+    One may come twice. Raises `IndexError` if the state does not have such a row, `TypeError` if
+    the index is no such tensor.
 
     >>> import torch
     >>> from rnnkit import select_rows
