@@ -462,6 +462,29 @@ def test_seq2one_refuses_targets_of_another_batch():
         seq2one_loss(nn.MSELoss())(torch.zeros(5, 3, 1), torch.zeros(2, 1))
 
 
+def test_one_target_a_sequence_beside_one_a_step_is_told_where_it_stands():
+    lengths = [2, 4, 3]
+    outputs = {
+        "risk": batchseq(ragged(lengths)).sequences,
+        "diagnosis": batchseq(ragged(lengths, 3)).sequences,
+    }
+    targets = {
+        "risk": batchseq(ragged(lengths, seed=1)).sequences,
+        "diagnosis": torch.tensor([1, 0, 2]),
+    }
+    loss = seq2seq_loss({"risk": nn.MSELoss(), "diagnosis": nn.CrossEntropyLoss()})
+    with pytest.raises(ValueError, match=r"at the last, ignore_index before"):
+        loss(outputs, targets, torch.tensor(lengths))
+
+    ends = torch.tensor(lengths) - 1, torch.arange(3)
+    classes = torch.full((4, 3), -100)
+    classes[ends] = targets["diagnosis"]
+    by_hand = F.cross_entropy(outputs["diagnosis"][ends], targets["diagnosis"])
+    by_hand += seq2seq_loss(nn.MSELoss())(outputs["risk"], targets["risk"], torch.tensor(lengths))
+    together = loss(outputs, targets | {"diagnosis": classes}, torch.tensor(lengths))
+    torch.testing.assert_close(together, by_hand)
+
+
 @pytest.mark.parametrize("make", [seq2seq_loss, seq2one_loss])
 def test_what_is_no_loss_function_is_refused(make):
     with pytest.raises(TypeError, match=rf"(?s){make.__name__}.*a str.*loss function"):

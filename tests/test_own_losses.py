@@ -724,6 +724,7 @@ MORE = {
 def test_a_loss_that_wants_more_than_outputs_and_targets_is_refused(name):
     message = refused(lambda: rk.seq2seq_loss(MORE[name]), "a loss that wants", TypeError)
     assert "lambda outputs, targets:" in message
+    assert "lambda outputs, targets, lengths:" in message, "what a CTC loss needs"
 
 
 def test_a_function_that_is_told_the_rest_is_a_loss():

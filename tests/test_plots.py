@@ -69,6 +69,14 @@ def test_labels_do_not_overlap():
     assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
 
 
+def test_the_labels_of_new_axes_lie_within_the_figure_in_any_style():
+    with plt.style.context("default"):
+        ax = plot_gradient_flow({"0.weight_ih_l0": torch.logspace(0, -8, 40)})
+        ax.figure.canvas.draw()
+    (label,) = ax.texts
+    assert label.get_window_extent().x1 <= ax.figure.bbox.x1
+
+
 def test_history_of_training_alone_and_of_one_epoch_shows_a_point():
     ax = plot_history(ROWS[:1])
     assert lines(ax) == {"training": ([1], [3.0])}

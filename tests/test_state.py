@@ -99,6 +99,12 @@ def test_select_rows_indexes_dim_1_of_every_leaf(index):
         assert torch.equal(now, was[:, index])
 
 
+@pytest.mark.parametrize("rows", [[0, 1], [], torch.tensor([]), torch.tensor([1.0])])
+def test_rows_that_are_a_list_or_floats_are_told_their_dtype(rows):
+    with pytest.raises(TypeError, match=r"select_rows: got rows .*dtype=torch\.int64"):
+        select_rows(tree(), rows)
+
+
 def test_selected_rows_go_on_as_they_would_have_alone():
     torch.manual_seed(0)
     model = RecurrentSequential(nn.LSTM(2, 3, num_layers=2), nn.GRU(3, 2)).double()

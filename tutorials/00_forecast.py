@@ -366,8 +366,11 @@ Path("forecaster.pt").unlink()
 #
 # One series is a batch with one row, and gives a third as many windows. Train it for more
 # epochs, until the error on the months kept for choosing falls no further. Where weekdays
-# matter, as for a load or for sales, let `known` give the sine and the cosine of the weekday
-# too. A promotion or a holiday acts at once: give each row
+# matter, as for energy demand or sales, let `known` give the sine and the cosine of the weekday
+# too, read a week (`PAST = 168`), and let seasonal naive repeat that week,
+# `test[:HORIZON, :, 0]`: the last day is too easy to beat. What was measured a week ago is known
+# of all 48 hours ahead, so it may stand beside the calendar. A promotion or a holiday acts at
+# once: give each row
 # [that of the next](../docs/faq/training.md#why-does-a-known-covariate-act-late).
 # Only the first mistake below needs times that know their zone.
 

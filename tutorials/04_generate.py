@@ -1,8 +1,8 @@
 # ---
 # rnnkit:
 #   description: >-
-#     Generate text with a character-level LSTM in PyTorch: train it on source code, let it go
-#     on from a primer, choose temperature, top-k, top-p or min-p, and measure the result.
+#     Generate text or names with a character-level LSTM in PyTorch: train it on source code, let
+#     it go on from a primer, choose temperature, top-k, top-p or min-p, and measure the result.
 #   needs: one CPU core for about forty seconds; matplotlib beside torch
 #   data: Python's own source files (PSF License)
 #   minutes: 11
@@ -400,6 +400,10 @@ for row in together.tokens.T:
 # For a text of your own, let `texts` hold three parts of it, cut where a chapter ends:
 # `texts = {"train": fold(...), "valid": fold(...), "test": fold(...)}`. What the checks and the
 # evidence claim is about Python's files; all other code stays as it is.
+#
+# A list of names or words is no stream. Put a mark before and after each, batch them by
+# [pad_collate][rnnkit.pad_collate], and give `sample_model` the mark and a letter as the primer,
+# and the mark as `stop`; `sample.lengths` says where each name ends.
 
 # %% [markdown]
 # ## What goes wrong

@@ -49,8 +49,9 @@ plt.style.use("rnnkit.style")
 # ![Unrolled graph of five steps. One row of states goes on to the right, another to the left. Each input goes into both; each output comes from both and has a loss.](../docs/assets/patterns/13.svg)
 #
 # This is a **bidirectional** network. Input and labels have the same length, and step *t* of
-# the one belongs to step *t* of the other. Tagging words, marking heartbeats in a recording
-# and classifying frames of speech have this pattern.
+# the one belongs to step *t* of the other. Tagging words (parts of speech, named entities),
+# marking heartbeats in a recording and classifying frames of speech have this pattern. A word
+# and its letters would be [two inputs](../docs/shapes.md#what-a-batch-may-be).
 
 # %% [markdown]
 # ## The data

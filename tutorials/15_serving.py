@@ -291,7 +291,7 @@ class Room:
     def leave(self, user):
         stay = [i for i, other in enumerate(self.users) if other != user]
         self.users.remove(user)
-        self.state = select_rows(self.state, torch.tensor(stay))
+        self.state = select_rows(self.state, torch.tensor(stay, dtype=torch.int64))
 
 # %% tags=["fold"] summary="The same users in the room, tick by tick"
 room = Room()

@@ -36,8 +36,8 @@ def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
         ValueError: if there is no row with a loss.
     """
     rows: Sequence[Mapping[str, Any]] = getattr(history, "rows", history)
+    fix = "plot_history(history), after a fit with the callback history = History()."
     if not isinstance(rows, Sequence):
-        fix = "plot_history(history), after a fit with the callback history = History()."
         raise Refusal(in_words(history), "a History, or its rows", fix, TypeError)
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
@@ -46,7 +46,6 @@ def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
             if row.get(key) is not None:
                 curves.setdefault(str(label), []).append((float(row["epoch"]), float(row[key])))
     if not curves:
-        fix = "fit at least one epoch with the History callback first."
         raise Refusal(f"{len(rows)} rows and no loss", "rows with epoch, phase, loss", fix)
 
     drawn = _axes(ax)
@@ -197,7 +196,7 @@ def _axes(ax: "Axes | None") -> Any:  # Any: matplotlib leaves its keywords unty
     except ImportError as error:
         fix = 'pip install "rnnkit[plot]".'
         raise Refusal("no matplotlib", "matplotlib", fix, ImportError) from error
-    return plt.subplots()[1] if ax is None else ax
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
 
 
 class _End(NamedTuple):

@@ -42,6 +42,8 @@ def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor
             "time is dim 0 and the batch is dim 1; a single sequence gets a batch of one with "
             "unsqueeze(1)."
         )
+        if name.startswith("targets["):
+            fix = f"beside a target of each step it stands at the last, ignore_index before; {fix}"
         if name.startswith("targets"):
             fix = f"seq2one_loss scores one target a sequence; {fix}"
         raise Refusal(f"{name} {in_words(sequence)}", f"{name} (T, B, *F)", fix)

@@ -148,7 +148,8 @@ def detach(state: State) -> State:
 def select_rows(state: State, index: Tensor) -> State:
     """The rows `index`, int64 `(N,)` or bool `(B,)`, of a state `(layers, B, *F)`, in that order.
 
-    One may come twice. Raises `IndexError` if the state does not have such a row.
+    One may come twice. Raises `IndexError` if the state does not have such a row, `TypeError` if
+    the index is no such tensor.
 
     >>> import torch
     >>> from rnnkit import select_rows
@@ -156,6 +157,9 @@ def select_rows(state: State, index: Tensor) -> State:
     >>> select_rows(state, torch.tensor([2, 0])).flatten().tolist()
     [3.0, 1.0]
     """
+    if not isinstance(index, Tensor) or index.is_floating_point():  # as torch.tensor([]) is
+        fix = "torch.tensor(rows, dtype=torch.int64)."
+        raise Refusal(f"rows {in_words(index)}", "int64 (N,) or bool (B,)", fix, TypeError)
     try:
         return map_leaves(lambda leaf: leaf[:, onto(index, leaf.device)], state)
     except IndexError as error:

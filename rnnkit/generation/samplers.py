@@ -360,13 +360,13 @@ class WithCovariates:
 def with_covariates(sampler: NextInput, fed: int | str | Sequence[str]) -> WithCovariates:
     """A sampler that feeds some features and keeps the others, covariates, as the data has them.
 
-    Covariates are a time of day, a price, anything that is known of the future; in generation it
+    Covariates are a time of day, a price, an action: what is known of the future; in generation it
     comes as `future=`. A step is
 
         torch.cat([sampler(outputs), given[:, fed:]], 1)
 
-    A model answers a row with the next value. What acts at once, as a promotion or a holiday does,
-    stands one row early: row `t` has that of `t + 1`, in training and in `future`.
+    A model answers row `t` with the value of `t + 1`. So the row has the action that leads there
+    and, one row early, the promotion or holiday of `t + 1`, in training and in `future`.
 
     Args:
         sampler: maps the outputs `(B, *O)` of one step to the fed features `(B, fed, *F)`.

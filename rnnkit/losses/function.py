@@ -299,7 +299,8 @@ def _refuse_more_arguments(loss_fn: Any) -> None:
         raise Refusal(
             f"a loss that wants {', '.join(wanted)}",
             "one of (outputs, targets)",
-            "write a function that gives it all of them, lambda outputs, targets: ...",
+            "write a function that gives it all of them, lambda outputs, targets: ...; with "
+            'read="all", lambda outputs, targets, lengths: ...',
             TypeError,
         )
 
