@@ -59,9 +59,9 @@ def quicker_step(model: Model, rows: int) -> Model:
 def _has_digits(module: nn.Module) -> bool:
     """Whether its dtype has enough of them that the order of a sum changes no draw."""
     for parameter in module.parameters():
-        if parameter.dtype not in (torch.float32, torch.float64):
+        if type(parameter) is not nn.Parameter:  # it may do other things in other functions
             return False
-        if _is_cast(parameter):
+        if parameter.dtype not in (torch.float32, torch.float64) or _is_cast(parameter):
             return False
     return not torch.is_autocast_enabled("cpu")
 
@@ -219,6 +219,8 @@ class _Cells:
         """Whether the forward around a module has changed nothing: weights, dropout, autocast."""
         if (module.training and module.dropout) or _is_cast(inputs):
             return False
+        if torch.is_grad_enabled() and _is_kept():
+            return False
         return _identities(module) == self.parameters
 
     def __call__(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
@@ -241,6 +243,16 @@ class _Cells:
     def layer(self, layer: int, x: Tensor, *state: Tensor) -> Any:
         """The new state of a layer."""
         return _CELLS[self.mode](x, *state, *self.weights[layer])
+
+
+def _is_kept() -> bool:
+    """Whether what a gradient needs is kept by other means, as a checkpoint does: it would call
+    the layer itself again, and take the layer's operations for those of the cells."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("asked"):
+            return False
+    except RuntimeError:  # there are such hooks
+        return True
 
 
 def _identities(module: nn.Module) -> list[int]:
@@ -434,7 +446,9 @@ def _stack_in_place(model: Any) -> _Stack | None:
 
 def _is_known(sampler: Any) -> bool:
     """Whether it is one that draws a class in a known way."""
-    return sampler is sample_best or (type(sampler) is SoftmaxSampler and not sampler.one_hot)
+    if type(sampler) is SoftmaxSampler:
+        return not sampler.one_hot and "probabilities" not in vars(sampler)
+    return sampler is sample_best
 
 
 def _chooser(sampler: Any, noise: Tensor) -> Callable[[Tensor, Tensor, Tensor], Any]:
