@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -277,7 +278,7 @@ def _check_options(width: int, best: int, stop: object, length_penalty: float) -
     if stop is not None and not is_token(stop):
         fix = "pass the class that ends a sequence; sample_model takes a function too."
         raise Refusal(f"stop = {stop!r}", "a token, a whole number", fix, TypeError)
-    if not math.isfinite(length_penalty):
+    if not isinstance(length_penalty, Real | Tensor) or not math.isfinite(length_penalty):
         fix = "0 ranks by likelihood, 1 by the mean of a token."
         raise Refusal(f"length_penalty = {length_penalty}", "a finite number", fix)
 
