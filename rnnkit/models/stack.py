@@ -74,6 +74,10 @@ class RecurrentSequential(nn.Sequential):
     @property
     def takes_packed(self) -> bool:
         """Whether every member gives a row of a `PackedSequence` what it gives the row alone."""
+        # A subclass or a hook may do to the outputs what only a tensor takes.
+        as_here = runs(self, RecurrentSequential.forward) and untouched(self)
+        if not (as_here or _sees_padding(Declared(self))):
+            return False
         return all(map(_takes_packed, self, self.recurrent))
 
     def initial_state(self, batch_size: int) -> State:
@@ -218,7 +222,8 @@ def _is_its_parts(member: nn.Module) -> bool:
 
 
 def _sees_one_step(member: Any) -> bool:
-    return runs(unwrap(member), *_OF_ONE_STEP)
+    inner = unwrap(member)
+    return runs(inner, *_OF_ONE_STEP) and untouched(inner)  # a hook may look at other steps
 
 
 def _sees_padding(declared: Declared) -> bool:
