@@ -7,6 +7,7 @@ of the state `(layers, B, *F)`.
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from inspect import Parameter
 from itertools import chain
 from typing import Any, TypeAlias, TypeGuard
@@ -33,7 +34,7 @@ from .layout import (
     unpack,
 )
 from .signature import parameters_of, takes_two
-from .state import State, map_leaves, onto, select_rows, where_rows
+from .state import State, leaves_of, map_leaves, onto, select_rows, where_rows
 
 Model: TypeAlias = Callable[..., Any]
 
@@ -60,6 +61,13 @@ def unwrap(model: Any) -> Any:
     """The model itself, behind wrappers and `torch.compile`."""
     while (inner := _inside(model)) is not None:
         model = inner
+    return model
+
+
+def _behind(model: Any) -> Any:
+    """What a `functools.partial` gives arguments to."""
+    while isinstance(model, partial):
+        model = model.func
     return model
 
 
@@ -108,7 +116,7 @@ class Declared:
     """
 
     def __init__(self, model: Any) -> None:
-        self.model = unwrap(model)
+        self.model = unwrap(_behind(model))
 
     @property
     def bidirectional(self) -> bool:
@@ -160,7 +168,9 @@ class Declared:
     def _refuse_a_hidden_start(self) -> None:
         """A member's own first state has a place in the model's state that only the model knows."""
         for member in _modules_of(self.model)[1:]:
-            if getattr(member, "initial_state", None) is not None:
+            own = getattr(member, "initial_state", None)
+            starts_from_zeros = own is None or (callable(own) and not leaves_of(own(1)))
+            if not starts_from_zeros:
                 name = type(self.model).__name__
                 raise Refusal(
                     f"{name}, whose member {type(member).__name__} has an initial_state",
@@ -177,6 +187,7 @@ class Declared:
 
 def _modules_of(model: Any) -> list[nn.Module]:
     """The model and all its parts, outermost first."""
+    model = _behind(model)
     return list(model.modules()) if isinstance(model, nn.Module) else []
 
 
@@ -298,8 +309,11 @@ def run_model(
     else:
         outputs, state = _run_ragged(model, inputs, state, lengths, carry)
     if isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.is_floating_point():
-        # PyTorch's own layers would take (T, B) for the steps and features of one row.
-        check_state(state, inputs.shape[1], "one sequence (T, F) is a batch with unsqueeze(1).")
+        # PyTorch's own layers take (T, B) for the steps and features of one row.
+        fix = "one sequence (T, F) is a batch with unsqueeze(1)."
+        if _is_pytorchs_own(unwrap(model)):
+            raise Refusal(f"inputs {in_words(inputs)}", "inputs (T, B, F)", fix)
+        check_state(state, inputs.shape[1], fix)
     _check_outputs(outputs, inputs)
     return outputs, state
 
@@ -483,17 +497,26 @@ def evaluating(*models: Any) -> Generator[None]:
 
     By `eval` and `train` themselves, in which a module may do more than set a flag.
     """
-    modules = list(chain.from_iterable(map(_modules_of, models)))
+    owners = [getattr(model, "__self__", model) for model in map(_behind, models)]  # of methods
+    modules = list(chain.from_iterable(map(_modules_of, owners)))
     before = [getattr(module, "training", False) for module in modules]  # not in a frozen one
     if not any(before):
         yield
         return
     try:
-        for model in models:
+        for model in owners:
             if isinstance(model, nn.Module):
-                model.eval()
+                _evaluate(model)
         yield
     finally:
         for module, training in zip(modules, before, strict=True):  # a parent before its children
             if module.training is not training:
                 module.train(training)
+
+
+def _evaluate(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError:
+        if "eval" not in vars(model):  # a program of torch.export has one mode for good
+            raise
