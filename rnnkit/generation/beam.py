@@ -14,7 +14,7 @@ from ..core.model import BATCH_IN_STATE, Model, evaluating, run_model
 from ..core.state import State, onto, select_rows
 from ._fast import quicker_step
 from .rollouts import Rollout
-from .samplers import as_like, sample_best
+from .samplers import as_like, in_full, sample_best
 from .sampling import Sample, check_length, check_primer, is_token, sample_of
 
 
@@ -286,9 +286,8 @@ def _check_options(width: int, best: int, stop: object, length_penalty: float) -
 def _check_tokens(inputs: object) -> None:
     if isinstance(inputs, Tensor) and inputs.ndim == 2 and not inputs.is_floating_point():
         return
-    kind = f" of {inputs.dtype}" if isinstance(inputs, Tensor) else ""
-    came = f"a primer {in_words(inputs)}{kind}"
-    raise Refusal(came, "tokens, int64 (T0, B)", "beams are made of classes.", TypeError)
+    fix = "beams are made of classes."
+    raise Refusal(f"a primer {in_full(inputs)}", "tokens, int64 (T0, B)", fix, TypeError)
 
 
 def _check_logits(outputs: object) -> None:

@@ -23,7 +23,7 @@ from ..core.layout import (
 from ..core.model import BATCH_IN_STATE, Model, check_call, evaluating
 from ..core.state import State, map_leaves, onto, where_rows
 from .rollouts import Rollout, Stretch, first_step, last_step, one_step_of
-from .samplers import DeclaredSampler, NextInput, identity
+from .samplers import DeclaredSampler, NextInput, identity, in_full
 
 Stop = int | Callable[[Any], Tensor]
 
@@ -435,10 +435,7 @@ def _hits(stop: Callable[[Any], Tensor], tokens: Any) -> Tensor:
     hit = stop(tokens)
     fix = "pass a function of tokens (B, *F) to bool (B,)."
     if not isinstance(hit, Tensor) or hit.dtype != torch.bool:
-        kind = in_words(hit)
-        if isinstance(hit, Tensor):
-            kind += f" of {hit.dtype}"
-        came = f"{kind} from stop for tokens {in_words(tokens)}"
+        came = f"{in_full(hit)} from stop for tokens {in_words(tokens)}"
         raise Refusal(came, "a bool tensor (B,)", fix, TypeError)
     if hit.shape != extent(one_step_of(tokens))[1:]:
         came = f"stop {in_words(hit)} for tokens {in_words(tokens)}"
