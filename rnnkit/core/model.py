@@ -59,9 +59,7 @@ def _inside(model: Any) -> Any:
 
 def unwrap(model: Any) -> Any:
     """The model itself, behind wrappers and `torch.compile`."""
-    while (inner := _inside(model)) is not None:
-        model = inner
-    return model
+    return wrappers(model)[-1]
 
 
 def _behind(model: Any) -> Any:
@@ -73,10 +71,9 @@ def _behind(model: Any) -> Any:
 
 def wrappers(model: Any) -> list[Any]:
     """The model as given, what that is around, and so on to the model itself."""
-    found: list[Any] = []
-    while model is not None:
-        found.append(model)
-        model = _inside(model)
+    found = [model]
+    while (inner := _inside(found[-1])) is not None:
+        found.append(inner)
     return found
 
 
@@ -89,17 +86,11 @@ def runs(module: Any, *forwards: Any) -> bool:
 
 def untouched(module: nn.Module) -> bool:
     """Whether a call is the class's own forward and nothing more."""
-    hooks = (
-        module._forward_hooks  # pyright: ignore[reportPrivateUsage]
-        or module._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
-        or module._backward_hooks  # pyright: ignore[reportPrivateUsage]
-        or module._backward_pre_hooks  # pyright: ignore[reportPrivateUsage]
-    )
-    kinds = ("forward", "forward_pre", "backward", "backward_pre")
-    everywhere = any(getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in kinds)
-    if hooks or everywhere or "forward" in vars(module):
-        return False
-    return type(module).__call__ is nn.Module.__call__
+    for kind in ("forward", "forward_pre", "backward", "backward_pre"):
+        everywhere = getattr(nn.modules.module, f"_global_{kind}_hooks")
+        if everywhere or getattr(module, f"_{kind}_hooks"):
+            return False
+    return "forward" not in vars(module) and type(module).__call__ is nn.Module.__call__
 
 
 class Declared:

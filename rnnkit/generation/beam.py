@@ -141,14 +141,11 @@ class _Beams:
 
     @property
     def count(self) -> int:
-        """`W`, candidates of a row."""
-        return self.scores.shape[1]
+        return self.scores.shape[1]  # W
 
 
 @dataclass(frozen=True)
 class _Search:
-    """What a search goes by."""
-
     width: int  # candidates of a row that are kept
     best: int  # candidates of a row that are asked for
     stop: int | None
@@ -170,7 +167,6 @@ class _Search:
         )
 
     def rank(self, scores: Tensor, drawn: Tensor) -> Tensor:
-        """What candidates are compared by."""
         if not self.penalty:
             return scores
         return scores / drawn.clamp(min=1).to(scores.dtype) ** self.penalty
@@ -250,10 +246,9 @@ def _trace(trail: list[_Beams], index: Tensor) -> tuple[list[Tensor], list[Tenso
     """The way to the candidates `index (B, n)`: tokens `(1, B * n)` and logits `(1, B * n, V)`."""
     tokens: list[Tensor] = []
     outputs: list[Tensor] = []
-    rows = torch.arange(len(index), device=index.device).unsqueeze(1)
     for beams in reversed(trail):
         tokens.append(beams.token.gather(1, index).view(1, -1))
-        outputs.append(beams.answer[rows, index].flatten(0, 1).unsqueeze(0))
+        outputs.append(beams.answer.flatten(0, 1)[None, _flat(index, beams.count)])
         index = beams.parent.gather(1, index)
     return tokens[::-1], outputs[::-1]
 

@@ -161,6 +161,5 @@ class Feedback:
 
 
 def check_feedback(feedback: object) -> None:
-    """Refuse what is no `Feedback`."""
     fix = "Feedback.probability(0.5), Feedback.last(n) or another of its constructors."
     check_kind("feedback", feedback, Feedback, "a Feedback", fix)

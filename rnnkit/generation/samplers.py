@@ -382,7 +382,6 @@ def with_covariates(sampler: NextInput, fed: int | str | Sequence[str]) -> WithC
 
 
 def check_sampler(sampler: object) -> None:
-    """Refuse what cannot be called."""
     fix = "identity, sample_best, SoftmaxSampler() or a function of your own."
     if isinstance(sampler, type):
         raise Refusal(f"sampler = the class {sampler.__name__}", "an object of it", fix, TypeError)

@@ -306,21 +306,19 @@ class _Known:
     def of(
         cls, sampler: NextInput, inputs: Any, lengths: Tensor, future: Sequences | None, steps: int
     ) -> "_Known":
-        """The known of a primer and the `steps` after it."""
         declared = DeclaredSampler(sampler)
-        if future is None:
-            if declared.needs_given and steps:
-                raise Refusal(
-                    "a sampler that wants what the data has at each step, and no future",
-                    f"future ({steps}, B, *F), the steps after the primer",
-                    "pass future=; of it only what the sampler keeps is read.",
-                )
-            if declared.sees_given and not declared.needs_given:
-                return cls(lambda outputs: sampler(outputs), inputs, lengths, None, needed=False)
-            return cls(sampler, inputs, lengths, None, declared.needs_given)
-        future = as_sequences(future, "future")
-        _check_future(future, inputs, steps)
-        inputs = _filled(inputs, future, lengths)
+        if future is not None:
+            future = as_sequences(future, "future")
+            _check_future(future, inputs, steps)
+            inputs = _filled(inputs, future, lengths)
+        elif declared.needs_given and steps:
+            raise Refusal(
+                "a sampler that wants what the data has at each step, and no future",
+                f"future ({steps}, B, *F), the steps after the primer",
+                "pass future=; of it only what the sampler keeps is read.",
+            )
+        elif declared.sees_given and not declared.needs_given:
+            return cls(lambda outputs: sampler(outputs), inputs, lengths, None, needed=False)
         return cls(sampler, inputs, lengths, future, declared.needs_given)
 
     def at(self, time: int) -> Any:
@@ -367,7 +365,7 @@ def _filled(inputs: Any, future: Any, lengths: Tensor) -> Any:
     valid = valid_steps(lengths, time)  # (T0, B)
     if bool(valid.all()):
         return inputs
-    rows = torch.arange(len(lengths), device="cpu").expand_as(valid)
+    rows = torch.arange(len(lengths), device="cpu")
     behind = torch.arange(time, device="cpu").unsqueeze(1) - lengths
     index = behind.clamp(0, extent(future)[0] - 1)  # a forecast may end before the longest row
 
@@ -401,7 +399,6 @@ def check_primer(
 
 
 def check_length(length: int, inputs: Any) -> None:
-    """Refuse a length that the primer does not fit into."""
     fix = "length counts the primer; generate n new steps with length = len(primer) + n."
     at_least("length", length, 1, fix)
     time = extent(inputs)[0]
@@ -411,7 +408,6 @@ def check_length(length: int, inputs: Any) -> None:
 
 
 def is_token(stop: object) -> bool:
-    """Whether it is a whole number."""
     return isinstance(stop, Integral) and not isinstance(stop, bool)
 
 
@@ -421,7 +417,6 @@ def _are_tokens(inputs: object) -> bool:
 
 
 def _stopping(stop: Stop | None) -> Callable[[Any], Tensor] | None:
-    """The function that says which rows stop."""
     if stop is None or callable(stop):
         return stop
     if not is_token(stop):
