@@ -266,7 +266,6 @@ def encoded(model: Model, inputs: Any) -> tuple[Any, State]:
 
 
 def check_one_way(model: Model, came: str, wanted: str, fix: str) -> None:
-    """Refuse a model that reads time in both directions."""
     if Declared(model).bidirectional:
         raise Refusal(f"a bidirectional model{came}", wanted, fix)
 

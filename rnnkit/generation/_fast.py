@@ -243,8 +243,7 @@ class _Cells:
 
 
 def _is_kept() -> bool:
-    """Whether what a gradient needs is kept by other means, as a checkpoint does: it would call
-    the layer itself again, and take the layer's operations for those of the cells."""
+    """Whether hooks keep what a gradient needs: a checkpoint calls the layer itself once more."""
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks("asked"):
             return False

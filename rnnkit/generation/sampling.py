@@ -184,8 +184,7 @@ def forecast(
         quantile over the paths is `result.quantile(0.9, dim=2)`.
 
     Raises:
-        ValueError: if `horizon` or `paths` is below 1, the future is too short, there is none and
-            the sampler wants it, or anything does not fit, as in
+        ValueError: if `horizon` or `paths` is below 1, or anything does not fit, as in
             [sample_model][rnnkit.sample_model].
         TypeError: if there is no primer, the model gives no state or the sampler no tensor.
 
@@ -342,8 +341,7 @@ class _Known:
 
 def _check_future(future: Any, inputs: Any, steps: int) -> None:
     def form(tree: Any) -> Any:
-        parts = tree if isinstance(tree, dict) else {"": tree}
-        return {name: (part.shape[1:], part.is_floating_point()) for name, part in parts.items()}
+        return map_leaves(lambda part: (part.shape[1:], part.is_floating_point()), tree)
 
     if form(future) != form(inputs):
         raise Refusal(

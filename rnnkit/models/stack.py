@@ -76,9 +76,8 @@ class RecurrentSequential(nn.Sequential):
         """Whether every member gives a row of a `PackedSequence` what it gives the row alone."""
         # A subclass or a hook may do to the outputs what only a tensor takes.
         as_here = runs(self, RecurrentSequential.forward) and untouched(self)
-        if not (as_here or _sees_padding(Declared(self))):
-            return False
-        return all(map(_takes_packed, self, self.recurrent))
+        known = as_here or _sees_padding(Declared(self))
+        return known and all(map(_takes_packed, self, self.recurrent))
 
     def initial_state(self, batch_size: int) -> State:
         """What a row starts from; an entry is `None` where it is zero."""
