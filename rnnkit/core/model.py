@@ -160,16 +160,16 @@ class Declared:
         """A member's own first state has a place in the model's state that only the model knows."""
         for member in _modules_of(self.model)[1:]:
             own = getattr(member, "initial_state", None)
-            starts_from_zeros = own is None or (callable(own) and not leaves_of(own(1)))
-            if not starts_from_zeros:
-                name = type(self.model).__name__
-                raise Refusal(
-                    f"{name}, whose member {type(member).__name__} has an initial_state",
-                    f"what a row of {name} starts from",
-                    f"give {name} a method initial_state(batch_size) that puts the member's into a "
-                    "state of its own form. See the page Models of your own.",
-                    TypeError,
-                )
+            if own is None or (callable(own) and not leaves_of(own(1))):
+                continue  # it starts from zeros
+            name = type(self.model).__name__
+            raise Refusal(
+                f"{name}, whose member {type(member).__name__} has an initial_state",
+                f"what a row of {name} starts from",
+                f"give {name} a method initial_state(batch_size) that puts the member's into a "
+                "state of its own form. See the page Models of your own.",
+                TypeError,
+            )
 
     @property
     def _children(self) -> list[nn.Module]:
