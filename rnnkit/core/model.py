@@ -202,8 +202,7 @@ def check_model(model: Model) -> None:
         raise Refusal(f"a cell, {name}", "a model over (T, B, *F)", fix, TypeError)
     parameters = parameters_of(inner)
     _check_second(inner, parameters or [])
-    alone = parameters is not None and not takes_two(parameters)
-    if alone or runs(inner, nn.Linear.forward, nn.Sequential.forward):
+    if parameters is not None and not takes_two(parameters):
         came = f"{name_of(inner)}, which takes no state"
         fix = "RecurrentSequential threads the state through a stack of layers."
         raise Refusal(came, "outputs, state = model(inputs, state)", fix, TypeError)
