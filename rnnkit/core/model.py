@@ -217,8 +217,8 @@ def check_model(model: Model) -> None:
 
 def _check_second(model: Any, parameters: list[Parameter]) -> None:
     """Refuse a state that is not the second argument, whose place another would be given."""
-    _, *names = [parameter.name for parameter in parameters] or [""]
-    if any(name in ("state", "hx") for name in names) and names[0] not in ("state", "hx"):
+    names = [parameter.name for parameter in parameters[1:]]
+    if {"state", "hx"}.intersection(names) and names[0] not in ("state", "hx"):
         came = f"{name_of(model)}, whose second argument is {names[0]}, not its state"
         fix = "forward(self, inputs, state=None, ...)."
         raise Refusal(came, "outputs, state = model(inputs, state)", fix, TypeError)
