@@ -16,6 +16,7 @@ from helpers import (
     wander,
 )
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from rnnkit import (
     Feedback,
@@ -267,6 +268,34 @@ def test_parametrized_weights_are_read_through_their_parametrization():
     torch.testing.assert_close(sample.outputs, outputs)
 
 
+class Halved(torch.Tensor):
+    """A weight of half the size, as a linear layer reads it, in the manner of quantized ones."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is nn.functional.linear:
+            args = (args[0], args[1].as_subclass(torch.Tensor) / 2, *args[2:])
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+@pytest.mark.parametrize("stop", [None, V])
+def test_a_weight_of_another_class_is_read_by_its_layer_alone(stop):
+    model, primer = language_model(), torch.randint(V, (4, 3))
+    model[2].weight = nn.Parameter(model[2].weight.detach().as_subclass(Halved))
+    sample = sample_model(model, 12, primer, sample_best, stop=stop)
+    tokens, outputs, _, _ = generate_by_hand(model, 12, primer, sample_best)
+    assert torch.equal(sample.tokens, tokens)
+    torch.testing.assert_close(sample.outputs, outputs)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}])
+def test_probabilities_put_on_a_sampler_itself_are_what_it_draws_from(options):
+    sampler = SoftmaxSampler(**options)
+    sampler.probabilities = lambda outputs: torch.eye(V)[[3] * len(outputs)]
+    sample = sample_model(language_model(), 12, torch.zeros(1, 2, dtype=torch.long), sampler)
+    assert (sample.tokens[1:] == 3).all()
+
+
 def test_under_autocast_a_model_is_stepped_as_it_is():
     model, primer = language_model().float(), torch.randint(V, (1, 3))
     with torch.autocast("cpu", torch.bfloat16):
@@ -482,6 +511,32 @@ class Casting(Wrapped):
         with torch.autocast("cpu", torch.bfloat16):
             hidden, state = self.recurrent(self.embedding(tokens), state)
         return self.head(hidden.float()), state
+
+
+class Remembering(nn.Module):
+    """A recurrent layer whose steps are computed once more for their gradient."""
+
+    def __init__(self, recurrent):
+        super().__init__()
+        self.recurrent = recurrent(2, 2, 2)
+
+    def forward(self, inputs, state=None):
+        return checkpoint(self.recurrent, inputs, state, use_reentrant=False)
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_checkpoint_inside_a_forward_has_the_gradient_of_the_loop(recurrent, rows):
+    model, inputs = Remembering(recurrent), torch.randn(5, rows, 2)
+    outputs, _ = rollout(model, inputs, Feedback.always())
+    outputs.square().sum().backward()
+    step, state, wanted = inputs[:1], None, 0
+    for _ in inputs:
+        step, state = model.recurrent(step, state)
+        wanted = wanted + step.square().sum()
+    weights = list(model.parameters())
+    for weight, grad in zip(weights, torch.autograd.grad(wanted, weights), strict=True):
+        torch.testing.assert_close(weight.grad, grad)
 
 
 @pytest.mark.parametrize("kind", [OtherWeights, Dropping, Casting])

@@ -471,10 +471,11 @@ def test_a_length_that_is_no_whole_number_is_refused(length):
         ({"best": 3}, "best = 3 of width = 2", ValueError),
         ({"length_penalty": math.nan}, "length_penalty = nan", ValueError),
         ({"length_penalty": math.inf}, "length_penalty = inf", ValueError),
+        ({"length_penalty": None}, "length_penalty = None", ValueError),
         ({"stop": lambda tokens: tokens == 0}, "a token, a whole number", TypeError),
         ({"lengths": torch.tensor([4, 5, 1])}, "lengths from 1 to 5", ValueError),
     ],
-    ids=["no best", "too many best", "nan", "infinite", "a function", "lengths"],
+    ids=["no best", "too many best", "nan", "infinite", "nothing", "a function", "lengths"],
 )
 def test_options_of_a_beam_search_that_do_not_fit_are_refused(options, words, kind):
     primer = torch.zeros(4, 3, dtype=torch.long)

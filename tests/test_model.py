@@ -1,6 +1,7 @@
 """What a model may declare, and how it is called: each row of a batch gets what it gets alone, in float64."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -573,6 +574,23 @@ def test_a_member_whose_first_state_the_model_does_not_hand_on_is_refused():
     assert "method initial_state(batch_size)" in message
 
 
+def test_a_member_whose_first_state_is_zero_asks_for_none_of_the_model():
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = RecurrentSequential(Unroll(nn.GRUCell(F, H)), nn.LSTM(H, H))
+
+        def forward(self, inputs, state=None):
+            return self.inner(inputs, state)
+
+    model = Holder()
+    _, state = model(torch.randn(2, 3, F))
+    restarted = restart_rows(model, state, torch.tensor([True, False, False]))
+    for leaf, before in zip(leaves(restarted), leaves(state), strict=True):
+        assert not leaf[:, 0].any()
+        assert torch.equal(leaf[:, 1:], before[:, 1:])
+
+
 @pytest.mark.parametrize(
     ("first", "text", "kind"),
     [
@@ -739,6 +757,14 @@ def test_a_sequence_without_a_batch_is_refused(lengths):
     assert "unsqueeze(1)" in message
 
 
+@pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM, nn.RNN])
+def test_a_sequence_without_a_batch_is_refused_where_its_features_could_be_rows(layer):
+    message = refused(
+        lambda: rollout(layer(F, F), torch.randn(6, F)), f"inputs (6, {F}); wanted inputs (T, B, F)"
+    )
+    assert "unsqueeze(1)" in message
+
+
 def test_a_class_of_ones_own_may_be_a_kind_of_sequential():
     class Mine(nn.Sequential):
         def forward(self, inputs, state=None):
@@ -861,6 +887,52 @@ def test_evaluating_puts_every_modules_own_mode_back():
         with pytest.raises(KeyError), evaluating(model):
             raise KeyError
         assert [module.training for module in model.modules()] == before
+
+
+class Dozing(nn.Module):
+    """A model with dropout, which can be called by another name too."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(F, F, 2, dropout=0.9)
+
+    def forward(self, inputs, state=None, twice=False):
+        return self.rnn(inputs, state)
+
+    def step(self, inputs, state):
+        return self.rnn(inputs, state)
+
+
+@pytest.mark.parametrize(
+    "called",
+    [
+        lambda model: partial(model, twice=True),
+        lambda model: model.step,
+        lambda model: partial(partial(model.step)),
+    ],
+    ids=["a partial", "a method", "a partial of a partial of a method"],
+)
+def test_a_module_behind_a_partial_or_a_method_is_evaluated_too(called):
+    model, primer = Dozing(), torch.randn(4, 3, F)
+    sample = sample_model(called(model), 9, primer)
+    assert model.training and model.rnn.training
+    torch.testing.assert_close(sample.outputs, model.eval()(sample.tokens)[0].detach())
+
+
+def test_a_partial_of_a_bidirectional_model_is_known_to_be_one():
+    model = partial(Tagger(), state=None)
+    refused(boundary(lambda: check_one_way(model, "", "one way", "none.")), "a bidirectional model")
+
+
+def test_a_program_of_torch_export_is_called_in_the_one_mode_that_it_has():
+    model, example = Scriptable().eval(), (torch.zeros(1, 3, F), torch.zeros(1, 3, H))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own, of the flat weights of a GRU
+        program = torch.export.export(model, example).module()
+    primer, state = torch.randn(1, 3, F), torch.zeros(1, 3, H)
+    weights = torch.randn(H, F)
+    sample = sample_model(program, 6, primer, lambda outputs: outputs @ weights, state)
+    torch.testing.assert_close(sample.outputs, model(sample.tokens, state)[0].detach())
 
 
 def test_evaluating_what_is_no_module_does_nothing():

@@ -8,7 +8,16 @@ from helpers import FUSED, assert_same_call, assert_state, every_kind, leaves, r
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from rnnkit import PerStep, RecurrentSequential, Unroll, batchseq, detach, select_rows, unbatchseq
+from rnnkit import (
+    PerStep,
+    RecurrentSequential,
+    Unroll,
+    batchseq,
+    detach,
+    rollout,
+    select_rows,
+    unbatchseq,
+)
 from rnnkit.models import stack
 
 pytestmark = pytest.mark.usefixtures("in_double_precision")
@@ -351,6 +360,11 @@ def hooked(member):
     return member
 
 
+def looking_back(member):
+    member.register_forward_hook(lambda module, args, outputs: Difference()(outputs))
+    return member
+
+
 STATELESS = {
     "a difference": lambda: Difference(),
     "in a Sequential": lambda: nn.Sequential(nn.Linear(F, F), Difference(), nn.Tanh()),
@@ -361,6 +375,7 @@ STATELESS = {
     "rows dropped in evaluation": lambda: nn.Dropout1d(0.5).eval(),
     "each step": lambda: nn.Sequential(PerStep(nn.Linear(F, F)), nn.LayerNorm(F)),
     "a hook": lambda: hooked(nn.Sequential(nn.Linear(F, F))),
+    "a hook that looks one step back": lambda: looking_back(nn.Linear(F, F)),
     "a hook inside": lambda: nn.Sequential(hooked(nn.Sequential(nn.Linear(F, F)))),
 }
 
@@ -387,6 +402,30 @@ def test_a_stateless_member_sees_packed_rows_as_it_sees_them_alone(make, owner):
         strict=True,
     ):
         torch.testing.assert_close(a, b)
+
+
+class Softer(RecurrentSequential):
+    """A stack whose subclass does to its outputs what a PackedSequence cannot."""
+
+    def forward(self, inputs, state=None):
+        outputs, state = super().forward(inputs, state)
+        return outputs * 0.5, state
+
+
+def softened(model):
+    model.register_forward_hook(lambda module, args, result: (result[0] * 0.5, result[1]))
+    return model
+
+
+@pytest.mark.parametrize("make", [Softer, lambda *parts: softened(RecurrentSequential(*parts))])
+def test_what_is_done_to_the_outputs_of_a_stack_is_done_to_rows_of_any_length(make):
+    model, lengths = make(nn.GRU(F, H), nn.Linear(H, F)), torch.tensor([4, 6, 1, 3])
+    inputs = torch.randn(6, 4, F)
+    outputs, state = rollout(model, inputs, lengths=lengths)
+    for i, n in enumerate(lengths.tolist()):
+        wanted, last = model(inputs[:n, i : i + 1])
+        torch.testing.assert_close(outputs[:n, i : i + 1], wanted)
+        assert_state(select_rows(state, torch.tensor([i])), last)
 
 
 def test_packed_steps_keep_their_order_through_a_stateless_member():

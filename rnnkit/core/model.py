@@ -7,6 +7,7 @@ of the state `(layers, B, *F)`.
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from inspect import Parameter
 from itertools import chain
 from typing import Any, TypeAlias, TypeGuard
@@ -33,7 +34,7 @@ from .layout import (
     unpack,
 )
 from .signature import parameters_of, takes_two
-from .state import State, map_leaves, onto, select_rows, where_rows
+from .state import State, leaves_of, map_leaves, onto, select_rows, where_rows
 
 Model: TypeAlias = Callable[..., Any]
 
@@ -58,17 +59,21 @@ def _inside(model: Any) -> Any:
 
 def unwrap(model: Any) -> Any:
     """The model itself, behind wrappers and `torch.compile`."""
-    while (inner := _inside(model)) is not None:
-        model = inner
+    return wrappers(model)[-1]
+
+
+def _behind(model: Any) -> Any:
+    """What a `functools.partial` gives arguments to."""
+    while isinstance(model, partial):
+        model = model.func
     return model
 
 
 def wrappers(model: Any) -> list[Any]:
     """The model as given, what that is around, and so on to the model itself."""
-    found: list[Any] = []
-    while model is not None:
-        found.append(model)
-        model = _inside(model)
+    found = [model]
+    while (inner := _inside(found[-1])) is not None:
+        found.append(inner)
     return found
 
 
@@ -81,17 +86,11 @@ def runs(module: Any, *forwards: Any) -> bool:
 
 def untouched(module: nn.Module) -> bool:
     """Whether a call is the class's own forward and nothing more."""
-    hooks = (
-        module._forward_hooks  # pyright: ignore[reportPrivateUsage]
-        or module._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
-        or module._backward_hooks  # pyright: ignore[reportPrivateUsage]
-        or module._backward_pre_hooks  # pyright: ignore[reportPrivateUsage]
-    )
-    kinds = ("forward", "forward_pre", "backward", "backward_pre")
-    everywhere = any(getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in kinds)
-    if hooks or everywhere or "forward" in vars(module):
-        return False
-    return type(module).__call__ is nn.Module.__call__
+    for kind in ("forward", "forward_pre", "backward", "backward_pre"):
+        everywhere = getattr(nn.modules.module, f"_global_{kind}_hooks")
+        if everywhere or getattr(module, f"_{kind}_hooks"):
+            return False
+    return "forward" not in vars(module) and type(module).__call__ is nn.Module.__call__
 
 
 class Declared:
@@ -108,7 +107,7 @@ class Declared:
     """
 
     def __init__(self, model: Any) -> None:
-        self.model = unwrap(model)
+        self.model = unwrap(_behind(model))
 
     @property
     def bidirectional(self) -> bool:
@@ -160,15 +159,17 @@ class Declared:
     def _refuse_a_hidden_start(self) -> None:
         """A member's own first state has a place in the model's state that only the model knows."""
         for member in _modules_of(self.model)[1:]:
-            if getattr(member, "initial_state", None) is not None:
-                name = type(self.model).__name__
-                raise Refusal(
-                    f"{name}, whose member {type(member).__name__} has an initial_state",
-                    f"what a row of {name} starts from",
-                    f"give {name} a method initial_state(batch_size) that puts the member's into a "
-                    "state of its own form. See the page Models of your own.",
-                    TypeError,
-                )
+            own = getattr(member, "initial_state", None)
+            if own is None or (callable(own) and not leaves_of(own(1))):
+                continue  # it starts from zeros
+            name = type(self.model).__name__
+            raise Refusal(
+                f"{name}, whose member {type(member).__name__} has an initial_state",
+                f"what a row of {name} starts from",
+                f"give {name} a method initial_state(batch_size) that puts the member's into a "
+                "state of its own form. See the page Models of your own.",
+                TypeError,
+            )
 
     @property
     def _children(self) -> list[nn.Module]:
@@ -177,6 +178,7 @@ class Declared:
 
 def _modules_of(model: Any) -> list[nn.Module]:
     """The model and all its parts, outermost first."""
+    model = _behind(model)
     return list(model.modules()) if isinstance(model, nn.Module) else []
 
 
@@ -200,8 +202,7 @@ def check_model(model: Model) -> None:
         raise Refusal(f"a cell, {name}", "a model over (T, B, *F)", fix, TypeError)
     parameters = parameters_of(inner)
     _check_second(inner, parameters or [])
-    alone = parameters is not None and not takes_two(parameters)
-    if alone or runs(inner, nn.Linear.forward, nn.Sequential.forward):
+    if parameters is not None and not takes_two(parameters):
         came = f"{name_of(inner)}, which takes no state"
         fix = "RecurrentSequential threads the state through a stack of layers."
         raise Refusal(came, "outputs, state = model(inputs, state)", fix, TypeError)
@@ -216,8 +217,8 @@ def check_model(model: Model) -> None:
 
 def _check_second(model: Any, parameters: list[Parameter]) -> None:
     """Refuse a state that is not the second argument, whose place another would be given."""
-    _, *names = [parameter.name for parameter in parameters] or [""]
-    if any(name in ("state", "hx") for name in names) and names[0] not in ("state", "hx"):
+    names = [parameter.name for parameter in parameters[1:]]
+    if {"state", "hx"}.intersection(names) and names[0] not in ("state", "hx"):
         came = f"{name_of(model)}, whose second argument is {names[0]}, not its state"
         fix = "forward(self, inputs, state=None, ...)."
         raise Refusal(came, "outputs, state = model(inputs, state)", fix, TypeError)
@@ -264,7 +265,6 @@ def encoded(model: Model, inputs: Any) -> tuple[Any, State]:
 
 
 def check_one_way(model: Model, came: str, wanted: str, fix: str) -> None:
-    """Refuse a model that reads time in both directions."""
     if Declared(model).bidirectional:
         raise Refusal(f"a bidirectional model{came}", wanted, fix)
 
@@ -298,8 +298,11 @@ def run_model(
     else:
         outputs, state = _run_ragged(model, inputs, state, lengths, carry)
     if isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.is_floating_point():
-        # PyTorch's own layers would take (T, B) for the steps and features of one row.
-        check_state(state, inputs.shape[1], "one sequence (T, F) is a batch with unsqueeze(1).")
+        # PyTorch's own layers take (T, B) for the steps and features of one row.
+        fix = "one sequence (T, F) is a batch with unsqueeze(1)."
+        if _is_pytorchs_own(unwrap(model)):
+            raise Refusal(f"inputs {in_words(inputs)}", "inputs (T, B, F)", fix)
+        check_state(state, inputs.shape[1], fix)
     _check_outputs(outputs, inputs)
     return outputs, state
 
@@ -483,17 +486,26 @@ def evaluating(*models: Any) -> Generator[None]:
 
     By `eval` and `train` themselves, in which a module may do more than set a flag.
     """
-    modules = list(chain.from_iterable(map(_modules_of, models)))
+    owners = [getattr(model, "__self__", model) for model in map(_behind, models)]  # of methods
+    modules = list(chain.from_iterable(map(_modules_of, owners)))
     before = [getattr(module, "training", False) for module in modules]  # not in a frozen one
     if not any(before):
         yield
         return
     try:
-        for model in models:
+        for model in owners:
             if isinstance(model, nn.Module):
-                model.eval()
+                _evaluate(model)
         yield
     finally:
         for module, training in zip(modules, before, strict=True):  # a parent before its children
             if module.training is not training:
                 module.train(training)
+
+
+def _evaluate(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError:
+        if "eval" not in vars(model):  # a program of torch.export has one mode for good
+            raise

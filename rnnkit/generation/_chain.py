@@ -13,7 +13,7 @@ import dis
 import inspect
 from collections.abc import Callable
 from functools import lru_cache
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -64,9 +64,8 @@ class _Recorder:
         self.links: list[tuple[nn.Module, bool]] = []
         self.last = object()  # what the next child takes
         self.state = object()
-        self.stand_ins = _StandIns()
-        for name, child in children.items():
-            setattr(self.stand_ins, name, self._noting(child))
+        noting = {name: self._noting(child) for name, child in children.items()}
+        self.stand_ins = SimpleNamespace(**noting)  # for the module: it has nothing else
 
     def of(self, forward: Callable[..., Any]) -> list[tuple[nn.Module, bool]] | None:
         try:
@@ -98,7 +97,3 @@ class _Recorder:
 def _gives_a_pair(child: nn.Module) -> bool:
     """Whether it is known to give outputs and a state, and no third."""
     return type(child) is RecurrentSequential or runs(child, *FUSED)
-
-
-class _StandIns:
-    """Has for each child what notes its calls, and nothing else."""

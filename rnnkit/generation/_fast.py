@@ -59,9 +59,9 @@ def quicker_step(model: Model, rows: int) -> Model:
 def _has_digits(module: nn.Module) -> bool:
     """Whether its dtype has enough of them that the order of a sum changes no draw."""
     for parameter in module.parameters():
-        if parameter.dtype not in (torch.float32, torch.float64):
+        if type(parameter) is not nn.Parameter:  # it may do other things in other functions
             return False
-        if _is_cast(parameter):
+        if parameter.dtype not in (torch.float32, torch.float64) or _is_cast(parameter):
             return False
     return not torch.is_autocast_enabled("cpu")
 
@@ -188,7 +188,7 @@ def _is_idle(member: nn.Module) -> bool:
 
 
 class _Cells:
-    """One step of an `nn.GRU` or `nn.RNN`, layer by layer, on the module's own weights."""
+    """One step of a recurrent layer, or several, on the module's own weights."""
 
     parts = 1  # of a state
 
@@ -219,17 +219,16 @@ class _Cells:
         """Whether the forward around a module has changed nothing: weights, dropout, autocast."""
         if (module.training and module.dropout) or _is_cast(inputs):
             return False
+        if torch.is_grad_enabled() and _is_kept():
+            return False
         return _identities(module) == self.parameters
 
     def __call__(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         x = inputs[0]  # (B, F)
         if state is None:
-            state = self.start(x.new_zeros(len(self.weights), len(x), self.hidden))
+            zeros = x.new_zeros(len(self.weights), len(x), self.hidden)
+            state = zeros if self.parts == 1 else (zeros, zeros)
         return self.step(x, state)
-
-    def start(self, zeros: Tensor) -> State:
-        """The state before the first step."""
-        return zeros
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         after: list[Tensor] = []
@@ -243,6 +242,15 @@ class _Cells:
         return _CELLS[self.mode](x, *state, *self.weights[layer])
 
 
+def _is_kept() -> bool:
+    """Whether hooks keep what a gradient needs: a checkpoint calls the layer itself once more."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("asked"):
+            return False
+    except RuntimeError:  # there are such hooks
+        return True
+
+
 def _identities(module: nn.Module) -> list[int]:
     return list(map(id, vars(module)["_parameters"].values()))
 
@@ -254,12 +262,7 @@ def _cells_of(module: nn.Module) -> _Cells:
 
 
 class _LSTMCells(_Cells):
-    """One step of an `nn.LSTM`."""
-
     parts = 2
-
-    def start(self, zeros: Tensor) -> State:
-        return zeros, zeros
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         short: list[Tensor] = []
@@ -310,7 +313,6 @@ class _Weights(NamedTuple):
 
     @classmethod
     def of(cls, rnn: Any, layer: int) -> "_Weights":
-        """Those of one layer of an LSTM or GRU."""
         weights: list[Tensor] = rnn.all_weights[layer]
         early = 2 * rnn.hidden_size
         if isinstance(rnn, nn.LSTM):
@@ -355,8 +357,6 @@ class _OnGates(_Cells):
 
 
 class _LSTMOnGates(_OnGates, _LSTMCells):
-    """An LSTM on gates."""
-
     def on_gates(self, gates: Tensor, *state: Tensor) -> Any:
         h, c = state
         i, f, o, g = torch.addmm(gates, h, self.first.own).chunk(4, 1)  # (B, H) each
@@ -365,8 +365,6 @@ class _LSTMOnGates(_OnGates, _LSTMCells):
 
 
 class _GRUOnGates(_OnGates):
-    """A GRU on gates."""
-
     def on_gates(self, gates: Tensor, *state: Tensor) -> Any:
         (h,) = state
         r, z, n = gates.chunk(3, 1)  # (B, H) each
@@ -410,7 +408,8 @@ def quicker_draws(
             torch.index_select(table, 0, token, out=first.gates)
             x = first.step()
             for layer in others:
-                x = layer.step_on(x)
+                torch.addmm(layer.weights.bias, x, layer.weights.input, out=layer.gates)
+                x = layer.step()
             torch.addmm(bias, x, to_logits, out=after)
 
     _refuse_no_number(sampler, logits[:-1])
@@ -434,7 +433,9 @@ def _stack_in_place(model: Any) -> _Stack | None:
 
 def _is_known(sampler: Any) -> bool:
     """Whether it is one that draws a class in a known way."""
-    return sampler is sample_best or (type(sampler) is SoftmaxSampler and not sampler.one_hot)
+    if type(sampler) is SoftmaxSampler:
+        return not sampler.one_hot and "probabilities" not in vars(sampler)
+    return sampler is sample_best
 
 
 def _chooser(sampler: Any, noise: Tensor) -> Callable[[Tensor, Tensor, Tensor], Any]:
@@ -486,7 +487,7 @@ def _refuse_no_number(sampler: NextInput, logits: Tensor) -> None:
         sampler(logits[time])
 
 
-def _in_place(rnn: Any, state: State) -> "Sequence[_InPlace]":
+def _in_place(rnn: Any, state: State) -> "Sequence[_LSTMInPlace | _GRUInPlace]":
     """The layers, which write to a state `(layers, B, H)`."""
     weights = [_Weights.of(rnn, k) for k in range(rnn.num_layers)]
     if isinstance(rnn, nn.LSTM):
@@ -495,7 +496,7 @@ def _in_place(rnn: Any, state: State) -> "Sequence[_InPlace]":
 
 
 class _InPlace:
-    """A layer that writes each state over the one before."""
+    """A layer whose steps write over the state, where `gates` has what the input makes of them."""
 
     def __init__(self, weights: _Weights, h: Tensor) -> None:
         self.weights = weights
@@ -503,19 +504,8 @@ class _InPlace:
         self.hidden = h.shape[1]
         self.gates = h.new_empty(len(h), weights.own.shape[1])
 
-    def step_on(self, x: Tensor) -> Tensor:
-        """One step on an input `(B, F)`."""
-        torch.addmm(self.weights.bias, x, self.weights.input, out=self.gates)
-        return self.step()
-
-    def step(self) -> Tensor:
-        """One step, where `gates` has what the input makes of them."""
-        raise NotImplementedError
-
 
 class _LSTMInPlace(_InPlace):
-    """A layer of an LSTM."""
-
     def __init__(self, weights: _Weights, h: Tensor, c: Tensor) -> None:
         super().__init__(weights, h)
         self.c = c
@@ -532,8 +522,6 @@ class _LSTMInPlace(_InPlace):
 
 
 class _GRUInPlace(_InPlace):
-    """A layer of a GRU."""
-
     def __init__(self, weights: _Weights, h: Tensor) -> None:
         super().__init__(weights, h)
         self.own = torch.empty_like(self.gates)

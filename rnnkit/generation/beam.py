@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from ..core.model import BATCH_IN_STATE, Model, evaluating, run_model
 from ..core.state import State, onto, select_rows
 from ._fast import quicker_step
 from .rollouts import Rollout
-from .samplers import as_like, sample_best
+from .samplers import as_like, in_full, sample_best
 from .sampling import Sample, check_length, check_primer, is_token, sample_of
 
 
@@ -140,14 +141,11 @@ class _Beams:
 
     @property
     def count(self) -> int:
-        """`W`, candidates of a row."""
-        return self.scores.shape[1]
+        return self.scores.shape[1]  # W
 
 
 @dataclass(frozen=True)
 class _Search:
-    """What a search goes by."""
-
     width: int  # candidates of a row that are kept
     best: int  # candidates of a row that are asked for
     stop: int | None
@@ -169,7 +167,6 @@ class _Search:
         )
 
     def rank(self, scores: Tensor, drawn: Tensor) -> Tensor:
-        """What candidates are compared by."""
         if not self.penalty:
             return scores
         return scores / drawn.clamp(min=1).to(scores.dtype) ** self.penalty
@@ -249,10 +246,9 @@ def _trace(trail: list[_Beams], index: Tensor) -> tuple[list[Tensor], list[Tenso
     """The way to the candidates `index (B, n)`: tokens `(1, B * n)` and logits `(1, B * n, V)`."""
     tokens: list[Tensor] = []
     outputs: list[Tensor] = []
-    rows = torch.arange(len(index), device=index.device).unsqueeze(1)
     for beams in reversed(trail):
         tokens.append(beams.token.gather(1, index).view(1, -1))
-        outputs.append(beams.answer[rows, index].flatten(0, 1).unsqueeze(0))
+        outputs.append(beams.answer.flatten(0, 1)[None, _flat(index, beams.count)])
         index = beams.parent.gather(1, index)
     return tokens[::-1], outputs[::-1]
 
@@ -277,7 +273,7 @@ def _check_options(width: int, best: int, stop: object, length_penalty: float) -
     if stop is not None and not is_token(stop):
         fix = "pass the class that ends a sequence; sample_model takes a function too."
         raise Refusal(f"stop = {stop!r}", "a token, a whole number", fix, TypeError)
-    if not math.isfinite(length_penalty):
+    if not isinstance(length_penalty, Real | Tensor) or not math.isfinite(length_penalty):
         fix = "0 ranks by likelihood, 1 by the mean of a token."
         raise Refusal(f"length_penalty = {length_penalty}", "a finite number", fix)
 
@@ -285,9 +281,8 @@ def _check_options(width: int, best: int, stop: object, length_penalty: float) -
 def _check_tokens(inputs: object) -> None:
     if isinstance(inputs, Tensor) and inputs.ndim == 2 and not inputs.is_floating_point():
         return
-    kind = f" of {inputs.dtype}" if isinstance(inputs, Tensor) else ""
-    came = f"a primer {in_words(inputs)}{kind}"
-    raise Refusal(came, "tokens, int64 (T0, B)", "beams are made of classes.", TypeError)
+    fix = "beams are made of classes."
+    raise Refusal(f"a primer {in_full(inputs)}", "tokens, int64 (T0, B)", fix, TypeError)
 
 
 def _check_logits(outputs: object) -> None:

@@ -1,8 +1,8 @@
 """Which steps a model is fed its own output at: in training, in validation, in generation."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,50 +13,39 @@ from ..core.layout import all_lengths, check_lengths, valid_steps
 Probability = float | Callable[[int], float]
 
 
-class _Rule(Protocol):
-    """What one constructor of `Feedback` decides by."""
-
-    def fed(self, time: int, lengths: Tensor, step: int) -> Tensor:
-        """Where the model feeds itself, bool, broadcast to `(T, B)`; step 0 and padding apart."""
-        ...
+# Where the model feeds itself, bool, broadcast to `(T, B)`, but for step 0 and padding: of `T`, the
+# lengths and the training steps made so far.
+_Rule = Callable[[int, Tensor, int], Tensor]
 
 
-@dataclass(frozen=True)
-class _Last:
-    n: int
-
-    def fed(self, time: int, lengths: Tensor, step: int) -> Tensor:
-        short = lengths[(lengths > 0) & (lengths <= self.n)]
-        if len(short):
-            raise Refusal(
-                f"a sequence of {int(short.min())} steps",
-                f"at least {self.n + 1} steps",
-                "the first step must be driven, so n is at most T - 1.",
-            )
-        return ~valid_steps(lengths - self.n, time)
+def _last(n: int, time: int, lengths: Tensor, step: int) -> Tensor:
+    short = lengths[(lengths > 0) & (lengths <= n)]
+    if len(short):
+        raise Refusal(
+            f"a sequence of {int(short.min())} steps",
+            f"at least {n + 1} steps",
+            "the first step must be driven, so n is at most T - 1.",
+        )
+    return ~valid_steps(lengths - n, time)
 
 
-@dataclass(frozen=True)
-class _Every:
-    k: int
-    forced: bool
-
-    def fed(self, time: int, lengths: Tensor, step: int) -> Tensor:
-        times = torch.arange(time, device="cpu").unsqueeze(1)  # (T, 1)
-        return (times % self.k == 0) ^ self.forced
+def _every(k: int, forced: bool, time: int, lengths: Tensor, step: int) -> Tensor:
+    times = torch.arange(time, device="cpu").unsqueeze(1)  # (T, 1)
+    return (times % k == 0) ^ forced
 
 
-@dataclass(frozen=True, eq=False)
-class _Coin:
-    p: Probability
-    per: Literal["step", "row", "sequence"]
-    generator: torch.Generator | None
-
-    def fed(self, time: int, lengths: Tensor, step: int) -> Tensor:
-        batch = len(lengths)
-        sizes = {"step": (time, batch), "row": (1, batch), "sequence": (1, 1)}
-        thrown = torch.rand(sizes[self.per], generator=self.generator, device="cpu")
-        return thrown < _chance(self.p, step)
+def _coin(
+    p: Probability,
+    per: str,
+    generator: torch.Generator | None,
+    time: int,
+    lengths: Tensor,
+    step: int,
+) -> Tensor:
+    batch = len(lengths)
+    sizes = {"step": (time, batch), "row": (1, batch), "sequence": (1, 1)}
+    thrown = torch.rand(sizes[per], generator=generator, device="cpu")
+    return thrown < _chance(p, step)
 
 
 def _chance(p: Probability, step: int) -> float:
@@ -90,12 +79,12 @@ class Feedback:
     @classmethod
     def never(cls) -> "Feedback":
         """Teacher forcing: every step is fed by the data."""
-        return cls(_Last(0), "never()")
+        return cls(partial(_last, 0), "never()")
 
     @classmethod
     def always(cls) -> "Feedback":
         """Free running: every step but the first is fed by the model."""
-        return cls(_Every(1, forced=False), "always()")
+        return cls(partial(_every, 1, False), "always()")
 
     @classmethod
     @asked("Feedback.last")
@@ -105,7 +94,7 @@ class Feedback:
         Raises `ValueError` if `n` is negative or, by the mask, not below the length of a sequence.
         """
         at_least("n", n, 0, "0 is Feedback.never().")
-        return cls(_Last(n), f"last({n})")
+        return cls(partial(_last, n), f"last({n})")
 
     @classmethod
     @asked("Feedback.every")
@@ -117,7 +106,7 @@ class Feedback:
         1.
         """
         at_least("k", k, 1, "1 is Feedback.always().")
-        return cls(_Every(k, forced), f"every({k}, forced={forced})")
+        return cls(partial(_every, k, forced), f"every({k}, forced={forced})")
 
     @classmethod
     @asked("Feedback.probability")
@@ -147,7 +136,8 @@ class Feedback:
         one_of("per", per, ("step", "row", "sequence"), fix)
         if not callable(p):
             _chance(p, 0)
-        return cls(_Coin(p, per, generator), f"probability({p}, per={per!r})", generator)
+        rule = partial(_coin, p, per, generator)
+        return cls(rule, f"probability({p}, per={per!r})", generator)
 
     @asked(lambda feedback: f"Feedback.{feedback._name}")
     def mask(self, time: int, batch: int, lengths: Tensor | None = None, step: int = 0) -> Tensor:
@@ -165,12 +155,11 @@ class Feedback:
         if lengths is not None:
             check_lengths(lengths, time, batch, least=0)
         lengths = all_lengths(lengths, time, batch)
-        fed = self._rule.fed(time, lengths, step) & valid_steps(lengths, time)
+        fed = self._rule(time, lengths, step) & valid_steps(lengths, time)
         fed[0] = False
         return fed
 
 
 def check_feedback(feedback: object) -> None:
-    """Refuse what is no `Feedback`."""
     fix = "Feedback.probability(0.5), Feedback.last(n) or another of its constructors."
     check_kind("feedback", feedback, Feedback, "a Feedback", fix)

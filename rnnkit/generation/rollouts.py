@@ -1,8 +1,4 @@
-"""The one place where a model is stepped.
-
-A stretch of steps that the data feeds is one call of the model; a step that the model feeds is a
-call of its own.
-"""
+"""The one place where a model is stepped."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass

@@ -8,8 +8,10 @@ called `sampler(outputs, given)`: `given (B, *F)` is what the data has at the st
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import Parameter
+from itertools import chain
 from numbers import Integral, Real
-from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +22,6 @@ from ..core.signature import must_be_given, parameters_of
 from ..core.state import map_leaves
 
 NextInput: TypeAlias = Callable[..., Any]
-S = TypeVar("S", bound=Callable[..., Any])
-
-
-class _Given(NamedTuple):
-    """How a sampler takes what the data has at a step."""
-
-    by_name: bool
-    needed: bool
 
 
 class DeclaredSampler:
@@ -47,9 +41,10 @@ class DeclaredSampler:
         self.sampler = sampler
         self.draws = bool(getattr(sampler, "draws", False))
         self.classes = bool(getattr(sampler, "classes", False))
-        self._given = _how_given(sampler)
-        self.sees_given = self._given is not None
-        self.needs_given = self._given is not None and self._given.needed
+        given = _given_of(sampler)
+        self.sees_given = given is not None
+        self.needs_given = given is not None and given.default is given.empty
+        self._by_name = given is not None and _has_its_name(given)
 
     def __call__(self, outputs: Any, given: Any) -> Any:
         """The next input, by a call in the form that the sampler takes.
@@ -57,10 +52,10 @@ class DeclaredSampler:
         It gets copies, for many write to their logits, and to what the data has.
         """
         outputs = map_leaves(torch.clone, outputs)
-        if self._given is None:
+        if not self.sees_given:
             return self.sampler(outputs)
         given = map_leaves(torch.clone, given)
-        if self._given.by_name:
+        if self._by_name:
             return self.sampler(outputs, given=given)
         return self.sampler(outputs, given)
 
@@ -74,18 +69,16 @@ class DeclaredSampler:
         return None
 
 
-def _how_given(sampler: NextInput) -> _Given | None:
-    parameters = parameters_of(sampler)
-    if parameters is None:
-        return None
-    for parameter in parameters[1:]:
-        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if named and parameter.name == "given":
-            return _Given(by_name=True, needed=parameter.default is parameter.empty)
-    for second in parameters[1:2]:
-        if must_be_given(second):
-            return _Given(by_name=False, needed=True)
-    return None
+def _given_of(sampler: NextInput) -> Parameter | None:
+    """The parameter that takes what the data has at a step: by its name, or the second one."""
+    others = (parameters_of(sampler) or [])[1:]
+    second = filter(must_be_given, others[:1])
+    return next(chain(filter(_has_its_name, others), second), None)
+
+
+def _has_its_name(parameter: Parameter) -> bool:
+    by_name = parameter.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    return by_name and parameter.name == "given"
 
 
 def _class_log_prob(outputs: Tensor, drawn: Tensor) -> Tensor | None:
@@ -116,16 +109,6 @@ def _at_least_single(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _declares(**what: bool) -> Callable[[S], S]:
-    """Puts what a sampler declares on a function."""
-
-    def declare(function: S) -> S:
-        vars(function).update(what)
-        return function
-
-    return declare
-
-
 def identity(outputs: Any) -> Any:
     """The outputs themselves, `(B, *F)`, for a model that predicts the next input.
 
@@ -137,7 +120,6 @@ def identity(outputs: Any) -> Any:
     return outputs
 
 
-@_declares(classes=True)
 @asked("sample_best")
 def sample_best(outputs: Tensor) -> Tensor:
     """Greedy decoding: the class with the highest score, `(B, V, *O)` to int64 `(B, *O)`.
@@ -155,7 +137,9 @@ def sample_best(outputs: Tensor) -> Tensor:
     return outputs.argmax(1)
 
 
-@_declares(classes=True, draws=True)
+vars(sample_best).update(classes=True)
+
+
 def sample_softmax(outputs: Tensor) -> Tensor:
     """A class of each row, int64 `(B,)`, drawn with the probabilities `softmax(outputs)`.
 
@@ -167,6 +151,9 @@ def sample_softmax(outputs: Tensor) -> Tensor:
     [1]
     """
     return SoftmaxSampler()(outputs)
+
+
+vars(sample_softmax).update(classes=True, draws=True)
 
 
 @dataclass(eq=False)
@@ -323,9 +310,11 @@ class WithCovariates:
         drawn = self._declared(outputs, given)
         if isinstance(self.fed, int):
             return self._first_features(drawn, given, outputs, self.fed)
-        if isinstance(self.fed, str):
-            return self._named({self.fed: drawn}, given, outputs, [self.fed])
-        return self._named(drawn, given, outputs, self.fed)
+        names = self.fed
+        if isinstance(names, str):
+            drawn = {names: drawn}
+            names = [names]
+        return self._named(drawn, given, outputs, names)
 
     def _first_features(self, drawn: Any, given: Any, outputs: Any, fed: int) -> Tensor:
         if not isinstance(given, Tensor) or given.ndim < 2 or given.shape[1] < fed:
@@ -393,7 +382,6 @@ def with_covariates(sampler: NextInput, fed: int | str | Sequence[str]) -> WithC
 
 
 def check_sampler(sampler: object) -> None:
-    """Refuse what cannot be called."""
     fix = "identity, sample_best, SoftmaxSampler() or a function of your own."
     if isinstance(sampler, type):
         raise Refusal(f"sampler = the class {sampler.__name__}", "an object of it", fix, TypeError)
@@ -408,21 +396,32 @@ def check_drawn(drawn: Any, like: Any, outputs: Any, what: str) -> None:
         for name, part in like.items():
             check_drawn(drawn[name], part, outputs, f"{what}[{name!r}]")
         return
-    if not isinstance(drawn, Tensor):
-        fix = "return a tensor: the sampler maps the outputs (B, *O) to the next input (B, *F)."
-        raise _not_drawn(in_words(drawn), like, outputs, what, fix, TypeError)
-    if drawn.shape != like.shape or drawn.is_floating_point() != like.is_floating_point():
+    kind = TypeError
+    fix = "return a tensor: the sampler maps the outputs (B, *O) to the next input (B, *F)."
+    if isinstance(drawn, Tensor):
+        alike = drawn.is_floating_point() == like.is_floating_point()
+        if alike and drawn.shape == like.shape:
+            return  # the usual case
+        kind = ValueError
         fix = (
             "tokens come from sample_best or SoftmaxSampler, "
             "one-hot rows from SoftmaxSampler(one_hot=True)."
         )
-        if drawn.is_floating_point() and like.is_floating_point():
+        if alike and drawn.is_floating_point():
             fix = (
                 "with_covariates(sampler, n) feeds the first n features and keeps the others; "
                 "DistributionSampler draws from what the outputs parametrize."
             )
-        came = f"{in_words(drawn)} of {drawn.dtype}"
-        raise _not_drawn(came, like, outputs, what, fix, ValueError)
+    came = f"{in_full(drawn)} from the sampler, for outputs {in_words(outputs)}"
+    raise Refusal(came, f"{what}, {in_full(like)}", fix, kind)
+
+
+def in_full(value: Any) -> str:
+    """A value in the words of an error, a tensor with its dtype."""
+    words = in_words(value)
+    if isinstance(value, Tensor):
+        words += f" of {value.dtype}"
+    return words
 
 
 def as_like(drawn: Tensor, like: Tensor) -> Tensor:
@@ -437,13 +436,6 @@ def as_like(drawn: Tensor, like: Tensor) -> Tensor:
             "pass tokens as int64, with tokens.long().",
         )
     return cast
-
-
-def _not_drawn(
-    came: str, like: Tensor, outputs: Any, what: str, fix: str, kind: type[Exception]
-) -> Refusal:
-    came = f"{came} from the sampler, for outputs {in_words(outputs)}"
-    return Refusal(came, f"{what}, {in_words(like)} of {like.dtype}", fix, kind)
 
 
 def _check_names(drawn: Any, like: dict[str, Any], what: str) -> None:

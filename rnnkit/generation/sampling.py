@@ -23,7 +23,7 @@ from ..core.layout import (
 from ..core.model import BATCH_IN_STATE, Model, check_call, evaluating
 from ..core.state import State, map_leaves, onto, where_rows
 from .rollouts import Rollout, Stretch, first_step, last_step, one_step_of
-from .samplers import DeclaredSampler, NextInput, identity
+from .samplers import DeclaredSampler, NextInput, identity, in_full
 
 Stop = int | Callable[[Any], Tensor]
 
@@ -184,8 +184,7 @@ def forecast(
         quantile over the paths is `result.quantile(0.9, dim=2)`.
 
     Raises:
-        ValueError: if `horizon` or `paths` is below 1, the future is too short, there is none and
-            the sampler wants it, or anything does not fit, as in
+        ValueError: if `horizon` or `paths` is below 1, or anything does not fit, as in
             [sample_model][rnnkit.sample_model].
         TypeError: if there is no primer, the model gives no state or the sampler no tensor.
 
@@ -306,21 +305,19 @@ class _Known:
     def of(
         cls, sampler: NextInput, inputs: Any, lengths: Tensor, future: Sequences | None, steps: int
     ) -> "_Known":
-        """The known of a primer and the `steps` after it."""
         declared = DeclaredSampler(sampler)
-        if future is None:
-            if declared.needs_given and steps:
-                raise Refusal(
-                    "a sampler that wants what the data has at each step, and no future",
-                    f"future ({steps}, B, *F), the steps after the primer",
-                    "pass future=; of it only what the sampler keeps is read.",
-                )
-            if declared.sees_given and not declared.needs_given:
-                return cls(lambda outputs: sampler(outputs), inputs, lengths, None, needed=False)
-            return cls(sampler, inputs, lengths, None, declared.needs_given)
-        future = as_sequences(future, "future")
-        _check_future(future, inputs, steps)
-        inputs = _filled(inputs, future, lengths)
+        if future is not None:
+            future = as_sequences(future, "future")
+            _check_future(future, inputs, steps)
+            inputs = _filled(inputs, future, lengths)
+        elif declared.needs_given and steps:
+            raise Refusal(
+                "a sampler that wants what the data has at each step, and no future",
+                f"future ({steps}, B, *F), the steps after the primer",
+                "pass future=; of it only what the sampler keeps is read.",
+            )
+        elif declared.sees_given and not declared.needs_given:
+            return cls(lambda outputs: sampler(outputs), inputs, lengths, None, needed=False)
         return cls(sampler, inputs, lengths, future, declared.needs_given)
 
     def at(self, time: int) -> Any:
@@ -344,8 +341,7 @@ class _Known:
 
 def _check_future(future: Any, inputs: Any, steps: int) -> None:
     def form(tree: Any) -> Any:
-        parts = tree if isinstance(tree, dict) else {"": tree}
-        return {name: (part.shape[1:], part.is_floating_point()) for name, part in parts.items()}
+        return map_leaves(lambda part: (part.shape[1:], part.is_floating_point()), tree)
 
     if form(future) != form(inputs):
         raise Refusal(
@@ -367,7 +363,7 @@ def _filled(inputs: Any, future: Any, lengths: Tensor) -> Any:
     valid = valid_steps(lengths, time)  # (T0, B)
     if bool(valid.all()):
         return inputs
-    rows = torch.arange(len(lengths), device="cpu").expand_as(valid)
+    rows = torch.arange(len(lengths), device="cpu")
     behind = torch.arange(time, device="cpu").unsqueeze(1) - lengths
     index = behind.clamp(0, extent(future)[0] - 1)  # a forecast may end before the longest row
 
@@ -401,7 +397,6 @@ def check_primer(
 
 
 def check_length(length: int, inputs: Any) -> None:
-    """Refuse a length that the primer does not fit into."""
     fix = "length counts the primer; generate n new steps with length = len(primer) + n."
     at_least("length", length, 1, fix)
     time = extent(inputs)[0]
@@ -411,7 +406,6 @@ def check_length(length: int, inputs: Any) -> None:
 
 
 def is_token(stop: object) -> bool:
-    """Whether it is a whole number."""
     return isinstance(stop, Integral) and not isinstance(stop, bool)
 
 
@@ -421,7 +415,6 @@ def _are_tokens(inputs: object) -> bool:
 
 
 def _stopping(stop: Stop | None) -> Callable[[Any], Tensor] | None:
-    """The function that says which rows stop."""
     if stop is None or callable(stop):
         return stop
     if not is_token(stop):
@@ -435,10 +428,7 @@ def _hits(stop: Callable[[Any], Tensor], tokens: Any) -> Tensor:
     hit = stop(tokens)
     fix = "pass a function of tokens (B, *F) to bool (B,)."
     if not isinstance(hit, Tensor) or hit.dtype != torch.bool:
-        kind = in_words(hit)
-        if isinstance(hit, Tensor):
-            kind += f" of {hit.dtype}"
-        came = f"{kind} from stop for tokens {in_words(tokens)}"
+        came = f"{in_full(hit)} from stop for tokens {in_words(tokens)}"
         raise Refusal(came, "a bool tensor (B,)", fix, TypeError)
     if hit.shape != extent(one_step_of(tokens))[1:]:
         came = f"stop {in_words(hit)} for tokens {in_words(tokens)}"

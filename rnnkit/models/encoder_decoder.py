@@ -142,8 +142,7 @@ class EncoderDecoder(nn.Module):
     @asked("EncoderDecoder")
     def forward(self, inputs: Any, state: State = None) -> tuple[Any, State]:
         if state is None:
-            triple = isinstance(inputs, tuple) and len(inputs) == 3
-            if not triple or isinstance(inputs, PackedSequence):
+            if not isinstance(inputs, tuple) or len(inputs) != 3:
                 raise Refusal(
                     f"inputs {in_words(inputs)} and no state",
                     "a source",

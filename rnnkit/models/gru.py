@@ -52,7 +52,7 @@ class GRU(nn.GRU):
     """
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        weights: list[list[Tensor]] = [list(each) for each in self.all_weights]
+        weights = self.all_weights
         if not self._is_quicker_with(input, hx, weights):
             return super().forward(input, hx)
 
@@ -74,7 +74,7 @@ class GRU(nn.GRU):
             outputs = outputs.transpose(0, 1)
         return outputs, torch.stack(last)
 
-    def _is_quicker_with(self, input: Any, hx: Any, weights: list[list[Tensor]]) -> bool:
+    def _is_quicker_with(self, input: Any, hx: Any, weights: list[Any]) -> bool:
         """Whether the call is one of plain tensors, in which a gradient is asked for."""
         if not torch.is_grad_enabled() or _is_watched():
             return False

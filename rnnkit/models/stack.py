@@ -74,7 +74,10 @@ class RecurrentSequential(nn.Sequential):
     @property
     def takes_packed(self) -> bool:
         """Whether every member gives a row of a `PackedSequence` what it gives the row alone."""
-        return all(map(_takes_packed, self, self.recurrent))
+        # A subclass or a hook may do to the outputs what only a tensor takes.
+        as_here = runs(self, RecurrentSequential.forward) and untouched(self)
+        known = as_here or _sees_padding(Declared(self))
+        return known and all(map(_takes_packed, self, self.recurrent))
 
     def initial_state(self, batch_size: int) -> State:
         """What a row starts from; an entry is `None` where it is zero."""
@@ -218,7 +221,8 @@ def _is_its_parts(member: nn.Module) -> bool:
 
 
 def _sees_one_step(member: Any) -> bool:
-    return runs(unwrap(member), *_OF_ONE_STEP)
+    inner = unwrap(member)
+    return runs(inner, *_OF_ONE_STEP) and untouched(inner)  # a hook may look at other steps
 
 
 def _sees_padding(declared: Declared) -> bool:

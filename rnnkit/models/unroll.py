@@ -116,7 +116,7 @@ class Unroll(nn.Module):
 
         last: list[State] = []
         for layer, cell in enumerate(self.cells):
-            before = _first_state(cell, rows) if state is None else _layer(state, layer)
+            before = _first_state(cell, rows) if state is None else _at(state, layer)
             if layer and self.dropout and self.training:
                 steps = [F.dropout(step, self.dropout) for step in steps]
             steps, after = _scan(cell, steps, before)
@@ -157,14 +157,9 @@ def _cell_of(fused: nn.RNNBase) -> Any:
     return make
 
 
-def _layer(state: State, layer: int) -> State:
-    """One cell's state, leaves `(B, *F)`."""
-    return map_leaves(lambda leaf: leaf[layer], state)
-
-
-def _rows(state: State, start: int, stop: int | None = None) -> State:
-    """Some rows of one cell's state, leaves `(B, *F)`."""
-    return map_leaves(lambda leaf: leaf[start:stop], state)
+def _at(state: State, index: int | slice) -> State:
+    """A layer's state `(B, *F)` of a state's `(layers, B, *F)`, or some rows of a layer's."""
+    return map_leaves(lambda leaf: leaf[index], state)
 
 
 def _stacked(states: list[State]) -> State:
@@ -206,8 +201,8 @@ def _scan(cell: nn.Module, steps: Sequence[Tensor], state: State) -> tuple[list[
     for step in steps:
         count = step.shape[0]
         if outputs and count < outputs[-1].shape[0]:
-            ended.insert(0, _rows(state, count))
-            state = _rows(state, 0, count)
+            ended.insert(0, _at(state, slice(count, None)))
+            state = _at(state, slice(count))
         result = cell(step, state)
         if not outputs:  # what the first step shows holds for all
             pair = _gives_output(cell, step, state, result)
@@ -298,7 +293,7 @@ def _why_not(cell: nn.Module, step: Tensor, state: State, result: Any) -> str:
     with torch.no_grad(), evaluating(cell), torch.random.fork_rng(devices):
         try:
             # With one row, for a tensor of one row cannot be taken apart as if it were a pair.
-            again = cell(step[:1], _rows(state, 0, 1))
+            again = cell(step[:1], _at(state, slice(1)))
         except Exception as error:  # whatever it raises
             return f"{type(error).__name__}: {error}"
     if not same_form(again, result):
