@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 
 from ..core.errors import Refusal, in_words
+from ..core.model import evaluating
 from ..core.signature import must_be_given, parameters_of
 from ..core.state import onto
 from .total import Total, exact, precise
@@ -35,6 +36,7 @@ _SAME_SHAPE = {
     nn.BCELoss: F.binary_cross_entropy,
     nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
     nn.PoissonNLLLoss: F.poisson_nll_loss,
+    nn.GaussianNLLLoss: F.gaussian_nll_loss,
     nn.KLDivLoss: F.kl_div,
     nn.SoftMarginLoss: F.soft_margin_loss,
     nn.HingeEmbeddingLoss: F.hinge_embedding_loss,
@@ -96,16 +98,10 @@ class Head:
             _refuse_more_arguments(self.loss_fn)
         self.scalar = False
         self._class_weight: tuple[Tensor, int, Tensor] | None = None
-        base: Any = self.loss_fn
-        while isinstance(base, functools.partial):
-            base = base.func
-        if getattr(base, "__module__", "") == F.__name__:
-            base = getattr(F, base.__name__, base)  # compiled, it is another object
-        self._weighs = isinstance(base, tuple(_WEIGHING)) or base in _WEIGHING.values()
-        functions = (*_SAME_SHAPE.values(), F.gaussian_nll_loss)  # whose module is refused
-        self._same_shape = isinstance(base, tuple(_SAME_SHAPE)) or base in functions
-        self._classes = type(base) in _CLASSES or base in _CLASSES.values()
-        self._of_own_shape = isinstance(base, tuple(_CLASSES))  # a subclass knows its targets
+        self._weighs = _is_one_of(_WEIGHING, self.loss_fn)
+        self._classes = _is_one_of(_CLASSES, self.loss_fn)
+        self._same_shape = _is_one_of(_SAME_SHAPE, self.loss_fn)
+        self._own_forward = _has_own_forward(self.loss_fn)
         self._refuse_sum()
 
     @property
@@ -132,23 +128,29 @@ class Head:
             if options["reduction"] != "batchmean":
                 weights = float(losses.shape[1])
         each = Each(losses.sum(1), weights)
-        own = isinstance(self.loss_fn, nn.Module) and type(self.loss_fn).forward
-        if own and own.__module__ != _Loss.__module__ and options["reduction"] != "none":
-            self._check_mean(each, outputs, targets)
+        if self._own_forward and options["reduction"] != "none":
+            self._check_mean(each, outputs, targets, known)
         return each
 
-    def _check_mean(self, each: Each, outputs: Tensor, targets: Tensor) -> None:
+    def _check_mean(self, each: Each, outputs: Tensor, targets: Tensor, known: Any) -> None:
         """Refuse a subclass whose mean is not that of its steps."""
+        loss_fn: Any = self.loss_fn
         with torch.no_grad():
-            mean = float(self.loss_fn(outputs, targets))
+            mean = float(loss_fn(outputs, targets))
             steps = float(each.total().mean())
-        error = max(1e-5, 2 * torch.finfo(outputs.dtype).eps)
-        if not math.isclose(mean, steps, rel_tol=error, abs_tol=1e-5) and not math.isnan(mean):
-            raise Refusal(
-                f"a subclass of PyTorch's loss that gives {mean:.4g}, and {steps:.4g} by its steps",
-                "the mean of its own steps",
-                "derive it from nn.Module, whose answer is taken as it is.",
-            )
+            error = max(1e-5, 2 * torch.finfo(outputs.dtype).eps)
+            if math.isclose(mean, steps, rel_tol=error, abs_tol=1e-5) or math.isnan(mean):
+                return
+            if not loss_fn.training:
+                raise Refusal(
+                    f"a subclass of PyTorch's loss that gives {mean:.4g}, and {steps:.4g} by its "
+                    "steps",
+                    "the mean of its own steps",
+                    "derive it from nn.Module, whose answer is taken as it is.",
+                )
+            # The two may have drawn other numbers, as dropout does: then this finds them alike.
+            with evaluating(loss_fn):
+                self(outputs, targets, known)
 
     def whole(self, outputs: Tensor, targets: Tensor, known: Tensor) -> Total | None:
         """The total of all steps as torch reduces them, where that is quicker and the same."""
@@ -214,14 +216,15 @@ class Head:
     def check_shapes(self, outputs: Tensor, targets: Tensor, *, leading: int) -> None:
         """Refuse shapes that would broadcast to a wrong number; `leading` dimensions, of steps and
         rows, come before those of the features."""
-        if self._classes:
+        if self._classes and not self._own_forward:
             _check_classes(outputs, targets, leading)
             return
-        if self._of_own_shape or outputs.shape == targets.shape:
+        if self._classes or outputs.shape == targets.shape:
             return
         shorter = min(outputs.shape, targets.shape, key=len)
         longer = max(outputs.shape, targets.shape, key=len)
-        if self._same_shape or (*shorter, 1) == tuple(longer):
+        same_shape = self._same_shape and not self._own_forward
+        if same_shape or (*shorter, 1) == tuple(longer):
             fix = (
                 "they would broadcast to a wrong number; add the missing dimension with "
                 "targets.unsqueeze(-1)."
@@ -245,8 +248,8 @@ class Head:
         return view(outputs, targets)
 
     def _refuse_sum(self) -> None:
-        options = self.options
-        if options is not None and options["reduction"] == "sum":
+        options = self.options or _said(self.loss_fn)
+        if options["reduction"] == "sum":
             raise Refusal(
                 'a loss with reduction="sum"',
                 'reduction="mean" or "none"',
@@ -284,6 +287,33 @@ def bare(loss_fn: Any) -> Any:
     return inner if isinstance(inner, _Loss) else loss_fn
 
 
+def _function_of(loss_fn: Any) -> Any:
+    """What is inside partials; where it is one of PyTorch's that was compiled, PyTorch's."""
+    while isinstance(loss_fn, functools.partial):
+        loss_fn = loss_fn.func
+    if hasattr(loss_fn, "_torchdynamo_orig_callable") and loss_fn.__module__ == F.__name__:
+        return getattr(F, loss_fn.__name__, loss_fn)
+    return loss_fn
+
+
+def _is_one_of(losses: Mapping[Any, Any], loss_fn: Any) -> bool:
+    """Whether it is one of PyTorch's, a part of one, or a subclass."""
+    loss_fn = _function_of(loss_fn)
+    same = any(loss_fn is function for function in losses.values())  # == may be its own
+    return same or isinstance(loss_fn, tuple(losses))
+
+
+def _has_own_forward(loss_fn: Any) -> bool:
+    """Whether it is a subclass of a loss of PyTorch's that computes in a way of its own."""
+    return isinstance(loss_fn, _Loss) and type(loss_fn).forward.__module__ != _Loss.__module__
+
+
+def _said(loss_fn: Any) -> dict[str, Any]:
+    """The reduction that a loss of one's own was built with, by the name that PyTorch gives it."""
+    given: Mapping[str, Any] = getattr(loss_fn, "keywords", {})
+    return {"reduction": getattr(loss_fn, "reduction", given.get("reduction"))}
+
+
 def refuse_class(loss_fn: object) -> None:
     """A class is called to make a loss, not to compute one."""
     if isinstance(loss_fn, type):
@@ -293,8 +323,7 @@ def refuse_class(loss_fn: object) -> None:
 
 def _refuse_more_arguments(loss_fn: Any) -> None:
     """Refuse a loss of PyTorch's own that wants more than outputs and targets."""
-    parameters = parameters_of(loss_fn) or []
-    wanted = [parameter.name for parameter in parameters if must_be_given(parameter)]
+    wanted = _wanted_by(loss_fn)
     if len(wanted) > 2:
         raise Refusal(
             f"a loss that wants {', '.join(wanted)}",
@@ -303,6 +332,12 @@ def _refuse_more_arguments(loss_fn: Any) -> None:
             'read="all", lambda outputs, targets, lengths: ...',
             TypeError,
         )
+
+
+def _wanted_by(loss_fn: Any) -> list[str]:
+    """The arguments that a loss must be given."""
+    parameters = parameters_of(loss_fn) or []
+    return [parameter.name for parameter in parameters if must_be_given(parameter)]
 
 
 def _check_classes(outputs: Tensor, targets: Tensor, leading: int) -> None:
@@ -323,6 +358,8 @@ def _check_classes(outputs: Tensor, targets: Tensor, leading: int) -> None:
 
 def torch_options(loss_fn: Any) -> dict[str, Any] | None:
     """The options of a loss of PyTorch's own, which can be had unreduced; `None` of another."""
+    if _has_own_forward(loss_fn) and len(_wanted_by(loss_fn)) > 2:
+        return None  # it wants lengths
     if isinstance(loss_fn, _Loss):
         names = ("reduction", "ignore_index", "weight")
         return {name: getattr(loss_fn, name, None) for name in names}
@@ -333,8 +370,9 @@ def torch_options(loss_fn: Any) -> dict[str, Any] | None:
             return None
         given = {**function.keywords, **given}
         function = function.func
-    if getattr(function, "__module__", "") != F.__name__:
-        return None
+    function = _function_of(function)
+    if function is not getattr(F, getattr(function, "__name__", ""), None):
+        return None  # a decorator may give one's own function the name
     parameters = parameters_of(function) or []
     defaults = {parameter.name: parameter.default for parameter in parameters}
     if "reduction" not in defaults:
@@ -361,11 +399,18 @@ def pair_of(given: tuple[Any, Any]) -> Total:
             "a pair of scalars, (sum, weight)",
             "sum the losses of the steps that count, and count them.",
         )
+    if getattr(weight, "requires_grad", False):
+        raise Refusal(
+            "a pair whose weight has a gradient from the loss",
+            "(sum, weight), where the weight counts what the sum is of",
+            "the loss is the quotient of the two; several losses are added up, and a weight made "
+            "of outputs takes detach().",
+        )
     on_device = isinstance(weight, Tensor) and weight.device.type != "cpu"  # not waited for
     if not on_device and not 0 <= float(weight) < math.inf:
         came = f"a pair whose weight is {float(weight):g} from the loss"
         fix = "count the steps that the sum is of; 0 where there is none."
         raise Refusal(came, "a weight that is finite and not below 0", fix)
     if isinstance(weight, Tensor):
-        return Total(precise(total), weight.detach())
+        return Total(precise(total), weight)
     return Total(precise(total), float(weight))

@@ -175,7 +175,7 @@ class ScoredRows(Scored):
                 given = head.loss_fn(answer, target, self.lengths)
                 totals.append(self._weighed(head.read(given, len(self.rows))))
             else:
-                _check_target(target, outputs)
+                _check_target(target, outputs, head.key)
                 head.check_shapes(answer, target, leading=1)
                 known = part_of(self.known, head.key, "targets")
                 totals.append(self._weighed(head(answer, target, known)))
@@ -206,9 +206,11 @@ class ScoredRows(Scored):
         return given
 
 
-def _check_target(target: Any, outputs: Any) -> None:
+def _check_target(target: Any, outputs: Any, key: Any) -> None:
     """One target a sequence, and not one for every step."""
     time, batch = extent(outputs)
+    if isinstance(outputs, dict):
+        outputs = outputs.get(key, outputs)  # read may give heads that the model has not
     if not isinstance(target, Tensor):
         fix = "torch.as_tensor(targets); one target for each step is seq2seq_loss."
         raise Refusal(f"targets = {in_words(target)}", f"targets ({batch}, *Y)", fix, TypeError)
