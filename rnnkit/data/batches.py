@@ -377,6 +377,8 @@ def batchseq(sequences: Sequence[Tensor], *, pad: float = 0.0) -> Padded:
     if not isinstance(sequences, Iterable):
         fix = "put brackets around it: [sequence]."
         raise Refusal(in_words(sequences), "a list of sequences", fix, TypeError)
+    if isinstance(sequences, Tensor):
+        sequences = sequences.unbind()  # a nested tensor has no other way to its parts
     items = list(sequences)
     _check_sequences(items)
     lengths = torch.tensor([len(item) for item in items], device="cpu")
@@ -386,11 +388,11 @@ def batchseq(sequences: Sequence[Tensor], *, pad: float = 0.0) -> Padded:
 def _check_sequences(items: list[Tensor]) -> None:
     if not items:
         raise Refusal("an empty list", "at least one sequence (T_i, *F)", "check the filter.")
-    kinds = {str(x.dtype) if isinstance(x, Tensor) else in_words(x) for x in items}
-    if len(kinds) > 1 or not isinstance(items[0], Tensor):
+    kinds = {str(x.dtype) if is_dense(x) else in_words(x) for x in items}
+    if len(kinds) > 1 or not is_dense(items[0]):
         came = ", ".join(sorted(kinds))
         fix = "torch.as_tensor(sequence, dtype=...)."
-        raise Refusal(came, "tensors of one dtype", fix, TypeError)
+        raise Refusal(came, "dense tensors of one dtype", fix, TypeError)
     if len({item.shape[1:] for item in items}) > 1 or any(item.ndim == 0 for item in items):
         shapes = sorted({in_words(item) for item in items})
         fix = "only the first dimension, time, may differ between sequences."

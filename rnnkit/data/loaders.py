@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
 from ..core.errors import Refusal, asked, at_least, in_words, one_of
-from ..core.layout import device_of
+from ..core.layout import device_of, is_dense
 from .batches import Padded, SequenceBatch, batchseq
 
 
@@ -310,7 +310,7 @@ def _document(document: Any) -> Segment:
 
 def _readable(stream: Any, holds: str = "") -> Any:
     """A stream that can be sliced: a tensor where that reads nothing, else the stream itself."""
-    if isinstance(stream, Tensor) and stream.ndim > 0:
+    if is_dense(stream) and stream.ndim > 0:
         return stream
     if isinstance(stream, Tensor | str | bytes) or not isinstance(stream, Sized):
         fix = (
