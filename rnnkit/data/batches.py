@@ -324,14 +324,12 @@ def _check_targets(targets: dict[Any, Any], time: int, rows: int) -> None:
 
 def _checked_weights(weights: Tensor, *shapes: tuple[int, ...]) -> Tensor:
     """Weights as they must be, floats: a mask becomes some."""
-    if not isinstance(weights, Tensor):
-        fix = "a float tensor, or a bool one, True where a target is scored."
-        raise Refusal(f"weights = {in_words(weights)}", f"weights {shapes[0]}", fix, TypeError)
+    check_weights(weights, *shapes)
     if weights.dtype == torch.bool:
-        weights = weights.to(torch.get_default_dtype())
+        return weights.to(torch.get_default_dtype())
     if not weights.is_floating_point():
         raise Refusal(f"weights of {weights.dtype}", "float weights", "weights.float().", TypeError)
-    return check_weights(weights, *shapes)
+    return weights
 
 
 @asked("steps")

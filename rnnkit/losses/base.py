@@ -144,9 +144,6 @@ class SequenceLoss:
         time, batch = extent(outputs)
         if lengths is not None:
             check_lengths(lengths, time, batch)
-        if weights is not None and not isinstance(weights, Tensor):
-            came = f"weights = {in_words(weights)}"
-            raise Refusal(came, "a tensor (T, B)", "torch.tensor(weights).", TypeError)
         came = Named("outputs", outputs)
         return self.over(targets, time, batch, lengths, weights, came=came).total(outputs)
 

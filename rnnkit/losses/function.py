@@ -124,9 +124,9 @@ class Head:
         losses = _features(precise(losses))  # (N, K)
         weights = self.weights(known)
         if weights is None:
-            weights = 1.0
-            if options["reduction"] != "batchmean":
-                weights = float(losses.shape[1])
+            weights = float(losses.shape[1])
+            if options["reduction"] == "batchmean":
+                weights = 1.0
         each = Each(losses.sum(1), weights)
         if self._own_forward and options["reduction"] != "none":
             self._check_mean(each, outputs, targets, known)
@@ -164,7 +164,7 @@ class Head:
         if kind is nn.CrossEntropyLoss:
             if loss_fn.weight is not None or targets.is_floating_point():
                 return None
-            weight = _count_of_others(known, loss_fn.ignore_index)
+            weight = float((known.long() != loss_fn.ignore_index).sum())
         if weight == 0:
             return None
         mean = loss_fn(outputs, targets)
@@ -239,8 +239,10 @@ class Head:
 
     def _unreduced(self, outputs: Tensor, targets: Any) -> Any:
         if not isinstance(self.loss_fn, nn.Module):
-            options = {**_old_words(self.loss_fn), "reduction": "none"}
-            return self.loss_fn(outputs, targets, **options)
+            # The two old words for a reduction would win over the new one.
+            given = _keywords_of(self.loss_fn)
+            unsaid = {name: None for name in ("size_average", "reduce") if name in given}
+            return self.loss_fn(outputs, targets, reduction="none", **unsaid)
         # A copy that shares everything but the one word, so that other threads may use the loss.
         view = object.__new__(type(self.loss_fn))
         view.__dict__.update(self.loss_fn.__dict__)
@@ -248,8 +250,9 @@ class Head:
         return view(outputs, targets)
 
     def _refuse_sum(self) -> None:
-        options = self.options or _said(self.loss_fn)
-        if options["reduction"] == "sum":
+        options = self.options or _keywords_of(self.loss_fn)
+        # A module of one's own has it by the name that PyTorch gives it.
+        if "sum" in (options.get("reduction"), getattr(self.loss_fn, "reduction", None)):
             raise Refusal(
                 'a loss with reduction="sum"',
                 'reduction="mean" or "none"',
@@ -264,13 +267,6 @@ def _features(values: Tensor) -> Tensor:
     if values.ndim == 1:
         return values.unsqueeze(1)
     return values.flatten(1)
-
-
-def _count_of_others(targets: Tensor, ignored: int) -> float:
-    """How many targets are not the one that is ignored."""
-    if ignored < 0 and targets.numel() and int(targets.min()) >= 0:
-        return float(targets.numel())  # the usual case, in one operation
-    return float((targets != ignored).sum())
 
 
 def bare(loss_fn: Any) -> Any:
@@ -288,8 +284,8 @@ def bare(loss_fn: Any) -> Any:
 
 
 def _function_of(loss_fn: Any) -> Any:
-    """What is inside partials; where it is one of PyTorch's that was compiled, PyTorch's."""
-    while isinstance(loss_fn, functools.partial):
+    """What is inside a partial; where it is one of PyTorch's that was compiled, PyTorch's."""
+    if isinstance(loss_fn, functools.partial):  # Python makes one of a partial of a partial
         loss_fn = loss_fn.func
     if hasattr(loss_fn, "_torchdynamo_orig_callable") and loss_fn.__module__ == F.__name__:
         return getattr(F, loss_fn.__name__, loss_fn)
@@ -308,10 +304,11 @@ def _has_own_forward(loss_fn: Any) -> bool:
     return isinstance(loss_fn, _Loss) and type(loss_fn).forward.__module__ != _Loss.__module__
 
 
-def _said(loss_fn: Any) -> dict[str, Any]:
-    """The reduction that a loss of one's own was built with, by the name that PyTorch gives it."""
-    given: Mapping[str, Any] = getattr(loss_fn, "keywords", {})
-    return {"reduction": getattr(loss_fn, "reduction", given.get("reduction"))}
+def _keywords_of(loss_fn: Any) -> dict[str, Any]:
+    """What a partial gives by name."""
+    if isinstance(loss_fn, functools.partial):
+        return loss_fn.keywords
+    return {}
 
 
 def refuse_class(loss_fn: object) -> None:
@@ -363,30 +360,19 @@ def torch_options(loss_fn: Any) -> dict[str, Any] | None:
     if isinstance(loss_fn, _Loss):
         names = ("reduction", "ignore_index", "weight")
         return {name: getattr(loss_fn, name, None) for name in names}
-    given: dict[str, Any] = {}
-    function = loss_fn
-    while isinstance(function, functools.partial):
-        if function.args:
-            return None
-        given = {**function.keywords, **given}
-        function = function.func
-    function = _function_of(function)
+    function = _function_of(loss_fn)
+    if isinstance(loss_fn, functools.partial) and loss_fn.args:
+        return None
     if function is not getattr(F, getattr(function, "__name__", ""), None):
         return None  # a decorator may give one's own function the name
     parameters = parameters_of(function) or []
     defaults = {parameter.name: parameter.default for parameter in parameters}
     if "reduction" not in defaults:
         return None
-    options = {"ignore_index": None, "weight": None, **defaults, **given}
+    options = {"ignore_index": None, "weight": None, **defaults, **_keywords_of(loss_fn)}
     if options.get("size_average") is False and options.get("reduce") is not False:
         options["reduction"] = "sum"  # the old way to say so
     return options
-
-
-def _old_words(function: Any) -> dict[str, None]:
-    """The two old words for a reduction, unsaid: they would win over the new one."""
-    keywords: Mapping[str, Any] = getattr(function, "keywords", {})
-    return {name: None for name in ("size_average", "reduce") if name in keywords}
 
 
 def pair_of(given: tuple[Any, Any]) -> Total:

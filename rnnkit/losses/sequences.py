@@ -94,13 +94,13 @@ class ReadLoss(SequenceLoss):
     def _row_weights(self, weights: Tensor, time: int, lengths: Tensor) -> Tensor:
         """The weights of the sequences, `(B,)`: their own, or of the step that is read."""
         batch = len(lengths)
+        weights = check_weights(weights, (batch,), (time, batch))
         if weights.ndim == 1:
-            return check_weights(weights.to("cpu"), (batch,))
+            return weights
         if self.read != "last":
             came = f"weights {in_words(weights)} of steps, and read={self.read!r}"
             fix = "a step has no loss of its own here; weigh the sequences."
             raise Refusal(came, f"weights ({batch},) of sequences", fix)
-        weights = check_weights(weights.to("cpu"), (time, batch))
         return weights[(lengths - 1).clamp(min=0), torch.arange(batch, device="cpu")]
 
     def check_model(self, model: Model) -> None:

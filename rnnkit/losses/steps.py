@@ -109,7 +109,7 @@ class StepLoss(SequenceLoss):
             mask = _both(mask, (steps >= self.warmup).expand(ask.time, ask.batch))
         weights = ask.weights
         if weights is not None:
-            weights = check_weights(weights.to("cpu"), (ask.time, ask.batch))
+            weights = check_weights(weights, (ask.time, ask.batch))
             mask = _both(mask, weights != 0)
         known = targets
         if ask.known is not ask.targets:
