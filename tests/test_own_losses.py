@@ -854,6 +854,14 @@ def test_a_class_is_no_loss():
     refused(lambda: phase(net(), nn.MSELoss, batch), "the class MSELoss", TypeError)
 
 
+def test_a_loss_over_sequences_is_none_of_steps():
+    """To it all rows' steps were one row: of a warmup of one step, one in all was left out."""
+    for inside in (rk.seq2seq_loss(nn.MSELoss(), warmup=1), rk.seq2one_loss(nn.MSELoss())):
+        for losses in (inside, {"a": inside}):
+            refused(lambda losses=losses: rk.seq2seq_loss(losses), "inside; wanted", TypeError)
+            refused(lambda losses=losses: rk.seq2one_loss(losses), "inside; wanted", TypeError)
+
+
 MORE = {
     "variance": nn.GaussianNLLLoss(),
     "a function": F.gaussian_nll_loss,
