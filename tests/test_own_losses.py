@@ -252,6 +252,24 @@ def test_a_subclass_of_pytorch_s_knows_its_targets(module, features):
     close(rk.seq2one_loss(module, "max")(outputs, targets[0]), module(outputs.amax(0), targets[0]))
 
 
+class Known(nn.MSELoss):
+    """One number where a target is missing; where none is, one loss a step can be had."""
+
+    def forward(self, outputs, targets):
+        known = ~targets.isnan()
+        if known.all():
+            return super().forward(outputs, targets)
+        return super().forward(outputs[known], targets[known])
+
+
+def test_a_subclass_may_tell_of_each_step_in_some_rows_alone():
+    outputs, targets, lengths = data(5, 3, 2), data(5, 3, 2, seed=1), torch.tensor([5, 3, 4])
+    targets[:2, 1, 0] = math.nan
+    rows = [Known()(outputs[:n, i], targets[:n, i]) for i, n in enumerate(lengths)]
+    loss = rk.seq2seq_loss(Known(), "sequence")
+    close(loss(outputs, targets, lengths), torch.stack(rows).mean())
+
+
 def test_a_decorated_function_is_not_the_one_of_pytorch_whose_name_it_has():
     @functools.wraps(F.cross_entropy)
     def squeezed(outputs, targets):

@@ -271,11 +271,8 @@ def _features(values: Tensor) -> Tensor:
 
 def bare(loss_fn: Any) -> Any:
     """A loss of PyTorch's own without what hides it: `torch.compile`, `partial`, its `forward`."""
-    if isinstance(loss_fn, functools.partial):
-        inner = bare(loss_fn.func)
-        if not loss_fn.args and not loss_fn.keywords:
-            return inner
-        return functools.partial(inner, *loss_fn.args, **loss_fn.keywords)
+    if isinstance(loss_fn, functools.partial) and not (loss_fn.args or loss_fn.keywords):
+        return bare(loss_fn.func)
     inner = loss_fn
     if inspect.ismethod(loss_fn) and loss_fn.__name__ in ("forward", "_wrapped_call_impl"):
         inner = loss_fn.__self__
@@ -386,12 +383,8 @@ def pair_of(given: tuple[Any, Any]) -> Total:
             "sum the losses of the steps that count, and count them.",
         )
     if getattr(weight, "requires_grad", False):
-        raise Refusal(
-            "a pair whose weight has a gradient from the loss",
-            "(sum, weight), where the weight counts what the sum is of",
-            "the loss is the quotient of the two; several losses are added up, and a weight made "
-            "of outputs takes detach().",
-        )
+        fix = "add up two losses; of outputs, weight.detach(): the loss is sum / weight."
+        raise Refusal("a pair whose weight has a gradient from the loss", "(sum, weight)", fix)
     on_device = isinstance(weight, Tensor) and weight.device.type != "cpu"  # not waited for
     if not on_device and not 0 <= float(weight) < math.inf:
         came = f"a pair whose weight is {float(weight):g} from the loss"

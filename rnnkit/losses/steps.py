@@ -75,9 +75,7 @@ def seq2seq_loss(
     >>> loss(outputs, targets, torch.tensor([3, 1])).item()
     1.0
     """
-    if average == "last":
-        raise Refusal("average='last'", '"step" or "sequence"', "that is seq2one_loss.")
-    one_of("average", average, ("step", "sequence"), "choose what is averaged.")
+    one_of("average", average, ("step", "sequence"), "of the last step alone it is seq2one_loss.")
     at_least("warmup", warmup, 0, "0 scores every step.")
     return StepLoss(loss_fn, average, warmup, weights)
 
@@ -331,9 +329,8 @@ class ScoredSteps(Scored):
         for b in row.unique().tolist():
             here = (row == b).nonzero().squeeze(1)
             given = head(*(part[onto(here, part.device)] for part in laid))
-            if not isinstance(given, Total):
-                came = "a loss that gives now one number, now many"
-                raise Refusal(came, "one of the two", "reduce it always, or never.")
+            if isinstance(given, Each):
+                given = given.total()
             if head.scalar and self.row_weights is not None:
                 share = len(here) / float(self.row_weights[i][b])
                 total += Total(given.mean() * share, share)
