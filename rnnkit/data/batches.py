@@ -238,9 +238,8 @@ def _check_is_no_pair(batch: list[Any]) -> None:
     raise Refusal(
         f"a list of {len(batch)}",
         f"a tuple {wanted}, or one sequence (T, B, *F)",
-        "a DataLoader made a list of the tuple (its default collate_fn does, and so did pin_memory "
-        "in older releases of torch): pass tuple(batch), or collate_fn=pad_collate; if these are "
-        "the steps of one sequence, torch.stack(batch).",
+        "a DataLoader made a list of the tuple: pass tuple(batch), or collate_fn=pad_collate; if "
+        "these are the steps of one sequence, torch.stack(batch).",
         TypeError,
     )
 

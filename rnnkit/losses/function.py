@@ -94,14 +94,21 @@ class Head:
         self.loss_fn = bare(loss_fn)
         self.key = key
         self._options = torch_options(self.loss_fn)
-        if self._options is not None:
-            _refuse_more_arguments(self.loss_fn)
+        wanted = _wanted_by(self.loss_fn)
+        if self._options is not None and len(wanted) > 2:
+            raise Refusal(
+                f"a loss that wants {', '.join(wanted)}",
+                "one of (outputs, targets)",
+                "write a function that gives it all of them, lambda outputs, targets: ...; with "
+                'read="all", lambda outputs, targets, lengths: ...',
+                TypeError,
+            )
         self.scalar = False
         self._class_weight: tuple[Tensor, int, Tensor] | None = None
         self._weighs = _is_one_of(_WEIGHING, self.loss_fn)
-        self._classes = _is_one_of(_CLASSES, self.loss_fn)
-        self._same_shape = _is_one_of(_SAME_SHAPE, self.loss_fn)
-        self._own_forward = _has_own_forward(self.loss_fn)
+        self._own_forward = _has_own_forward(self.loss_fn)  # which knows its targets
+        self._classes = not self._own_forward and _is_one_of(_CLASSES, self.loss_fn)
+        self._same_shape = not self._own_forward and _is_one_of(_SAME_SHAPE, self.loss_fn)
         self._refuse_sum()
 
     @property
@@ -216,15 +223,14 @@ class Head:
     def check_shapes(self, outputs: Tensor, targets: Tensor, *, leading: int) -> None:
         """Refuse shapes that would broadcast to a wrong number; `leading` dimensions, of steps and
         rows, come before those of the features."""
-        if self._classes and not self._own_forward:
+        if self._classes:
             _check_classes(outputs, targets, leading)
             return
-        if self._classes or outputs.shape == targets.shape:
+        if outputs.shape == targets.shape:
             return
         shorter = min(outputs.shape, targets.shape, key=len)
         longer = max(outputs.shape, targets.shape, key=len)
-        same_shape = self._same_shape and not self._own_forward
-        if same_shape or (*shorter, 1) == tuple(longer):
+        if self._same_shape or (*shorter, 1) == tuple(longer):
             fix = (
                 "they would broadcast to a wrong number; add the missing dimension with "
                 "targets.unsqueeze(-1)."
@@ -313,19 +319,6 @@ def refuse_class(loss_fn: object) -> None:
     if isinstance(loss_fn, type):
         name = loss_fn.__name__
         raise Refusal(f"the class {name}", "a loss function", f"make one: {name}().", TypeError)
-
-
-def _refuse_more_arguments(loss_fn: Any) -> None:
-    """Refuse a loss of PyTorch's own that wants more than outputs and targets."""
-    wanted = _wanted_by(loss_fn)
-    if len(wanted) > 2:
-        raise Refusal(
-            f"a loss that wants {', '.join(wanted)}",
-            "one of (outputs, targets)",
-            "write a function that gives it all of them, lambda outputs, targets: ...; with "
-            'read="all", lambda outputs, targets, lengths: ...',
-            TypeError,
-        )
 
 
 def _wanted_by(loss_fn: Any) -> list[str]:
