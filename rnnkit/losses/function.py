@@ -27,21 +27,6 @@ LossFunction = Callable[..., Any]
 _WEIGHING = {nn.CrossEntropyLoss: F.cross_entropy, nn.NLLLoss: F.nll_loss}
 # Their targets are classes: of another shape than the outputs by nature.
 _CLASSES = {**_WEIGHING, nn.MultiMarginLoss: F.multi_margin_loss}
-# They compare outputs and targets one by one.
-_SAME_SHAPE = {
-    nn.MSELoss: F.mse_loss,
-    nn.L1Loss: F.l1_loss,
-    nn.SmoothL1Loss: F.smooth_l1_loss,
-    nn.HuberLoss: F.huber_loss,
-    nn.BCELoss: F.binary_cross_entropy,
-    nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
-    nn.PoissonNLLLoss: F.poisson_nll_loss,
-    nn.GaussianNLLLoss: F.gaussian_nll_loss,
-    nn.KLDivLoss: F.kl_div,
-    nn.SoftMarginLoss: F.soft_margin_loss,
-    nn.HingeEmbeddingLoss: F.hinge_embedding_loss,
-    nn.MultiLabelSoftMarginLoss: F.multilabel_soft_margin_loss,
-}
 
 
 class Each(NamedTuple):
@@ -107,8 +92,9 @@ class Head:
         self._class_weight: tuple[Tensor, int, Tensor] | None = None
         self._weighs = _is_one_of(_WEIGHING, self.loss_fn)
         self._own_forward = _has_own_forward(self.loss_fn)  # which knows its targets
-        self._classes = not self._own_forward and _is_one_of(_CLASSES, self.loss_fn)
-        self._same_shape = not self._own_forward and _is_one_of(_SAME_SHAPE, self.loss_fn)
+        pytorchs = self._options is not None and not self._own_forward
+        self._classes = pytorchs and _is_one_of(_CLASSES, self.loss_fn)
+        self._same_shape = pytorchs and not self._classes
         self._refuse_sum()
 
     @property
