@@ -273,9 +273,7 @@ class ScoredSteps(Scored):
 
     def _total_of(self, i: int, laid: _Laid) -> Total:
         head = self.loss.heads[i]
-        if not laid.outputs.size(0):
-            return nothing(laid.outputs)
-        if self.weights is None and self.row_weights is None:
+        if len(laid.outputs) and self.weights is None and self.row_weights is None:
             given = head.whole(*laid) or head(*laid)
             if isinstance(given, Each):
                 given = given.total()
