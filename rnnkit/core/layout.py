@@ -80,15 +80,15 @@ def _stacked(steps: Sequence[Tensor], name: str) -> Tensor:
     )
 
 
-def as_sequences(sequence: Sequences, name: str = "inputs", least: int = 2) -> Any:
+def as_sequences(sequence: Sequences, name: str = "inputs") -> Any:
     """A sequence, or a dict of sequences, in which all have the same `T` and `B`."""
     if is_dense(sequence) and sequence.ndim > 1 and sequence.numel():
         return sequence  # the usual case
     if not isinstance(sequence, dict):
-        return as_sequence(sequence, name, least)
+        return as_sequence(sequence, name)
     parts: dict[Any, Tensor] = {}
     for key, part in sequence.items():
-        parts[key] = as_sequence(part, f"{name}[{key!r}]", least)
+        parts[key] = as_sequence(part, f"{name}[{key!r}]")
     if len({part.shape[:2] for part in parts.values()}) != 1:
         shapes = ", ".join(f"{key!r} {in_words(part)}" for key, part in parts.items())
         raise Refusal(

@@ -19,7 +19,7 @@ from ..core.layout import (
     valid_steps,
 )
 from ..core.signature import by_place, must_be_given, parameters_of
-from ..core.state import map_leaves, onto, select_rows
+from ..core.state import select_rows
 from .base import Ask, Scored, SequenceLoss
 from .function import LossFunction, bare, pair_of, refuse_class, torch_options
 from .steps import StepLoss
@@ -113,12 +113,8 @@ class ScoredPlain(Scored):
         return self.mask.double()
 
     def valid(self, outputs: Any) -> tuple[Any, Any]:
-        index = self.mask.flatten().nonzero().squeeze(1)
-
-        def flat(leaf: Tensor) -> Tensor:
-            return leaf.flatten(0, 1).index_select(0, onto(index, leaf.device))
-
-        return map_leaves(flat, outputs), map_leaves(flat, self.targets)
+        steps, rows = self.mask.nonzero(as_tuple=True)  # (N,)
+        return gathered(outputs, steps, rows), gathered(self.targets, steps, rows)
 
     def total(self, outputs: Any) -> Total:
         targets = self.targets

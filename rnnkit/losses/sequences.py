@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core.errors import Refusal, asked, in_words, one_of
 from ..core.layout import all_lengths, check_weights, extent, gathered, parts_of, valid_steps
 from ..core.model import Declared, Model
-from ..core.state import leaves_of, map_leaves, onto, select_rows
+from ..core.state import along, leaves_of, map_leaves, onto, select_rows
 from .base import Ask, Scored, SequenceLoss, no_single, of_both, part_of
 from .function import Each, LossFunction
 from .plain import takes_lengths
@@ -244,8 +244,7 @@ def _read_last(outputs: Tensor, lengths: Tensor) -> Tensor:
 def _read_mean(outputs: Tensor, lengths: Tensor) -> Tensor:
     wide = torch.promote_types(outputs.dtype, torch.float32)  # a sum in float16 ends at 65504
     total = torch.where(_valid_like(outputs, lengths), outputs, 0).sum(0, dtype=wide)  # (B, *O)
-    counts = onto(lengths.to(wide), outputs.device)
-    return (total / counts.view(-1, *[1] * (total.ndim - 1))).to(outputs.dtype)
+    return (total / along(lengths.to(wide), outputs)).to(outputs.dtype)
 
 
 def _read_max(outputs: Tensor, lengths: Tensor) -> Tensor:
