@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 
 from ..core.errors import Refusal, asked, at_least, in_words, one_of
 from ..core.layout import device_of, is_dense
-from .batches import Padded, SequenceBatch, batchseq
+from .batches import SequenceBatch, batchseq
 
 
 @asked("pad_collate")
@@ -69,9 +69,8 @@ def _padded(sequences: Sequence[Any], pad: float) -> tuple[Any, Tensor]:
     """The sequences, or dicts of several, side by side, and their lengths."""
     if not isinstance(sequences[0], dict):
         return batchseq(sequences, pad=pad)
-    parts: dict[Any, Padded] = {}
-    for name, column in _by_name(sequences, "sequences").items():
-        parts[name] = batchseq(column, pad=pad)
+    columns = _by_name(sequences, "sequences")
+    parts = {name: batchseq(column, pad=pad) for name, column in columns.items()}
     if len({tuple(part.lengths.tolist()) for part in parts.values()}) != 1:
         came = ", ".join(f"{name!r} of {part.lengths.tolist()}" for name, part in parts.items())
         fix = "the sequences of one dict are read side by side, step by step."

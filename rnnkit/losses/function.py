@@ -141,8 +141,7 @@ class Head:
                     "the mean of its own steps",
                     "derive it from nn.Module, whose answer is taken as it is.",
                 )
-            # The two may have drawn other numbers, as dropout does: then this finds them alike.
-            with evaluating(loss_fn):
+            with evaluating(loss_fn):  # where nothing is drawn at random, as by dropout
                 self(outputs, targets, known)
 
     def whole(self, outputs: Tensor, targets: Tensor, known: Tensor) -> Total | None:

@@ -87,12 +87,12 @@ def takes_lengths(function: LossFunction) -> tuple[bool, bool]:
     parameters = parameters_of(function)
     if parameters is None:
         return False, True
-    needed = [p for p in parameters if must_be_given(p)]
+    needed = sum(map(must_be_given, parameters)) >= 3
     # One that may be left out is some option of the loss, unless it is called by what it is.
     optional = [p for p in parameters if by_place(p)][2:3]
     named = any("len" in p.name for p in optional)
     any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    return len(needed) >= 3, len(needed) >= 3 or named or any_number
+    return needed, needed or named or any_number
 
 
 class ScoredPlain(Scored):
