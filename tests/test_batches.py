@@ -245,6 +245,23 @@ def test_batchseq_refuses_what_is_no_tensor():
         batchseq([[1.0, 2.0], [3.0]])
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_is_its_sequences_and_none_of_them(layout):
+    sequences = [random_sequence(3), random_sequence(2)]
+    nested = torch.nested.nested_tensor(sequences, layout=layout)
+    padded, expected = batchseq(nested), batchseq(sequences)
+    assert torch.equal(padded.sequences, expected.sequences)
+    assert torch.equal(padded.lengths, expected.lengths)
+    text = "a nested tensor; wanted dense tensors of one dtype"
+    refused(lambda: batchseq([nested, nested]), text, TypeError)
+
+
+def test_batchseq_refuses_sparse_sequences():
+    sparse = torch.eye(2).to_sparse()
+    refused(lambda: batchseq([sparse, sparse]), "wanted dense tensors", TypeError)
+
+
 @pytest.mark.parametrize(
     ("lengths", "word"),
     [

@@ -489,6 +489,7 @@ def test_lengths_of_a_small_dtype_hold_no_limit_that_is_larger_than_it():
         (["a text", "another"], "got a list that holds a str; wanted"),
         (torch.tensor(3), "got (); wanted sequences of numbers"),
         ([torch.tensor(3)], "got a list that holds (); wanted"),
+        (torch.arange(9).to_sparse(), "got (9,); wanted sequences of numbers"),
         (7, "got a int; wanted"),
         (iter([1, 2]), "got a list_iterator; wanted"),
     ],

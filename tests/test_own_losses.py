@@ -97,6 +97,28 @@ def test_a_label_for_all_features_is_not_spread_over_them(loss_fn):
     refused(lambda: loss(data(4, 2, 3), torch.ones(4, 2, 1)), "wanted equal shapes")
 
 
+class Own(nn.Module):
+    def __init__(self, reduction):
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, outputs, targets):
+        losses = (outputs - targets).pow(2)
+        return losses.sum() if self.reduction == "sum" else losses.mean()
+
+
+def own(outputs, targets, reduction):
+    return Own(reduction)(outputs, targets)
+
+
+@pytest.mark.parametrize("loss", [Own, lambda word: functools.partial(own, reduction=word)])
+def test_a_sum_of_one_s_own_that_is_called_so_is_refused_too(loss):
+    """It was taken for a mean: two batches of 2 and 4 equal rows gave 3.3 times the first's."""
+    refused(lambda: rk.seq2seq_loss(loss("sum")), 'reduction="sum"')
+    outputs, targets = data(4, 2, 3), data(4, 2, 3, seed=1)
+    close(rk.seq2seq_loss(loss("mean"))(outputs, targets), F.mse_loss(outputs, targets))
+
+
 def test_the_way_to_write_a_sum_works():
     outputs, targets = data(4, 2, 3), data(4, 2, 3, seed=1)
     loss = rk.seq2seq_loss(lambda y, t: (F.mse_loss(y, t, reduction="sum"), 1.0))
@@ -184,6 +206,97 @@ def test_a_subclass_is_no_mean_of_its_steps_in_silence(average):
             mask = torch.arange(5).unsqueeze(1) < lengths
             expected = module(outputs[mask], targets[mask])
         close(loss(outputs, targets, lengths), expected)
+
+
+class Noisy(nn.MSELoss):
+    """Two evaluations draw two masks."""
+
+    def forward(self, outputs, targets):
+        return super().forward(F.dropout(outputs, 0.5, self.training), targets)
+
+
+class NoisyRoot(Root):
+    def forward(self, outputs, targets):
+        return super().forward(F.dropout(outputs, 0.5, self.training), targets)
+
+
+def test_a_subclass_that_draws_at_random_is_the_mean_of_its_steps():
+    outputs, targets = data(5, 2, 3), data(5, 2, 3, seed=1)
+    torch.manual_seed(0)
+    given = rk.seq2seq_loss(Noisy())(outputs, targets)
+    torch.manual_seed(0)
+    close(given, Noisy()(outputs.flatten(0, 1), targets.flatten(0, 1)))
+    root = NoisyRoot()
+    refused(lambda: rk.seq2seq_loss(root)(outputs, targets), "a subclass of PyTorch's loss")
+    assert root.training
+
+
+class Masked(nn.MSELoss):
+    """A mask is the last feature of the targets."""
+
+    def forward(self, outputs, targets):
+        mask = targets[..., 1:]
+        return super().forward(outputs * mask, targets[..., :1] * mask)
+
+
+class Variance(nn.GaussianNLLLoss):
+    def forward(self, outputs, targets):
+        return super().forward(outputs[..., :1], targets, outputs[..., 1:].exp())
+
+
+@pytest.mark.parametrize(("module", "features"), [(Masked(), (1, 2)), (Variance(), (2, 1))])
+def test_a_subclass_of_pytorch_s_knows_its_targets(module, features):
+    outputs, targets = data(4, 2, features[0]), data(4, 2, features[1], seed=1)
+    expected = module(outputs.flatten(0, 1), targets.flatten(0, 1))
+    close(rk.seq2seq_loss(module)(outputs, targets), expected)
+    close(rk.seq2one_loss(module, "max")(outputs, targets[0]), module(outputs.amax(0), targets[0]))
+
+
+class Known(nn.MSELoss):
+    """One number where a target is missing; where none is, one loss a step can be had."""
+
+    def forward(self, outputs, targets):
+        known = ~targets.isnan()
+        if known.all():
+            return super().forward(outputs, targets)
+        return super().forward(outputs[known], targets[known])
+
+
+def test_a_subclass_may_tell_of_each_step_in_some_rows_alone():
+    outputs, targets, lengths = data(5, 3, 2), data(5, 3, 2, seed=1), torch.tensor([5, 3, 4])
+    targets[:2, 1, 0] = math.nan
+    rows = [Known()(outputs[:n, i], targets[:n, i]) for i, n in enumerate(lengths)]
+    loss = rk.seq2seq_loss(Known(), "sequence")
+    close(loss(outputs, targets, lengths), torch.stack(rows).mean())
+
+
+def test_a_decorated_function_is_not_the_one_of_pytorch_whose_name_it_has():
+    @functools.wraps(F.cross_entropy)
+    def squeezed(outputs, targets):
+        return F.cross_entropy(outputs, targets.squeeze(-1))
+
+    outputs, targets = data(4, 2, 3), torch.randint(3, (4, 2, 1), generator=seeded())
+    expected = F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+    close(rk.seq2seq_loss(squeezed)(outputs, targets), expected)
+
+
+class Comparing(nn.Module):
+    """As a metric of torchmetrics, it makes another one when it is compared."""
+
+    def __eq__(self, other):
+        return nn.Identity()
+
+    __hash__ = nn.Module.__hash__
+
+    def forward(self, outputs, targets):
+        return (outputs[..., 0] - targets).abs().mean()
+
+
+@pytest.mark.parametrize("average", ["step", "sequence"])
+def test_a_loss_with_an_equality_of_its_own_is_none_of_pytorch_s(average):
+    outputs, targets = data(4, 2, 3), data(4, 2, seed=1)
+    expected = (outputs[..., 0] - targets).abs().mean()
+    close(rk.seq2seq_loss(Comparing(), average)(outputs, targets), expected)
 
 
 def test_low_precision_sums_do_not_stop_growing():
@@ -490,6 +603,35 @@ def test_a_loss_of_everything_is_connectionist_temporal_classification():
     close(cut.loss, expected.detach())
 
 
+class Temporal(nn.CTCLoss):
+    def forward(self, outputs, targets, lengths):
+        return super().forward(outputs.log_softmax(2), targets, lengths, torch.tensor([4, 4]))
+
+
+class Counted(nn.MSELoss):
+    def forward(self, outputs, targets, lengths):
+        counts = torch.arange(len(outputs)).unsqueeze(1) < lengths
+        return (outputs - targets)[counts].pow(2).mean()
+
+
+def test_a_subclass_of_pytorch_s_may_want_the_lengths():
+    outputs, lengths = data(9, 2, 5), torch.tensor([9, 8])
+    texts = torch.randint(1, 5, (2, 4), generator=seeded())
+    expected = Temporal()(outputs, texts, lengths)
+    close(rk.seq2one_loss(Temporal(), "all")(outputs, texts, lengths), expected)
+    model, inputs, targets = net(), data(9, 2, 3), data(9, 2, 3, seed=1)
+    step = rk.BPTTValidationPhase()(model, Counted(), (inputs, targets, lengths))
+    expected = rk.seq2seq_loss(nn.MSELoss()).on(model, inputs, targets, lengths)
+    close(step.loss, expected.detach())
+
+
+def test_a_compiled_loss_that_wants_the_lengths_is_given_them_where_all_rows_are_whole():
+    compiled = torch.compile(Counted(), backend="eager")
+    batch = (data(4, 2, 3), data(4, 2, 3, seed=1))
+    step = rk.BPTTValidationPhase()(net(), compiled, batch)
+    close(step.loss, rk.seq2seq_loss(nn.MSELoss()).on(net(), *batch).detach())
+
+
 @pytest.mark.parametrize("loss_fn", [nn.MSELoss(), F.cross_entropy, lambda y, t: (y - t).mean()])
 def test_a_loss_of_two_arguments_is_none_of_everything(loss_fn):
     """Of `F.cross_entropy` the lengths would be the weights of the classes."""
@@ -626,10 +768,28 @@ def test_heads_of_one_target_a_sequence(kind):
 # What stands where nothing is scored, and what is no loss at all
 
 
+def test_a_head_is_held_to_its_own_outputs():
+    """Two steps and two rows: a target of one head has the shape of the other's outputs."""
+    outputs = {"a": data(2, 2, 3), "b": data(2, 2, 2, 3)}
+    targets = {"a": data(2, 3, seed=1), "b": data(2, 2, 3, seed=2)}
+    loss = rk.seq2one_loss({"a": nn.MSELoss(), "b": nn.MSELoss()})
+    expected = sum(F.mse_loss(outputs[name][-1], targets[name]) for name in outputs)
+    close(loss(outputs, targets), expected)
+    refused(lambda: loss(outputs, {**targets, "a": outputs["a"]}), "one target a sequence")
+
+
 @pytest.mark.parametrize("weight", [-2.0, math.nan, math.inf, torch.tensor(-1)])
 def test_a_weight_below_zero_or_not_finite_is_refused(weight):
     loss = rk.seq2seq_loss(lambda y, t: ((y - t).square().sum(), weight))
     refused(lambda: loss(data(4, 2, 3), data(4, 2, 3)), "a pair whose weight is")
+
+
+def test_a_weight_that_has_a_gradient_is_refused():
+    """It would be cut off, and two losses, (reconstruction, divergence), would be a quotient."""
+    outputs, targets = data(4, 2, 3).requires_grad_(), data(4, 2, 3, seed=1)
+    loss = rk.seq2seq_loss(lambda y, t: ((y - t).pow(2).sum(), y.sigmoid().sum()))
+    refused(lambda: loss(outputs, targets), "a pair whose weight has a gradient")
+    assert loss(outputs.detach(), targets) > 0
 
 
 @pytest.mark.parametrize("padding", [-7, 99])
@@ -710,6 +870,14 @@ def test_a_class_is_no_loss():
     batch = (data(4, 2, 3), data(4, 2, 3))
     phase = rk.BPTTValidationPhase()
     refused(lambda: phase(net(), nn.MSELoss, batch), "the class MSELoss", TypeError)
+
+
+def test_a_loss_over_sequences_is_none_of_steps():
+    """To it all rows' steps were one row: of a warmup of one step, one in all was left out."""
+    for inside in (rk.seq2seq_loss(nn.MSELoss(), warmup=1), rk.seq2one_loss(nn.MSELoss())):
+        for losses in (inside, {"a": inside}):
+            refused(lambda losses=losses: rk.seq2seq_loss(losses), "inside; wanted", TypeError)
+            refused(lambda losses=losses: rk.seq2one_loss(losses), "inside; wanted", TypeError)
 
 
 MORE = {

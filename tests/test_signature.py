@@ -28,3 +28,19 @@ def test_a_module_is_asked_for_its_forward():
 
 def test_code_in_c_does_not_say():
     assert parameters_of(torch.tanh) is None
+
+
+def test_a_decorator_takes_what_it_says_or_what_it_hands_on():
+    def call(a, b, c):
+        raise NotImplementedError
+
+    @functools.wraps(call)
+    def two(a, b):
+        return call(a, b, 0)
+
+    @functools.wraps(call)
+    def any_number(*arguments):
+        return call(*arguments)
+
+    assert names(two, must_be_given) == ["a", "b"]
+    assert names(any_number, must_be_given) == ["a", "b", "c"]

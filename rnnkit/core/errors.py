@@ -59,7 +59,7 @@ def asked(who: str | Callable[[Any], str]) -> Callable[[Callable[P, R]], Callabl
 def in_words(value: object) -> str:
     """A value in the words of an error: a tensor's shape, a dict's keys, else its type."""
     if isinstance(value, Tensor):
-        return str(tuple(value.shape))
+        return "a nested tensor" if value.is_nested else str(tuple(value.shape))
     if isinstance(value, dict):
         return "a dict of " + (", ".join(map(repr, value)) or "nothing")
     if isinstance(value, list | tuple):

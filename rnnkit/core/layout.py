@@ -80,15 +80,15 @@ def _stacked(steps: Sequence[Tensor], name: str) -> Tensor:
     )
 
 
-def as_sequences(sequence: Sequences, name: str = "inputs", least: int = 2) -> Any:
+def as_sequences(sequence: Sequences, name: str = "inputs") -> Any:
     """A sequence, or a dict of sequences, in which all have the same `T` and `B`."""
     if is_dense(sequence) and sequence.ndim > 1 and sequence.numel():
         return sequence  # the usual case
     if not isinstance(sequence, dict):
-        return as_sequence(sequence, name, least)
+        return as_sequence(sequence, name)
     parts: dict[Any, Tensor] = {}
     for key, part in sequence.items():
-        parts[key] = as_sequence(part, f"{name}[{key!r}]", least)
+        parts[key] = as_sequence(part, f"{name}[{key!r}]")
     if len({part.shape[:2] for part in parts.values()}) != 1:
         shapes = ", ".join(f"{key!r} {in_words(part)}" for key, part in parts.items())
         raise Refusal(
@@ -184,11 +184,15 @@ def check_lengths(lengths: Tensor, time: int, batch: int, least: int = 1) -> Ten
 
 
 def check_weights(weights: Tensor, *shapes: tuple[int, ...]) -> Tensor:
-    """Weights as they must be: of one of these shapes, finite and not negative."""
+    """Weights as they must be: of one of these shapes, finite and not negative; on the CPU."""
+    wanted = "weights " + " or ".join(map(str, shapes))
+    if not isinstance(weights, Tensor):
+        fix = "a float tensor, or a bool one, True where a target is scored."
+        raise Refusal(f"weights = {in_words(weights)}", wanted, fix, TypeError)
     if tuple(weights.shape) not in shapes:
-        wanted = "weights " + " or ".join(map(str, shapes))
         fix = "one weight for each step and row, or where targets are one a sequence, for each row."
         raise Refusal(f"weights {in_words(weights)}", wanted, fix)
+    weights = weights.to("cpu")
     if not bool(((weights >= 0) & weights.isfinite()).all()):
         came = f"weights from {float(weights.min()):g} to {float(weights.max()):g}"
         fix = "a target that is not scored has the weight 0."

@@ -14,13 +14,16 @@ def parameters_of(called: Callable[..., Any]) -> list[Parameter] | None:
     >>> [parameter.name for parameter in parameters_of(lambda outputs, given: outputs)]
     ['outputs', 'given']
     """
-    call: Any = called
-    if isinstance(called, nn.Module):
-        call = getattr(called, "forward", None)
+    call: Any = getattr(called, "_orig_mod", called)  # inside torch.compile
+    if isinstance(call, nn.Module):
+        call = getattr(call, "forward", None)
     try:
-        return list(inspect.signature(call).parameters.values())
+        signature = inspect.signature(call, follow_wrapped=False)
+        if any(p.kind is Parameter.VAR_POSITIONAL for p in signature.parameters.values()):
+            signature = inspect.signature(call)  # what a decorator hands its arguments on to
     except (TypeError, ValueError):
         return None
+    return list(signature.parameters.values())
 
 
 def by_place(parameter: Parameter) -> bool:

@@ -53,7 +53,7 @@ def like(tree: Any, items: list[Any]) -> Any:
 def leaves_of(tree: Any) -> list[Tensor]:
     """The leaves of a tree, one by one."""
     found: list[Tensor] = []
-    map_leaves(lambda leaf: found.append(leaf), tree)
+    map_leaves(found.append, tree)
     return found
 
 

@@ -238,9 +238,8 @@ def _check_is_no_pair(batch: list[Any]) -> None:
     raise Refusal(
         f"a list of {len(batch)}",
         f"a tuple {wanted}, or one sequence (T, B, *F)",
-        "a DataLoader made a list of the tuple (its default collate_fn does, and so did pin_memory "
-        "in older releases of torch): pass tuple(batch), or collate_fn=pad_collate; if these are "
-        "the steps of one sequence, torch.stack(batch).",
+        "a DataLoader made a list of the tuple: pass tuple(batch), or collate_fn=pad_collate; if "
+        "these are the steps of one sequence, torch.stack(batch).",
         TypeError,
     )
 
@@ -324,14 +323,12 @@ def _check_targets(targets: dict[Any, Any], time: int, rows: int) -> None:
 
 def _checked_weights(weights: Tensor, *shapes: tuple[int, ...]) -> Tensor:
     """Weights as they must be, floats: a mask becomes some."""
-    if not isinstance(weights, Tensor):
-        fix = "a float tensor, or a bool one, True where a target is scored."
-        raise Refusal(f"weights = {in_words(weights)}", f"weights {shapes[0]}", fix, TypeError)
+    check_weights(weights, *shapes)
     if weights.dtype == torch.bool:
-        weights = weights.to(torch.get_default_dtype())
+        return weights.to(torch.get_default_dtype())
     if not weights.is_floating_point():
         raise Refusal(f"weights of {weights.dtype}", "float weights", "weights.float().", TypeError)
-    return check_weights(weights, *shapes)
+    return weights
 
 
 @asked("steps")
@@ -377,6 +374,8 @@ def batchseq(sequences: Sequence[Tensor], *, pad: float = 0.0) -> Padded:
     if not isinstance(sequences, Iterable):
         fix = "put brackets around it: [sequence]."
         raise Refusal(in_words(sequences), "a list of sequences", fix, TypeError)
+    if isinstance(sequences, Tensor):
+        sequences = sequences.unbind()  # a nested tensor has no other way to its parts
     items = list(sequences)
     _check_sequences(items)
     lengths = torch.tensor([len(item) for item in items], device="cpu")
@@ -386,11 +385,11 @@ def batchseq(sequences: Sequence[Tensor], *, pad: float = 0.0) -> Padded:
 def _check_sequences(items: list[Tensor]) -> None:
     if not items:
         raise Refusal("an empty list", "at least one sequence (T_i, *F)", "check the filter.")
-    kinds = {str(x.dtype) if isinstance(x, Tensor) else in_words(x) for x in items}
-    if len(kinds) > 1 or not isinstance(items[0], Tensor):
+    kinds = {str(x.dtype) if is_dense(x) else in_words(x) for x in items}
+    if len(kinds) > 1 or not is_dense(items[0]):
         came = ", ".join(sorted(kinds))
         fix = "torch.as_tensor(sequence, dtype=...)."
-        raise Refusal(came, "tensors of one dtype", fix, TypeError)
+        raise Refusal(came, "dense tensors of one dtype", fix, TypeError)
     if len({item.shape[1:] for item in items}) > 1 or any(item.ndim == 0 for item in items):
         shapes = sorted({in_words(item) for item in items})
         fix = "only the first dimension, time, may differ between sequences."

@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
 from ..core.errors import Refusal, asked, at_least, in_words, one_of
-from ..core.layout import device_of
-from .batches import Padded, SequenceBatch, batchseq
+from ..core.layout import device_of, is_dense
+from .batches import SequenceBatch, batchseq
 
 
 @asked("pad_collate")
@@ -69,9 +69,8 @@ def _padded(sequences: Sequence[Any], pad: float) -> tuple[Any, Tensor]:
     """The sequences, or dicts of several, side by side, and their lengths."""
     if not isinstance(sequences[0], dict):
         return batchseq(sequences, pad=pad)
-    parts: dict[Any, Padded] = {}
-    for name, column in _by_name(sequences, "sequences").items():
-        parts[name] = batchseq(column, pad=pad)
+    columns = _by_name(sequences, "sequences")
+    parts = {name: batchseq(column, pad=pad) for name, column in columns.items()}
     if len({tuple(part.lengths.tolist()) for part in parts.values()}) != 1:
         came = ", ".join(f"{name!r} of {part.lengths.tolist()}" for name, part in parts.items())
         fix = "the sequences of one dict are read side by side, step by step."
@@ -310,7 +309,7 @@ def _document(document: Any) -> Segment:
 
 def _readable(stream: Any, holds: str = "") -> Any:
     """A stream that can be sliced: a tensor where that reads nothing, else the stream itself."""
-    if isinstance(stream, Tensor) and stream.ndim > 0:
+    if is_dense(stream) and stream.ndim > 0:
         return stream
     if isinstance(stream, Tensor | str | bytes) or not isinstance(stream, Sized):
         fix = (

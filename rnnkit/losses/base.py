@@ -109,18 +109,24 @@ class SequenceLoss:
     ) -> None:
         self.loss_fn = loss_fn
         self.scales: tuple[float, ...] | None = None
+        by_name: Mapping[Any, Any] | nn.ModuleDict = {None: loss_fn}
         if isinstance(loss_fn, Mapping | nn.ModuleDict):
-            self.heads = [Head(function, key) for key, function in loss_fn.items()]
-            self.scales = _scales(loss_fn, {} if weights is None else weights)
-            return
-        self.heads = [Head(loss_fn)]
-        if weights is not None:
+            by_name = loss_fn
+            self.scales = _scales(loss_fn, weights or {})
+        elif weights is not None:
             raise Refusal(
                 f"weights = {in_words(weights)} and one loss",
                 "a dict of losses",
                 "weights go with a dict of losses; the weights of steps are SequenceBatch.weights.",
                 TypeError,
             )
+        for function in by_name.values():
+            if isinstance(function, SequenceLoss):  # it would take the steps of all rows for one
+                fix = (
+                    "give the loss function inside it; average and warmup belong to the outer one."
+                )
+                raise Refusal(f"a {function.name} inside", "a loss of steps", fix, TypeError)
+        self.heads = [Head(function, key) for key, function in by_name.items()]
 
     def __call__(
         self,
@@ -144,9 +150,6 @@ class SequenceLoss:
         time, batch = extent(outputs)
         if lengths is not None:
             check_lengths(lengths, time, batch)
-        if weights is not None and not isinstance(weights, Tensor):
-            came = f"weights = {in_words(weights)}"
-            raise Refusal(came, "a tensor (T, B)", "torch.tensor(weights).", TypeError)
         came = Named("outputs", outputs)
         return self.over(targets, time, batch, lengths, weights, came=came).total(outputs)
 

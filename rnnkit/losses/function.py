@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 
 from ..core.errors import Refusal, in_words
+from ..core.model import evaluating
 from ..core.signature import must_be_given, parameters_of
 from ..core.state import onto
 from .total import Total, exact, precise
@@ -26,20 +27,6 @@ LossFunction = Callable[..., Any]
 _WEIGHING = {nn.CrossEntropyLoss: F.cross_entropy, nn.NLLLoss: F.nll_loss}
 # Their targets are classes: of another shape than the outputs by nature.
 _CLASSES = {**_WEIGHING, nn.MultiMarginLoss: F.multi_margin_loss}
-# They compare outputs and targets one by one.
-_SAME_SHAPE = {
-    nn.MSELoss: F.mse_loss,
-    nn.L1Loss: F.l1_loss,
-    nn.SmoothL1Loss: F.smooth_l1_loss,
-    nn.HuberLoss: F.huber_loss,
-    nn.BCELoss: F.binary_cross_entropy,
-    nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
-    nn.PoissonNLLLoss: F.poisson_nll_loss,
-    nn.KLDivLoss: F.kl_div,
-    nn.SoftMarginLoss: F.soft_margin_loss,
-    nn.HingeEmbeddingLoss: F.hinge_embedding_loss,
-    nn.MultiLabelSoftMarginLoss: F.multilabel_soft_margin_loss,
-}
 
 
 class Each(NamedTuple):
@@ -92,20 +79,22 @@ class Head:
         self.loss_fn = bare(loss_fn)
         self.key = key
         self._options = torch_options(self.loss_fn)
-        if self._options is not None:
-            _refuse_more_arguments(self.loss_fn)
+        wanted = _wanted_by(self.loss_fn)
+        if self._options is not None and len(wanted) > 2:
+            raise Refusal(
+                f"a loss that wants {', '.join(wanted)}",
+                "one of (outputs, targets)",
+                "write a function that gives it all of them, lambda outputs, targets: ...; with "
+                'read="all", lambda outputs, targets, lengths: ...',
+                TypeError,
+            )
         self.scalar = False
         self._class_weight: tuple[Tensor, int, Tensor] | None = None
-        base: Any = self.loss_fn
-        while isinstance(base, functools.partial):
-            base = base.func
-        if getattr(base, "__module__", "") == F.__name__:
-            base = getattr(F, base.__name__, base)  # compiled, it is another object
-        self._weighs = isinstance(base, tuple(_WEIGHING)) or base in _WEIGHING.values()
-        functions = (*_SAME_SHAPE.values(), F.gaussian_nll_loss)  # whose module is refused
-        self._same_shape = isinstance(base, tuple(_SAME_SHAPE)) or base in functions
-        self._classes = type(base) in _CLASSES or base in _CLASSES.values()
-        self._of_own_shape = isinstance(base, tuple(_CLASSES))  # a subclass knows its targets
+        self._weighs = _is_one_of(_WEIGHING, self.loss_fn)
+        self._own_forward = _has_own_forward(self.loss_fn)  # which knows its targets
+        pytorchs = self._options is not None and not self._own_forward
+        self._classes = pytorchs and _is_one_of(_CLASSES, self.loss_fn)
+        self._same_shape = pytorchs and not self._classes
         self._refuse_sum()
 
     @property
@@ -128,27 +117,32 @@ class Head:
         losses = _features(precise(losses))  # (N, K)
         weights = self.weights(known)
         if weights is None:
-            weights = 1.0
-            if options["reduction"] != "batchmean":
-                weights = float(losses.shape[1])
+            weights = float(losses.shape[1])
+            if options["reduction"] == "batchmean":
+                weights = 1.0
         each = Each(losses.sum(1), weights)
-        own = isinstance(self.loss_fn, nn.Module) and type(self.loss_fn).forward
-        if own and own.__module__ != _Loss.__module__ and options["reduction"] != "none":
-            self._check_mean(each, outputs, targets)
+        if self._own_forward and options["reduction"] != "none":
+            self._check_mean(each, outputs, targets, known)
         return each
 
-    def _check_mean(self, each: Each, outputs: Tensor, targets: Tensor) -> None:
+    def _check_mean(self, each: Each, outputs: Tensor, targets: Tensor, known: Any) -> None:
         """Refuse a subclass whose mean is not that of its steps."""
+        loss_fn: Any = self.loss_fn
         with torch.no_grad():
-            mean = float(self.loss_fn(outputs, targets))
+            mean = float(loss_fn(outputs, targets))
             steps = float(each.total().mean())
-        error = max(1e-5, 2 * torch.finfo(outputs.dtype).eps)
-        if not math.isclose(mean, steps, rel_tol=error, abs_tol=1e-5) and not math.isnan(mean):
-            raise Refusal(
-                f"a subclass of PyTorch's loss that gives {mean:.4g}, and {steps:.4g} by its steps",
-                "the mean of its own steps",
-                "derive it from nn.Module, whose answer is taken as it is.",
-            )
+            error = max(1e-5, 2 * torch.finfo(outputs.dtype).eps)
+            if math.isclose(mean, steps, rel_tol=error, abs_tol=1e-5) or math.isnan(mean):
+                return
+            if not loss_fn.training:
+                raise Refusal(
+                    f"a subclass of PyTorch's loss that gives {mean:.4g}, and {steps:.4g} by its "
+                    "steps",
+                    "the mean of its own steps",
+                    "derive it from nn.Module, whose answer is taken as it is.",
+                )
+            with evaluating(loss_fn):  # where nothing is drawn at random, as by dropout
+                self(outputs, targets, known)
 
     def whole(self, outputs: Tensor, targets: Tensor, known: Tensor) -> Total | None:
         """The total of all steps as torch reduces them, where that is quicker and the same."""
@@ -162,7 +156,7 @@ class Head:
         if kind is nn.CrossEntropyLoss:
             if loss_fn.weight is not None or targets.is_floating_point():
                 return None
-            weight = _count_of_others(known, loss_fn.ignore_index)
+            weight = float((known.long() != loss_fn.ignore_index).sum())
         if weight == 0:
             return None
         mean = loss_fn(outputs, targets)
@@ -217,7 +211,7 @@ class Head:
         if self._classes:
             _check_classes(outputs, targets, leading)
             return
-        if self._of_own_shape or outputs.shape == targets.shape:
+        if outputs.shape == targets.shape:
             return
         shorter = min(outputs.shape, targets.shape, key=len)
         longer = max(outputs.shape, targets.shape, key=len)
@@ -236,8 +230,10 @@ class Head:
 
     def _unreduced(self, outputs: Tensor, targets: Any) -> Any:
         if not isinstance(self.loss_fn, nn.Module):
-            options = {**_old_words(self.loss_fn), "reduction": "none"}
-            return self.loss_fn(outputs, targets, **options)
+            # The two old words for a reduction would win over the new one.
+            given = _keywords_of(self.loss_fn)
+            unsaid = {name: None for name in ("size_average", "reduce") if name in given}
+            return self.loss_fn(outputs, targets, reduction="none", **unsaid)
         # A copy that shares everything but the one word, so that other threads may use the loss.
         view = object.__new__(type(self.loss_fn))
         view.__dict__.update(self.loss_fn.__dict__)
@@ -245,8 +241,9 @@ class Head:
         return view(outputs, targets)
 
     def _refuse_sum(self) -> None:
-        options = self.options
-        if options is not None and options["reduction"] == "sum":
+        options = self.options or _keywords_of(self.loss_fn)
+        # A module of one's own has it by the name that PyTorch gives it.
+        if "sum" in (options.get("reduction"), getattr(self.loss_fn, "reduction", None)):
             raise Refusal(
                 'a loss with reduction="sum"',
                 'reduction="mean" or "none"',
@@ -263,25 +260,43 @@ def _features(values: Tensor) -> Tensor:
     return values.flatten(1)
 
 
-def _count_of_others(targets: Tensor, ignored: int) -> float:
-    """How many targets are not the one that is ignored."""
-    if ignored < 0 and targets.numel() and int(targets.min()) >= 0:
-        return float(targets.numel())  # the usual case, in one operation
-    return float((targets != ignored).sum())
-
-
 def bare(loss_fn: Any) -> Any:
     """A loss of PyTorch's own without what hides it: `torch.compile`, `partial`, its `forward`."""
-    if isinstance(loss_fn, functools.partial):
-        inner = bare(loss_fn.func)
-        if not loss_fn.args and not loss_fn.keywords:
-            return inner
-        return functools.partial(inner, *loss_fn.args, **loss_fn.keywords)
+    if isinstance(loss_fn, functools.partial) and not (loss_fn.args or loss_fn.keywords):
+        return bare(loss_fn.func)
     inner = loss_fn
     if inspect.ismethod(loss_fn) and loss_fn.__name__ in ("forward", "_wrapped_call_impl"):
         inner = loss_fn.__self__
     inner = getattr(inner, "_orig_mod", inner)
     return inner if isinstance(inner, _Loss) else loss_fn
+
+
+def _function_of(loss_fn: Any) -> Any:
+    """What is inside a partial; where it is one of PyTorch's that was compiled, PyTorch's."""
+    if isinstance(loss_fn, functools.partial):  # Python makes one of a partial of a partial
+        loss_fn = loss_fn.func
+    if hasattr(loss_fn, "_torchdynamo_orig_callable") and loss_fn.__module__ == F.__name__:
+        return getattr(F, loss_fn.__name__, loss_fn)
+    return loss_fn
+
+
+def _is_one_of(losses: Mapping[Any, Any], loss_fn: Any) -> bool:
+    """Whether it is one of PyTorch's, a part of one, or a subclass."""
+    loss_fn = _function_of(loss_fn)
+    same = any(loss_fn is function for function in losses.values())  # == may be its own
+    return same or isinstance(loss_fn, tuple(losses))
+
+
+def _has_own_forward(loss_fn: Any) -> bool:
+    """Whether it is a subclass of a loss of PyTorch's that computes in a way of its own."""
+    return isinstance(loss_fn, _Loss) and type(loss_fn).forward.__module__ != _Loss.__module__
+
+
+def _keywords_of(loss_fn: Any) -> dict[str, Any]:
+    """What a partial gives by name."""
+    if isinstance(loss_fn, functools.partial):
+        return loss_fn.keywords
+    return {}
 
 
 def refuse_class(loss_fn: object) -> None:
@@ -291,18 +306,10 @@ def refuse_class(loss_fn: object) -> None:
         raise Refusal(f"the class {name}", "a loss function", f"make one: {name}().", TypeError)
 
 
-def _refuse_more_arguments(loss_fn: Any) -> None:
-    """Refuse a loss of PyTorch's own that wants more than outputs and targets."""
+def _wanted_by(loss_fn: Any) -> list[str]:
+    """The arguments that a loss must be given."""
     parameters = parameters_of(loss_fn) or []
-    wanted = [parameter.name for parameter in parameters if must_be_given(parameter)]
-    if len(wanted) > 2:
-        raise Refusal(
-            f"a loss that wants {', '.join(wanted)}",
-            "one of (outputs, targets)",
-            "write a function that gives it all of them, lambda outputs, targets: ...; with "
-            'read="all", lambda outputs, targets, lengths: ...',
-            TypeError,
-        )
+    return [parameter.name for parameter in parameters if must_be_given(parameter)]
 
 
 def _check_classes(outputs: Tensor, targets: Tensor, leading: int) -> None:
@@ -323,32 +330,24 @@ def _check_classes(outputs: Tensor, targets: Tensor, leading: int) -> None:
 
 def torch_options(loss_fn: Any) -> dict[str, Any] | None:
     """The options of a loss of PyTorch's own, which can be had unreduced; `None` of another."""
+    if _has_own_forward(loss_fn) and len(_wanted_by(loss_fn)) > 2:
+        return None  # it wants lengths
     if isinstance(loss_fn, _Loss):
         names = ("reduction", "ignore_index", "weight")
         return {name: getattr(loss_fn, name, None) for name in names}
-    given: dict[str, Any] = {}
-    function = loss_fn
-    while isinstance(function, functools.partial):
-        if function.args:
-            return None
-        given = {**function.keywords, **given}
-        function = function.func
-    if getattr(function, "__module__", "") != F.__name__:
+    function = _function_of(loss_fn)
+    if isinstance(loss_fn, functools.partial) and loss_fn.args:
         return None
+    if function is not getattr(F, getattr(function, "__name__", ""), None):
+        return None  # a decorator may give one's own function the name
     parameters = parameters_of(function) or []
     defaults = {parameter.name: parameter.default for parameter in parameters}
     if "reduction" not in defaults:
         return None
-    options = {"ignore_index": None, "weight": None, **defaults, **given}
+    options = {"ignore_index": None, "weight": None, **defaults, **_keywords_of(loss_fn)}
     if options.get("size_average") is False and options.get("reduce") is not False:
         options["reduction"] = "sum"  # the old way to say so
     return options
-
-
-def _old_words(function: Any) -> dict[str, None]:
-    """The two old words for a reduction, unsaid: they would win over the new one."""
-    keywords: Mapping[str, Any] = getattr(function, "keywords", {})
-    return {name: None for name in ("size_average", "reduce") if name in keywords}
 
 
 def pair_of(given: tuple[Any, Any]) -> Total:
@@ -361,11 +360,14 @@ def pair_of(given: tuple[Any, Any]) -> Total:
             "a pair of scalars, (sum, weight)",
             "sum the losses of the steps that count, and count them.",
         )
+    if getattr(weight, "requires_grad", False):
+        fix = "add up two losses; of outputs, weight.detach(): the loss is sum / weight."
+        raise Refusal("a pair whose weight has a gradient from the loss", "(sum, weight)", fix)
     on_device = isinstance(weight, Tensor) and weight.device.type != "cpu"  # not waited for
     if not on_device and not 0 <= float(weight) < math.inf:
         came = f"a pair whose weight is {float(weight):g} from the loss"
         fix = "count the steps that the sum is of; 0 where there is none."
         raise Refusal(came, "a weight that is finite and not below 0", fix)
     if isinstance(weight, Tensor):
-        return Total(precise(total), weight.detach())
+        return Total(precise(total), weight)
     return Total(precise(total), float(weight))

@@ -19,7 +19,7 @@ from ..core.layout import (
     valid_steps,
 )
 from ..core.signature import by_place, must_be_given, parameters_of
-from ..core.state import map_leaves, onto, select_rows
+from ..core.state import select_rows
 from .base import Ask, Scored, SequenceLoss
 from .function import LossFunction, bare, pair_of, refuse_class, torch_options
 from .steps import StepLoss
@@ -87,12 +87,12 @@ def takes_lengths(function: LossFunction) -> tuple[bool, bool]:
     parameters = parameters_of(function)
     if parameters is None:
         return False, True
-    needed = [p for p in parameters if must_be_given(p)]
+    needed = sum(map(must_be_given, parameters)) >= 3
     # One that may be left out is some option of the loss, unless it is called by what it is.
     optional = [p for p in parameters if by_place(p)][2:3]
     named = any("len" in p.name for p in optional)
     any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    return len(needed) >= 3, len(needed) >= 3 or named or any_number
+    return needed, needed or named or any_number
 
 
 class ScoredPlain(Scored):
@@ -113,12 +113,8 @@ class ScoredPlain(Scored):
         return self.mask.double()
 
     def valid(self, outputs: Any) -> tuple[Any, Any]:
-        index = self.mask.flatten().nonzero().squeeze(1)
-
-        def flat(leaf: Tensor) -> Tensor:
-            return leaf.flatten(0, 1).index_select(0, onto(index, leaf.device))
-
-        return map_leaves(flat, outputs), map_leaves(flat, self.targets)
+        steps, rows = self.mask.nonzero(as_tuple=True)  # (N,)
+        return gathered(outputs, steps, rows), gathered(self.targets, steps, rows)
 
     def total(self, outputs: Any) -> Total:
         targets = self.targets

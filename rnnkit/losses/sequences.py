@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core.errors import Refusal, asked, in_words, one_of
 from ..core.layout import all_lengths, check_weights, extent, gathered, parts_of, valid_steps
 from ..core.model import Declared, Model
-from ..core.state import leaves_of, map_leaves, onto, select_rows
+from ..core.state import along, leaves_of, map_leaves, onto, select_rows
 from .base import Ask, Scored, SequenceLoss, no_single, of_both, part_of
 from .function import Each, LossFunction
 from .plain import takes_lengths
@@ -94,13 +94,13 @@ class ReadLoss(SequenceLoss):
     def _row_weights(self, weights: Tensor, time: int, lengths: Tensor) -> Tensor:
         """The weights of the sequences, `(B,)`: their own, or of the step that is read."""
         batch = len(lengths)
+        weights = check_weights(weights, (batch,), (time, batch))
         if weights.ndim == 1:
-            return check_weights(weights.to("cpu"), (batch,))
+            return weights
         if self.read != "last":
             came = f"weights {in_words(weights)} of steps, and read={self.read!r}"
             fix = "a step has no loss of its own here; weigh the sequences."
             raise Refusal(came, f"weights ({batch},) of sequences", fix)
-        weights = check_weights(weights.to("cpu"), (time, batch))
         return weights[(lengths - 1).clamp(min=0), torch.arange(batch, device="cpu")]
 
     def check_model(self, model: Model) -> None:
@@ -175,7 +175,7 @@ class ScoredRows(Scored):
                 given = head.loss_fn(answer, target, self.lengths)
                 totals.append(self._weighed(head.read(given, len(self.rows))))
             else:
-                _check_target(target, outputs)
+                _check_target(target, outputs, head.key)
                 head.check_shapes(answer, target, leading=1)
                 known = part_of(self.known, head.key, "targets")
                 totals.append(self._weighed(head(answer, target, known)))
@@ -206,9 +206,11 @@ class ScoredRows(Scored):
         return given
 
 
-def _check_target(target: Any, outputs: Any) -> None:
+def _check_target(target: Any, outputs: Any, key: Any) -> None:
     """One target a sequence, and not one for every step."""
     time, batch = extent(outputs)
+    if isinstance(outputs, dict):
+        outputs = outputs.get(key, outputs)  # read may give heads that the model has not
     if not isinstance(target, Tensor):
         fix = "torch.as_tensor(targets); one target for each step is seq2seq_loss."
         raise Refusal(f"targets = {in_words(target)}", f"targets ({batch}, *Y)", fix, TypeError)
@@ -242,8 +244,7 @@ def _read_last(outputs: Tensor, lengths: Tensor) -> Tensor:
 def _read_mean(outputs: Tensor, lengths: Tensor) -> Tensor:
     wide = torch.promote_types(outputs.dtype, torch.float32)  # a sum in float16 ends at 65504
     total = torch.where(_valid_like(outputs, lengths), outputs, 0).sum(0, dtype=wide)  # (B, *O)
-    counts = onto(lengths.to(wide), outputs.device)
-    return (total / counts.view(-1, *[1] * (total.ndim - 1))).to(outputs.dtype)
+    return (total / along(lengths.to(wide), outputs)).to(outputs.dtype)
 
 
 def _read_max(outputs: Tensor, lengths: Tensor) -> Tensor:

@@ -75,9 +75,7 @@ def seq2seq_loss(
     >>> loss(outputs, targets, torch.tensor([3, 1])).item()
     1.0
     """
-    if average == "last":
-        raise Refusal("average='last'", '"step" or "sequence"', "that is seq2one_loss.")
-    one_of("average", average, ("step", "sequence"), "choose what is averaged.")
+    one_of("average", average, ("step", "sequence"), "of the last step alone it is seq2one_loss.")
     at_least("warmup", warmup, 0, "0 scores every step.")
     return StepLoss(loss_fn, average, warmup, weights)
 
@@ -109,7 +107,7 @@ class StepLoss(SequenceLoss):
             mask = _both(mask, (steps >= self.warmup).expand(ask.time, ask.batch))
         weights = ask.weights
         if weights is not None:
-            weights = check_weights(weights.to("cpu"), (ask.time, ask.batch))
+            weights = check_weights(weights, (ask.time, ask.batch))
             mask = _both(mask, weights != 0)
         known = targets
         if ask.known is not ask.targets:
@@ -122,19 +120,11 @@ def _both(mask: Tensor | None, other: Tensor) -> Tensor:
 
 
 class _Laid(NamedTuple):
-    """The `N` steps that are scored, side by side, or dicts of such by head."""
+    """What a head is asked about: the `N` steps that are scored, side by side."""
 
-    outputs: Any
-    targets: Any
-    known: Any  # the targets, on the CPU where they came from there
-
-    def head(self, key: Any) -> _Laid:
-        if key is None:
-            return self
-        targets, known = of_both(
-            lambda tree: part_of(tree, key, "targets"), self.targets, self.known
-        )
-        return _Laid(part_of(self.outputs, key, "outputs"), targets, known)
+    outputs: Tensor  # (N, *O)
+    targets: Tensor  # (N, *Y)
+    known: Tensor  # the same, on the CPU where they came from there
 
 
 class ScoredSteps(Scored):
@@ -185,10 +175,7 @@ class ScoredSteps(Scored):
         return len(self.index)
 
     def total(self, outputs: Any) -> Total:
-        flat = self._laid_out(outputs)
-        if self.loss.scales is None:
-            return self._total_of(0, flat)
-        totals = [self._total_of(i, flat.head(head.key)) for i, head in enumerate(self.loss.heads)]
+        totals = [self._total_of(i, laid) for i, laid in enumerate(self._laid_out(outputs))]
         return stacked(totals, self.loss.scales)
 
     def between(self, start: int, stop: int) -> Scored:
@@ -206,10 +193,9 @@ class ScoredSteps(Scored):
         return ScoredSteps(self.loss, targets, known, mask, weights, self.row_weights)
 
     def parts(self, outputs: Any, masks: Sequence[Tensor]) -> list[Total]:
-        flat = self._laid_out(outputs)
         by_head: list[list[Total]] = []
-        for i, head in enumerate(self.loss.heads):
-            table = self._table(i, flat.head(head.key))
+        for i, laid in enumerate(self._laid_out(outputs)):
+            table = self._table(i, laid)
             if table is None:  # called anew for each part
                 by_head.append([self.only(mask).total(outputs).head(i) for mask in masks])
             else:
@@ -217,10 +203,9 @@ class ScoredSteps(Scored):
         return [stacked(totals, self.loss.scales) for totals in zip(*by_head, strict=True)]
 
     def by_step(self, outputs: Any) -> Total:
-        flat = self._laid_out(outputs)
         totals: list[Total] = []
-        for i, head in enumerate(self.loss.heads):
-            table = self._table(i, flat.head(head.key))
+        for i, laid in enumerate(self._laid_out(outputs)):
+            table = self._table(i, laid)
             if table is None:
                 totals.append(in_a_row([total.head(i) for total in self.one_by_one(outputs)]))
             else:
@@ -240,19 +225,24 @@ class ScoredSteps(Scored):
         return weights if self.weights is None else weights * self.weights
 
     def valid(self, outputs: Any) -> tuple[Any, Any]:
-        flat = self._laid_out(outputs)
-        return flat.outputs, flat.targets
-
-    def _laid_out(self, outputs: Any) -> _Laid:
         self._check(outputs)
-        targets, known = of_both(self._flat, self.targets, self.known)
-        return _Laid(self._flat(outputs), targets, known)
+        return map_leaves(self._flat, outputs), map_leaves(self._flat, self.targets)
 
-    def _flat(self, tree: Any) -> Any:
-        """`(T, B, *F)` to `(N, *F)`, of a tensor or a dict of such."""
-        if isinstance(tree, Tensor):
-            return self._of_valid(tree.flatten(0, 1))
-        return map_leaves(self._flat, tree)
+    def _laid_out(self, outputs: Any) -> list[_Laid]:
+        """By head, what it is asked about."""
+        self._check(outputs)
+        laid: list[_Laid] = []
+        for head in self.loss.heads:
+            own = self._flat(part_of(outputs, head.key, "outputs"))
+            targets = known = self._flat(part_of(self.targets, head.key, "targets"))
+            if self.known is not self.targets:
+                known = self._flat(part_of(self.known, head.key, "targets"))
+            laid.append(_Laid(own, targets, known))
+        return laid
+
+    def _flat(self, sequence: Tensor) -> Tensor:
+        """`(T, B, *F)` to `(N, *F)`."""
+        return self._of_valid(sequence.flatten(0, 1))
 
     def _of_valid(self, flat: Tensor) -> Tensor:
         if self.index is None:
@@ -281,25 +271,23 @@ class ScoredSteps(Scored):
             head.check_shapes(own, target, leading=2)
         self.loss.fits = shapes
 
-    def _total_of(self, i: int, flat: _Laid) -> Total:
+    def _total_of(self, i: int, laid: _Laid) -> Total:
         head = self.loss.heads[i]
-        if not flat.outputs.size(0):
-            return nothing(flat.outputs)
-        if self.weights is None and self.row_weights is None:
-            given = head.whole(*flat) or head(*flat)
+        if len(laid.outputs) and self.weights is None and self.row_weights is None:
+            given = head.whole(*laid) or head(*laid)
             if isinstance(given, Each):
                 given = given.total()
             return given
-        table = self._table(i, flat)
+        table = self._table(i, laid)
         if table is None:
-            return self._row_by_row(i, flat)
+            return self._row_by_row(i, laid)
         return table.total()
 
-    def _table(self, i: int, flat: _Laid) -> Each | None:
+    def _table(self, i: int, laid: _Laid) -> Each | None:
         """What each of the `N` steps adds to the sum and to the weight, if a head tells."""
-        if not len(flat.outputs):
-            return Each(precise(flat.outputs.flatten()[:0]), 0.0)
-        given = self.loss.heads[i](*flat)
+        if not len(laid.outputs):
+            return Each(precise(laid.outputs.flatten()[:0]), 0.0)
+        given = self.loss.heads[i](*laid)
         if isinstance(given, Total):
             if self.weights is not None:
                 raise no_single("step")
@@ -331,17 +319,16 @@ class ScoredSteps(Scored):
         time, batch = self.shape
         return self._of_valid(torch.arange(batch, device="cpu").repeat(time))
 
-    def _row_by_row(self, i: int, flat: _Laid) -> Total:
+    def _row_by_row(self, i: int, laid: _Laid) -> Total:
         """Under `average="sequence"`, a function that gives one number for all."""
         head = self.loss.heads[i]
         row = self._rows()
-        total = nothing(flat.outputs)
+        total = nothing(laid.outputs)
         for b in row.unique().tolist():
             here = (row == b).nonzero().squeeze(1)
-            given = head(*(part[onto(here, part.device)] for part in flat))
-            if not isinstance(given, Total):
-                came = "a loss that gives now one number, now many"
-                raise Refusal(came, "one of the two", "reduce it always, or never.")
+            given = head(*(part[onto(here, part.device)] for part in laid))
+            if isinstance(given, Each):
+                given = given.total()
             if head.scalar and self.row_weights is not None:
                 share = len(here) / float(self.row_weights[i][b])
                 total += Total(given.mean() * share, share)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -111,26 +110,16 @@ def stacked(totals: Sequence[Total], scales: tuple[float, ...] | None) -> Total:
     """The totals of the heads as one: with a dict of losses a last dimension of heads."""
     if scales is None:
         return totals[0]
+    totals = list(totals)
     if torch.is_grad_enabled():
-        totals = _without_idle(totals)
+        idle = [total.empty for total in totals]
+        for i, is_idle in enumerate(idle):
+            # Beside others a head that scored nothing has no gradient: with one of zeros the
+            # momentum of an optimizer would move what belongs to that head alone.
+            if is_idle and not all(idle):
+                totals[i] = totals[i].detach()
     sums, weights = _side_by_side(totals, -1)
     return Total(sums, weights, torch.tensor(scales, dtype=sums.dtype, device="cpu"))
-
-
-def _without_idle(totals: Sequence[Total]) -> Sequence[Total]:
-    """The totals of the heads; one that scored nothing, beside others that did, has no gradient.
-
-    A gradient of zeros would let the momentum of an optimizer move what belongs to that head alone.
-    """
-    idle = [total.empty for total in totals]
-    if all(idle):
-        return totals
-    kept: list[Total] = []
-    for total, is_idle in zip(totals, idle, strict=True):
-        if is_idle:
-            total = total.detach()
-        kept.append(total)
-    return kept
 
 
 def in_a_row(totals: Sequence[Total]) -> Total:
@@ -183,7 +172,7 @@ def check_adds_up(whole: Total, parts: Sequence[Total], dtype: torch.dtype) -> N
 
     Each may have been rounded to the `dtype` of the outputs.
     """
-    together = float(functools.reduce(Total.__add__, parts).detach().mean())
+    together = float(sum(parts[1:], parts[0]).detach().mean())
     mean = float(whole.detach().mean())
     if math.isnan(together) and math.isnan(mean):  # for StopOnNaN to see
         return
