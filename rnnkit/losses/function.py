@@ -156,7 +156,7 @@ class Head:
         if kind is nn.CrossEntropyLoss:
             if loss_fn.weight is not None or targets.is_floating_point():
                 return None
-            weight = float((known.long() != loss_fn.ignore_index).sum())
+            weight = _count_of_others(known.long(), loss_fn.ignore_index)
         if weight == 0:
             return None
         mean = loss_fn(outputs, targets)
@@ -258,6 +258,13 @@ def _features(values: Tensor) -> Tensor:
     if values.ndim == 1:
         return values.unsqueeze(1)
     return values.flatten(1)
+
+
+def _count_of_others(targets: Tensor, ignored: int) -> float:
+    """How many targets are not the one that is ignored."""
+    if ignored < 0 and targets.numel() and int(targets.min()) >= 0:
+        return float(targets.numel())  # the usual case, in one operation
+    return float((targets != ignored).sum())
 
 
 def bare(loss_fn: Any) -> Any:
