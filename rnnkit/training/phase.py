@@ -207,12 +207,13 @@ class Phase:
 
     def begin(self, loop: Loop, batch: Any) -> Begun:
         """Take a batch apart, and tell that the step begins."""
+        loss = loop.loss
         batch = SequenceBatch.of(batch)
-        loop.loss.check_model(loop.model)
+        loss.check_model(loop.model)
         inputs, state = self._start(loop, batch.inputs)
         inputs = as_sequences(inputs)
         targets = batch.targets
-        if not loop.loss.per_sequence:
+        if not loss.per_sequence:
             targets = as_sequences(targets, "targets")
         weights = batch.weights
 
@@ -223,25 +224,30 @@ class Phase:
             lengths = check_lengths(lengths, *extent(inputs), least=0 if may_be_empty else 1)
             time = max(1, int(lengths.max()))  # of a rank, every row may be without a document
             inputs = between(inputs, 0, time)
-            if not loop.loss.per_sequence:
+            if not loss.per_sequence:
                 targets = between(targets, 0, time)
             if weights is not None and weights.ndim > 1:
                 weights = weights[:time]
 
         step = StepState(inputs, targets, lengths, weights)
         self._align(loop, step)
-        time, rows = extent(step.inputs)
 
         # What counts is read before the batch is moved: a device would have to be waited for.
         step.known_targets = step.targets
         step.inputs = move(step.inputs, loop.device)
-        step.targets = move(step.targets, loop.device)
+        moved = move(step.targets, loop.device)
+        step.targets = moved
 
         if self.stateful:
             state = self._go_on(loop, state, step.inputs)
             if batch.restart is not None and self.read is not None:
                 self.read = self.read.masked_fill(batch.restart, 0)
-        scored = loop.loss.over(
+        loop.current = step
+        loop.emit("StepBegin")  # a callback may change the batch
+        if step.targets is not moved:
+            step.known_targets = step.targets
+        time, rows = extent(step.inputs)
+        scored = loss.over(
             step.targets,
             time,
             rows,
@@ -251,8 +257,6 @@ class Phase:
             known=step.known_targets,
             came=Named("inputs", step.inputs),
         )
-        loop.current = step
-        loop.emit("StepBegin")
         return Begun(step, state, batch.restart, scored)
 
     def _align(self, loop: Loop, step: StepState) -> None:
