@@ -84,7 +84,7 @@ class ProgressBar:
         self._start = time.perf_counter()
         self._looked = 0.0
         self._steps = 0
-        if is_first(learner.ranks) and sys.stderr.isatty():
+        if is_first(learner.ranks) and sys.stderr and sys.stderr.isatty():  # a window has none
             self._bar = tqdm(desc=_title(learner), unit=" steps")
             learner.defer(self.close)
 

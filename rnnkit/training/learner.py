@@ -133,7 +133,7 @@ class Learner(Loop):
         if not isinstance(callbacks, Iterable):
             fix = "put brackets around it: [callback]."
             raise Refusal(in_words(callbacks), "a list of callbacks", fix, TypeError)
-        self.callbacks = sorted(callbacks, key=order_of)
+        self.callbacks = tuple(sorted(callbacks, key=order_of))  # fixed: what is added is not heard
         self._handlers = handlers(self.callbacks)
 
         self.epoch_index: int = 0

@@ -108,7 +108,7 @@ class Loop:
     def __init__(self, model: Any, loss: Loss, optimizer: Any) -> None:
         self.ranks = ranks_of(model)
         self.model = model
-        self.loss = as_loss(loss)
+        self.loss = loss
         self.optimizer = optimizer
         self.device: torch.device | None = None
         self.scaler: torch.amp.GradScaler | None = None
@@ -116,6 +116,15 @@ class Loop:
             self.model = self.ranks.module
             self.device = self.ranks.device
         self.current: StepState | None = None
+
+    @property
+    def loss(self) -> SequenceLoss:
+        """What the phases ask; any function may be put in its place."""
+        return self._loss
+
+    @loss.setter
+    def loss(self, loss: Loss) -> None:
+        self._loss = as_loss(loss)
 
     def emit(self, event: str) -> None:
         """Tell the callbacks."""
