@@ -13,7 +13,7 @@ from ..core.errors import Refusal, asked, at_least, check_kind, in_words
 from ..core.model import Model, check_model, evaluating
 from ..data.batches import SequenceBatch
 from . import resume
-from .bptt import BPTTTrainingPhase, check_optimizer
+from .bptt import BPTTTrainingPhase
 from .closed_loop import BPTTValidationPhase
 from .events import (
     Bracket,
@@ -27,7 +27,7 @@ from .events import (
     order_of,
 )
 from .metrics import Metrics, Tally, move_to, numbers_of
-from .phase import Loop, Loss, Phase, StepState, check_phase
+from .phase import Loop, Loss, Phase, StepState, check_optimizer, check_phase
 from .resume import Place
 from .rng import generators_of, rng_state, set_rng_state
 
@@ -146,6 +146,8 @@ class Learner(Loop):
 
     def _move(self, modules: list[nn.Module]) -> None:
         """Move them, and where that makes parameters anew, as on XLA, give the optimizer these."""
+        if self.device is None:
+            return
         before = [parameter for module in modules for parameter in module.parameters()]
         move_to(self.device, modules)
         after = [parameter for module in modules for parameter in module.parameters()]

@@ -1,5 +1,7 @@
 """What phases share: a batch taken apart, a state carried on, the loop around them."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -159,6 +161,8 @@ class Phase:
     def __call__(self, model: Any, loss: Loss, batch: Any, optimizer: Any = None) -> StepState:
         """One step in a plain PyTorch loop, without a Learner."""
         check_model(model)
+        if self.trains:
+            check_optimizer(optimizer)
         return self.run(Loop(model, loss, optimizer), batch)
 
     def run(self, loop: Loop, batch: Any) -> StepState:
@@ -334,6 +338,41 @@ def check_phase(phase: Any, trains: bool | None = None) -> None:
             wanted = "a phase that trains"
         fix = "BPTTTrainingPhase() trains, BPTTValidationPhase() does not."
         raise Refusal(in_words(phase), wanted, fix)
+
+
+@functools.cache
+def _needs_closure(kind: type[torch.optim.Optimizer]) -> bool:
+    """Whether the optimizers of a class evaluate the loss themselves."""
+    step = getattr(kind, "step", None)
+    if step is None:  # one that hands on what it is asked for to another
+        return False
+    closure = inspect.signature(step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse an optimizer that has to evaluate the loss itself, several times a step."""
+    if optimizer is None:
+        fix = "phase(model, loss, batch, optimizer); BPTTValidationPhase needs none."
+        raise Refusal("no optimizer", "one over the model's parameters", fix)
+    if isinstance(optimizer, type):
+        fix = f"build it: {optimizer.__name__}(model.parameters(), ...)."
+        raise Refusal(f"the class {optimizer.__name__}", "an optimizer", fix, TypeError)
+    if [name for name in ("param_groups", "step", "zero_grad") if not hasattr(optimizer, name)]:
+        fix = (
+            "the order is Learner(model, loss, optimizer); of several optimizers make one with "
+            "parameter groups: torch.optim.SGD([{...}, {...}])."
+        )
+        raise Refusal(f"optimizer = {in_words(optimizer)}", "one optimizer", fix, TypeError)
+    if _needs_closure(type(optimizer)):
+        raise Refusal(
+            f"{type(optimizer).__name__}, whose step calls a closure several times",
+            "an optimizer that makes a step from gradients that are there",
+            "write the loop: def closure(): optimizer.zero_grad(); "
+            "loss = loss_fn.on(model, inputs, targets); loss.backward(); return loss; "
+            "then optimizer.step(closure).",
+            TypeError,
+        )
 
 
 def detached(outputs: Any) -> Any:
