@@ -735,7 +735,15 @@ def test_a_schedule_counts_the_steps_of_its_phase():
     close(outputs, [rnn_of(model)(x[:-1])[0].detach()] * 3 + [by_hand(model, x[:-1], 7)])
 
 
-def test_a_schedule_begins_anew_with_another_learner_and_goes_on_with_the_same():
+@pytest.mark.parametrize(
+    "train",
+    [
+        lambda learner, phase, batch: learner.fit(1, [batch], training=phase),
+        lambda learner, phase, batch: learner.epoch(phase, [batch]),
+        lambda learner, phase, batch: learner.step(phase, batch),
+    ],
+)
+def test_a_schedule_begins_anew_with_another_learner_and_goes_on_with_the_same(train):
     asked: list[int] = []
 
     def schedule(step: int) -> float:
@@ -747,7 +755,7 @@ def test_a_schedule_begins_anew_with_another_learner_and_goes_on_with_the_same()
         model = net()
         learner = rk.Learner(model, SEQ, sgd(model, 0.0))
         for _ in range(2):
-            learner.fit(1, [data(9, 2, 3)], training=phase)
+            train(learner, phase, data(9, 2, 3))
     assert asked == [0, 1, 0, 1]
 
 

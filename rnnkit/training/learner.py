@@ -332,6 +332,7 @@ class Learner(Loop):
                 return self._step(phase, batch)
         if self.now.over or self.now.phase is not phase:
             self.now = Pass(self._handlers, Tally(self, self.metrics), phase)
+            phase.meet(self.place)
         if phase.trains:
             self.place.epoch_rng = {}  # an epoch that a fit left unfinished is not gone on with
         self.now.running = True
@@ -373,6 +374,7 @@ class Learner(Loop):
         self.now = Pass(heard, Tally(self, self.metrics), phase, running=True)
         try:
             with carried:
+                phase.meet(self.place)
                 yield
         finally:
             self.now.running = False
