@@ -1,7 +1,7 @@
 """What one training step is: backpropagation through time, full or truncated."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -71,16 +71,10 @@ class _Work:
 
     loop: Loop
     begun: Begun
+    step: StepState
+    scored: Scored
     rollout: Rollout
     mask: Tensor | None  # (T, B): where the model is fed its own output
-
-    @property
-    def step(self) -> StepState:
-        return self.begun.step
-
-    @property
-    def scored(self) -> Scored:
-        return self.begun.scored
 
     def start(self) -> State:
         """The state before the first step."""
@@ -222,7 +216,7 @@ class BPTTTrainingPhase(Phase):
         if self.feedback is not None:
             mask = self.feedback.mask(time, rows, step.lengths, self.updates)
         rollout = Rollout(loop.model, self.sampler, carry=self.stateful)
-        work = _Work(loop, begun, rollout, mask)
+        work = _Work(loop, begun, step, begun.scored, rollout, mask)
         if not in_windows:
             outputs, total = self._whole(work)
         elif loop.loss.per_sequence:
@@ -401,7 +395,7 @@ class BPTTTrainingPhase(Phase):
 
     def flush(self, optimizer: torch.optim.Optimizer) -> None:
         """The update of the batches held back by `accumulate`, in a loop of your own."""
-        loop = Loop(None, _nothing, optimizer)
+        loop = Loop(None, torch.nn.MSELoss(), optimizer)  # no loss is asked for any more
         loop.ranks = self._ranks
         self.finish(loop)
 
@@ -415,10 +409,6 @@ class BPTTTrainingPhase(Phase):
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         super().load_state_dict(saved)
         self._held = _Held(**saved["held"])
-
-
-def _nothing(outputs: Any, targets: Any) -> Any:
-    raise NotImplementedError
 
 
 def _empty_gradients(optimizer: torch.optim.Optimizer) -> None:
@@ -459,9 +449,7 @@ def _make_update(loop: Loop) -> None:
             scaler.step(loop.optimizer)
         finally:
             scaler.update()  # or it would unscale no other gradient
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        # The caller's own autocast would go on with the weights of before.
-        torch.clear_autocast_cache()
+    torch.clear_autocast_cache()  # the caller's own would go on with the weights of before
 
 
 @dataclass
@@ -469,17 +457,17 @@ class _Held:
     """Gradients of several batches, to be divided when the weights of all are known."""
 
     batches: int = 0
-    sums: list[list[Tensor | None]] | None = None  # by head, by parameter
-    weights: list[Tensor] | None = None  # by head
-    scales: list[float] | None = None
+    sums: list[list[Tensor | None]] = field(default_factory=list)  # by head, by parameter
+    weights: list[Tensor] = field(default_factory=list)  # by head
+    scales: list[float] = field(default_factory=list)
 
     def add(self, loop: Loop, total: Total) -> None:
         """Backpropagate a sum, head by head, and put its gradient aside."""
         parameters = parameters_of(loop.optimizer)
         heads = [total.sum] if total.scales is None else list(total.sum.unbind(-1))
         weights = as_weight(total.weight).reshape(-1)
-        if self.sums is None or self.weights is None:
-            self.sums = [[None] * len(parameters) for _ in heads]
+        if not self.sums:
+            self.sums = [[] for _ in heads]
             self.weights = [torch.zeros_like(weight) for weight in weights]
             self.scales = [1.0] if total.scales is None else total.scales.tolist()
         if total.empty:  # another rank has some
@@ -489,7 +477,7 @@ class _Held:
             _backpropagate(loop, head, retain_graph=h + 1 < len(heads))
             self.weights[h] = self.weights[h] + weights[h]
             sums = self.sums[h]
-            sums += [None] * (len(parameters) - len(sums))  # of a group that was added since
+            sums += [None] * (len(parameters) - len(sums))  # at first, or for a group added since
             for i, parameter in enumerate(parameters):
                 sums[i] = _plus(sums[i], parameter.grad)
                 parameter.grad = None  # an optimizer's own zero_grad may write over it
@@ -497,10 +485,10 @@ class _Held:
     def give(self, loop: Loop) -> None:
         """Make `.grad` the gradient of all batches joined, of several ranks this one's share."""
         _empty_gradients(loop.optimizer)
-        weights = self.weights or []
+        weights = self.weights
         if loop.ranks is not None:
             weights = loop.ranks.add(weights)
-        for sums, weight, scale in zip(self.sums or [], weights, self.scales or [], strict=True):
+        for sums, weight, scale in zip(self.sums, weights, self.scales, strict=True):
             if not bool(weight):
                 continue
             for parameter, held in zip(parameters_of(loop.optimizer), sums, strict=False):

@@ -268,6 +268,11 @@ class _Watch:
             return value < self.best - self.min_delta
         return value > self.best + self.min_delta
 
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        check_form("best", saved["best"], self.best)
+        self.best = saved["best"]
+        self._place = None  # it is of whatever learner comes next
+
 
 class EarlyStopping(_Watch):
     """Ends the training when a loss or a metric has not improved for some epochs; another `fit` may
@@ -339,11 +344,9 @@ class EarlyStopping(_Watch):
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        check_form("EarlyStopping", saved, self.state_dict())
         check_count("EarlyStopping.waited", saved["waited"])
-        self.best = saved["best"]
+        super().load_state_dict(saved)
         self.waited = saved["waited"]
-        self._place = None  # it is of whatever learner comes next
 
 
 class KeepBest(_Watch):
@@ -407,13 +410,11 @@ class KeepBest(_Watch):
         return {"best": self.best, "epoch": self.epoch, "weights": self.kept}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        check_form("best", saved["best"], self.best)
         if saved["epoch"] is not None:
             check_count("best epoch", saved["epoch"])
-        self.best = saved["best"]
+        super().load_state_dict(saved)
         self.epoch = saved["epoch"]
         self.kept = saved["weights"]
-        self._place = None  # it is of whatever learner comes next
 
 
 @runtime_checkable

@@ -145,6 +145,7 @@ class BPTTValidationPhase(Phase):
                 rollout = Rollout(loop.model, self.sampler, carry=self.stateful)
                 step.outputs, after = rollout.over(step.inputs, mask, state, step.lengths)
                 loop.emit("LossBegin")
+                step.weight = begun.scored.count
                 if loop.loss.per_sequence:
                     self._one_loss(step, begun.scored)
                 elif self.nfeedback and self.paths is not None:
@@ -168,9 +169,7 @@ class BPTTValidationPhase(Phase):
 
     def _one_loss(self, step: StepState, scored: Scored) -> None:
         """One loss a sequence: it belongs to the closed loop where there is one."""
-        total = scored.total(step.outputs)
-        step.loss = step.keep("loss", total)
-        step.weight = scored.count
+        step.loss = step.keep("loss", scored.total(step.outputs))
         if self.nfeedback:
             step.closed_loss = step.loss
         else:
@@ -185,7 +184,6 @@ class BPTTValidationPhase(Phase):
         else:
             total = by_step.over_time()  # the loss was evaluated once, which is enough
         step.loss = step.keep("loss", total)
-        step.weight = scored.count
         if self.nfeedback:
             driven, fed = scored.parts(step.outputs, self._parts(lengths, step))
             if loop.loss.opaque:
@@ -214,7 +212,6 @@ class BPTTValidationPhase(Phase):
         driven, _ = scored.parts(step.outputs, masks)
         step.open_loss = step.keep("open_loss", driven)
         step.loss = step.keep("loss", driven)
-        step.weight = scored.count
 
         # The steps of each row that it is fed at, and their scores.
         offsets = torch.arange(self.nfeedback, device="cpu").unsqueeze(1)

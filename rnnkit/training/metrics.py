@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.errors import Refusal, in_words
 from ..core.layout import all_lengths, extent, parts_of
-from ..losses.base import Scored, SequenceLoss
+from ..losses.base import SequenceLoss
 from ..losses.function import refuse_class
 from ..losses.plain import as_loss
 from .average import Average
@@ -40,11 +40,7 @@ class Persistent(Protocol):
 
 
 class Metrics:
-    """The metrics of a Learner by name: losses that are only looked at, and counters.
-
-    Raises:
-        Refusal: if a name is that of a loss or of a column of the history, or a metric is neither.
-    """
+    """The metrics of a Learner by name: losses that are only looked at, and counters."""
 
     def __init__(
         self, metrics: Mapping[str, Any] | None, device: torch.device | None = None
@@ -61,9 +57,6 @@ class Metrics:
             else:
                 self.losses[name] = as_loss(metric)
                 move_to(device, self.losses[name].modules())
-
-    def __bool__(self) -> bool:
-        return bool(self.losses or self.counters)
 
 
 def _checked(metrics: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -125,12 +118,15 @@ class Tally:
 
     @torch.no_grad()
     def _look_at(self, phase: Phase, step: StepState) -> None:
+        read = phase.read  # the steps of each row up to the end of this batch, where it goes on
+        if read is not None:
+            read = read - all_lengths(step.lengths, *extent(step.inputs))
         with self.loop.context():
             # A metric has a reading, a warmup and weights of its own, of the same targets.
             for name, metric in self.losses.items():
-                step.totals[name] = _scored(metric, phase, step).total(step.outputs)
+                step.totals[name] = step.scored_by(metric, read).total(step.outputs)
         if self.counters:
-            outputs, targets = _scored(self.loop.loss, phase, step).valid(step.outputs)
+            outputs, targets = step.scored_by(self.loop.loss, read).valid(step.outputs)
             if not len(parts_of(outputs)[0]):  # many a counter cannot count nothing
                 return
             self.counted = True
@@ -231,13 +227,3 @@ def _as_tensor(name: str, value: Any) -> Tensor:
         came = f"{in_words(value)} computed by the metric {name!r}"
         fix = "compute the curves and tables of a metric in a callback, at EpochEnd."
         raise Refusal(came, "a number or a tensor", fix, TypeError) from None
-
-
-def _scored(loss: SequenceLoss, phase: Phase, step: StepState) -> Scored:
-    """What of a step a loss looks at."""
-    time, batch = extent(step.outputs)
-    read = phase.read  # the steps of each row up to the end of this batch, where it goes on
-    if read is not None:
-        read = read - all_lengths(step.lengths, time, batch)
-    known = step.known_targets
-    return loss.over(step.targets, time, batch, step.lengths, step.weights, read=read, known=known)

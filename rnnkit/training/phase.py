@@ -82,6 +82,18 @@ class StepState:
         self.totals[name] = total
         return total.mean()
 
+    def scored_by(self, loss: SequenceLoss, read: Tensor | None) -> Scored:
+        """What of the step a loss looks at, where so many steps of each row came before."""
+        return loss.over(
+            self.targets,
+            *extent(self.inputs),
+            self.lengths,
+            self.weights,
+            read=read,
+            known=self.known_targets,
+            came=Named("inputs", self.inputs),
+        )
+
 
 class Begun(NamedTuple):
     """A batch taken apart: the step, the state it starts from, and what is scored."""
@@ -259,18 +271,7 @@ class Phase:
         loop.emit("StepBegin")  # a callback may change the batch
         if step.targets is not moved:
             step.known_targets = step.targets
-        time, rows = extent(step.inputs)
-        scored = loss.over(
-            step.targets,
-            time,
-            rows,
-            step.lengths,
-            step.weights,
-            read=self.read,
-            known=step.known_targets,
-            came=Named("inputs", step.inputs),
-        )
-        return Begun(step, state, batch.restart, scored)
+        return Begun(step, state, batch.restart, step.scored_by(loss, self.read))
 
     def _align(self, loop: Loop, step: StepState) -> None:
         """Make the steps as many in all ranks, where the number of windows depends on them."""
