@@ -129,7 +129,12 @@ class BPTTValidationPhase(Phase):
         if paths is None and declared.draws and not declared.classes:
             self.paths = _PATHS
         self.score = score
-        self.makes_by_step = nfeedback > 0 if by_step is None else by_step
+        self.by_step = by_step
+
+    @property
+    def makes_by_step(self) -> bool:
+        """Whether `loss_by_step` is made; `nfeedback` may grow from epoch to epoch."""
+        return self.nfeedback > 0 if self.by_step is None else self.by_step
 
     @asked("BPTTValidationPhase")
     def run(self, loop: Loop, batch: Any) -> StepState:
