@@ -1,6 +1,7 @@
 """What an epoch adds up: its losses, and metrics, which are losses without a gradient."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -96,7 +97,7 @@ class Tally:
 
     def __init__(self, loop: Loop, metrics: Metrics) -> None:
         self.loop = loop
-        self.averages: dict[str, Average] = {}
+        self.averages = defaultdict[str, Average](Average)
         self.joint: dict[str, Average] | None = None  # of all ranks, when the epoch is over
         self.counted = False
         self.nothing: Refusal | None = None  # of a rank without a batch
@@ -112,8 +113,6 @@ class Tally:
         if self.losses or self.counters:  # nothing is paid for what is not asked for
             self._look_at(phase, step)
         for name, total in step.totals.items():
-            if name not in self.averages:
-                self.averages[name] = Average()
             self.averages[name].add(total)
 
     @torch.no_grad()
@@ -158,12 +157,12 @@ class Tally:
 
     def _join(self, ranks: Ranks) -> None:
         states = {name: average.state_dict() for name, average in self.averages.items()}
-        by_name: dict[str, list[dict[str, Any]]] = {}
+        by_name = defaultdict[str, list[dict[str, Any]]](list)
         counted: list[bool] = []
         for share, has_counted in ranks.gather((states, self.counted)):
             counted.append(has_counted)
             for name, state in share.items():
-                by_name.setdefault(name, []).append(state)
+                by_name[name].append(state)
         if self.nothing is not None and not by_name:  # nor has another rank
             raise self.nothing
         # A rank without a batch asks its counters too: those of torchmetrics wait for it.
@@ -206,7 +205,6 @@ class Tally:
         """Goes on within an epoch."""
         self.counted = bool(saved["averages"])
         for name, state in saved["averages"].items():
-            self.averages[name] = Average()
             self.averages[name].load_state_dict(state, device)
         for name, state in saved["counters"].items():
             counter = self.counters[name]
