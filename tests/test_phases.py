@@ -1150,7 +1150,7 @@ class Own:
     """An optimizer of one's own: no class of PyTorch's, its gradients become zeros."""
 
     def __init__(self, parameters, rate: float = 0.1) -> None:
-        self.param_groups = ({"params": tuple(parameters)},)
+        self.param_groups = [{"params": list(parameters)}]
         self.rate = rate
 
     def zero_grad(self) -> None:

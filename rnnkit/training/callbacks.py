@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -417,11 +417,6 @@ class KeepBest(_Watch):
         self.kept = saved["weights"]
 
 
-@runtime_checkable
-class _Steps(Protocol):
-    def step(self) -> object: ...
-
-
 class Scheduler:
     """Steps a learning rate scheduler of PyTorch.
 
@@ -433,7 +428,7 @@ class Scheduler:
     Args:
         scheduler: any of `torch.optim.lr_scheduler`; `ReduceLROnPlateau` is given what is
             monitored.
-        per: `"epoch"` of a fit, or training `"step"`.
+        per: `"epoch"` of a fit, or training `"step"`: each batch, also of those accumulated.
         monitor: for `ReduceLROnPlateau`: which of the averages of the epoch's last phase.
 
     Raises:
@@ -450,8 +445,10 @@ class Scheduler:
         monitor: str = "loss",
     ) -> None:
         one_of("per", per, ("epoch", "step"), "most are stepped an epoch.")
-        fix = "torch.optim.lr_scheduler.StepLR(optimizer, 10), for one."
-        check_kind("scheduler", scheduler, _Steps, "a scheduler, which has a step()", fix)
+        if not hasattr(scheduler, "step"):
+            came = f"scheduler = {in_words(scheduler)}"
+            fix = "torch.optim.lr_scheduler.StepLR(optimizer, 10), for one."
+            raise Refusal(came, "a scheduler, which has a step()", fix, TypeError)
         self.plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if self.plateau and per == "step":
             came = 'ReduceLROnPlateau with per="step"'

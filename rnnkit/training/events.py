@@ -17,8 +17,7 @@ A callback is any object with a method for an event: `on_backward_end(learner)` 
 | `FitEnd` | after the last epoch, or when cancelled | `epoch_index` |
 
 The five from `WindowBegin` to `WindowEnd` come for each window of a training step; of them
-validation has `LossBegin`. At `StepBegin` a callback may put another sequence in place of one that
-is there: it is what the step reads and scores.
+validation has `LossBegin`.
 """
 
 import re

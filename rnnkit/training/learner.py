@@ -146,8 +146,6 @@ class Learner(Loop):
 
     def _move(self, modules: list[nn.Module]) -> None:
         """Move them, and where that makes parameters anew, as on XLA, give the optimizer these."""
-        if self.device is None:
-            return
         before = [parameter for module in modules for parameter in module.parameters()]
         move_to(self.device, modules)
         after = [parameter for module in modules for parameter in module.parameters()]

@@ -267,8 +267,8 @@ class Phase:
             if batch.restart is not None and self.read is not None:
                 self.read = self.read.masked_fill(batch.restart, 0)
         loop.current = step
-        loop.emit("StepBegin")  # a callback may change the batch
-        if step.targets is not moved:
+        loop.emit("StepBegin")
+        if step.targets is not moved:  # a callback has put others there
             step.known_targets = step.targets
         return Begun(step, state, batch.restart, step.scored_by(loss, self.read))
 
