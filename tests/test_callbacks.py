@@ -125,6 +125,12 @@ def test_an_epoch_beside_a_fit_is_shown_without_a_number(capsys):
     assert capsys.readouterr().out.startswith("validation: loss ")
 
 
+def test_where_there_is_no_standard_error_there_is_a_line_for_each_epoch(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)  # as in a program with windows
+    learner_of(rk.ProgressBar()).fit(1, [data(6, 2, 3)])
+    assert capsys.readouterr().out.startswith("epoch 1 training: loss ")
+
+
 def test_metrics_are_shown_and_kept(capsys):
     history = rk.History()
     learner = learner_of()

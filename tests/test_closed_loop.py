@@ -385,3 +385,11 @@ def test_a_loss_that_is_a_module_is_in_evaluation_mode_in_validation_and_as_it_w
     close(learner.epoch(rk.BPTTValidationPhase(), [inputs])["loss"], wanted)
     trained = learner.step(rk.BPTTTrainingPhase(), inputs).loss
     assert abs(trained - wanted) > 1e-6, "in training it drops"
+
+
+def test_a_horizon_that_grows_has_the_loss_by_step_of_one_that_was_given():
+    model = nn.GRU(1, 1)
+    grown = rk.BPTTValidationPhase()
+    grown.nfeedback = 3
+    steps = [phase(model, MSE, data(9, 2, 1)) for phase in (grown, rk.BPTTValidationPhase(3))]
+    close(*[step.loss_by_step for step in steps])

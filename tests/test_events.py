@@ -318,6 +318,39 @@ def test_what_an_event_promises_is_there_in_both_phases(phase):
     assert seen["StepEnd"] == seen["EpochEnd"] == set(SEEN)
 
 
+@pytest.mark.parametrize("ignored", [(), (1,)])
+@pytest.mark.parametrize("phase", [rk.BPTTTrainingPhase(4), rk.BPTTValidationPhase()])
+def test_what_is_put_in_place_of_a_batch_as_its_step_begins_is_read_and_scored(phase, ignored):
+    draws = torch.Generator().manual_seed(0)
+    first, other = torch.randn(2, 9, 3, 2, generator=draws)
+    labels = torch.randint(2, (7, 3), generator=draws)
+    for row in ignored:  # what is known of the targets of before says nothing
+        labels[:, row] = -100
+    cut = {
+        "inputs": other[:7],
+        "targets": labels,
+        "lengths": torch.tensor([7, 5, 2]),
+        "weights": torch.rand(7, 3, generator=draws),
+    }
+
+    class Change:
+        def on_step_begin(self, learner):
+            for name, value in cut.items():
+                setattr(learner.current, name, value)
+
+    steps = []
+    for callbacks, batch in (
+        ([Change()], rk.SequenceBatch(first, torch.zeros(9, 3, dtype=torch.long))),
+        ([], rk.SequenceBatch(**cut)),
+    ):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        loss = rk.seq2seq_loss(nn.CrossEntropyLoss())
+        learner = rk.Learner(model, loss, optimizer, callbacks, metrics={"same": loss})
+        steps.append((learner.epoch(phase, [batch]), list(model.parameters())))
+    torch.testing.assert_close(*steps, rtol=0, atol=0)
+
+
 def test_the_gradient_of_the_window_before_is_there_until_the_next_is():
     norms = {"on_window_begin": [], "on_backward_begin": [], "on_backward_end": []}
 

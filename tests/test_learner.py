@@ -900,6 +900,22 @@ def test_callbacks_are_objects_in_a_list():
     refused(lambda: learner_of(callbacks=[rk.History]), "History, a class", TypeError)
 
 
+def test_a_callback_that_would_not_be_heard_cannot_be_added_to_a_learner():
+    with pytest.raises(AttributeError):
+        learner_of().callbacks.append(rk.History())
+
+
+def test_any_function_may_take_the_place_of_the_loss():
+    weights = []
+    for first in (SEQ, nn.L1Loss()):
+        model = net()
+        learner = rk.Learner(model, first, torch.optim.SGD(model.parameters(), 0.1))
+        learner.loss = nn.L1Loss()
+        learner.fit(1, [data(6, 2, 3)], [data(6, 2, 3)])
+        weights.append(learner.parameters)
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
 def test_a_look_with_the_loader_and_the_phase_of_the_fit_changes_nothing_of_it():
     def trained(*callbacks, accumulate: int) -> list[Tensor]:
         shared = torch.Generator().manual_seed(3)

@@ -735,7 +735,15 @@ def test_a_schedule_counts_the_steps_of_its_phase():
     close(outputs, [rnn_of(model)(x[:-1])[0].detach()] * 3 + [by_hand(model, x[:-1], 7)])
 
 
-def test_a_schedule_begins_anew_with_another_learner_and_goes_on_with_the_same():
+@pytest.mark.parametrize(
+    "train",
+    [
+        lambda learner, phase, batch: learner.fit(1, [batch], training=phase),
+        lambda learner, phase, batch: learner.epoch(phase, [batch]),
+        lambda learner, phase, batch: learner.step(phase, batch),
+    ],
+)
+def test_a_schedule_begins_anew_with_another_learner_and_goes_on_with_the_same(train):
     asked: list[int] = []
 
     def schedule(step: int) -> float:
@@ -747,7 +755,7 @@ def test_a_schedule_begins_anew_with_another_learner_and_goes_on_with_the_same()
         model = net()
         learner = rk.Learner(model, SEQ, sgd(model, 0.0))
         for _ in range(2):
-            learner.fit(1, [data(9, 2, 3)], training=phase)
+            train(learner, phase, data(9, 2, 3))
     assert asked == [0, 1, 0, 1]
 
 
@@ -1117,3 +1125,94 @@ def test_a_model_that_writes_to_its_inputs_leaves_the_targets_that_share_their_m
         assert torch.equal(sequence, data(9, 4, 3))
         found.append([step.loss, *copied(model)])
     close(*found)
+
+
+def test_a_window_that_is_changed_between_two_epochs_is_that_of_a_phase_made_with_it():
+    changed = rk.BPTTTrainingPhase(2)
+    weights = []
+    for phase in (changed, rk.BPTTTrainingPhase(4)):
+        model = net()
+        changed.window = 4
+        phase(model, SEQ, data(9, 2, 3), sgd(model))
+        weights.append(copied(model))
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def test_a_window_that_becomes_shorter_than_the_stride_is_refused():
+    model = net()
+    phase = rk.BPTTTrainingPhase(6, 3)
+    phase.window = 2
+    with pytest.raises(ValueError, match="stride = 3 and window = 2; wanted stride <= window"):
+        phase(model, SEQ, data(9, 2, 3), sgd(model))
+
+
+class Own:
+    """An optimizer of one's own: no class of PyTorch's, its gradients become zeros."""
+
+    def __init__(self, parameters, rate: float = 0.1) -> None:
+        self.param_groups = [{"params": list(parameters)}]
+        self.rate = rate
+
+    def zero_grad(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter -= self.rate * parameter.grad
+
+
+class HandsOn:
+    """What is around another optimizer, and hands on all that it is asked for."""
+
+    def __init__(self, parameters) -> None:
+        self.__dict__["inner"] = torch.optim.SGD(parameters, 0.1)
+
+    def __getattr__(self, name: str):
+        return getattr(self.inner, name)
+
+
+@pytest.mark.parametrize("kind", [Own, HandsOn])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_an_optimizer_of_ones_own_makes_the_updates_of_pytorchs(kind, accumulate):
+    batches = list(data(5, 7, 2, 3))
+    weights = []
+    for made in (kind, sgd):
+        model = net()
+        optimizer = made(model if made is sgd else list(model.parameters()))
+        learner = rk.Learner(model, SEQ, optimizer)
+        learner.fit(2, batches, training=rk.BPTTTrainingPhase(accumulate=accumulate))
+        weights.append(copied(model))
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-12)
+
+
+def test_a_group_that_is_added_between_two_held_batches_is_updated_from_then_on():
+    first, second = data(2, 7, 2, 3)
+    model = net()
+    wanted = copy.deepcopy(model)
+    late = list(model[0].parameters())
+    optimizer = sgd(model[1])
+    phase = rk.BPTTTrainingPhase(accumulate=2)
+    phase(model, SEQ, first, optimizer)
+    optimizer.add_param_group({"params": late})
+    phase(model, SEQ, second, optimizer)
+
+    optimizer = sgd(wanted)
+    for batch in (first, second):
+        wanted[0].zero_grad()  # of the first batch it has none
+        (SEQ.on(wanted, batch[:-1], batch[1:]) / 2).backward()
+    optimizer.step()
+    torch.testing.assert_close(copied(model), copied(wanted), rtol=0, atol=1e-12)
+
+
+def test_a_group_that_is_added_before_the_last_update_is_not_in_it():
+    model = net()
+    optimizer = sgd(model[1])
+    phase = rk.BPTTTrainingPhase(accumulate=2)
+    phase(model, SEQ, data(7, 2, 3), optimizer)
+    optimizer.add_param_group({"params": list(model[0].parameters())})
+    before = copied(model[0])
+    phase.flush(optimizer)
+    torch.testing.assert_close(copied(model[0]), before, rtol=0, atol=0)

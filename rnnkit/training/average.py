@@ -123,7 +123,7 @@ def _sum_of(before: Total | None, now: Total) -> Total:
 
 
 def _plus(left: Tensor | float, right: Tensor | float) -> Any:
-    """What was added before and what comes now, where that lives; by step as long as the longer."""
+    """What was added before and what comes now, where that lives."""
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return left + right
     left = onto(left, right.device)

@@ -1,15 +1,13 @@
 """What one training step is: backpropagation through time, full or truncated."""
 
-import functools
-import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core.errors import Refusal, asked, at_least, in_words
+from ..core.errors import Refusal, asked, at_least
 from ..core.layout import (
     all_lengths,
     between,
@@ -73,16 +71,10 @@ class _Work:
 
     loop: Loop
     begun: Begun
+    step: StepState
+    scored: Scored
     rollout: Rollout
     mask: Tensor | None  # (T, B): where the model is fed its own output
-
-    @property
-    def step(self) -> StepState:
-        return self.begun.step
-
-    @property
-    def scored(self) -> Scored:
-        return self.begun.scored
 
     def start(self) -> State:
         """The state before the first step."""
@@ -200,12 +192,10 @@ class BPTTTrainingPhase(Phase):
             at_least("window", window, 1, "window=None is full BPTT.")
         if stride is not None:
             at_least("stride", stride, 1, "None makes it equal to window.")
-        if stride is not None and (window is None or stride > window):
-            fix = "window = k2 is how far a gradient goes back, stride = k1 how often; k1 <= k2."
-            raise Refusal(f"stride = {stride} and window = {window}", "stride <= window", fix)
         at_least("accumulate", accumulate, 1, "1 makes an update for each batch.")
         self.window = window
-        self.stride = window if stride is None else stride
+        self.stride = stride
+        self._spans()
         self.accumulate = accumulate
         self._held = _Held()
         self._ranks: Ranks | None = None  # of the last step, for `flush`
@@ -213,7 +203,6 @@ class BPTTTrainingPhase(Phase):
     @asked("BPTTTrainingPhase")
     def run(self, loop: Loop, batch: Any) -> StepState:
         """One step for a loop."""
-        check_optimizer(loop.optimizer)
         self._ranks = loop.ranks
         if getattr(loop.model, "training", True) is False:
             loop.model.train()
@@ -227,7 +216,7 @@ class BPTTTrainingPhase(Phase):
         if self.feedback is not None:
             mask = self.feedback.mask(time, rows, step.lengths, self.updates)
         rollout = Rollout(loop.model, self.sampler, carry=self.stateful)
-        work = _Work(loop, begun, rollout, mask)
+        work = _Work(loop, begun, step, begun.scored, rollout, mask)
         if not in_windows:
             outputs, total = self._whole(work)
         elif loop.loss.per_sequence:
@@ -245,8 +234,17 @@ class BPTTTrainingPhase(Phase):
         step.weight = begun.scored.count
         return step
 
+    def _spans(self) -> tuple[int | None, int | None]:
+        """Window and stride as they are now: a callback may have changed them."""
+        window = self.window
+        stride = window if self.stride is None else self.stride
+        if stride is not None and (window is None or stride > window):
+            fix = "window = k2 is how far a gradient goes back, stride = k1 how often; k1 <= k2."
+            raise Refusal(f"stride = {stride} and window = {window}", "stride <= window", fix)
+        return window, stride
+
     def _align(self, loop: Loop, step: StepState) -> None:
-        if loop.ranks is None or self.stride is None or loop.loss.per_sequence:
+        if loop.ranks is None or self.window is None or loop.loss.per_sequence:
             return
         time, rows = extent(step.inputs)
         longest = loop.ranks.most(time)
@@ -258,12 +256,11 @@ class BPTTTrainingPhase(Phase):
 
     def _is_cut(self, loop: Loop, time: int) -> bool:
         """Whether so many steps are more than one window: then the model must read forward."""
-        longest = self.stride
-        if loop.loss.per_sequence:
-            longest = self.window
+        window, stride = self._spans()
+        longest = window if loop.loss.per_sequence else stride
         if longest is None or longest >= time:
             return False
-        came = f" and stride = {self.stride} for {time} steps"
+        came = f" and stride = {stride} for {time} steps"
         wanted = "a model whose state goes on forward only"
         check_one_way(loop.model, came, wanted, "window=None, or a one-directional model.")
         return True
@@ -280,31 +277,30 @@ class BPTTTrainingPhase(Phase):
 
     def _windows(self, work: _Work) -> tuple[Any, Total]:
         """A loss for the new steps of every window, its gradient through the window's steps."""
-        stride = self.stride or 1
+        window, stride = self._spans()
         all_outputs: list[Any] = []
         totals: list[Total] = []
-        places = list(windows(extent(work.step.inputs)[0], stride, self.window or stride))
+        places = list(windows(extent(work.step.inputs)[0], stride or 1, window or 1))
         carried = Carried(work.start(), None)
-        for window in places:
+        for place in places:
             work.loop.emit("WindowBegin")
             with work.loop.context():
                 # First up to where the next window begins, for its state is wanted there.
-                old, following = work.over(window.start, window.following, carried)
-                rest, last = work.over(window.following, window.end, following)
-            outputs = between(
-                join(old + rest), window.new - window.start, window.end - window.start
-            )
-            totals.append(self._update(work, work.scored.between(window.new, window.end), outputs))
+                old, following = work.over(place.start, place.following, carried)
+                rest, last = work.over(place.following, place.end, following)
+            outputs = between(join(old + rest), place.new - place.start, place.end - place.start)
+            totals.append(self._update(work, work.scored.between(place.new, place.end), outputs))
             all_outputs.append(work.step.outputs)
-            if window.end == window.following:
+            if place.end == place.following:
                 following = last
             carried = Carried(*detach(tuple(following)))  # the next window starts without a history
-            if window.following == 0 and work.begun.restart is not None:
+            if place.following == 0 and work.begun.restart is not None:
                 carried = Carried(work.start(), None)  # a learned first state is asked once more
         self._carry(carried.state, work.step)
         together = join(all_outputs)
         self._check_sum(work, together, places)
-        return together, functools.reduce(Total.__add__, totals)
+        first, *others = totals
+        return together, sum(others, first)
 
     def _check_sum(self, work: _Work, outputs: Any, places: Sequence[Window]) -> None:
         """A loss that is one number tells of no step: see that its windows add up to the batch."""
@@ -399,7 +395,7 @@ class BPTTTrainingPhase(Phase):
 
     def flush(self, optimizer: torch.optim.Optimizer) -> None:
         """The update of the batches held back by `accumulate`, in a loop of your own."""
-        loop = Loop(None, _nothing, optimizer)
+        loop = Loop(None, torch.nn.MSELoss(), optimizer)  # no loss is asked for any more
         loop.ranks = self._ranks
         self.finish(loop)
 
@@ -415,15 +411,11 @@ class BPTTTrainingPhase(Phase):
         self._held = _Held(**saved["held"])
 
 
-def _nothing(outputs: Any, targets: Any) -> Any:
-    raise NotImplementedError
-
-
 def _empty_gradients(optimizer: torch.optim.Optimizer) -> None:
     """`optimizer.zero_grad()`, without the record for a profiler that PyTorch's own opens."""
     own = getattr(optimizer.zero_grad, "__func__", None)
     if own is not torch.optim.Optimizer.zero_grad:
-        optimizer.zero_grad(set_to_none=True)  # another one may do more
+        optimizer.zero_grad()  # another one may do more, and keep zeros
         return
     for parameter in parameters_of(optimizer):
         parameter.grad = None
@@ -457,9 +449,7 @@ def _make_update(loop: Loop) -> None:
             scaler.step(loop.optimizer)
         finally:
             scaler.update()  # or it would unscale no other gradient
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        # The caller's own autocast would go on with the weights of before.
-        torch.clear_autocast_cache()
+    torch.clear_autocast_cache()  # the caller's own would go on with the weights of before
 
 
 @dataclass
@@ -467,17 +457,17 @@ class _Held:
     """Gradients of several batches, to be divided when the weights of all are known."""
 
     batches: int = 0
-    sums: list[list[Tensor | None]] | None = None  # by head, by parameter
-    weights: list[Tensor] | None = None  # by head
-    scales: list[float] | None = None
+    sums: list[list[Tensor | None]] = field(default_factory=list)  # by head, by parameter
+    weights: list[Tensor] = field(default_factory=list)  # by head
+    scales: list[float] = field(default_factory=list)
 
     def add(self, loop: Loop, total: Total) -> None:
         """Backpropagate a sum, head by head, and put its gradient aside."""
         parameters = parameters_of(loop.optimizer)
         heads = [total.sum] if total.scales is None else list(total.sum.unbind(-1))
         weights = as_weight(total.weight).reshape(-1)
-        if self.sums is None or self.weights is None:
-            self.sums = [[None] * len(parameters) for _ in heads]
+        if not self.sums:
+            self.sums = [[] for _ in heads]
             self.weights = [torch.zeros_like(weight) for weight in weights]
             self.scales = [1.0] if total.scales is None else total.scales.tolist()
         if total.empty:  # another rank has some
@@ -486,20 +476,22 @@ class _Held:
             _empty_gradients(loop.optimizer)
             _backpropagate(loop, head, retain_graph=h + 1 < len(heads))
             self.weights[h] = self.weights[h] + weights[h]
+            sums = self.sums[h]
+            sums += [None] * (len(parameters) - len(sums))  # at first, or for a group added since
             for i, parameter in enumerate(parameters):
-                self.sums[h][i] = _plus(self.sums[h][i], parameter.grad)
-        _empty_gradients(loop.optimizer)
+                sums[i] = _plus(sums[i], parameter.grad)
+                parameter.grad = None  # an optimizer's own zero_grad may write over it
 
     def give(self, loop: Loop) -> None:
         """Make `.grad` the gradient of all batches joined, of several ranks this one's share."""
         _empty_gradients(loop.optimizer)
-        weights = self.weights or []
+        weights = self.weights
         if loop.ranks is not None:
             weights = loop.ranks.add(weights)
-        for sums, weight, scale in zip(self.sums or [], weights, self.scales or [], strict=True):
+        for sums, weight, scale in zip(self.sums, weights, self.scales, strict=True):
             if not bool(weight):
                 continue
-            for parameter, held in zip(parameters_of(loop.optimizer), sums, strict=True):
+            for parameter, held in zip(parameters_of(loop.optimizer), sums, strict=False):
                 if held is not None:
                     share = held * weight_like(scale / weight, held)
                     parameter.grad = _plus(parameter.grad, share)
@@ -510,35 +502,3 @@ def _plus(held: Tensor | None, more: Tensor | None) -> Tensor | None:
     if held is None or more is None:
         return held if more is None else more
     return held.to(more.device) + more
-
-
-@functools.cache
-def _needs_closure(kind: type[torch.optim.Optimizer]) -> bool:
-    """Whether the optimizers of a class evaluate the loss themselves."""
-    closure = inspect.signature(kind.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
-
-
-def check_optimizer(optimizer: Any) -> None:
-    """Refuse an optimizer that has to evaluate the loss itself, several times a step."""
-    if optimizer is None:
-        fix = "phase(model, loss, batch, optimizer); BPTTValidationPhase needs none."
-        raise Refusal("no optimizer", "one over the model's parameters", fix)
-    if isinstance(optimizer, type):
-        fix = f"build it: {optimizer.__name__}(model.parameters(), ...)."
-        raise Refusal(f"the class {optimizer.__name__}", "an optimizer", fix, TypeError)
-    if [name for name in ("param_groups", "step", "zero_grad") if not hasattr(optimizer, name)]:
-        fix = (
-            "the order is Learner(model, loss, optimizer); of several optimizers make one with "
-            "parameter groups: torch.optim.SGD([{...}, {...}])."
-        )
-        raise Refusal(f"optimizer = {in_words(optimizer)}", "one optimizer", fix, TypeError)
-    if _needs_closure(type(optimizer)):
-        raise Refusal(
-            f"{type(optimizer).__name__}, whose step calls a closure several times",
-            "an optimizer that makes a step from gradients that are there",
-            "write the loop: def closure(): optimizer.zero_grad(); "
-            "loss = loss_fn.on(model, inputs, targets); loss.backward(); return loss; "
-            "then optimizer.step(closure).",
-            TypeError,
-        )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class ProgressBar:
         self._start = time.perf_counter()
         self._looked = 0.0
         self._steps = 0
-        if is_first(learner.ranks) and sys.stderr.isatty():
+        if is_first(learner.ranks) and sys.stderr and sys.stderr.isatty():  # a window has none
             self._bar = tqdm(desc=_title(learner), unit=" steps")
             learner.defer(self.close)
 
@@ -268,6 +268,11 @@ class _Watch:
             return value < self.best - self.min_delta
         return value > self.best + self.min_delta
 
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        check_form("best", saved["best"], self.best)
+        self.best = saved["best"]
+        self._place = None  # it is of whatever learner comes next
+
 
 class EarlyStopping(_Watch):
     """Ends the training when a loss or a metric has not improved for some epochs; another `fit` may
@@ -339,11 +344,9 @@ class EarlyStopping(_Watch):
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        check_form("EarlyStopping", saved, self.state_dict())
         check_count("EarlyStopping.waited", saved["waited"])
-        self.best = saved["best"]
+        super().load_state_dict(saved)
         self.waited = saved["waited"]
-        self._place = None  # it is of whatever learner comes next
 
 
 class KeepBest(_Watch):
@@ -407,18 +410,11 @@ class KeepBest(_Watch):
         return {"best": self.best, "epoch": self.epoch, "weights": self.kept}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        check_form("best", saved["best"], self.best)
         if saved["epoch"] is not None:
             check_count("best epoch", saved["epoch"])
-        self.best = saved["best"]
+        super().load_state_dict(saved)
         self.epoch = saved["epoch"]
         self.kept = saved["weights"]
-        self._place = None  # it is of whatever learner comes next
-
-
-@runtime_checkable
-class _Steps(Protocol):
-    def step(self) -> object: ...
 
 
 class Scheduler:
@@ -432,7 +428,7 @@ class Scheduler:
     Args:
         scheduler: any of `torch.optim.lr_scheduler`; `ReduceLROnPlateau` is given what is
             monitored.
-        per: `"epoch"` of a fit, or training `"step"`.
+        per: `"epoch"` of a fit, or training `"step"`: each batch, also of those accumulated.
         monitor: for `ReduceLROnPlateau`: which of the averages of the epoch's last phase.
 
     Raises:
@@ -449,8 +445,10 @@ class Scheduler:
         monitor: str = "loss",
     ) -> None:
         one_of("per", per, ("epoch", "step"), "most are stepped an epoch.")
-        fix = "torch.optim.lr_scheduler.StepLR(optimizer, 10), for one."
-        check_kind("scheduler", scheduler, _Steps, "a scheduler, which has a step()", fix)
+        if not hasattr(scheduler, "step"):
+            came = f"scheduler = {in_words(scheduler)}"
+            fix = "torch.optim.lr_scheduler.StepLR(optimizer, 10), for one."
+            raise Refusal(came, "a scheduler, which has a step()", fix, TypeError)
         self.plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if self.plateau and per == "step":
             came = 'ReduceLROnPlateau with per="step"'

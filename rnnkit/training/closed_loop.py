@@ -13,7 +13,7 @@ from ..core.state import State, onto
 from ..generation.rollouts import Rollout
 from ..generation.samplers import DeclaredSampler, NextInput, identity
 from ..generation.sampling import draw_paths
-from ..losses.base import Scored
+from ..losses.base import Scored, SequenceLoss
 from ..losses.total import Total, check_adds_up, weight_like
 from .phase import Begun, Loop, Phase, StepState
 
@@ -129,33 +129,41 @@ class BPTTValidationPhase(Phase):
         if paths is None and declared.draws and not declared.classes:
             self.paths = _PATHS
         self.score = score
-        self.makes_by_step = nfeedback > 0 if by_step is None else by_step
+        self.by_step = by_step
+
+    @property
+    def makes_by_step(self) -> bool:
+        """Whether `loss_by_step` is made."""
+        return self.nfeedback > 0 if self.by_step is None else self.by_step
 
     @asked("BPTTValidationPhase")
     def run(self, loop: Loop, batch: Any) -> StepState:
         """One step for a loop."""
-        with torch.no_grad(), evaluating(loop.model, *loop.loss.modules()):
+        loss = loop.loss
+        with torch.no_grad(), evaluating(loop.model, *loss.modules()):
             begun = self.begin(loop, batch)
             step = begun.step
             state = begun.state(loop.model)
             time, rows = extent(step.inputs)
             lengths = all_lengths(step.lengths, time, rows)
-            mask = self._mask(lengths, step)
+            masks = self._parts(lengths, time)
+            fed = None if masks is None else masks[1]
             with loop.context():
                 rollout = Rollout(loop.model, self.sampler, carry=self.stateful)
-                step.outputs, after = rollout.over(step.inputs, mask, state, step.lengths)
+                step.outputs, after = rollout.over(step.inputs, fed, state, step.lengths)
                 loop.emit("LossBegin")
-                if loop.loss.per_sequence:
+                step.weight = begun.scored.count
+                if loss.per_sequence:
                     self._one_loss(step, begun.scored)
-                elif self.nfeedback and self.paths is not None:
-                    self._scored_paths(loop, begun, state, lengths)
+                elif masks is not None and self.paths is not None:
+                    self._scored_paths(loop, begun, state, lengths, masks)
                 else:
-                    self._split(loop, step, begun.scored, lengths)
+                    self._split(begun, masks, loss)
             self._carry(after, step)
         return step
 
-    def _mask(self, lengths: Tensor, step: StepState) -> Tensor | None:
-        """Where the model is fed its own output, `(T, B)`."""
+    def _parts(self, lengths: Tensor, time: int) -> list[Tensor] | None:
+        """The driven and the self-fed steps, each a mask `(T, B)`; `None` where all are driven."""
         n = self.nfeedback
         short = lengths[(lengths > 0) & (lengths <= n)]
         if len(short):
@@ -164,57 +172,51 @@ class BPTTValidationPhase(Phase):
             raise Refusal(came, "nfeedback < T", fix)
         if n == 0:
             return None
-        return self._parts(lengths, step)[1]
+        driven = valid_steps(lengths - n, time)
+        return [driven, valid_steps(lengths, time) & ~driven]
 
     def _one_loss(self, step: StepState, scored: Scored) -> None:
         """One loss a sequence: it belongs to the closed loop where there is one."""
-        total = scored.total(step.outputs)
-        step.loss = step.keep("loss", total)
-        step.weight = scored.count
+        step.loss = step.keep("loss", scored.total(step.outputs))
         if self.nfeedback:
             step.closed_loss = step.loss
         else:
             step.open_loss = step.loss
 
-    def _split(self, loop: Loop, step: StepState, scored: Scored, lengths: Tensor) -> None:
+    def _split(self, begun: Begun, masks: list[Tensor] | None, loss: SequenceLoss) -> None:
         """The loss of the driven part, of the closed loop, and of each step."""
+        step = begun.step
+        scored = begun.scored
         dtype = parts_of(step.outputs)[0].dtype
         by_step = scored.by_step(step.outputs) if self.makes_by_step else None
-        if by_step is None or loop.loss.opaque:
+        if by_step is None or loss.opaque:
             total = scored.total(step.outputs)
         else:
             total = by_step.over_time()  # the loss was evaluated once, which is enough
         step.loss = step.keep("loss", total)
-        step.weight = scored.count
-        if self.nfeedback:
-            driven, fed = scored.parts(step.outputs, self._parts(lengths, step))
-            if loop.loss.opaque:
+        if masks is None:
+            step.open_loss = step.keep("open_loss", total)
+        else:
+            driven, fed = scored.parts(step.outputs, masks)
+            if loss.opaque:
                 check_adds_up(total, [driven, fed], dtype)
             step.open_loss = step.keep("open_loss", driven)
             step.closed_loss = step.keep("closed_loss", fed)
-        else:
-            step.open_loss = step.keep("open_loss", total)
         if by_step is not None:
-            if loop.loss.opaque:
+            if loss.opaque:
                 check_adds_up(total, [by_step.over_time()], dtype)
             step.totals["loss_by_step"] = by_step
             step.loss_by_step = by_step.curve()
 
-    def _parts(self, lengths: Tensor, step: StepState) -> list[Tensor]:
-        """The driven and the self-fed steps, each a mask `(T, B)`."""
-        time = extent(step.inputs)[0]
-        driven = valid_steps(lengths - self.nfeedback, time)
-        return [driven, valid_steps(lengths, time) & ~driven]
-
-    def _scored_paths(self, loop: Loop, begun: Begun, state: State, lengths: Tensor) -> None:
+    def _scored_paths(
+        self, loop: Loop, begun: Begun, state: State, lengths: Tensor, masks: list[Tensor]
+    ) -> None:
         """The loss of the driven part, and the score of the paths that the closed loop draws."""
         step = begun.step
         scored = begun.scored
-        masks = self._parts(lengths, step)
         driven, _ = scored.parts(step.outputs, masks)
         step.open_loss = step.keep("open_loss", driven)
         step.loss = step.keep("loss", driven)
-        step.weight = scored.count
 
         # The steps of each row that it is fed at, and their scores.
         offsets = torch.arange(self.nfeedback, device="cpu").unsqueeze(1)

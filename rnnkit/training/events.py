@@ -191,10 +191,6 @@ def hushed(handlers: Handlers, training: bool) -> Handlers:
 class Bracket:
     """Owns begin, end and cancel of a fit or an epoch, by its `name`.
 
-        with Bracket(learner, "Epoch", CancelEpoch, ending) as bracket:
-            if bracket.begun:
-                ...
-
     The end is told to every callback, also where one of them raised `cancel`, and not where it
     ended in an error. A `CancelFit` within an epoch waits in `fit_cancelled` until the epoch's end
     has been told. Before that `ending` is called, with whether there was one.
@@ -243,9 +239,9 @@ class Bracket:
         """Refuse to cancel what has not begun."""
         if isinstance(error, Cancel):
             kind = type(error).__name__
-            part = kind.removeprefix("Cancel").lower()
-            wanted = f"one from {part.capitalize()}Begin to {part.capitalize()}End"
-            fix = f"no {part} has begun; CancelFit ends the training from anywhere."
+            part = kind.removeprefix("Cancel")
+            wanted = f"one from {part}Begin to {part}End"
+            fix = f"no {part.lower()} has begun; CancelFit ends the training from anywhere."
             raise Refusal(f"{kind} at {self.name}Begin", wanted, fix) from None
 
     def _cancels(self, error: BaseException) -> bool:

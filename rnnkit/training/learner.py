@@ -13,7 +13,7 @@ from ..core.errors import Refusal, asked, at_least, check_kind, in_words
 from ..core.model import Model, check_model, evaluating
 from ..data.batches import SequenceBatch
 from . import resume
-from .bptt import BPTTTrainingPhase, check_optimizer
+from .bptt import BPTTTrainingPhase
 from .closed_loop import BPTTValidationPhase
 from .events import (
     Bracket,
@@ -27,7 +27,7 @@ from .events import (
     order_of,
 )
 from .metrics import Metrics, Tally, move_to, numbers_of
-from .phase import Loop, Loss, Phase, StepState, check_phase
+from .phase import Loop, Loss, Phase, StepState, check_optimizer, check_phase
 from .resume import Place
 from .rng import generators_of, rng_state, set_rng_state
 
@@ -133,7 +133,7 @@ class Learner(Loop):
         if not isinstance(callbacks, Iterable):
             fix = "put brackets around it: [callback]."
             raise Refusal(in_words(callbacks), "a list of callbacks", fix, TypeError)
-        self.callbacks = sorted(callbacks, key=order_of)
+        self.callbacks = tuple(sorted(callbacks, key=order_of))
         self._handlers = handlers(self.callbacks)
 
         self.epoch_index: int = 0
@@ -330,6 +330,7 @@ class Learner(Loop):
                 return self._step(phase, batch)
         if self.now.over or self.now.phase is not phase:
             self.now = Pass(self._handlers, Tally(self, self.metrics), phase)
+            phase.meet(self.place)
         if phase.trains:
             self.place.epoch_rng = {}  # an epoch that a fit left unfinished is not gone on with
         self.now.running = True
@@ -355,31 +356,25 @@ class Learner(Loop):
         current = self.current
         steps = self.step_index
         heard = self._handlers
-        if around.running:
-            heard = hushed(self._handlers, phase.trains)
-
-        # Looking at other data must not change what a training draws next.
-        own = [*generators_of([data]), *phase.generators()]
-        generators = [generator for generator in own if generator is not None]
-        drawn: dict[str, Any] | None = None
-        if around.running and not phase.trains:
-            drawn = rng_state(generators)
-        carried: AbstractContextManager[None] = nullcontext()
-        if around.running:
-            carried = _carrying_on(phase)
-
-        self.now = Pass(heard, Tally(self, self.metrics), phase, running=True)
-        try:
-            with carried:
+        with ExitStack() as afterwards:
+            if around.running:
+                heard = hushed(heard, phase.trains)
+                afterwards.enter_context(_carrying_on(phase))
+            if around.running and not phase.trains:
+                # Looking at other data must not change what a training draws next.
+                own = [*generators_of([data]), *phase.generators()]
+                generators = [generator for generator in own if generator is not None]
+                afterwards.callback(set_rng_state, rng_state(generators), generators)
+            self.now = Pass(heard, Tally(self, self.metrics), phase, running=True)
+            phase.meet(self.place)
+            try:
                 yield
-        finally:
-            self.now.running = False
-            if around.running or around.fitting:  # else nothing was there to go back to
-                self.now = around
-                self.current = current
-                self.step_index = steps
-            if drawn is not None:
-                set_rng_state(drawn, generators)
+            finally:
+                self.now.running = False
+                if around.running or around.fitting:  # else nothing was there to go back to
+                    self.now = around
+                    self.current = current
+                    self.step_index = steps
 
     def _run(self, now: Pass, phase: Phase, data: Iterable[Any]) -> CancelFit | None:
         """One pass over the data, from its begin to its end; gives back what cancels the fit."""
@@ -402,17 +397,13 @@ class Learner(Loop):
             now.running = around.running
             now.over = True
         if now.fitting and now.done:
-            self._count(now)
+            self.place.passes += 1
+            if now.last:  # the whole epoch is done with
+                self.epoch_index += 1
+                self.step_index = 0
+                self.place.passes = 0
+                self.place.epoch_rng = {}
         return bracket.fit_cancelled
-
-    def _count(self, now: Pass) -> None:
-        """A phase of the fit's epoch is done with, or the whole epoch."""
-        self.place.passes += 1
-        if now.last:
-            self.epoch_index += 1
-            self.step_index = 0
-            self.place.passes = 0
-            self.place.epoch_rng = {}
 
     def _begin(self, now: Pass, phase: Phase, data: Iterable[Any]) -> int:
         """Sets out afresh, or where the training was cut short; gives the steps made before."""

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ..core.errors import Refusal, asked
 from ..core.model import check_model
 from ..core.state import map_leaves
-from .bptt import BPTTTrainingPhase, check_optimizer
+from .bptt import BPTTTrainingPhase
 from .closed_loop import BPTTValidationPhase
 from .metrics import Metrics, Tally, move_to
-from .phase import Loop, Loss, Phase, StepState, check_phase
+from .phase import Loop, Loss, Phase, StepState, check_optimizer, check_phase
 from .ranks import Ranks
 
 

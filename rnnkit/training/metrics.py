@@ -1,6 +1,7 @@
 """What an epoch adds up: its losses, and metrics, which are losses without a gradient."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.errors import Refusal, in_words
 from ..core.layout import all_lengths, extent, parts_of
-from ..losses.base import Scored, SequenceLoss
+from ..losses.base import SequenceLoss
 from ..losses.function import refuse_class
 from ..losses.plain import as_loss
 from .average import Average
@@ -40,11 +41,7 @@ class Persistent(Protocol):
 
 
 class Metrics:
-    """The metrics of a Learner by name: losses that are only looked at, and counters.
-
-    Raises:
-        Refusal: if a name is that of a loss or of a column of the history, or a metric is neither.
-    """
+    """The metrics of a Learner by name: losses that are only looked at, and counters."""
 
     def __init__(
         self, metrics: Mapping[str, Any] | None, device: torch.device | None = None
@@ -61,9 +58,6 @@ class Metrics:
             else:
                 self.losses[name] = as_loss(metric)
                 move_to(device, self.losses[name].modules())
-
-    def __bool__(self) -> bool:
-        return bool(self.losses or self.counters)
 
 
 def _checked(metrics: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -103,7 +97,7 @@ class Tally:
 
     def __init__(self, loop: Loop, metrics: Metrics) -> None:
         self.loop = loop
-        self.averages: dict[str, Average] = {}
+        self.averages = defaultdict[str, Average](Average)
         self.joint: dict[str, Average] | None = None  # of all ranks, when the epoch is over
         self.counted = False
         self.nothing: Refusal | None = None  # of a rank without a batch
@@ -119,18 +113,19 @@ class Tally:
         if self.losses or self.counters:  # nothing is paid for what is not asked for
             self._look_at(phase, step)
         for name, total in step.totals.items():
-            if name not in self.averages:
-                self.averages[name] = Average()
             self.averages[name].add(total)
 
     @torch.no_grad()
     def _look_at(self, phase: Phase, step: StepState) -> None:
+        read = phase.read  # the steps of each row up to the end of this batch, where it goes on
+        if read is not None:
+            read = read - all_lengths(step.lengths, *extent(step.inputs))
         with self.loop.context():
             # A metric has a reading, a warmup and weights of its own, of the same targets.
             for name, metric in self.losses.items():
-                step.totals[name] = _scored(metric, phase, step).total(step.outputs)
+                step.totals[name] = step.scored_by(metric, read).total(step.outputs)
         if self.counters:
-            outputs, targets = _scored(self.loop.loss, phase, step).valid(step.outputs)
+            outputs, targets = step.scored_by(self.loop.loss, read).valid(step.outputs)
             if not len(parts_of(outputs)[0]):  # many a counter cannot count nothing
                 return
             self.counted = True
@@ -162,12 +157,12 @@ class Tally:
 
     def _join(self, ranks: Ranks) -> None:
         states = {name: average.state_dict() for name, average in self.averages.items()}
-        by_name: dict[str, list[dict[str, Any]]] = {}
+        by_name = defaultdict[str, list[dict[str, Any]]](list)
         counted: list[bool] = []
         for share, has_counted in ranks.gather((states, self.counted)):
             counted.append(has_counted)
             for name, state in share.items():
-                by_name.setdefault(name, []).append(state)
+                by_name[name].append(state)
         if self.nothing is not None and not by_name:  # nor has another rank
             raise self.nothing
         # A rank without a batch asks its counters too: those of torchmetrics wait for it.
@@ -210,7 +205,6 @@ class Tally:
         """Goes on within an epoch."""
         self.counted = bool(saved["averages"])
         for name, state in saved["averages"].items():
-            self.averages[name] = Average()
             self.averages[name].load_state_dict(state, device)
         for name, state in saved["counters"].items():
             counter = self.counters[name]
@@ -231,13 +225,3 @@ def _as_tensor(name: str, value: Any) -> Tensor:
         came = f"{in_words(value)} computed by the metric {name!r}"
         fix = "compute the curves and tables of a metric in a callback, at EpochEnd."
         raise Refusal(came, "a number or a tensor", fix, TypeError) from None
-
-
-def _scored(loss: SequenceLoss, phase: Phase, step: StepState) -> Scored:
-    """What of a step a loss looks at."""
-    time, batch = extent(step.outputs)
-    read = phase.read  # the steps of each row up to the end of this batch, where it goes on
-    if read is not None:
-        read = read - all_lengths(step.lengths, time, batch)
-    known = step.known_targets
-    return loss.over(step.targets, time, batch, step.lengths, step.weights, read=read, known=known)

@@ -1,5 +1,7 @@
 """What phases share: a batch taken apart, a state carried on, the loop around them."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -80,6 +82,18 @@ class StepState:
         self.totals[name] = total
         return total.mean()
 
+    def scored_by(self, loss: SequenceLoss, read: Tensor | None) -> Scored:
+        """What of the step a loss looks at, where so many steps of each row came before."""
+        return loss.over(
+            self.targets,
+            *extent(self.inputs),
+            self.lengths,
+            self.weights,
+            read=read,
+            known=self.known_targets,
+            came=Named("inputs", self.inputs),
+        )
+
 
 class Begun(NamedTuple):
     """A batch taken apart: the step, the state it starts from, and what is scored."""
@@ -108,7 +122,7 @@ class Loop:
     def __init__(self, model: Any, loss: Loss, optimizer: Any) -> None:
         self.ranks = ranks_of(model)
         self.model = model
-        self.loss = as_loss(loss)
+        self.loss = loss
         self.optimizer = optimizer
         self.device: torch.device | None = None
         self.scaler: torch.amp.GradScaler | None = None
@@ -116,6 +130,15 @@ class Loop:
             self.model = self.ranks.module
             self.device = self.ranks.device
         self.current: StepState | None = None
+
+    @property
+    def loss(self) -> SequenceLoss:
+        """What the phases ask; any function may be put in its place."""
+        return self._loss
+
+    @loss.setter
+    def loss(self, loss: Loss) -> None:
+        self._loss = as_loss(loss)
 
     def emit(self, event: str) -> None:
         """Tell the callbacks."""
@@ -150,6 +173,8 @@ class Phase:
     def __call__(self, model: Any, loss: Loss, batch: Any, optimizer: Any = None) -> StepState:
         """One step in a plain PyTorch loop, without a Learner."""
         check_model(model)
+        if self.trains:
+            check_optimizer(optimizer)
         return self.run(Loop(model, loss, optimizer), batch)
 
     def run(self, loop: Loop, batch: Any) -> StepState:
@@ -194,9 +219,8 @@ class Phase:
         check_count("phase's updates", saved["updates"])
         check_form("phase's generators", saved["generators"], [None for _ in self.generators()])
         check_read(saved["read"])
+        self.reset()
         self.updates = saved["updates"]
-        self.carried = None
-        self.read = None
         if self.stateful:
             self.carried = saved["carried"]
             self.read = saved["read"]
@@ -207,12 +231,13 @@ class Phase:
 
     def begin(self, loop: Loop, batch: Any) -> Begun:
         """Take a batch apart, and tell that the step begins."""
+        loss = loop.loss
         batch = SequenceBatch.of(batch)
-        loop.loss.check_model(loop.model)
+        loss.check_model(loop.model)
         inputs, state = self._start(loop, batch.inputs)
         inputs = as_sequences(inputs)
         targets = batch.targets
-        if not loop.loss.per_sequence:
+        if not loss.per_sequence:
             targets = as_sequences(targets, "targets")
         weights = batch.weights
 
@@ -223,37 +248,29 @@ class Phase:
             lengths = check_lengths(lengths, *extent(inputs), least=0 if may_be_empty else 1)
             time = max(1, int(lengths.max()))  # of a rank, every row may be without a document
             inputs = between(inputs, 0, time)
-            if not loop.loss.per_sequence:
+            if not loss.per_sequence:
                 targets = between(targets, 0, time)
             if weights is not None and weights.ndim > 1:
                 weights = weights[:time]
 
         step = StepState(inputs, targets, lengths, weights)
         self._align(loop, step)
-        time, rows = extent(step.inputs)
 
         # What counts is read before the batch is moved: a device would have to be waited for.
         step.known_targets = step.targets
         step.inputs = move(step.inputs, loop.device)
-        step.targets = move(step.targets, loop.device)
+        moved = move(step.targets, loop.device)
+        step.targets = moved
 
         if self.stateful:
             state = self._go_on(loop, state, step.inputs)
             if batch.restart is not None and self.read is not None:
                 self.read = self.read.masked_fill(batch.restart, 0)
-        scored = loop.loss.over(
-            step.targets,
-            time,
-            rows,
-            step.lengths,
-            step.weights,
-            read=self.read,
-            known=step.known_targets,
-            came=Named("inputs", step.inputs),
-        )
         loop.current = step
         loop.emit("StepBegin")
-        return Begun(step, state, batch.restart, scored)
+        if step.targets is not moved:  # a callback has put others there
+            step.known_targets = step.targets
+        return Begun(step, state, batch.restart, step.scored_by(loss, self.read))
 
     def _align(self, loop: Loop, step: StepState) -> None:
         """Make the steps as many in all ranks, where the number of windows depends on them."""
@@ -321,6 +338,41 @@ def check_phase(phase: Any, trains: bool | None = None) -> None:
             wanted = "a phase that trains"
         fix = "BPTTTrainingPhase() trains, BPTTValidationPhase() does not."
         raise Refusal(in_words(phase), wanted, fix)
+
+
+@functools.cache
+def _needs_closure(kind: type[torch.optim.Optimizer]) -> bool:
+    """Whether the optimizers of a class evaluate the loss themselves."""
+    step = getattr(kind, "step", None)
+    if step is None:  # one that hands on what it is asked for to another
+        return False
+    closure = inspect.signature(step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse an optimizer that has to evaluate the loss itself, several times a step."""
+    if optimizer is None:
+        fix = "phase(model, loss, batch, optimizer); BPTTValidationPhase needs none."
+        raise Refusal("no optimizer", "one over the model's parameters", fix)
+    if isinstance(optimizer, type):
+        fix = f"build it: {optimizer.__name__}(model.parameters(), ...)."
+        raise Refusal(f"the class {optimizer.__name__}", "an optimizer", fix, TypeError)
+    if [name for name in ("param_groups", "step", "zero_grad") if not hasattr(optimizer, name)]:
+        fix = (
+            "the order is Learner(model, loss, optimizer); of several optimizers make one with "
+            "parameter groups: torch.optim.SGD([{...}, {...}])."
+        )
+        raise Refusal(f"optimizer = {in_words(optimizer)}", "one optimizer", fix, TypeError)
+    if _needs_closure(type(optimizer)):
+        raise Refusal(
+            f"{type(optimizer).__name__}, whose step calls a closure several times",
+            "an optimizer that makes a step from gradients that are there",
+            "write the loop: def closure(): optimizer.zero_grad(); "
+            "loss = loss_fn.on(model, inputs, targets); loss.backward(); return loss; "
+            "then optimizer.step(closure).",
+            TypeError,
+        )
 
 
 def detached(outputs: Any) -> Any:
