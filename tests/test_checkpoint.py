@@ -942,6 +942,39 @@ def test_a_script_of_several_fits_that_was_killed_and_run_again_is_the_one_that_
         assert all(map(torch.equal, again.parameters, whole.parameters))
 
 
+@pytest.mark.parametrize("validated", [(False, True), (True, False, True)])
+@pytest.mark.parametrize("cut", [(1, 1), (2, 1), (3, 1)])
+def test_the_fits_of_a_script_may_have_phases_and_loaders_of_their_own(tmp_path, validated, cut):
+    class Cut:
+        order = 2
+
+        def on_step_end(self, learner: rk.Learner) -> None:
+            if (learner.epoch_index, learner.step_index) == cut and learner.phase.trains:
+                raise ZeroDivisionError
+
+    def run(*callbacks) -> tuple[list, list]:
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        model = nn.GRU(1, 1)
+        history = rk.History()
+        optimizer = torch.optim.Adam(model.parameters(), 0.02)
+        learner = rk.Learner(model, SEQ, optimizer, [history, *callbacks])
+        with contextlib.suppress(ZeroDivisionError):
+            for i, has_validation in enumerate(validated):
+                train, valid = loaders("noisy", i) if i else loaders("global", 0)
+                training = rk.BPTTTrainingPhase(window=4, stateful=i > 0, accumulate=1 + i)
+                learner.fit(2, train, valid if has_validation else None, training)
+        return history.rows, learner.parameters
+
+    rows, parameters = run()
+    run(rk.Checkpoint(tmp_path / "a.pt", 1, resume=True), Cut())
+    for _ in range(2):
+        again = run(rk.Checkpoint(tmp_path / "a.pt", 1, resume=True))
+        assert again[0] == rows
+        assert all(map(torch.equal, again[1], parameters))
+
+
 def test_a_fit_that_ended_early_is_not_made_longer_when_the_script_is_run_again(tmp_path):
     def run(cut: bool) -> tuple[int, int]:
         class Cut:

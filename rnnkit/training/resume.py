@@ -175,13 +175,16 @@ def go_on_from(learner: "Learner", saved: Any) -> None:
         raise Refusal("a state within an epoch of a fit", "one at FitBegin or outside a fit", fix)
     _check_format(saved)
     saved = _share_of(saved, learner.ranks)
+    _check_form(learner, saved)
+    # A fit that the file had finished may have other phases and loaders than the file's own.
+    in_fit = place.in_fit and place.fit >= len(saved["fits"])
     before = copy.deepcopy(_state_of(learner))
-    _check_same(learner, saved, before, place.in_fit)
-    _put_or_restore(learner, saved, before, whole=True)
+    _check_same(saved, before, in_fit)
+    _put_or_restore(learner, saved, before, whole=True, in_fit=in_fit)
     _set_place(learner, saved)
     if place.in_fit:
         place.fit = min(place.fit, len(place.fits))
-        place.waiting = Waiting(saved, whole=True) if place.is_past else None
+        place.waiting = None if in_fit else Waiting(saved, whole=True)
     else:
         place.fit = len(place.fits)
         place.start = place.fits[-1] if place.fits else 0
@@ -197,8 +200,8 @@ def put_what_waits(learner: "Learner") -> None:
     place.waiting = None
     try:
         before = copy.deepcopy(_state_of(learner))
-        _check_same(learner, waiting.saved, before, in_fit=True)
-        _put_or_restore(learner, waiting.saved, before, waiting.whole)
+        _check_same(waiting.saved, before, in_fit=True)
+        _put_or_restore(learner, waiting.saved, before, waiting.whole, in_fit=True)
     except BaseException:
         place.waiting = waiting
         raise
@@ -212,17 +215,17 @@ def _set_place(learner: "Learner", saved: dict[str, Any]) -> None:
 
 
 def _put_or_restore(
-    learner: "Learner", saved: dict[str, Any], before: dict[str, Any], whole: bool
+    learner: "Learner", saved: dict[str, Any], before: dict[str, Any], whole: bool, in_fit: bool
 ) -> None:
-    """Puts back what belongs to the fit, where there is one, and with `whole` the rest."""
+    """Puts back what belongs to the fit with `in_fit`, and the rest with `whole`."""
     resuming = learner.place.resuming
     epoch_rng = learner.place.epoch_rng
     try:
-        _put(learner, saved, whole)
+        _put(learner, saved, whole, in_fit)
     except BaseException as error:
         if whole:  # first, for its schedulers are tried with its groups
             learner.optimizer.load_state_dict(before["optimizer"])
-        _put(learner, before, whole)
+        _put(learner, before, whole, in_fit)
         learner.place.resuming = resuming
         learner.place.epoch_rng = epoch_rng
         if isinstance(error, Refusal) or not isinstance(error, Exception):
@@ -230,8 +233,8 @@ def _put_or_restore(
         raise _no_fit(error, "this learner") from error
 
 
-def _put(learner: "Learner", saved: dict[str, Any], whole: bool) -> None:
-    if learner.place.in_fit:
+def _put(learner: "Learner", saved: dict[str, Any], whole: bool, in_fit: bool) -> None:
+    if in_fit:
         _put_fit(learner, saved)
     if not whole:
         return
@@ -305,10 +308,8 @@ def _check_format(saved: Any) -> None:
         raise Refusal(f"a file without {', '.join(missing)}", "all that a training is", _SAME)
 
 
-def _check_same(
-    learner: "Learner", saved: dict[str, Any], here: dict[str, Any], in_fit: bool
-) -> None:
-    """Refuse a state of something else, before anything is changed."""
+def _check_form(learner: "Learner", saved: dict[str, Any]) -> None:
+    """Refuse a state that no training has."""
     try:
         check_sizes(saved)
         check_place(saved)
@@ -317,11 +318,16 @@ def _check_same(
         check_rng(saved["rng"])
         if saved["epoch_rng"]:
             check_rng(saved["epoch_rng"])
-        there = _described(saved, in_fit)
+        _described(saved, in_fit=True)
     except Refusal:
         raise
     except Exception as error:
         raise _no_fit(error, "a learner") from error
+
+
+def _check_same(saved: dict[str, Any], here: dict[str, Any], in_fit: bool) -> None:
+    """Refuse a state of something else, before anything is changed."""
+    there = _described(saved, in_fit)
     wanted = _described(here, in_fit)
     for name in wanted | there:
         came = there.get(name, "nothing")
