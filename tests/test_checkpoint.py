@@ -411,7 +411,9 @@ def test_a_file_of_another_kind_is_refused(written):
         refuses(written, "got a file of another kind; wanted the format 'rnnkit checkpoint 1'")
     for name in saved.keys() - {"format"}:
         torch.save({key: value for key, value in saved.items() if key != name}, written)
-        refuses(written, f"got a file without {name}")
+        fix = 'learner.model.load_state_dict(saved["model"]) takes the weights alone.'
+        wanted = f"wanted all that a training is. Likely fix: {fix}"
+        refuses(written, f"got a file without {name}; {wanted}")
 
 
 def test_the_file_of_another_model_is_refused(written):
@@ -717,6 +719,15 @@ def test_a_finished_file_is_left_alone_without_resume(written):
     learner, history, training, validation = build(extra=(rk.Checkpoint(written),))
     learner.fit(1, *loaders("global", 0), training, validation)
     assert (learner.epoch_index, len(history.rows)) == (1, 2)
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    fit_with("~/a.pt", 1, 1)
+    assert (tmp_path / "home" / "a.pt").exists()
+    assert not Path("~").exists()
 
 
 def test_the_folders_of_the_file_are_made(tmp_path):

@@ -38,6 +38,7 @@ OF_RANK = ("tally", "epoch_rng", "phases", "rng")  # what each rank alone has
 _SAME = (
     "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
 )
+_WEIGHTS = 'learner.model.load_state_dict(saved["model"]) takes the weights alone.'
 
 
 class Resuming(NamedTuple):
@@ -171,8 +172,8 @@ def go_on_from(learner: "Learner", saved: Any) -> None:
     """
     place = learner.place
     if learner.fitting:  # its batches would go on where they are
-        fix = 'learner.model.load_state_dict(saved["model"]) takes the weights alone.'
-        raise Refusal("a state within an epoch of a fit", "one at FitBegin or outside a fit", fix)
+        wanted = "one at FitBegin or outside a fit"
+        raise Refusal("a state within an epoch of a fit", wanted, _WEIGHTS)
     _check_format(saved)
     saved = _share_of(saved, learner.ranks)
     _check_form(learner, saved)
@@ -305,7 +306,7 @@ def _check_format(saved: Any) -> None:
         raise Refusal("a file of another kind", f"the format {FORMAT!r}", fix)
     missing = [name for name in _PARTS if name not in saved]
     if missing:
-        raise Refusal(f"a file without {', '.join(missing)}", "all that a training is", _SAME)
+        raise Refusal(f"a file without {', '.join(missing)}", "all that a training is", _WEIGHTS)
 
 
 def _check_form(learner: "Learner", saved: dict[str, Any]) -> None:
