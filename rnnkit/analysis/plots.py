@@ -35,8 +35,8 @@ def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
         ImportError: without matplotlib.
         ValueError: if there is no row with a loss.
     """
-    rows: Sequence[Mapping[str, Any]] = getattr(history, "rows", history)
-    if not isinstance(rows, Sequence):
+    rows: Any = getattr(history, "rows", history)
+    if not isinstance(rows, Sequence) or not all(map(_is_row, rows)):
         fix = "plot_history(history), after a fit with the callback history = History()."
         raise Refusal(in_words(history), "a History, or its rows", fix, TypeError)
     curves: dict[str, list[tuple[float, float]]] = {}
@@ -52,9 +52,13 @@ def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
     drawn = _axes(ax)
     for label, points in curves.items():
         epochs, losses = zip(*points, strict=True)
-        marker = "o" if len(points) == 1 else ""  # a line of one point cannot be seen
+        marker = "o" if sum(map(math.isfinite, losses)) == 1 else ""  # no line can be seen
         drawn.plot(epochs, losses, label=label, marker=marker)
     return _finish(drawn, "epoch", "loss")
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, Mapping) and {"epoch", "phase"} <= set(row)
 
 
 @asked("plot_horizon")
@@ -108,16 +112,15 @@ def _curves(loss_by_step: Any) -> dict[str, Tensor]:
     if not isinstance(loss_by_step, Mapping):
         loss_by_step = {"model": loss_by_step}
     curves: dict[str, Tensor] = {}
+    wanted = "(T,) or (seeds, T)"
     for label, value in loss_by_step.items():
         if value is None:
             fix = "BPTTValidationPhase(by_step=True) makes it."
-            raise Refusal(f"{label} = None", "(T,) or (seeds, T)", fix)
-        if isinstance(value, list):  # those of several seeds
-            value = torch.stack(list(map(torch.as_tensor, value)))
-        curve = torch.as_tensor(value).detach().cpu().double()
+            raise Refusal(f"{label} = None", wanted, fix)
+        fix = "average over rows and features; validation's loss_by_step is (T,)."
+        curve = _numbers(label, value, wanted, fix)
         if curve.ndim not in (1, 2) or 0 in curve.shape:
-            fix = "average over rows and features; validation's loss_by_step is (T,)."
-            raise Refusal(f"{label} {in_words(curve)}", "(T,) or (seeds, T)", fix)
+            raise Refusal(f"{label} {in_words(curve)}", wanted, fix)
         curves[label] = curve
     if len({curve.shape[-1] for curve in curves.values()}) != 1:
         came = ", ".join(f"{label} {in_words(curve)}" for label, curve in curves.items())
@@ -129,12 +132,24 @@ def _baselines(baselines: Mapping[str, float | Tensor], time: int) -> dict[str, 
     """The losses to beat, each `(T,)`."""
     lines: dict[str, Tensor] = {}
     for name, value in baselines.items():
-        line = torch.as_tensor(value).detach().cpu().double()
+        wanted = f"a number or ({time},)"
+        fix = "average it over rows and seeds."
+        line = _numbers(f"the baseline {name}", value, wanted, fix)
         if line.shape not in ((), (time,)):
             came = f"the baseline {name} {in_words(line)} for T = {time}"
-            raise Refusal(came, f"a number or ({time},)", "average it over rows and seeds.")
+            raise Refusal(came, wanted, fix)
         lines[name] = line.expand(time)
     return lines
+
+
+def _numbers(name: str, value: Any, wanted: str, fix: str) -> Tensor:
+    """A tensor, an array, or a list of numbers or of such, in float64."""
+    try:
+        if isinstance(value, list | tuple):  # those of several seeds, perhaps
+            value = torch.stack(list(map(torch.as_tensor, value)))
+        return torch.as_tensor(value).detach().cpu().double()
+    except (TypeError, ValueError, RuntimeError):
+        raise Refusal(f"{name} = {in_words(value)}", wanted, fix) from None
 
 
 def _draw_band(ax: Any, label: str, curve: Tensor) -> None:
@@ -179,15 +194,18 @@ def plot_gradient_flow(flow: Mapping[str, Tensor], ax: "Axes | None" = None) -> 
         ImportError: without matplotlib.
         ValueError: if a flow is not `(T,)`, or there is none.
     """
-    if not flow or any(norms.ndim != 1 for norms in flow.values()):
-        came = ", ".join(f"{name} {in_words(norms)}" for name, norms in flow.items())
-        fix = "pass what gradient_flow returned; gradient_by_step returns the shares themselves."
-        raise Refusal(came or "no parameter", "norms (T,)", fix)
+    wanted = "norms (T,)"
+    fix = "pass what gradient_flow returned; gradient_by_step returns the shares themselves."
+    if not isinstance(flow, Mapping):
+        raise Refusal(in_words(flow), f"a dict of {wanted}", fix, TypeError)
+    curves = {name: _numbers(name, norms, wanted, fix) for name, norms in flow.items()}
+    if not curves or any(norms.ndim != 1 for norms in curves.values()):
+        came = ", ".join(f"{name} {in_words(norms)}" for name, norms in curves.items())
+        raise Refusal(came or "no parameter", wanted, fix)
     drawn = _axes(ax)
     drawn.set_yscale("log")
-    for name, norms in flow.items():
-        seen = norms.detach().cpu().double()
-        drawn.plot(seen.where(seen > 0, torch.nan).numpy(), label=name)
+    for name, norms in curves.items():
+        drawn.plot(norms.where(norms > 0, torch.nan).numpy(), label=name)
     return _finish(drawn, "lag (steps before the last)", "norm of the share")
 
 
