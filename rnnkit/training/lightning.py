@@ -14,8 +14,9 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from ..core.errors import Refusal, asked
-from ..core.model import check_model
+from ..core.model import check_model, encoded, run_model
 from ..core.state import map_leaves
+from ..data.batches import Padded, SequenceBatch, move
 from .bptt import BPTTTrainingPhase, check_optimizer
 from .closed_loop import BPTTValidationPhase
 from .metrics import Metrics, Tally, move_to
@@ -171,6 +172,20 @@ class PhaseModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Logs the averages."""
         self._tell("test", self.validation_phase)
+
+    # Prediction
+
+    @asked("PhaseModule")
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """The model's outputs and state for a batch's inputs, all steps of a bare sequence."""
+        if not isinstance(batch, SequenceBatch | tuple):
+            return self(move(batch, self.device))
+        if isinstance(batch, Padded):
+            batch = SequenceBatch(batch.sequences, lengths=batch.lengths)
+        elif isinstance(batch, tuple):
+            batch = SequenceBatch.of(batch)
+        inputs, state = encoded(self.model, batch.to(self.device).inputs)
+        return run_model(self.model, inputs, state, batch.lengths)
 
     # Checkpoints
 
