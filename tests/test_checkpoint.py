@@ -23,7 +23,7 @@ import pytest
 import torch
 import torchmetrics
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, RandomSampler, Subset
 
 import rnnkit as rk
 
@@ -635,11 +635,25 @@ def test_an_epoch_that_was_cancelled_is_not_gone_on_with_after_its_last_step(tmp
     assert same(resumed[1], whole[1])
 
 
-@pytest.mark.parametrize("place", ["data set", "part of one", "sampler of a batch sampler"])
+class Around:
+    """A loader around another, which draws by itself."""
+
+    def __init__(self, loader, own: torch.Generator) -> None:
+        self.loader, self.chance = loader, own
+
+    def __iter__(self):
+        for batch in self.loader:
+            yield batch + torch.rand(1, generator=self.chance)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["data set", "part of one", "one of several", "sampler of a batch sampler", "loader around"],
+)
 def test_a_generator_is_kept_wherever_the_loader_has_it(tmp_path, place):
     class Own(Dataset):
         def __init__(self, own: torch.Generator) -> None:
-            self.generator = None if place.startswith("sampler") else own
+            self.generator = None if place.startswith(("sampler", "loader")) else own
 
         def __len__(self) -> int:
             return 4
@@ -655,12 +669,13 @@ def test_a_generator_is_kept_wherever_the_loader_has_it(tmp_path, place):
         options = {"batch_size": 2}
         if place == "part of one":
             data = Subset(data, [3, 1, 2])
-        elif place != "data set":
+        elif place == "one of several":
+            data = ConcatDataset([[torch.ones(5, 1)], data])
+        elif place.startswith("sampler"):
             options = {"batch_sampler": BatchSampler(RandomSampler(data, generator=own), 2, False)}
         learner = rk.Learner(model, SEQ, torch.optim.SGD(model.parameters(), 0.1), callbacks)
-        learner.fit(
-            epochs, DataLoader(data, collate_fn=lambda items: torch.stack(items, 1), **options)
-        )
+        loader = DataLoader(data, collate_fn=lambda items: torch.stack(items, 1), **options)
+        learner.fit(epochs, Around(loader, own) if place == "loader around" else loader)
         return learner.parameters
 
     path, whole = tmp_path / "a.pt", trained(1, 3)
