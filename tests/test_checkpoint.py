@@ -1360,7 +1360,13 @@ def test_a_counting_metric_is_resumed_within_an_epoch_or_refused_when_it_is_writ
     assert trained(Mean(), False, None) == whole
 
 
-@pytest.mark.parametrize("kind", [torchmetrics.MeanAbsoluteError, torchmetrics.R2Score])
+def bootstrapped() -> torchmetrics.Metric:
+    return torchmetrics.BootStrapper(torchmetrics.MeanAbsoluteError(), num_bootstraps=3)
+
+
+@pytest.mark.parametrize(
+    "kind", [torchmetrics.MeanAbsoluteError, torchmetrics.R2Score, bootstrapped]
+)
 def test_a_torchmetric_is_resumed_within_an_epoch(kind, tmp_path):
     def trained(cut: bool, **options) -> list:
         checkpoint = rk.Checkpoint(tmp_path / "a.pt", 1, **options)
