@@ -745,6 +745,25 @@ def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
     assert not Path("~").exists()
 
 
+def test_a_training_whose_losses_are_large_goes_on(tmp_path):
+    def trained(epochs: int) -> tuple[int, list]:
+        torch.manual_seed(0)
+        model, history = nn.GRU(1, 1), rk.History()
+        optimizer = torch.optim.SGD(model.parameters(), 1e-12)
+        plateau = rk.Scheduler(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer))
+        checkpoint = rk.Checkpoint(tmp_path / "a.pt", 1, resume=True)
+        callbacks = [history, rk.EarlyStopping(9), rk.KeepBest(), plateau, checkpoint]
+        learner = rk.Learner(model, SEQ, optimizer, callbacks)
+        batch = torch.ones(5, 3, 1), torch.full((5, 3, 1), 1e10)  # squared, above 2 ** 63
+        learner.fit(epochs, [batch] * 3, [batch])
+        return learner.epoch_index, history.rows
+
+    assert trained(2)[1][0]["loss"] > 2**63
+    epoch, rows = trained(4)
+    (tmp_path / "a.pt").unlink()
+    assert (epoch, rows) == trained(4)
+
+
 def test_the_folders_of_the_file_are_made(tmp_path):
     path = tmp_path / "runs" / "today" / "a.pt"
     fit_with(path, 2, 1)

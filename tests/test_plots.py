@@ -204,7 +204,7 @@ def test_flow_is_logarithmic_and_leaves_a_gap_at_zero():
         (lambda: plot_horizon("loss"), "plot_horizon: got model = a str; wanted (T,) or"),
         (
             lambda: plot_horizon(torch.ones(3), baselines={"mean": None}),
-            "plot_horizon: got the baseline mean = a NoneType; wanted a number or (3,).",
+            "plot_horizon: got the baseline mean = None; wanted a number or (3,).",
         ),
         (
             lambda: plot_gradient_flow({"w": [[1.0], [2.0, 3.0]]}),
@@ -232,7 +232,7 @@ def test_a_flow_without_names_is_refused(flow):
 
 @pytest.mark.parametrize("rows", [[1.0, 0.5], [{"epoch": 1, "loss": 1.0}], [{"loss": 1.0}], "rows"])
 def test_rows_that_are_no_history_are_refused(rows):
-    with pytest.raises(TypeError, match="plot_history: got .*; wanted a History, or its rows"):
+    with pytest.raises(TypeError, match=r"plot_history: got .*; wanted a History, or its rows"):
         plot_history(rows)
 
 

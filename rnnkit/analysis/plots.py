@@ -111,17 +111,15 @@ def _curves(loss_by_step: Any) -> dict[str, Tensor]:
     """The losses by label, each `(T,)` or `(seeds, T)`, all of one `T`."""
     if not isinstance(loss_by_step, Mapping):
         loss_by_step = {"model": loss_by_step}
-    curves: dict[str, Tensor] = {}
     wanted = "(T,) or (seeds, T)"
+    curves: dict[str, Tensor] = {}
     for label, value in loss_by_step.items():
+        fix = "average over rows and features; validation's loss_by_step is (T,)."
         if value is None:
             fix = "BPTTValidationPhase(by_step=True) makes it."
-            raise Refusal(f"{label} = None", wanted, fix)
-        fix = "average over rows and features; validation's loss_by_step is (T,)."
-        curve = _numbers(label, value, wanted, fix)
-        if curve.ndim not in (1, 2) or 0 in curve.shape:
-            raise Refusal(f"{label} {in_words(curve)}", wanted, fix)
-        curves[label] = curve
+        curves[label] = _numbers(label, value, wanted, fix)
+        if curves[label].ndim not in (1, 2) or 0 in curves[label].shape:
+            raise Refusal(f"{label} {in_words(curves[label])}", wanted, fix)
     if len({curve.shape[-1] for curve in curves.values()}) != 1:
         came = ", ".join(f"{label} {in_words(curve)}" for label, curve in curves.items())
         raise Refusal(came or "no curve", "the same T for all", "cut them to the steps they share.")
@@ -149,7 +147,8 @@ def _numbers(name: str, value: Any, wanted: str, fix: str) -> Tensor:
             value = torch.stack(list(map(torch.as_tensor, value)))
         return torch.as_tensor(value).detach().cpu().double()
     except (TypeError, ValueError, RuntimeError):
-        raise Refusal(f"{name} = {in_words(value)}", wanted, fix) from None
+        shown = None if value is None else in_words(value)
+        raise Refusal(f"{name} = {shown}", wanted, fix) from None
 
 
 def _draw_band(ax: Any, label: str, curve: Tensor) -> None:

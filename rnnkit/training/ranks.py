@@ -74,6 +74,7 @@ class Ranks:
         self.module = module  # the model, without what makes it one of several
         self.rank = dist.get_rank(group)  # which of them this is, from 0
         self.count = dist.get_world_size(group)
+        self.first = dist.get_global_rank(group, 0)  # the first one's number among all processes
 
     @property
     def device(self) -> torch.device:
@@ -146,11 +147,6 @@ class Ranks:
         for module in modules:
             for tensor in [*module.parameters(), *module.buffers()]:
                 dist.broadcast(tensor, self.first, self.group)
-
-    @property
-    def first(self) -> int:
-        """The first rank of the group, as it is called among all processes."""
-        return dist.get_global_rank(self.group, 0)
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in their order; tensors in them on the CPU."""

@@ -4,7 +4,6 @@ import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ..core.errors import Refusal
@@ -12,6 +11,7 @@ from ..core.state import map_leaves
 from .callbacks import KeepBest
 from .events import stateful
 from .forms import (
+    SAME,
     check_count,
     check_groups,
     check_held,
@@ -22,6 +22,8 @@ from .forms import (
     check_sizes,
     check_tally,
     check_weights,
+    refuse_difference,
+    shapes_of,
 )
 from .ranks import Ranks, count_of
 from .rng import generators_of, rng_state, set_rng_state
@@ -35,9 +37,6 @@ _PLACE = ("place", "passes", "fits", "tally", "epoch_rng")
 _FIT = ("kinds", "phases", "rng")
 _PARTS = ("count", "model", "loss", "optimizer", "callbacks", *_PLACE, *_FIT)
 OF_RANK = ("tally", "epoch_rng", "phases", "rng")  # what each rank alone has
-_SAME = (
-    "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
-)
 _WEIGHTS = 'learner.model.load_state_dict(saved["model"]) takes the weights alone.'
 
 
@@ -115,6 +114,9 @@ def _state_of(learner: "Learner") -> dict[str, Any]:
     }
     if learner.scaler is not None:
         saved["scaler"] = learner.scaler.state_dict()
+    waiting = learner.place.waiting
+    if waiting is not None:
+        return saved | {name: waiting.saved[name] for name in (*_PLACE, *_FIT)}
     return saved | _place_of(learner) | _fit_of(learner)
 
 
@@ -122,8 +124,6 @@ def _place_of(learner: "Learner") -> dict[str, Any]:
     """Where the training is: what was made, and what the running epoch has added up."""
     place = learner.place
     now = learner.now
-    if place.waiting is not None:
-        return {name: place.waiting.saved[name] for name in _PLACE}
     said: dict[str, Any] = {
         "place": (learner.epoch_index, learner.step_index),
         "passes": place.passes,
@@ -149,8 +149,6 @@ def _place_of(learner: "Learner") -> dict[str, Any]:
 def _fit_of(learner: "Learner") -> dict[str, Any]:
     """What belongs to a fit: its phases, and the generators of its loaders among all others."""
     place = learner.place
-    if place.waiting is not None:
-        return {name: place.waiting.saved[name] for name in _FIT}
     rng = rng_state(generators_of(learner.loaders))
     if place.passes and learner.fitting and not learner.now.done:
         rng = place.pass_rng  # validation begins again, as it began
@@ -328,28 +326,19 @@ def _check_form(learner: "Learner", saved: dict[str, Any]) -> None:
 
 def _check_same(saved: dict[str, Any], here: dict[str, Any], in_fit: bool) -> None:
     """Refuse a state of something else, before anything is changed."""
-    there = _described(saved, in_fit)
-    wanted = _described(here, in_fit)
-    for name in wanted | there:
-        came = there.get(name, "nothing")
-        want = wanted.get(name, "nothing")
-        if came != want and "lazy" not in (came, want):
-            raise Refusal(f"{name} {came}", f"{name} {want}", _SAME)
+    refuse_difference(_described(saved, in_fit), _described(here, in_fit))
 
 
 def _no_fit(error: Exception, whose: str) -> Refusal:
     came = f"a state that does not fit ({type(error).__name__}: {error})"
-    return Refusal(came, f"the state of {whose}", _SAME)
+    return Refusal(came, f"the state of {whose}", SAME)
 
 
 def _described(saved: dict[str, Any], in_fit: bool) -> dict[str, Any]:
     """What must be the same in a state and in the learner that goes on from it."""
-    said: dict[str, Any] = {}
-    for name, value in saved["model"].items():
-        said[f"a model's {name}"] = _shape(name, value)
+    said = shapes_of("a model's ", saved["model"])
     for i, state in enumerate(saved["loss"]):
-        for name, value in state.items():
-            said[f"a loss's {i}.{name}"] = _shape(name, value)
+        said |= shapes_of(f"a loss's {i}.", state)
     kinds = list(saved["kinds"])
     if in_fit:
         said["the optimizer and phases"] = kinds
@@ -360,16 +349,4 @@ def _described(saved: dict[str, Any], in_fit: bool) -> dict[str, Any]:
     said["parameter groups"] = [len(group["params"]) for group in groups]
     said["a scaler of gradients:"] = "scaler" in saved
     said["callbacks"] = sorted(saved["callbacks"])
-    place = [*saved["place"], *(saved[name] for name in _PLACE[1:])]
-    said["a place of"] = [type(part).__name__ for part in place]
-    said["a tally of"] = sorted(saved["tally"])
-    said["fits of"] = sorted({"int", *(type(epochs).__name__ for epochs in saved["fits"])})
     return said
-
-
-def _shape(name: str, value: Any) -> Any:
-    if is_lazy(value):
-        return "lazy"
-    if name.endswith("_extra_state") or not isinstance(value, Tensor):
-        return "of its own kind"  # what get_extra_state gives is its module's affair
-    return tuple(value.shape)

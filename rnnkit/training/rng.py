@@ -21,7 +21,7 @@ def generators_of(loaders: Iterable[object]) -> list[torch.Generator]:
 
 
 def _parts_of(loader: object, depth: int = 3) -> list[object]:
-    """The loader and what in it may have a generator: data sets and samplers, whatever its class."""
+    """The loader and what in it may have a generator: data set and samplers, whatever its class."""
     names = ("dataset", "sampler", "batch_sampler", "loader")
     inner = [getattr(loader, name, None) for name in names]
     several = getattr(loader, "datasets", None)  # of a `ConcatDataset`
