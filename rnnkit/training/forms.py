@@ -234,12 +234,6 @@ def check_scaler(saved: dict[str, Any], scaler: Any) -> None:
         check_count(f"scaler's {name}", saved.get(name, 0), 2**31)
 
 
-def check_groups(optimizer: Any, before: list[set[str]]) -> None:
-    """Refuse groups that are without what they had before they were loaded."""
-    for group, names in zip(optimizer.param_groups, before, strict=True):
-        _want("group", group, f"one with {', '.join(sorted(names))}", names <= set(group))
-
-
 def check_held(held: dict[str, Any], optimizer: Any) -> None:
     """Refuse gradients of held back batches that are not those of an optimizer's parameters."""
     check_count("batches held", held["batches"])

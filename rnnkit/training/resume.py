@@ -13,7 +13,6 @@ from .events import stateful
 from .forms import (
     SAME,
     check_count,
-    check_groups,
     check_held,
     check_optimizer_state,
     check_place,
@@ -243,9 +242,7 @@ def _put(learner: "Learner", saved: dict[str, Any], whole: bool, in_fit: bool) -
         if isinstance(part, KeepBest):
             check_weights(part.kept, modules)
     check_optimizer_state(saved["optimizer"], learner.optimizer)
-    names = [set(group) for group in learner.optimizer.param_groups]
     learner.optimizer.load_state_dict(saved["optimizer"])
-    check_groups(learner.optimizer, names)
     if learner.scaler is not None:
         check_scaler(saved["scaler"], learner.scaler)
         learner.scaler.load_state_dict(saved["scaler"])
