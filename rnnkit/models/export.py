@@ -285,8 +285,10 @@ def _onnxruntime() -> Any:
         import_module("onnx")  # the exporter needs it
         return import_module("onnxruntime")
     except ModuleNotFoundError as error:
-        came = f"export_onnx: got no package {error.name}; wanted one that runs ONNX files. "
-        raise ImportError(f"{came}Likely fix: pip install 'rnnkit[export]'.") from error
+        fix = "pip install 'rnnkit[export]'."
+        raise Refusal(
+            f"no package {error.name}", "one that runs ONNX files", fix, ImportError
+        ) from error
 
 
 def _check_dtype(model: nn.Module) -> None:
