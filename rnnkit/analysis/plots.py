@@ -117,9 +117,7 @@ def _curves(loss_by_step: Any) -> dict[str, Tensor]:
         fix = "average over rows and features; validation's loss_by_step is (T,)."
         if value is None:
             fix = "BPTTValidationPhase(by_step=True) makes it."
-        curves[label] = _numbers(label, value, wanted, fix)
-        if curves[label].ndim not in (1, 2) or 0 in curves[label].shape:
-            raise Refusal(f"{label} {in_words(curves[label])}", wanted, fix)
+        curves[label] = _numbers(label, value, (1, 2), wanted, fix)
     if len({curve.shape[-1] for curve in curves.values()}) != 1:
         came = ", ".join(f"{label} {in_words(curve)}" for label, curve in curves.items())
         raise Refusal(came or "no curve", "the same T for all", "cut them to the steps they share.")
@@ -132,7 +130,7 @@ def _baselines(baselines: Mapping[str, float | Tensor], time: int) -> dict[str, 
     for name, value in baselines.items():
         wanted = f"a number or ({time},)"
         fix = "average it over rows and seeds."
-        line = _numbers(f"the baseline {name}", value, wanted, fix)
+        line = _numbers(f"the baseline {name}", value, (0, 1), wanted, fix)
         if line.shape not in ((), (time,)):
             came = f"the baseline {name} {in_words(line)} for T = {time}"
             raise Refusal(came, wanted, fix)
@@ -140,15 +138,18 @@ def _baselines(baselines: Mapping[str, float | Tensor], time: int) -> dict[str, 
     return lines
 
 
-def _numbers(name: str, value: Any, wanted: str, fix: str) -> Tensor:
+def _numbers(name: str, value: Any, dimensions: Sequence[int], wanted: str, fix: str) -> Tensor:
     """A tensor, an array, or a list of numbers or of such, in float64."""
     try:
         if isinstance(value, list | tuple):  # those of several seeds, perhaps
             value = torch.stack(list(map(torch.as_tensor, value)))
-        return torch.as_tensor(value).detach().cpu().double()
+        numbers = torch.as_tensor(value).detach().cpu().double()
     except (TypeError, ValueError, RuntimeError):
         shown = None if value is None else in_words(value)
         raise Refusal(f"{name} = {shown}", wanted, fix) from None
+    if numbers.ndim not in dimensions or 0 in numbers.shape:
+        raise Refusal(f"{name} {in_words(numbers)}", wanted, fix)
+    return numbers
 
 
 def _draw_band(ax: Any, label: str, curve: Tensor) -> None:
@@ -197,10 +198,9 @@ def plot_gradient_flow(flow: Mapping[str, Tensor], ax: "Axes | None" = None) -> 
     fix = "pass what gradient_flow returned; gradient_by_step returns the shares themselves."
     if not isinstance(flow, Mapping):
         raise Refusal(in_words(flow), f"a dict of {wanted}", fix, TypeError)
-    curves = {name: _numbers(name, norms, wanted, fix) for name, norms in flow.items()}
-    if not curves or any(norms.ndim != 1 for norms in curves.values()):
-        came = ", ".join(f"{name} {in_words(norms)}" for name, norms in curves.items())
-        raise Refusal(came or "no parameter", wanted, fix)
+    curves = {name: _numbers(name, norms, (1,), wanted, fix) for name, norms in flow.items()}
+    if not curves:
+        raise Refusal("no parameter", wanted, fix)
     drawn = _axes(ax)
     drawn.set_yscale("log")
     for name, norms in curves.items():

@@ -102,10 +102,9 @@ def check_place(saved: dict[str, Any]) -> None:
     check_count("an epoch", epochs, _EPOCHS)
     check_count("a step", steps)
     check_count("a phase", saved["passes"], max(1, len(saved["kinds"]) - 1))
-    known = isinstance(saved["epoch_rng"], dict)
-    if steps and not saved["passes"]:
-        known = bool(saved["epoch_rng"])
-    _want("epoch_rng", saved["epoch_rng"], "that of a begun epoch, or none", known)
+    begun = saved["epoch_rng"] or not steps or saved["passes"]
+    known = isinstance(saved["epoch_rng"], dict) and bool(begun)
+    _want("epoch_rng", saved["epoch_rng"], "that of a begun epoch", known)
     fits = saved["fits"]
     for end in fits:
         check_count("a fit's end", end, epochs + 1)

@@ -4,8 +4,8 @@ A loss is a sum and a weight, in each process as in each window. So the loss of 
 the sum of sums by the sum of weights, and its gradient the sum of the gradients of each process's
 sum by the joint weight.
 
-The reducer of DistributedDataParallel averages, and waits in each backward pass, of which a process
-without a scored step has none. So it is not used."""
+The reducer of DistributedDataParallel is not used: it averages, and waits in each backward pass, of
+which a process without a scored step has none."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence

@@ -282,10 +282,7 @@ def _share_of(saved: dict[str, Any], ranks: Ranks | None) -> dict[str, Any]:
         came = f"a file of {there} processes"
         if there == 1:
             came = "a file of 1 process"
-        fix = (
-            f"torchrun --nproc-per-node {there}; or take the weights alone, "
-            'model.load_state_dict(torch.load(path)["model"]).'
-        )
+        fix = f"torchrun --nproc-per-node {there}; {_WEIGHTS}"
         raise Refusal(came, f"one of {here}", fix)
     if ranks is None or "ranks" not in saved:
         return saved
