@@ -23,7 +23,7 @@ import pytest
 import torch
 import torchmetrics
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, RandomSampler, Subset
 
 import rnnkit as rk
 
@@ -411,7 +411,9 @@ def test_a_file_of_another_kind_is_refused(written):
         refuses(written, "got a file of another kind; wanted the format 'rnnkit checkpoint 1'")
     for name in saved.keys() - {"format"}:
         torch.save({key: value for key, value in saved.items() if key != name}, written)
-        refuses(written, f"got a file without {name}")
+        fix = 'learner.model.load_state_dict(saved["model"]) takes the weights alone.'
+        wanted = f"wanted all that a training is. Likely fix: {fix}"
+        refuses(written, f"got a file without {name}; {wanted}")
 
 
 def test_the_file_of_another_model_is_refused(written):
@@ -633,11 +635,25 @@ def test_an_epoch_that_was_cancelled_is_not_gone_on_with_after_its_last_step(tmp
     assert same(resumed[1], whole[1])
 
 
-@pytest.mark.parametrize("place", ["data set", "part of one", "sampler of a batch sampler"])
+class Around:
+    """A loader around another, which draws by itself."""
+
+    def __init__(self, loader, own: torch.Generator) -> None:
+        self.loader, self.chance = loader, own
+
+    def __iter__(self):
+        for batch in self.loader:
+            yield batch + torch.rand(1, generator=self.chance)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["data set", "part of one", "one of several", "sampler of a batch sampler", "loader around"],
+)
 def test_a_generator_is_kept_wherever_the_loader_has_it(tmp_path, place):
     class Own(Dataset):
         def __init__(self, own: torch.Generator) -> None:
-            self.generator = None if place.startswith("sampler") else own
+            self.generator = None if place.startswith(("sampler", "loader")) else own
 
         def __len__(self) -> int:
             return 4
@@ -653,12 +669,13 @@ def test_a_generator_is_kept_wherever_the_loader_has_it(tmp_path, place):
         options = {"batch_size": 2}
         if place == "part of one":
             data = Subset(data, [3, 1, 2])
-        elif place != "data set":
+        elif place == "one of several":
+            data = ConcatDataset([[torch.ones(5, 1)], data])
+        elif place.startswith("sampler"):
             options = {"batch_sampler": BatchSampler(RandomSampler(data, generator=own), 2, False)}
         learner = rk.Learner(model, SEQ, torch.optim.SGD(model.parameters(), 0.1), callbacks)
-        learner.fit(
-            epochs, DataLoader(data, collate_fn=lambda items: torch.stack(items, 1), **options)
-        )
+        loader = DataLoader(data, collate_fn=lambda items: torch.stack(items, 1), **options)
+        learner.fit(epochs, Around(loader, own) if place == "loader around" else loader)
         return learner.parameters
 
     path, whole = tmp_path / "a.pt", trained(1, 3)
@@ -717,6 +734,34 @@ def test_a_finished_file_is_left_alone_without_resume(written):
     learner, history, training, validation = build(extra=(rk.Checkpoint(written),))
     learner.fit(1, *loaders("global", 0), training, validation)
     assert (learner.epoch_index, len(history.rows)) == (1, 2)
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    fit_with("~/a.pt", 1, 1)
+    assert (tmp_path / "home" / "a.pt").exists()
+    assert not Path("~").exists()
+
+
+def test_a_training_whose_losses_are_large_goes_on(tmp_path):
+    def trained(epochs: int) -> tuple[int, list]:
+        torch.manual_seed(0)
+        model, history = nn.GRU(1, 1), rk.History()
+        optimizer = torch.optim.SGD(model.parameters(), 1e-12)
+        plateau = rk.Scheduler(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer))
+        checkpoint = rk.Checkpoint(tmp_path / "a.pt", 1, resume=True)
+        callbacks = [history, rk.EarlyStopping(9), rk.KeepBest(), plateau, checkpoint]
+        learner = rk.Learner(model, SEQ, optimizer, callbacks)
+        batch = torch.ones(5, 3, 1), torch.full((5, 3, 1), 1e10)  # squared, above 2 ** 63
+        learner.fit(epochs, [batch] * 3, [batch])
+        return learner.epoch_index, history.rows
+
+    assert trained(2)[1][0]["loss"] > 2**63
+    epoch, rows = trained(4)
+    (tmp_path / "a.pt").unlink()
+    assert (epoch, rows) == trained(4)
 
 
 def test_the_folders_of_the_file_are_made(tmp_path):
@@ -940,6 +985,39 @@ def test_a_script_of_several_fits_that_was_killed_and_run_again_is_the_one_that_
         assert again.epoch_index == 5
         assert again.history.rows == whole.history.rows
         assert all(map(torch.equal, again.parameters, whole.parameters))
+
+
+@pytest.mark.parametrize("validated", [(False, True), (True, False, True)])
+@pytest.mark.parametrize("cut", [(1, 1), (2, 1), (3, 1)])
+def test_the_fits_of_a_script_may_have_phases_and_loaders_of_their_own(tmp_path, validated, cut):
+    class Cut:
+        order = 2
+
+        def on_step_end(self, learner: rk.Learner) -> None:
+            if (learner.epoch_index, learner.step_index) == cut and learner.phase.trains:
+                raise ZeroDivisionError
+
+    def run(*callbacks) -> tuple[list, list]:
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        model = nn.GRU(1, 1)
+        history = rk.History()
+        optimizer = torch.optim.Adam(model.parameters(), 0.02)
+        learner = rk.Learner(model, SEQ, optimizer, [history, *callbacks])
+        with contextlib.suppress(ZeroDivisionError):
+            for i, has_validation in enumerate(validated):
+                train, valid = loaders("noisy", i) if i else loaders("global", 0)
+                training = rk.BPTTTrainingPhase(window=4, stateful=i > 0, accumulate=1 + i)
+                learner.fit(2, train, valid if has_validation else None, training)
+        return history.rows, learner.parameters
+
+    rows, parameters = run()
+    run(rk.Checkpoint(tmp_path / "a.pt", 1, resume=True), Cut())
+    for _ in range(2):
+        again = run(rk.Checkpoint(tmp_path / "a.pt", 1, resume=True))
+        assert again[0] == rows
+        assert all(map(torch.equal, again[1], parameters))
 
 
 def test_a_fit_that_ended_early_is_not_made_longer_when_the_script_is_run_again(tmp_path):
@@ -1301,7 +1379,13 @@ def test_a_counting_metric_is_resumed_within_an_epoch_or_refused_when_it_is_writ
     assert trained(Mean(), False, None) == whole
 
 
-@pytest.mark.parametrize("kind", [torchmetrics.MeanAbsoluteError, torchmetrics.R2Score])
+def bootstrapped() -> torchmetrics.Metric:
+    return torchmetrics.BootStrapper(torchmetrics.MeanAbsoluteError(), num_bootstraps=3)
+
+
+@pytest.mark.parametrize(
+    "kind", [torchmetrics.MeanAbsoluteError, torchmetrics.R2Score, bootstrapped]
+)
 def test_a_torchmetric_is_resumed_within_an_epoch(kind, tmp_path):
     def trained(cut: bool, **options) -> list:
         checkpoint = rk.Checkpoint(tmp_path / "a.pt", 1, **options)

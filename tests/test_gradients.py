@@ -493,6 +493,24 @@ def test_dicts_of_inputs_and_outputs_have_their_shares():
         torch.testing.assert_close(share.sum(0), expected[name], rtol=0, atol=1e-12)
 
 
+def test_a_head_of_classes_beside_the_outputs_is_no_hindrance():
+    class WithClasses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(2, 3)
+
+        def forward(self, inputs, state=None):
+            hidden, state = self.rnn(inputs, state)
+            return {"hidden": hidden, "class": hidden.argmax(-1), "on": hidden[..., 0] > 0}, state
+
+    torch.manual_seed(0)
+    model, inputs = WithClasses(), torch.randn(5, 2, 2)
+    shares = gradient_by_step(model, lambda outputs, _: outputs["hidden"].sum(), inputs, None)
+    model.rnn(inputs)[0].sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(shares[name].sum(0), parameter.grad)
+
+
 def test_a_head_that_looks_ahead_is_seen_in_a_dict_too():
     class Heads(Ahead):
         def forward(self, inputs, state=None):

@@ -507,6 +507,43 @@ def test_batches_of_a_bucket_sampler_are_predicted_in_their_order(tmp_path):
         torch.testing.assert_close(outputs, module.model(batch)[0])
 
 
+FORMS = {
+    "a sequence": lambda x, y, lengths: x,
+    "a dict": lambda x, y, lengths: {"only": x},
+    "a pair": lambda x, y, lengths: (x, y),
+    "a ragged pair": lambda x, y, lengths: (x, y, lengths),
+    "a Padded": lambda x, y, lengths: rnnkit.Padded(x, lengths),
+    "a SequenceBatch": lambda x, y, lengths: rnnkit.SequenceBatch(x, y, lengths),
+    "one without targets": lambda x, y, lengths: rnnkit.SequenceBatch(x, lengths=lengths),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_batch_is_predicted_in_whatever_form_it_comes(form, tmp_path):
+    class Both(nn.Module):
+        takes_packed = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(2, 3, bidirectional=True)
+
+        def forward(self, inputs, state=None):
+            return self.rnn(inputs["only"] if isinstance(inputs, dict) else inputs, state)
+
+    x, y = torch.randn(5, 3, 2, generator=drawn(0)), torch.randn(5, 3, 6)
+    lengths = torch.tensor([5, 2, 3])
+    batch = FORMS[form](x, y, lengths)
+    module = PhaseModule(Both(), LOSS, torch.optim.SGD([nn.Parameter(torch.ones(1))]))
+    loader = DataLoader([batch], batch_size=None, collate_fn=lambda batch: batch)
+    ragged = form not in ("a sequence", "a dict", "a pair")
+    for (predicted,) in trainer(tmp_path, 1).predict(module, [loader, loader]):
+        outputs, state = predicted
+        for row, length in enumerate(lengths.tolist() if ragged else [5, 5, 5]):
+            right, last = module.model.rnn(x[:length, row : row + 1])
+            torch.testing.assert_close(outputs[:length, row : row + 1], right)
+            torch.testing.assert_close(state[:, row : row + 1], last)
+
+
 def test_what_steps_with_a_closure_is_refused_and_a_file_of_another_module_has_weights(tmp_path):
     model, _ = network()
     module = PhaseModule(model, LOSS, torch.optim.LBFGS(model.parameters()))

@@ -6,6 +6,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 import torch
 
@@ -205,6 +206,19 @@ def test_flow_is_logarithmic_and_leaves_a_gap_at_zero():
             "plot_gradient_flow: got w (3, 2, 2); wanted norms (T,). Likely fix: pass what gradient_flow returned;",
         ),
         (
+            lambda: plot_horizon([torch.ones(3), torch.ones(4)]),
+            "plot_horizon: got model = a list of 2; wanted (T,) or (seeds, T). Likely fix: average",
+        ),
+        (lambda: plot_horizon("loss"), "plot_horizon: got model = a str; wanted (T,) or"),
+        (
+            lambda: plot_horizon(torch.ones(3), baselines={"mean": None}),
+            "plot_horizon: got the baseline mean = None; wanted a number or (3,).",
+        ),
+        (
+            lambda: plot_gradient_flow({"w": [[1.0], [2.0, 3.0]]}),
+            "plot_gradient_flow: got w = a list of 2; wanted norms (T,). Likely fix: pass what",
+        ),
+        (
             lambda: plot_gradient_flow({}),
             "plot_gradient_flow: got no parameter; wanted norms (T,).",
         ),
@@ -215,6 +229,31 @@ def test_errors(draw, text):
         draw()
     assert str(raised.value).startswith(text)
     assert not plt.get_fignums(), "a refused call leaves no empty figure"
+
+
+@pytest.mark.parametrize("flow", [None, [1.0, 0.5], torch.ones(3)])
+def test_a_flow_without_names_is_refused(flow):
+    with pytest.raises(TypeError, match="wanted a dict of norms") as raised:
+        plot_gradient_flow(flow)
+    assert str(raised.value).startswith("plot_gradient_flow: got ")
+
+
+@pytest.mark.parametrize("rows", [[1.0, 0.5], [{"epoch": 1, "loss": 1.0}], [{"loss": 1.0}], "rows"])
+def test_rows_that_are_no_history_are_refused(rows):
+    with pytest.raises(TypeError, match=r"plot_history: got .*; wanted a History, or its rows"):
+        plot_history(rows)
+
+
+def test_a_flow_may_be_of_lists_or_arrays():
+    ax = plot_gradient_flow({"a": [1.0, 0.5], "b": np.array([1.0, 0.0])})
+    assert lines(ax)["a"][1] == pytest.approx([1, 0.5])
+    assert lines(ax)["b"][1] == pytest.approx([1, float("nan")], nan_ok=True)
+
+
+def test_a_lone_loss_among_what_is_no_number_can_be_seen():
+    losses = [float("nan"), 1.0, float("nan")]
+    rows = [{"epoch": i, "phase": "training", "loss": loss} for i, loss in enumerate(losses)]
+    assert plot_history(rows).get_lines()[0].get_marker() == "o"
 
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):

@@ -35,9 +35,9 @@ def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
         ImportError: without matplotlib.
         ValueError: if there is no row with a loss.
     """
-    rows: Sequence[Mapping[str, Any]] = getattr(history, "rows", history)
+    rows: Any = getattr(history, "rows", history)
     fix = "plot_history(history), after a fit with the callback history = History()."
-    if not isinstance(rows, Sequence):
+    if not isinstance(rows, Sequence) or not all(map(_is_row, rows)):
         raise Refusal(in_words(history), "a History, or its rows", fix, TypeError)
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
@@ -51,9 +51,13 @@ def plot_history(history: Any, ax: "Axes | None" = None) -> "Axes":
     drawn = _axes(ax)
     for label, points in curves.items():
         epochs, losses = zip(*points, strict=True)
-        marker = "o" if len(points) == 1 else ""  # a line of one point cannot be seen
+        marker = "o" if sum(map(math.isfinite, losses)) == 1 else ""  # no line can be seen
         drawn.plot(epochs, losses, label=label, marker=marker)
     return _finish(drawn, "epoch", "loss")
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, Mapping) and {"epoch", "phase"} <= set(row)
 
 
 @asked("plot_horizon")
@@ -106,18 +110,13 @@ def _curves(loss_by_step: Any) -> dict[str, Tensor]:
     """The losses by label, each `(T,)` or `(seeds, T)`, all of one `T`."""
     if not isinstance(loss_by_step, Mapping):
         loss_by_step = {"model": loss_by_step}
+    wanted = "(T,) or (seeds, T)"
     curves: dict[str, Tensor] = {}
     for label, value in loss_by_step.items():
+        fix = "average over rows and features; validation's loss_by_step is (T,)."
         if value is None:
             fix = "BPTTValidationPhase(by_step=True) makes it."
-            raise Refusal(f"{label} = None", "(T,) or (seeds, T)", fix)
-        if isinstance(value, list):  # those of several seeds
-            value = torch.stack(list(map(torch.as_tensor, value)))
-        curve = torch.as_tensor(value).detach().cpu().double()
-        if curve.ndim not in (1, 2) or 0 in curve.shape:
-            fix = "average over rows and features; validation's loss_by_step is (T,)."
-            raise Refusal(f"{label} {in_words(curve)}", "(T,) or (seeds, T)", fix)
-        curves[label] = curve
+        curves[label] = _numbers(label, value, (1, 2), wanted, fix)
     if len({curve.shape[-1] for curve in curves.values()}) != 1:
         came = ", ".join(f"{label} {in_words(curve)}" for label, curve in curves.items())
         raise Refusal(came or "no curve", "the same T for all", "cut them to the steps they share.")
@@ -128,12 +127,28 @@ def _baselines(baselines: Mapping[str, float | Tensor], time: int) -> dict[str, 
     """The losses to beat, each `(T,)`."""
     lines: dict[str, Tensor] = {}
     for name, value in baselines.items():
-        line = torch.as_tensor(value).detach().cpu().double()
+        wanted = f"a number or ({time},)"
+        fix = "average it over rows and seeds."
+        line = _numbers(f"the baseline {name}", value, (0, 1), wanted, fix)
         if line.shape not in ((), (time,)):
             came = f"the baseline {name} {in_words(line)} for T = {time}"
-            raise Refusal(came, f"a number or ({time},)", "average it over rows and seeds.")
+            raise Refusal(came, wanted, fix)
         lines[name] = line.expand(time)
     return lines
+
+
+def _numbers(name: str, value: Any, dimensions: Sequence[int], wanted: str, fix: str) -> Tensor:
+    """A tensor, an array, or a list of numbers or of such, in float64."""
+    try:
+        if isinstance(value, list | tuple):  # those of several seeds, perhaps
+            value = torch.stack(list(map(torch.as_tensor, value)))
+        numbers = torch.as_tensor(value).detach().cpu().double()
+    except (TypeError, ValueError, RuntimeError):
+        shown = None if value is None else in_words(value)
+        raise Refusal(f"{name} = {shown}", wanted, fix) from None
+    if numbers.ndim not in dimensions or 0 in numbers.shape:
+        raise Refusal(f"{name} {in_words(numbers)}", wanted, fix)
+    return numbers
 
 
 def _draw_band(ax: Any, label: str, curve: Tensor) -> None:
@@ -178,15 +193,17 @@ def plot_gradient_flow(flow: Mapping[str, Tensor], ax: "Axes | None" = None) -> 
         ImportError: without matplotlib.
         ValueError: if a flow is not `(T,)`, or there is none.
     """
-    if not flow or any(norms.ndim != 1 for norms in flow.values()):
-        came = ", ".join(f"{name} {in_words(norms)}" for name, norms in flow.items())
-        fix = "pass what gradient_flow returned; gradient_by_step returns the shares themselves."
-        raise Refusal(came or "no parameter", "norms (T,)", fix)
+    wanted = "norms (T,)"
+    fix = "pass what gradient_flow returned; gradient_by_step returns the shares themselves."
+    if not isinstance(flow, Mapping):
+        raise Refusal(in_words(flow), f"a dict of {wanted}", fix, TypeError)
+    curves = {name: _numbers(name, norms, (1,), wanted, fix) for name, norms in flow.items()}
+    if not curves:
+        raise Refusal("no parameter", wanted, fix)
     drawn = _axes(ax)
     drawn.set_yscale("log")
-    for name, norms in flow.items():
-        seen = norms.detach().cpu().double()
-        drawn.plot(seen.where(seen > 0, torch.nan).numpy(), label=name)
+    for name, norms in curves.items():
+        drawn.plot(norms.where(norms > 0, torch.nan).numpy(), label=name)
     return _finish(drawn, "lag (steps before the last)", "norm of the share")
 
 

@@ -18,13 +18,12 @@ def write_whole(path: Path, data: bytes, fix: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, target)
-    except OSError as error:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         came = f"{error.strerror or error} when writing {len(data)} bytes"
         raise Refusal(came, "a file written whole", fix, OSError) from error
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
     _sync_folder(target.parent)
 
 

@@ -169,25 +169,14 @@ class _Flat(nn.Module):
     def __init__(self, model: nn.Module, inputs: Any, state: State) -> None:
         super().__init__()
         self.model = model
-        self._inputs = _Tree(inputs)
-        self._state = _Tree(state)
+        self._example = (inputs, state)  # in a tuple, its tensors are no part of the module
         self.training = False  # else the exporters would put the model into training after
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         leaves = iter(tensors)
-        inputs = self._inputs.built(leaves)
-        outputs, state = call_model(self.model, inputs, self._state.built(leaves))
+        inputs, state = map_leaves(lambda _: next(leaves), self._example)
+        outputs, state = call_model(self.model, inputs, state)
         return (*leaves_of(outputs), *leaves_of(state))
-
-
-class _Tree:
-    """The form of a tree of tensors; no module, so that its tensors are no part of the model."""
-
-    def __init__(self, tree: Any) -> None:
-        self.tree = tree
-
-    def built(self, leaves: Any) -> Any:
-        return map_leaves(lambda _: next(leaves), self.tree)
 
 
 class _Form(NamedTuple):
@@ -273,12 +262,10 @@ def _refuse_a_fixed_length(form: _Form, program: ExportedProgram) -> None:
 
 def _onnx(form: _Form, steps: int | None) -> bytes:
     """The file, from PyTorch's older exporter: the one that leaves T open."""
-    open_axes: dict[str, dict[int, str]] = {}
-    for name in [*form.inputs, *form.outputs]:
-        open_axes[name] = {1: "rows"} if steps else {0: "steps", 1: "rows"}
-    for name in form.state:
-        open_axes[name] = {1: "rows"}
-        open_axes[f"new_{name}"] = {1: "rows"}
+    open_axes = {name: {1: "rows"} for name in form.names + form.results}
+    if steps is None:
+        for name in form.inputs + form.outputs:
+            open_axes[name][0] = "steps"
     with TemporaryDirectory() as folder, _told("torch.onnx.export"):
         file = Path(folder) / "model.onnx"
         torch.onnx.export(
@@ -298,8 +285,10 @@ def _onnxruntime() -> Any:
         import_module("onnx")  # the exporter needs it
         return import_module("onnxruntime")
     except ModuleNotFoundError as error:
-        came = f"export_onnx: got no package {error.name}; wanted one that runs ONNX files. "
-        raise ImportError(f"{came}Likely fix: pip install 'rnnkit[export]'.") from error
+        fix = "pip install 'rnnkit[export]'."
+        raise Refusal(
+            f"no package {error.name}", "one that runs ONNX files", fix, ImportError
+        ) from error
 
 
 def _check_dtype(model: nn.Module) -> None:

@@ -37,7 +37,7 @@ class Checkpoint:
     >>> checkpoint = Checkpoint("run.pt", every=100, resume=True)
 
     Args:
-        path: the file, or a symbolic link to it.
+        path: the file, or a symbolic link to it; `~` is your home.
         every: training steps between two writes within an epoch; `None` writes at its end only.
         resume: go on from the file where it exists, once: a later `fit` of the same learner goes on
             from itself.
@@ -58,7 +58,7 @@ class Checkpoint:
         if every is not None:
             at_least("every", every, 1, "None writes at the end of each epoch only.")
         check_kind("path", path, (str, os.PathLike), "a path", "name the file to write.")
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.every = every
         self.resume = resume
         # Whose the file is: what this learner has written or read is not read again.
@@ -224,5 +224,5 @@ def _lives(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # somebody else's
-        return True
+        pass
     return True

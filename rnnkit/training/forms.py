@@ -1,7 +1,6 @@
 """Whether a loaded state has the form of the one whose place it takes, before it is used."""
 
 import copy
-import math
 import random
 import sys
 import warnings
@@ -18,6 +17,9 @@ from ..core.errors import Refusal, in_words
 from .average import Average
 
 _FIX = "it is damaged, or another program has changed it; use an earlier copy."
+SAME = (
+    "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
+)
 _EPOCHS = 2**53  # more than any training makes
 _STEPS = 2**63
 _REPEATED = 2**20  # elements that may share memory: a state that all rows began with
@@ -63,12 +65,12 @@ def _check_parts(name: str, came: Any, here: Sequence[Any]) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number, or a tensor of one; no bool, and small enough to be counted with."""
+    """Whether it is a number, or a tensor of one; no bool, and no integer without end."""
     if isinstance(value, Tensor):
         return value.ndim == 0 and not value.is_complex()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < _STEPS or not math.isfinite(value)
+    if isinstance(value, float):
+        return True
+    return type(value) is int and abs(value) < _STEPS
 
 
 def check_count(name: str, came: Any, below: int = _STEPS) -> None:
@@ -100,8 +102,9 @@ def check_place(saved: dict[str, Any]) -> None:
     check_count("an epoch", epochs, _EPOCHS)
     check_count("a step", steps)
     check_count("a phase", saved["passes"], max(1, len(saved["kinds"]) - 1))
-    if steps and not saved["passes"]:
-        _want("epoch_rng", saved["epoch_rng"], "that of a begun epoch", saved["epoch_rng"])
+    begun = saved["epoch_rng"] or not steps or saved["passes"]
+    known = isinstance(saved["epoch_rng"], dict) and bool(begun)
+    _want("epoch_rng", saved["epoch_rng"], "that of a begun epoch", known)
     fits = saved["fits"]
     for end in fits:
         check_count("a fit's end", end, epochs + 1)
@@ -230,12 +233,6 @@ def check_scaler(saved: dict[str, Any], scaler: Any) -> None:
         check_count(f"scaler's {name}", saved.get(name, 0), 2**31)
 
 
-def check_groups(optimizer: Any, before: list[set[str]]) -> None:
-    """Refuse groups that are without what they had before they were loaded."""
-    for group, names in zip(optimizer.param_groups, before, strict=True):
-        _want("group", group, f"one with {', '.join(sorted(names))}", names <= set(group))
-
-
 def check_held(held: dict[str, Any], optimizer: Any) -> None:
     """Refuse gradients of held back batches that are not those of an optimizer's parameters."""
     check_count("batches held", held["batches"])
@@ -287,14 +284,29 @@ def check_weights(saved: Sequence[Any], modules: Sequence[Any]) -> None:
     """Refuse weights that are not those of some modules; none at all are none kept yet."""
     _want("weights", saved, f"those of {len(modules)} modules", len(saved) in (0, len(modules)))
     for state, module in zip(saved, modules, strict=False):
-        here = module.state_dict()
-        _want("weights", state, in_words(here), isinstance(state, dict) and set(state) == set(here))
-        for name, value in here.items():
-            if is_lazy(value) or is_lazy(state[name]) or not isinstance(value, Tensor):
-                continue
-            if not name.endswith("_extra_state"):  # which is its module's affair
-                alike = isinstance(state[name], Tensor) and state[name].shape == value.shape
-                _want(f"weights {name}", state[name], in_words(value), alike)
+        refuse_difference(shapes_of("weights ", state), shapes_of("weights ", module.state_dict()))
+
+
+def shapes_of(whose: str, weights: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same of the weights of a module: their names and shapes."""
+    shapes: dict[str, Any] = {}
+    for name, value in weights.items():
+        shape: Any = "of its own kind"  # what get_extra_state gives is its module's affair
+        if is_lazy(value):
+            shape = "lazy"
+        elif isinstance(value, Tensor) and not name.endswith("_extra_state"):
+            shape = tuple(value.shape)
+        shapes[whose + name] = shape
+    return shapes
+
+
+def refuse_difference(there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Refuse what must be the same and is not."""
+    for name in here | there:
+        came = there.get(name, "nothing")
+        wanted = here.get(name, "nothing")
+        if came != wanted and "lazy" not in (came, wanted):
+            raise Refusal(f"{name} {came}", f"{name} {wanted}", SAME)
 
 
 def _want(name: str, came: Any, wanted: str, holds: bool) -> None:

@@ -4,6 +4,7 @@ An extra: `pip install rnnkit[lightning]`."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, cast
@@ -14,8 +15,8 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from ..core.errors import Refusal, asked
-from ..core.model import check_model
-from ..core.state import map_leaves
+from ..core.model import check_model, encoded, run_model
+from ..data.batches import Padded, SequenceBatch, move
 from .bptt import BPTTTrainingPhase
 from .closed_loop import BPTTValidationPhase
 from .metrics import Metrics, Tally, move_to
@@ -87,7 +88,7 @@ class PhaseModule(LightningModule):
         self.loss_modules = nn.ModuleList(self.loop.loss.modules())
         self.metrics = Metrics(metrics)
         self._tallies: dict[str, Tally] = {}  # by the phase's name: a validation is in an epoch
-        self._held: dict[str, ExitStack] = {}
+        self._held: dict[str, ExitStack] = defaultdict(ExitStack)
         self._saved: dict[str, Any] | None = None  # phases of a checkpoint, until training starts
 
     def configure_optimizers(self) -> Any:
@@ -124,7 +125,8 @@ class PhaseModule(LightningModule):
             )
         if self._saved is not None:
             for name, phase in self._phases.items():
-                phase.load_state_dict(_moved(self._saved[name], self.device))
+                phase.load_state_dict(self._saved[name])
+                phase.carried = move(phase.carried, self.device)
             self._saved = None
 
     def on_train_epoch_start(self) -> None:
@@ -172,6 +174,20 @@ class PhaseModule(LightningModule):
         """Logs the averages."""
         self._tell("test", self.validation_phase)
 
+    # Prediction
+
+    @asked("PhaseModule")
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """The model's outputs and state for a batch's inputs, all steps of a bare sequence."""
+        if not isinstance(batch, SequenceBatch | tuple):
+            return self(move(batch, self.device))
+        if isinstance(batch, Padded):
+            batch = SequenceBatch(batch.sequences, lengths=batch.lengths)
+        elif isinstance(batch, tuple):
+            batch = SequenceBatch.of(batch)
+        inputs, state = encoded(self.model, batch.to(self.device).inputs)
+        return run_model(self.model, inputs, state, batch.lengths)
+
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -200,16 +216,11 @@ class PhaseModule(LightningModule):
 
     def _count(self, phase: Phase) -> Tally:
         """What an epoch adds up."""
-        self._release(phase)  # an epoch that was cut short
+        self._held[phase.name].close()  # of an epoch that was cut short
         tally = Tally(self.loop, self.metrics)
         self._tallies[phase.name] = tally
-        self._held[phase.name] = ExitStack()
         self._held[phase.name].enter_context(tally.holding())
         return tally
-
-    def _release(self, phase: Phase) -> None:
-        if phase.name in self._held:
-            self._held.pop(phase.name).close()
 
     def _step(self, phase: Phase, batch: Any) -> StepState:
         tally = self._tallies.get(phase.name)
@@ -231,12 +242,7 @@ class PhaseModule(LightningModule):
         if tally is None:
             return
         tally.compute()
-        self._release(phase)
+        self._held[phase.name].close()
         means = {f"{prefix}_{name}": mean for name, mean in tally.means().items()}
         numbers = {name: mean.float() for name, mean in means.items() if not mean.ndim}
         self.log_dict(numbers, prog_bar=True, sync_dist=self.loop.ranks is not None)
-
-
-def _moved(saved: Any, device: torch.device) -> Any:
-    """A saved phase, its carried state on the device; generators' states stay on the CPU."""
-    return {**saved, "carried": map_leaves(lambda leaf: leaf.to(device), saved["carried"])}

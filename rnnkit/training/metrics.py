@@ -51,10 +51,11 @@ class Metrics:
         for name, metric in _checked(metrics).items():
             if isinstance(metric, Counter):
                 self.counters[name] = metric
-                if isinstance(metric, Persistent):  # else a checkpoint would have no counts
-                    metric.persistent(True)
                 if isinstance(metric, nn.Module):
                     move_to(device, [metric])
+                    for part in metric.modules():  # one around another has its counts there
+                        if isinstance(part, Persistent):  # else a checkpoint would have none
+                            part.persistent(True)
             else:
                 self.losses[name] = as_loss(metric)
                 move_to(device, self.losses[name].modules())

@@ -4,8 +4,8 @@ A loss is a sum and a weight, in each process as in each window. So the loss of 
 the sum of sums by the sum of weights, and its gradient the sum of the gradients of each process's
 sum by the joint weight.
 
-The reducer of DistributedDataParallel averages, and waits in each backward pass, of which a process
-without a scored step has none. So it is not used."""
+The reducer of DistributedDataParallel is not used: it averages, and waits in each backward pass, of
+which a process without a scored step has none."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -74,6 +74,7 @@ class Ranks:
         self.module = module  # the model, without what makes it one of several
         self.rank = dist.get_rank(group)  # which of them this is, from 0
         self.count = dist.get_world_size(group)
+        self.first = dist.get_global_rank(group, 0)  # the first one's number among all processes
 
     @property
     def device(self) -> torch.device:
@@ -146,11 +147,6 @@ class Ranks:
         for module in modules:
             for tensor in [*module.parameters(), *module.buffers()]:
                 dist.broadcast(tensor, self.first, self.group)
-
-    @property
-    def first(self) -> int:
-        """The first rank of the group, as it is called among all processes."""
-        return dist.get_global_rank(self.group, 0)
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in their order; tensors in them on the CPU."""

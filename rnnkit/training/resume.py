@@ -4,7 +4,6 @@ import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ..core.errors import Refusal
@@ -12,8 +11,8 @@ from ..core.state import map_leaves
 from .callbacks import KeepBest
 from .events import stateful
 from .forms import (
+    SAME,
     check_count,
-    check_groups,
     check_held,
     check_optimizer_state,
     check_place,
@@ -22,6 +21,8 @@ from .forms import (
     check_sizes,
     check_tally,
     check_weights,
+    refuse_difference,
+    shapes_of,
 )
 from .ranks import Ranks, count_of
 from .rng import generators_of, rng_state, set_rng_state
@@ -35,9 +36,7 @@ _PLACE = ("place", "passes", "fits", "tally", "epoch_rng")
 _FIT = ("kinds", "phases", "rng")
 _PARTS = ("count", "model", "loss", "optimizer", "callbacks", *_PLACE, *_FIT)
 OF_RANK = ("tally", "epoch_rng", "phases", "rng")  # what each rank alone has
-_SAME = (
-    "build the same model, optimizer, phases, loaders and callbacks as for the run that wrote it."
-)
+_WEIGHTS = 'learner.model.load_state_dict(saved["model"]) takes the weights alone.'
 
 
 class Resuming(NamedTuple):
@@ -114,6 +113,9 @@ def _state_of(learner: "Learner") -> dict[str, Any]:
     }
     if learner.scaler is not None:
         saved["scaler"] = learner.scaler.state_dict()
+    waiting = learner.place.waiting
+    if waiting is not None:
+        return saved | {name: waiting.saved[name] for name in (*_PLACE, *_FIT)}
     return saved | _place_of(learner) | _fit_of(learner)
 
 
@@ -121,8 +123,6 @@ def _place_of(learner: "Learner") -> dict[str, Any]:
     """Where the training is: what was made, and what the running epoch has added up."""
     place = learner.place
     now = learner.now
-    if place.waiting is not None:
-        return {name: place.waiting.saved[name] for name in _PLACE}
     said: dict[str, Any] = {
         "place": (learner.epoch_index, learner.step_index),
         "passes": place.passes,
@@ -148,8 +148,6 @@ def _place_of(learner: "Learner") -> dict[str, Any]:
 def _fit_of(learner: "Learner") -> dict[str, Any]:
     """What belongs to a fit: its phases, and the generators of its loaders among all others."""
     place = learner.place
-    if place.waiting is not None:
-        return {name: place.waiting.saved[name] for name in _FIT}
     rng = rng_state(generators_of(learner.loaders))
     if place.passes and learner.fitting and not learner.now.done:
         rng = place.pass_rng  # validation begins again, as it began
@@ -171,17 +169,20 @@ def go_on_from(learner: "Learner", saved: Any) -> None:
     """
     place = learner.place
     if learner.fitting:  # its batches would go on where they are
-        fix = 'learner.model.load_state_dict(saved["model"]) takes the weights alone.'
-        raise Refusal("a state within an epoch of a fit", "one at FitBegin or outside a fit", fix)
+        wanted = "one at FitBegin or outside a fit"
+        raise Refusal("a state within an epoch of a fit", wanted, _WEIGHTS)
     _check_format(saved)
     saved = _share_of(saved, learner.ranks)
+    _check_form(learner, saved)
+    # A fit that the file had finished may have other phases and loaders than the file's own.
+    in_fit = place.in_fit and place.fit >= len(saved["fits"])
     before = copy.deepcopy(_state_of(learner))
-    _check_same(learner, saved, before, place.in_fit)
-    _put_or_restore(learner, saved, before, whole=True)
+    _check_same(saved, before, in_fit)
+    _put_or_restore(learner, saved, before, whole=True, in_fit=in_fit)
     _set_place(learner, saved)
     if place.in_fit:
         place.fit = min(place.fit, len(place.fits))
-        place.waiting = Waiting(saved, whole=True) if place.is_past else None
+        place.waiting = None if in_fit else Waiting(saved, whole=True)
     else:
         place.fit = len(place.fits)
         place.start = place.fits[-1] if place.fits else 0
@@ -197,8 +198,8 @@ def put_what_waits(learner: "Learner") -> None:
     place.waiting = None
     try:
         before = copy.deepcopy(_state_of(learner))
-        _check_same(learner, waiting.saved, before, in_fit=True)
-        _put_or_restore(learner, waiting.saved, before, waiting.whole)
+        _check_same(waiting.saved, before, in_fit=True)
+        _put_or_restore(learner, waiting.saved, before, waiting.whole, in_fit=True)
     except BaseException:
         place.waiting = waiting
         raise
@@ -212,17 +213,17 @@ def _set_place(learner: "Learner", saved: dict[str, Any]) -> None:
 
 
 def _put_or_restore(
-    learner: "Learner", saved: dict[str, Any], before: dict[str, Any], whole: bool
+    learner: "Learner", saved: dict[str, Any], before: dict[str, Any], whole: bool, in_fit: bool
 ) -> None:
-    """Puts back what belongs to the fit, where there is one, and with `whole` the rest."""
+    """Puts back what belongs to the fit with `in_fit`, and the rest with `whole`."""
     resuming = learner.place.resuming
     epoch_rng = learner.place.epoch_rng
     try:
-        _put(learner, saved, whole)
+        _put(learner, saved, whole, in_fit)
     except BaseException as error:
         if whole:  # first, for its schedulers are tried with its groups
             learner.optimizer.load_state_dict(before["optimizer"])
-        _put(learner, before, whole)
+        _put(learner, before, whole, in_fit)
         learner.place.resuming = resuming
         learner.place.epoch_rng = epoch_rng
         if isinstance(error, Refusal) or not isinstance(error, Exception):
@@ -230,8 +231,8 @@ def _put_or_restore(
         raise _no_fit(error, "this learner") from error
 
 
-def _put(learner: "Learner", saved: dict[str, Any], whole: bool) -> None:
-    if learner.place.in_fit:
+def _put(learner: "Learner", saved: dict[str, Any], whole: bool, in_fit: bool) -> None:
+    if in_fit:
         _put_fit(learner, saved)
     if not whole:
         return
@@ -241,9 +242,7 @@ def _put(learner: "Learner", saved: dict[str, Any], whole: bool) -> None:
         if isinstance(part, KeepBest):
             check_weights(part.kept, modules)
     check_optimizer_state(saved["optimizer"], learner.optimizer)
-    names = [set(group) for group in learner.optimizer.param_groups]
     learner.optimizer.load_state_dict(saved["optimizer"])
-    check_groups(learner.optimizer, names)
     if learner.scaler is not None:
         check_scaler(saved["scaler"], learner.scaler)
         learner.scaler.load_state_dict(saved["scaler"])
@@ -283,10 +282,7 @@ def _share_of(saved: dict[str, Any], ranks: Ranks | None) -> dict[str, Any]:
         came = f"a file of {there} processes"
         if there == 1:
             came = "a file of 1 process"
-        fix = (
-            f"torchrun --nproc-per-node {there}; or take the weights alone, "
-            'model.load_state_dict(torch.load(path)["model"]).'
-        )
+        fix = f"torchrun --nproc-per-node {there}; {_WEIGHTS}"
         raise Refusal(came, f"one of {here}", fix)
     if ranks is None or "ranks" not in saved:
         return saved
@@ -302,13 +298,11 @@ def _check_format(saved: Any) -> None:
         raise Refusal("a file of another kind", f"the format {FORMAT!r}", fix)
     missing = [name for name in _PARTS if name not in saved]
     if missing:
-        raise Refusal(f"a file without {', '.join(missing)}", "all that a training is", _SAME)
+        raise Refusal(f"a file without {', '.join(missing)}", "all that a training is", _WEIGHTS)
 
 
-def _check_same(
-    learner: "Learner", saved: dict[str, Any], here: dict[str, Any], in_fit: bool
-) -> None:
-    """Refuse a state of something else, before anything is changed."""
+def _check_form(learner: "Learner", saved: dict[str, Any]) -> None:
+    """Refuse a state that no training has."""
     try:
         check_sizes(saved)
         check_place(saved)
@@ -317,32 +311,28 @@ def _check_same(
         check_rng(saved["rng"])
         if saved["epoch_rng"]:
             check_rng(saved["epoch_rng"])
-        there = _described(saved, in_fit)
+        _described(saved, in_fit=True)
     except Refusal:
         raise
     except Exception as error:
         raise _no_fit(error, "a learner") from error
-    wanted = _described(here, in_fit)
-    for name in wanted | there:
-        came = there.get(name, "nothing")
-        want = wanted.get(name, "nothing")
-        if came != want and "lazy" not in (came, want):
-            raise Refusal(f"{name} {came}", f"{name} {want}", _SAME)
+
+
+def _check_same(saved: dict[str, Any], here: dict[str, Any], in_fit: bool) -> None:
+    """Refuse a state of something else, before anything is changed."""
+    refuse_difference(_described(saved, in_fit), _described(here, in_fit))
 
 
 def _no_fit(error: Exception, whose: str) -> Refusal:
     came = f"a state that does not fit ({type(error).__name__}: {error})"
-    return Refusal(came, f"the state of {whose}", _SAME)
+    return Refusal(came, f"the state of {whose}", SAME)
 
 
 def _described(saved: dict[str, Any], in_fit: bool) -> dict[str, Any]:
     """What must be the same in a state and in the learner that goes on from it."""
-    said: dict[str, Any] = {}
-    for name, value in saved["model"].items():
-        said[f"a model's {name}"] = _shape(name, value)
+    said = shapes_of("a model's ", saved["model"])
     for i, state in enumerate(saved["loss"]):
-        for name, value in state.items():
-            said[f"a loss's {i}.{name}"] = _shape(name, value)
+        said |= shapes_of(f"a loss's {i}.", state)
     kinds = list(saved["kinds"])
     if in_fit:
         said["the optimizer and phases"] = kinds
@@ -353,16 +343,4 @@ def _described(saved: dict[str, Any], in_fit: bool) -> dict[str, Any]:
     said["parameter groups"] = [len(group["params"]) for group in groups]
     said["a scaler of gradients:"] = "scaler" in saved
     said["callbacks"] = sorted(saved["callbacks"])
-    place = [*saved["place"], *(saved[name] for name in _PLACE[1:])]
-    said["a place of"] = [type(part).__name__ for part in place]
-    said["a tally of"] = sorted(saved["tally"])
-    said["fits of"] = sorted({"int", *(type(epochs).__name__ for epochs in saved["fits"])})
     return said
-
-
-def _shape(name: str, value: Any) -> Any:
-    if is_lazy(value):
-        return "lazy"
-    if name.endswith("_extra_state") or not isinstance(value, Tensor):
-        return "of its own kind"  # what get_extra_state gives is its module's affair
-    return tuple(value.shape)

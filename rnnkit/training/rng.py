@@ -13,19 +13,24 @@ def generators_of(loaders: Iterable[object]) -> list[torch.Generator]:
     found: dict[int, torch.Generator] = {}
     for loader in loaders:
         for part in _parts_of(loader):
-            generator = getattr(part, "generator", None)
-            if isinstance(generator, torch.Generator):
-                found[id(generator)] = generator
+            named = getattr(part, "generator", None)
+            for own in (named, *getattr(part, "__dict__", {}).values()):
+                if isinstance(own, torch.Generator):
+                    found[id(own)] = own
     return list(found.values())
 
 
 def _parts_of(loader: object, depth: int = 3) -> list[object]:
     """The loader and what in it may have a generator: data set and samplers, whatever its class."""
+    names = ("dataset", "sampler", "batch_sampler", "loader")
+    inner = [getattr(loader, name, None) for name in names]
+    several = getattr(loader, "datasets", None)  # of a `ConcatDataset`
+    if isinstance(several, list):
+        inner += several
     parts = [loader]
-    for name in ("dataset", "sampler", "batch_sampler"):
-        inner = getattr(loader, name, None)
-        if inner is not None and depth:  # a `Subset` has a data set of its own
-            parts += _parts_of(inner, depth - 1)
+    for part in inner:
+        if part is not None and depth:  # a `Subset` has a data set of its own
+            parts += _parts_of(part, depth - 1)
     return parts
 
 
