@@ -1149,6 +1149,30 @@ def test_no_state_is_loaded_within_an_epoch_of_a_fit(event, tmp_path):
     assert learner.epoch_index == 1
 
 
+@pytest.mark.parametrize("before", [0, 2], ids=["new", "after a fit"])
+def test_what_a_fit_on_trial_changed_is_put_back(before):
+    """As one tries learning rates: a state, a fit, the state again, and the fit that counts."""
+
+    def drawn(trial: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = rk.RecurrentSequential(nn.GRU(1, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+        optimizer = torch.optim.Adam(model.parameters(), 0.1)
+        learner = rk.Learner(model, SEQ, optimizer, [rk.History()])
+        train = [item.unsqueeze(1) for item in Noisy(False).items]
+        training, validation = rk.BPTTTrainingPhase(), rk.BPTTValidationPhase()
+        if before:
+            learner.fit(before, train, train, training, validation)
+        if trial:
+            state = copy.deepcopy(learner.state_dict())
+            learner.fit(1, train, train, training, validation)
+            learner.load_state_dict(state)
+        learner.fit(2, train, train, training, validation)
+        assert [row["epoch"] for row in learner.callbacks[0].rows][-1] == before + 2
+        return list(model.parameters())
+
+    assert all(map(torch.equal, drawn(False), drawn(True)))
+
+
 def test_a_state_after_a_fit_is_added_to():
     first, *phases = build()
     first.fit(2, *loaders("global", 0), *phases[1:])

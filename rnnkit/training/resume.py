@@ -187,6 +187,9 @@ def go_on_from(learner: "Learner", saved: Any) -> None:
         place.fit = len(place.fits)
         place.start = place.fits[-1] if place.fits else 0
         place.waiting = Waiting(saved, whole=False)
+        if not saved["phases"]:  # it had begun no fit
+            place.waiting = None
+            set_rng_state(saved["rng"], [])
 
 
 def put_what_waits(learner: "Learner") -> None:
