@@ -924,17 +924,6 @@ def test_a_partial_of_a_bidirectional_model_is_known_to_be_one():
     refused(boundary(lambda: check_one_way(model, "", "one way", "none.")), "a bidirectional model")
 
 
-def test_a_program_of_torch_export_is_called_in_the_one_mode_that_it_has():
-    model, example = Scriptable().eval(), (torch.zeros(1, 3, F), torch.zeros(1, 3, H))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's own, of the flat weights of a GRU
-        program = torch.export.export(model, example).module()
-    primer, state = torch.randn(1, 3, F), torch.zeros(1, 3, H)
-    weights = torch.randn(H, F)
-    sample = sample_model(program, 6, primer, lambda outputs: outputs @ weights, state)
-    torch.testing.assert_close(sample.outputs, model(sample.tokens, state)[0].detach())
-
-
 def test_evaluating_what_is_no_module_does_nothing():
     with evaluating(lambda inputs, state: (inputs, state)):
         pass

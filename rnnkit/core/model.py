@@ -495,17 +495,9 @@ def evaluating(*models: Any) -> Generator[None]:
     try:
         for model in owners:
             if isinstance(model, nn.Module):
-                _evaluate(model)
+                model.eval()
         yield
     finally:
         for module, training in zip(modules, before, strict=True):  # a parent before its children
             if module.training is not training:
                 module.train(training)
-
-
-def _evaluate(model: nn.Module) -> None:
-    try:
-        model.eval()
-    except NotImplementedError:
-        if "eval" not in vars(model):  # a program of torch.export has one mode for good
-            raise

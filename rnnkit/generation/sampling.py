@@ -83,8 +83,8 @@ def sample_model(
 
     `sample_model(model, n, s.next, sampler, s.state)` goes on from a sample `s`: 50 steps and then
     50 more are the 100 that one call gives, but a row that has stopped begins again. Runs in
-    evaluation mode, without gradient, and leaves the model's mode as it was. `length` counts the
-    primer, as `nseq` does in [issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144).
+    evaluation mode, without gradient. `length` counts the primer, as `nseq` does in
+    [issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144).
 
     Args:
         model: `outputs, state = model(inputs, state)`.

@@ -112,8 +112,6 @@ def export_onnx(
     loop over steps, as in [Unroll][rnnkit.Unroll], is written out step by step, so it is refused
     without `steps`.
 
-    Needs the extra `rnnkit[export]`.
-
     Args:
         model: `outputs, state = model(inputs, state)`; wrappers are taken off.
         path: the file to write, replaced once the new one is right.
@@ -126,7 +124,7 @@ def export_onnx(
         ValueError: if it is not float32, cannot be exported, or the file does not give what the
             model gives.
         OSError: if the file cannot be written.
-        ImportError: if onnx or onnxruntime is missing.
+        ImportError: without the extra `rnnkit[export]`.
 
     Source: [the operator LSTM of ONNX](https://onnx.ai/onnx/operators/onnx__LSTM.html).
 

@@ -150,12 +150,8 @@ class History:
 
     def to_frame(self) -> Any:
         """The rows as a `pandas.DataFrame`; an `ImportError` without pandas."""
-        try:
-            import pandas as pd  # pyright: ignore[reportMissingTypeStubs, reportMissingImports]
-        except ImportError as error:
-            raise ImportError(
-                "History.to_frame: wanted pandas. Likely fix: pip install pandas."
-            ) from error
+        import pandas as pd  # pyright: ignore[reportMissingTypeStubs, reportMissingImports]
+
         return pd.DataFrame(self.rows)
 
     def state_dict(self) -> dict[str, Any]:
@@ -279,8 +275,7 @@ class EarlyStopping(_Watch):
     go on.
 
     It ends after an epoch with its validation, whichever phase is watched. The weights stay those
-    of the last epoch; [KeepBest][rnnkit.KeepBest] brings back the best. A `closed_loss` jumps from
-    epoch to epoch until the learning rate falls: choose a checkpoint by it, do not stop by it.
+    of the last epoch; [KeepBest][rnnkit.KeepBest] brings back the best.
 
     >>> from rnnkit import EarlyStopping
     >>> callback = EarlyStopping(3)

@@ -70,8 +70,8 @@ class BPTTValidationPhase(Phase):
     output.
 
     The model reads the first `T - nfeedback` steps of each sequence and feeds itself through the
-    last `nfeedback`, of whose inputs only what a sampler keeps is read. Runs in evaluation mode and
-    without gradient, and leaves the model's mode as it was.
+    last `nfeedback`, of whose inputs only what a sampler keeps is read. Runs in evaluation mode,
+    without gradient.
 
     Events: `StepBegin`, `LossBegin`, `StepEnd`.
 

@@ -318,8 +318,7 @@ class Learner(Loop):
     def step(self, phase: Phase, batch: Any) -> StepState | None:
         """One step of `phase` on `batch`; returns its [StepState][rnnkit.StepState].
 
-        Called by a callback it changes nothing of what is running, as [epoch][rnnkit.Learner.epoch]
-        does not.
+        Called by a callback it changes nothing of what is running.
 
         Raises:
             TypeError: if `phase` is none.
