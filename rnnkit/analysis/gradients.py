@@ -39,8 +39,7 @@ def gradient_by_step(
     {'weight_ih_l0': [8.0, 3.0], 'weight_hh_l0': [0.0, 10.0]}
 
     Args:
-        model: a recurrent module. It keeps its `.grad` and its buffers. Of a `DataParallel` it is
-            the module inside.
+        model: a recurrent module. It keeps its `.grad` and its buffers.
         loss: `loss(outputs, targets)`, or `loss(outputs, targets, lengths)` where lengths are
             given, to a number.
         inputs: `(T, B, *F)`, a list of `T` steps `(B, *F)`, or a dict of such sequences.

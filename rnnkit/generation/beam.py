@@ -65,8 +65,7 @@ def beam_search(
     Raises:
         ValueError: if `width` or `best` is below 1, `best` above `width`, `length_penalty` is not
             finite, or the primer, the state or the outputs do not fit.
-        TypeError: if the primer is not of integers, the stop is no token, or the model gives no
-            state.
+        TypeError: if primer or stop are no tokens, or the model gives no state.
 
     Source: Graves 2012, <https://arxiv.org/abs/1211.3711>, for the search over beams.
 

@@ -38,8 +38,7 @@ class GRU(nn.GRU):
     Whatever need not wait for another step is done once for all steps. That is so for float32 and
     float64 on a CPU, where a gradient is asked for, from 8 steps on. Else `nn.GRU` itself runs: for
     a `PackedSequence` or a sequence without a batch, under autocast, `torch.compile` or a transform
-    of `torch.func`, and for gradients of gradients. PyTorch refuses the gradient of outputs that
-    were changed in place.
+    of `torch.func`, and for gradients of gradients.
 
     >>> import torch
     >>> from rnnkit import GRU
