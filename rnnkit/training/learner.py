@@ -72,7 +72,7 @@ class Learner(Loop):
             it is around.
         loss: made by [seq2seq_loss][rnnkit.seq2seq_loss] or [seq2one_loss][rnnkit.seq2one_loss], or
             any function of `(outputs, targets)` and, where there are lengths, `lengths`, to a
-            scalar.
+            scalar or a pair.
         optimizer: any `torch.optim.Optimizer` over the model's parameters whose `step` needs no
             closure.
         callbacks: called in this order; one that has an `order`, a number, before or after those of
@@ -81,8 +81,8 @@ class Learner(Loop):
             without gradient and averaged like the loss, or objects with `update`, `compute` and
             `reset`, as torchmetrics has them, which are given the scored steps side by side,
             outputs `(N, *O)` and targets `(N, *Y)`, or dicts of such; what a loss ignores by its
-            `ignore_index` they have to ignore, too.
-        device: where the model and each batch are moved; nothing is moved where it is `None`.
+            `ignore_index` they must, too.
+        device: where the model and each batch are moved; `None` moves nothing.
         autocast: mixed precision in the forward pass and the loss: `torch.bfloat16`, or
             `torch.float16`, whose gradients are scaled by a `torch.amp.GradScaler` as `scaler`.
 

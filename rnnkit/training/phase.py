@@ -56,11 +56,11 @@ class StepState:
         outputs: `(T, B, *O)`, without gradient; from `LossBegin` to `WindowEnd` those of the
             window.
         loss: scalar tensor, without gradient.
-        weight: the steps that are scored, or the sequences where the loss averages those.
+        weight: the steps, or sequences, that the loss is given; of them it may ignore some.
         open_loss: validation: the loss of the driven steps.
         closed_loss: validation: the loss, or the score, of the steps that the model fed itself.
-        loss_by_step: validation: `(T,)`, where it was asked for; NaN at a step that was not scored.
-        totals: what an epoch adds up: name to a sum and a weight.
+        loss_by_step: validation: `(T,)`, where it was asked for; NaN where no step was scored.
+        totals: what an epoch adds up: name to sum and weight.
         known_targets: the targets before they were moved to the model's device.
     """
 
@@ -115,7 +115,7 @@ class Loop:
         model: as it was given; of a DistributedDataParallel the model inside it.
         ranks: the processes that train the model together; `None` where it is one.
         current: the [StepState][rnnkit.StepState] of the step, as far as it has come.
-        device: where each batch is moved; nothing is moved where it is `None`.
+        device: where each batch is moved; `None` moves nothing.
         scaler: what keeps the gradients of a loss in float16 above 0; `None` in another dtype.
     """
 
