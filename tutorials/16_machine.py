@@ -212,7 +212,7 @@ print("state ", h.dtype, c.dtype)
 # part](#evidence-trained-longer-the-runs-part), as after any small nudge.) **The carried state is
 # rounded too**, at every border of a window. bfloat16 has the range of float32 and fewer digits, so
 # no gradient becomes zero for being small. float16 has a small range and
-# [needs a GradScaler](#evidence-float16-wants-a-gradscaler); rnnkit refuses it.
+# [needs a GradScaler](#evidence-float16-wants-a-gradscaler), which a Learner then makes.
 
 # %% [markdown]
 # ## torch.compile
@@ -911,8 +911,9 @@ scaler.update()
 print(f"norm {scaled:.1f} before unscale_, {true:.3f} after")
 assert abs(scaled / true - 1024) < 10
 
+# %% [markdown] tags=["evidence"]
+# A Learner does both: it unscales first, and then callbacks clip.
+
 # %% tags=["evidence"]
-try:
-    Learner(model, step_loss, optimizer, autocast=torch.float16)
-except TypeError as refused:
-    print(refused)
+learner = Learner(network, step_loss, optimizer, autocast=torch.float16)
+assert isinstance(learner.scaler, torch.amp.GradScaler)
