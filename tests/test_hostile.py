@@ -638,7 +638,7 @@ SLIPS = [
     (lambda: rk.pad_collate([(x,)]), "an item that is a tuple of 1"),
     (lambda: rk.evaluate(narrow, mse, [x]), "those features alone as targets"),
     (lambda: mse(x, {"a": x, "b": x}), "or (inputs, targets) with one target"),
-    (lambda: mse({"policy": x, "value": x}, x), 'seq2one_loss(loss, read="all") for one of all heads'),
+    (lambda: mse({"policy": x, "value": x}, x), "a bare loss(outputs, targets, lengths) for one of all"),
     (lambda: rk.seq2one_loss(lambda y, t, n: y[0], read="all")(x, x), "targets.transpose(0, 1)"),
     (lambda: mse(x, x, weights=torch.ones_like(x)), "a sum and a weight masks features"),
     (lambda: rk.get_inout_seq({"a": x, "fixed": x[0]}), "cut, pad or expand them"),

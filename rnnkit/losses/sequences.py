@@ -35,8 +35,8 @@ def seq2one_loss(
             backward half has read one step there), the `"mean"` or `"max"` over its valid steps, or
             a function of `(outputs (T, B, *O), lengths)` to `(B, *O)`. With `"all"`,
             `loss_fn(outputs, targets, lengths)` gets everything, and targets may be any tree of
-            tensors with the batch first: for CTC, or a loss of several heads at once, for which
-            targets of each step are turned, `(B, T, *Y)`.
+            tensors with the batch first: for CTC, or for a target of each step, turned, beside one
+            of the sequence.
         weights: of heads, as for `seq2seq_loss`.
 
     Returns:

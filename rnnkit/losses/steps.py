@@ -260,8 +260,8 @@ class ScoredSteps(Scored):
             if isinstance(given, dict) and self.loss.scales is None:
                 came = f"{name} = {in_words(given)} and one loss"
                 fix = (
-                    'seq2seq_loss({name: loss, ...}), seq2one_loss(loss, read="all") for one of '
-                    "all heads, or (inputs, targets) with one target."
+                    "seq2seq_loss({name: loss, ...}), a bare loss(outputs, targets, lengths) "
+                    "for one of all heads, or (inputs, targets) with one target."
                 )
                 raise Refusal(came, f"one sequence of {name}", fix)
         for head in self.loss.heads:
