@@ -94,7 +94,7 @@ def as_sequences(sequence: Sequences, name: str = "inputs") -> Any:
         raise Refusal(
             f"{name} = a dict of {shapes or 'nothing'}",
             "sequences of the same T and B",
-            "cut or pad them to one length.",
+            "cut, pad or expand them to one length.",
         )
     return parts
 
@@ -190,7 +190,10 @@ def check_weights(weights: Tensor, *shapes: tuple[int, ...]) -> Tensor:
         fix = "a float tensor, or a bool one, True where a target is scored."
         raise Refusal(f"weights = {in_words(weights)}", wanted, fix, TypeError)
     if tuple(weights.shape) not in shapes:
-        fix = "one weight for each step and row, or where targets are one a sequence, for each row."
+        fix = (
+            "one weight for each step and row, or where targets are one a sequence, for each row; "
+            "a loss_fn that gives a sum and a weight masks features."
+        )
         raise Refusal(f"weights {in_words(weights)}", wanted, fix)
     weights = weights.to("cpu")
     if not bool(((weights >= 0) & weights.isfinite()).all()):

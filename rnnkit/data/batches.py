@@ -29,7 +29,7 @@ from ..core.state import like, onto
 class Padded(NamedTuple):
     """Sequences of different length in one tensor, and how long each of them is.
 
-    As a batch each step's target is the step that follows.
+    As a batch, each step's target is the next.
 
     >>> import torch
     >>> from rnnkit import batchseq, get_inout_seq
@@ -64,9 +64,9 @@ class SequenceBatch:
             step's target is the next step of the inputs.
         lengths: int64 on the CPU, `(B,)`; `None` where every row has `T` steps.
         restart: bool `(B,)`, the rows that do not go on from the batch before; `None` where nothing
-            goes on. With it a row may have the length 0.
-        weights: `(T, B)`, or for targets one a sequence also `(B,)`, what each target counts for:
-            finite, not negative, 0 for one that is not scored. They are shifted with the targets.
+            goes on. With it a row may have the length 0. Within a batch no row restarts.
+        weights: `(T, B)`, or for targets one a sequence also `(B,)`, what each target counts for,
+            0: it is not scored. They are shifted with the targets.
     """
 
     inputs: Any
@@ -156,8 +156,7 @@ def get_inout_seq(batch: Any) -> tuple[Any, ...]:
 
     Raises:
         TypeError: if it is none of these, or a list of two: `DataLoader` makes lists of pairs.
-        ValueError: if a sequence to be shifted has one step, or shapes, lengths or weights do not
-            fit.
+        ValueError: if a sequence to be shifted has one step, or the parts do not fit.
     """
     return tuple(_usual(batch) or _read(batch))
 
@@ -304,7 +303,7 @@ def _check_restart(restart: Tensor, rows: int) -> None:
         came = f"restart = {in_words(restart)}"
         if isinstance(restart, Tensor):
             came = f"restart {in_words(restart)} of {restart.dtype}"
-        fix = "True in the rows that start afresh: torch.zeros(B, dtype=torch.bool) for none."
+        fix = "True in the rows that start afresh, at step 0 only; cut the batch where others do."
         raise Refusal(came, f"a bool tensor ({rows},)", fix)
 
 

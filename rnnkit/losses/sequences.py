@@ -35,16 +35,14 @@ def seq2one_loss(
             backward half has read one step there), the `"mean"` or `"max"` over its valid steps, or
             a function of `(outputs (T, B, *O), lengths)` to `(B, *O)`. With `"all"`,
             `loss_fn(outputs, targets, lengths)` gets everything, and targets may be any tree of
-            tensors with the batch first: for connectionist temporal classification, or for a target
-            of each step, turned, beside one of the sequence.
-        weights: what each head of a dict of losses is multiplied by; 1 where it is not named.
+            tensors with the batch first: for CTC, or for a target of each step, turned, beside one
+            of the sequence.
+        weights: of heads, as for `seq2seq_loss`.
 
     Returns:
         `loss(outputs (T, B, *O), targets (B, *Y), lengths=None, weights=None)`, as of
             [seq2seq_loss][rnnkit.seq2seq_loss], but with `weights (B,)` of sequences, and a
             `ValueError` where there is a target for every step.
-
-    From [FluxTraining.jl issue 144](https://github.com/FluxML/FluxTraining.jl/issues/144).
 
     >>> import torch
     >>> from torch import nn
@@ -231,8 +229,11 @@ def _check_batch_first(targets: Any, batch: int, came: object) -> None:
 
 
 def _for_every_step(came: str, batch: int) -> Refusal:
-    fix = "for a target at every step use seq2seq_loss; for the last one pass targets[-1]."
-    return Refusal(came, f"one target a sequence, ({batch}, *Y)", fix)
+    fix = (
+        "for a target at every step use seq2seq_loss, or targets.transpose(0, 1) with "
+        'read="all"; for the last one pass targets[-1].'
+    )
+    return Refusal(came, f"one target a sequence, (B = {batch}, *Y)", fix)
 
 
 def _read_last(outputs: Tensor, lengths: Tensor) -> Tensor:

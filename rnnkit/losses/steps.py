@@ -259,7 +259,10 @@ class ScoredSteps(Scored):
         for name, given in (("outputs", outputs), ("targets", self.targets)):
             if isinstance(given, dict) and self.loss.scales is None:
                 came = f"{name} = {in_words(given)} and one loss"
-                fix = "seq2seq_loss({name: loss, ...}), or (inputs, targets) with one target."
+                fix = (
+                    "seq2seq_loss({name: loss, ...}), a bare loss(outputs, targets, lengths) "
+                    "for one of all heads, or (inputs, targets) with one target."
+                )
                 raise Refusal(came, f"one sequence of {name}", fix)
         for head in self.loss.heads:
             own = part_of(outputs, head.key, "outputs")
