@@ -257,7 +257,9 @@ class BPTTTrainingPhase(Phase):
     def _is_cut(self, loop: Loop, time: int) -> bool:
         """Whether so many steps are more than one window: then the model must read forward."""
         window, stride = self._spans()
-        longest = window if loop.loss.per_sequence else stride
+        longest = stride
+        if loop.loss.per_sequence:
+            longest = window
         if longest is None or longest >= time:
             return False
         came = f" and stride = {stride} for {time} steps"
