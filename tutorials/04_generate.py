@@ -399,11 +399,11 @@ for row in together.tokens.T:
 #
 # For a text of your own, let `texts` hold three parts of it, cut where a chapter ends:
 # `texts = {"train": fold(...), "valid": fold(...), "test": fold(...)}`. What the checks and the
-# evidence claim is about Python's files; all other code stays as it is.
+# evidence claim is about Python's files.
 #
-# A list of names or words is no stream. Put a mark before and after each, batch them by
-# [pad_collate][rnnkit.pad_collate], and give `sample_model` the mark and a letter as the primer,
-# and the mark as `stop`; `sample.lengths` says where each name ends.
+# Names or words are no stream: put a mark before and after each, batch them by
+# [pad_collate][rnnkit.pad_collate], and give `sample_model` the mark and a letter as the
+# primer, the mark as `stop`.
 
 # %% [markdown]
 # ## What goes wrong

@@ -94,7 +94,7 @@
 
   function mend(root) {
     root.querySelectorAll(".md-search[role=dialog]").forEach(function (n) { n.setAttribute("aria-label", "Search"); });
-    root.querySelectorAll("nav.md-code__nav").forEach(function (n) { n.setAttribute("role", "none"); });
+    root.querySelectorAll("nav.md-code__nav, nav.md-tags").forEach(function (n) { n.setAttribute("role", "none"); });
   }
 
   // The playground's own code and models, on its page alone.
