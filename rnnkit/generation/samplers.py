@@ -137,7 +137,7 @@ def sample_best(outputs: Tensor) -> Tensor:
     return outputs.argmax(1)
 
 
-vars(sample_best).update(classes=True)
+vars(sample_best).update(classes=True)  # see DeclaredSampler
 
 
 def sample_softmax(outputs: Tensor) -> Tensor:
