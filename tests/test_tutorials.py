@@ -264,21 +264,21 @@ BREAKS = {
         "08_closed_loop",
         """
         import torch
-        from rnnkit import BPTTValidationPhase
-        whole = BPTTValidationPhase._mask
-        def late(self, *arguments):
-            mask = whole(self, *arguments)
-            if mask is None:
-                return None
-            return torch.cat([mask[:1], mask[:-1]])
-        BPTTValidationPhase._mask = late
+        from rnnkit.generation.rollouts import Rollout
+        whole = Rollout.over
+        def late(self, inputs, mask, *arguments):
+            if mask is not None:
+                mask = torch.cat([mask[:1], mask[:-1]])
+            return whole(self, inputs, mask, *arguments)
+        Rollout.over = late
         """,
     ),
     "a closed loop is never closed": (
         "08_closed_loop",
         """
-        from rnnkit import BPTTValidationPhase
-        BPTTValidationPhase._mask = lambda self, lengths, step: None
+        from rnnkit.generation.rollouts import Rollout
+        whole = Rollout.over
+        Rollout.over = lambda self, inputs, mask, *arguments: whole(self, inputs, None, *arguments)
         """,
     ),
     "a state is not carried": (
@@ -386,7 +386,8 @@ BREAKS = {
         "11_own_cell",
         """
         from rnnkit.models import unroll
-        unroll._layer = lambda state, layer: None
+        whole = unroll._at
+        unroll._at = lambda state, at: None if isinstance(at, int) else whole(state, at)
         """,
     ),
     "a padded batch of chords is averaged whole": (
