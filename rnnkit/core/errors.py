@@ -68,6 +68,14 @@ def in_words(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
+def in_full(value: object) -> str:
+    """A value in the words of an error, a tensor with its dtype."""
+    words = in_words(value)
+    if isinstance(value, Tensor):
+        words += f" of {value.dtype}"
+    return words
+
+
 class Named(NamedTuple):
     """A value and what it is called, put into words only where an error needs them."""
 

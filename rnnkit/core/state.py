@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .errors import Refusal, asked, in_words
+from .errors import Refusal, asked, in_full, in_words
 
 State: TypeAlias = Any
 
@@ -184,7 +184,7 @@ def reset_rows(state: State, rows: Tensor) -> State:
     def reset(leaf: Tensor) -> Tensor:
         if rows.dtype != torch.bool or rows.shape != leaf.shape[1:2]:
             raise Refusal(
-                f"rows {in_words(rows)} of {rows.dtype} for a leaf {in_words(leaf)}",
+                f"rows {in_full(rows)} for a leaf {in_words(leaf)}",
                 "a bool tensor (B,)",
                 f"rows = torch.zeros({leaf.shape[1]}, dtype=torch.bool).",
             )

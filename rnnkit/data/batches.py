@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core.errors import Refusal, asked, in_words, one_of
+from ..core.errors import Refusal, asked, in_full, in_words, one_of
 from ..core.layout import (
     Steps,
     as_sequence,
@@ -302,7 +302,7 @@ def _check_restart(restart: Tensor, rows: int) -> None:
     if not isinstance(restart, Tensor) or restart.dtype != torch.bool or restart.shape != (rows,):
         came = f"restart = {in_words(restart)}"
         if isinstance(restart, Tensor):
-            came = f"restart {in_words(restart)} of {restart.dtype}"
+            came = f"restart {in_full(restart)}"
         fix = "True in the rows that start afresh, at step 0 only; cut the batch where others do."
         raise Refusal(came, f"a bool tensor ({rows},)", fix)
 

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.errors import Refusal, asked, at_least, in_words
+from ..core.errors import Refusal, asked, at_least, in_full, in_words
 from ..core.layout import Steps, between, check_state, valid_steps
 from ..core.model import BATCH_IN_STATE, Model, evaluating, run_model
 from ..core.state import State, onto, select_rows
 from ._fast import quicker_step
 from .rollouts import Rollout
-from .samplers import as_like, in_full, sample_best
+from .samplers import as_like, sample_best
 from .sampling import Sample, check_length, check_primer, is_token, sample_of
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ..core.errors import Refusal, asked, at_least, in_words
+from ..core.errors import Refusal, asked, at_least, in_full, in_words
 from ..core.signature import must_be_given, parameters_of
 from ..core.state import map_leaves
 
@@ -414,14 +414,6 @@ def check_drawn(drawn: Any, like: Any, outputs: Any, what: str) -> None:
             )
     came = f"{in_full(drawn)} from the sampler, for outputs {in_words(outputs)}"
     raise Refusal(came, f"{what}, {in_full(like)}", fix, kind)
-
-
-def in_full(value: Any) -> str:
-    """A value in the words of an error, a tensor with its dtype."""
-    words = in_words(value)
-    if isinstance(value, Tensor):
-        words += f" of {value.dtype}"
-    return words
 
 
 def as_like(drawn: Tensor, like: Tensor) -> Tensor:

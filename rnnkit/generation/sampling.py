@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import Refusal, asked, at_least, in_words
+from ..core.errors import Refusal, asked, at_least, in_full, in_words
 from ..core.layout import (
     Sequences,
     all_lengths,
@@ -23,7 +23,7 @@ from ..core.layout import (
 from ..core.model import BATCH_IN_STATE, Model, check_call, evaluating
 from ..core.state import State, map_leaves, onto, where_rows
 from .rollouts import Rollout, Stretch, first_step, last_step, one_step_of
-from .samplers import DeclaredSampler, NextInput, identity, in_full
+from .samplers import DeclaredSampler, NextInput, identity
 
 Stop = int | Callable[[Any], Tensor]
 

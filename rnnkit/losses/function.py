@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 
-from ..core.errors import Refusal, in_words
+from ..core.errors import Refusal, in_full, in_words
 from ..core.model import evaluating
 from ..core.signature import must_be_given, parameters_of
 from ..core.state import onto
@@ -100,8 +100,8 @@ class Head:
     @property
     def options(self) -> dict[str, Any] | None:
         """What a loss of PyTorch's own is built with, as it stands; `None` of another."""
-        if isinstance(self.loss_fn, nn.Module):
-            return torch_options(self.loss_fn)  # a module's may be set later
+        if self._options is not None and isinstance(self.loss_fn, nn.Module):
+            return _settings_of(self.loss_fn)  # a module's may be set later
         return self._options
 
     def __call__(self, outputs: Tensor, targets: Any, known: Any) -> Each | Total:
@@ -326,7 +326,7 @@ def _check_classes(outputs: Tensor, targets: Tensor, leading: int) -> None:
     classes = targets.dtype in (torch.int64, torch.uint8) and targets.shape == without
     if probabilities or (classes and outputs.ndim > leading):
         return
-    came = f"outputs {in_words(outputs)} and targets {in_words(targets)} of {targets.dtype}"
+    came = f"outputs {in_words(outputs)} and targets {in_full(targets)}"
     wanted = f"classes {tuple(without)}, int64, without the dimension of the classes"
     fix = (
         "targets.squeeze(-1) drops a dimension of 1, targets.long() makes classes of numbers, "
@@ -340,8 +340,7 @@ def torch_options(loss_fn: Any) -> dict[str, Any] | None:
     if _has_own_forward(loss_fn) and len(_wanted_by(loss_fn)) > 2:
         return None  # it wants lengths
     if isinstance(loss_fn, _Loss):
-        names = ("reduction", "ignore_index", "weight")
-        return {name: getattr(loss_fn, name, None) for name in names}
+        return _settings_of(loss_fn)
     function = _function_of(loss_fn)
     if isinstance(loss_fn, functools.partial) and loss_fn.args:
         return None
@@ -355,6 +354,11 @@ def torch_options(loss_fn: Any) -> dict[str, Any] | None:
     if options.get("size_average") is False and options.get("reduce") is not False:
         options["reduction"] = "sum"  # the old way to say so
     return options
+
+
+def _settings_of(loss_fn: nn.Module) -> dict[str, Any]:
+    names = ("reduction", "ignore_index", "weight")
+    return {name: getattr(loss_fn, name, None) for name in names}
 
 
 def pair_of(given: tuple[Any, Any]) -> Total:
