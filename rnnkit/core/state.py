@@ -182,7 +182,7 @@ def reset_rows(state: State, rows: Tensor) -> State:
     """
 
     def reset(leaf: Tensor) -> Tensor:
-        if rows.dtype != torch.bool or rows.shape != leaf.shape[1:2]:
+        if getattr(rows, "dtype", None) != torch.bool or rows.shape != leaf.shape[1:2]:
             raise Refusal(
                 f"rows {in_full(rows)} for a leaf {in_words(leaf)}",
                 "a bool tensor (B,)",

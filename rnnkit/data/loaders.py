@@ -313,8 +313,8 @@ def _readable(stream: Any, holds: str = "") -> Any:
         return stream
     if isinstance(stream, Tensor | str | bytes) or not isinstance(stream, Sized):
         fix = (
-            "a list is a list of documents; one stream is a tensor, torch.tensor(stream), and text "
-            "is encoded as numbers first."
+            "a list is a list of documents; one stream is a tensor, torch.tensor(stream); files are "
+            "read, and text is encoded as numbers, first."
         )
         raise Refusal(f"{holds}{in_words(stream)}", "sequences of numbers", fix, TypeError)
     lender: Any = stream
