@@ -256,14 +256,8 @@ class ScoredSteps(Scored):
             shapes = (outputs.shape, self.targets.shape, self.targets.dtype)
             if self.loss.fits == shapes:
                 return
-        for name, given in (("outputs", outputs), ("targets", self.targets)):
-            if isinstance(given, dict) and self.loss.scales is None:
-                came = f"{name} = {in_words(given)} and one loss"
-                fix = (
-                    "seq2seq_loss({name: loss, ...}), a bare loss(outputs, targets, lengths) "
-                    "for one of all heads, or (inputs, targets) with one target."
-                )
-                raise Refusal(came, f"one sequence of {name}", fix)
+        self.loss.check_heads("outputs", outputs)
+        self.loss.check_heads("targets", self.targets)
         for head in self.loss.heads:
             own = part_of(outputs, head.key, "outputs")
             target = part_of(self.targets, head.key, "targets")
