@@ -203,7 +203,8 @@ class SequenceLoss:
                 f"{self.name}({{name: loss, ...}}), a bare loss(outputs, targets, lengths) for one "
                 'of all heads, of seq2one_loss read="all", or (inputs, targets) with one target.'
             )
-            raise Refusal(f"{name} = {in_words(given)} and one loss", f"one sequence of {name}", fix)
+            came = f"{name} = {in_words(given)} and one loss"
+            raise Refusal(came, f"one sequence of {name}", fix)
 
     @property
     def opaque(self) -> bool:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least, in_words
-from ..core.layout import all_lengths, extent, join, parts_of, valid_steps
+from ..core.layout import all_lengths, extent, parts_of, valid_steps
 from ..core.model import evaluating, run_model
-from ..core.state import State, onto
+from ..core.state import State, map_leaves, onto
 from ..generation.rollouts import Rollout
 from ..generation.samplers import DeclaredSampler, NextInput, identity
 from ..generation.sampling import draw_paths
@@ -237,19 +237,27 @@ class BPTTValidationPhase(Phase):
         self, loop: Loop, step: StepState, state: State, lengths: Tensor, index: Tensor
     ) -> Tensor:
         """The score of each self-fed step, `(n, B)`."""
-        if isinstance(step.targets, dict) or isinstance(step.inputs, dict):
-            fix = "validate one head at a time, or with a sampler that does not draw."
-            raise Refusal("dicts of sequences and paths to score", "one sequence", fix, TypeError)
         rows = torch.arange(len(lengths), device="cpu")
         primed = (lengths - self.nfeedback).clamp(min=0)
         outputs, after = run_model(loop.model, step.inputs, state, primed)
-        answer = outputs[(primed - 1).clamp(min=0), rows]
-        given = step.inputs[index, rows]  # (n, B, *F)
+        answer = map_leaves(lambda part: part[(primed - 1).clamp(min=0), rows], outputs)
         # One draw more than steps: the first is of the last driven step, whose loss is known.
-        given = join([given, given[-1:]])
-        draws = draw_paths(loop.model, self.sampler, answer, after, given, self.paths or _PATHS)[1:]
-        targets = step.targets[index, rows]
+        asked_at = torch.cat([index, index[-1:]])
+        given = map_leaves(lambda part: part[asked_at, rows], step.inputs)  # (n + 1, B, *F)
+        draws = draw_paths(loop.model, self.sampler, answer, after, given, self.paths or _PATHS)
         fed = getattr(self.sampler, "fed", None)
+        if isinstance(fed, str):
+            draws = draws[fed]
+        for name, part in (("targets", step.targets), ("draws", draws)):
+            if isinstance(part, dict):
+                came = f"a dict of {name} and paths to score"
+                fix = (
+                    "validate one head at a time, of a dict of inputs with_covariates(sampler, "
+                    "name), or with a sampler that does not draw."
+                )
+                raise Refusal(came, "one sequence", fix, TypeError)
+        draws = draws[1:]
+        targets = step.targets[index, rows]
         if isinstance(fed, int) and draws.shape[3:] != targets.shape[2:]:
             draws = draws[..., :fed]  # what it keeps is not forecast
         if draws.shape[3:] != targets.shape[2:]:
