@@ -460,6 +460,39 @@ def test_the_file_of_another_optimizer_is_refused(written):
     )
 
 
+@pytest.mark.parametrize("added", [False, True], ids=["from the start", "on the way"])
+def test_a_layer_that_thaws_is_resumed_if_its_group_was_there_from_the_start(tmp_path, added):
+    class Thaw:
+        def on_epoch_begin(self, learner):
+            frozen = learner.model[0]
+            if learner.epoch_index >= 2 and not frozen.weight_ih_l0.requires_grad:
+                frozen.requires_grad_(True)
+                if added:
+                    late = {"params": list(frozen.parameters()), "lr": 0.01}
+                    learner.optimizer.add_param_group(late)
+
+    def trained(name, epochs):
+        torch.manual_seed(0)
+        model = rk.RecurrentSequential(nn.GRU(1, 4).requires_grad_(False), nn.Linear(4, 1))
+        groups = [{"params": model[1].parameters()}]
+        if not added:
+            groups.append({"params": model[0].parameters(), "lr": 0.01})
+        optimizer = torch.optim.AdamW(groups, 0.1)
+        callbacks = [Thaw(), rk.ClipGradients(0.1), rk.Checkpoint(tmp_path / name, resume=True)]
+        rk.Learner(model, SEQ, optimizer, callbacks).fit(epochs, [data])
+        return model
+
+    data = torch.randn(8, 3, 1)
+    whole = trained("whole.pt", 5)
+    trained("cut.pt", 3)
+    if added:
+        with pytest.raises(ValueError, match=r"got parameter groups \[2, 4\]; wanted .* \[2\]"):
+            trained("cut.pt", 5)
+        return
+    for one, other in zip(whole.parameters(), trained("cut.pt", 5).parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_the_file_of_other_callbacks_is_refused(written):
     def without(**options):
         learner, history, *rest = build(**options)

@@ -173,7 +173,8 @@ def forecast(
         primer: `(T0, B, *F)`, or a dict of such; or sequences of different length as the pair that
             [batchseq][rnnkit.batchseq] gives.
         sampler: as of [sample_model][rnnkit.sample_model]; one that draws makes every path another.
-        paths: paths for each row.
+        paths: paths for each row, all from one reading of the primer: a model that draws itself, as
+            by Monte Carlo dropout, wants the rows of the primer repeated instead.
         future: `(horizon, B, *F)`, the steps past the last one, as of
             [sample_model][rnnkit.sample_model].
         lengths: int64 CPU `(B,)`, the primers' lengths; instead of the pair.

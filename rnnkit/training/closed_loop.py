@@ -89,7 +89,8 @@ class BPTTValidationPhase(Phase):
         nfeedback: steps fed by the model, at the end; 0 is teacher forcing.
         sampler: maps the outputs of one step to the next input.
         stateful: carry the state from batch to batch; each epoch starts afresh.
-        paths: how many paths a sampler that draws is scored on; 32 where it is `None`.
+        paths: how many paths a sampler that draws is scored on, 32 where it is `None`; to be given
+            with a function of your own that draws, which does not tell.
         score: `score(paths (n, B, P, *F), targets (n, B, *F))` to `(n, B)`.
         by_step: whether `loss_by_step` is made; by default where `nfeedback` is above 0.
 
