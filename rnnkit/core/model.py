@@ -420,7 +420,7 @@ def _run_packed(model: Model, inputs: Any, state: State, lengths: Tensor) -> tup
         if not torch.equal(given, lengths):
             fix = (
                 "repack what was unpacked with its own lengths, batch_sizes and indices; a source "
-                "is shortened by an encode of your own. See the page Models of your own."
+                "is shortened by an encode of your own."
             )
             came = f"rows of {given.tolist()} steps from {name_of(model)}"
             raise Refusal(came, f"rows of {lengths.tolist()} steps, as they came in", fix)

@@ -165,7 +165,8 @@ def forecast(
     """Sample paths past the last step of each row: what may come, `paths` times.
 
     The primer is read once, and each path is what [sample_model][rnnkit.sample_model] draws after
-    it. Runs in evaluation mode, without gradient.
+    it; a model that draws itself, as by Monte Carlo dropout, wants the rows of the primer repeated
+    instead. Runs in evaluation mode, without gradient.
 
     Args:
         model: `outputs, state = model(inputs, state)`.
@@ -173,8 +174,7 @@ def forecast(
         primer: `(T0, B, *F)`, or a dict of such; or sequences of different length as the pair that
             [batchseq][rnnkit.batchseq] gives.
         sampler: as of [sample_model][rnnkit.sample_model]; one that draws makes every path another.
-        paths: paths for each row, all from one reading of the primer: a model that draws itself, as
-            by Monte Carlo dropout, wants the rows of the primer repeated instead.
+        paths: paths for each row.
         future: `(horizon, B, *F)`, the steps past the last one, as of
             [sample_model][rnnkit.sample_model].
         lengths: int64 CPU `(B,)`, the primers' lengths; instead of the pair.
