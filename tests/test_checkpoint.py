@@ -493,6 +493,43 @@ def test_a_layer_that_thaws_is_resumed_if_its_group_was_there_from_the_start(tmp
         assert torch.equal(one, other)
 
 
+class Ratio:
+    """A share of feedback that grows with the epochs."""
+
+    def __init__(self) -> None:
+        self.share = 0.0
+
+    def on_epoch_end(self, learner: rk.Learner) -> None:
+        self.share += 0.2
+
+
+class KeptRatio(Ratio):
+    def state_dict(self) -> dict:
+        return {"share": self.share}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.share = saved["share"]
+
+
+@pytest.mark.parametrize("kind", [Ratio, KeptRatio])
+def test_the_numbers_of_a_callback_of_one_s_own_are_resumed_if_it_has_both_methods(kind, tmp_path):
+    def trained(name, epochs):
+        torch.manual_seed(0)
+        ratio, model = kind(), nn.GRU(1, 1)
+        flips = torch.Generator().manual_seed(1)
+        feedback = rk.Feedback.probability(lambda step: ratio.share, generator=flips)
+        phase = rk.BPTTTrainingPhase(feedback=feedback)
+        callbacks = [ratio, rk.Checkpoint(tmp_path / name, resume=True)]
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        rk.Learner(model, SEQ, optimizer, callbacks).fit(epochs, [data], training=phase)
+        return model.weight_hh_l0
+
+    data = torch.randn(9, 4, 1)
+    whole = trained("whole.pt", 5)
+    trained("cut.pt", 3)
+    assert torch.equal(trained("cut.pt", 5), whole) == (kind is KeptRatio)
+
+
 def test_the_file_of_other_callbacks_is_refused(written):
     def without(**options):
         learner, history, *rest = build(**options)
