@@ -460,6 +460,76 @@ def test_the_file_of_another_optimizer_is_refused(written):
     )
 
 
+@pytest.mark.parametrize("added", [False, True], ids=["from the start", "on the way"])
+def test_a_layer_that_thaws_is_resumed_if_its_group_was_there_from_the_start(tmp_path, added):
+    class Thaw:
+        def on_epoch_begin(self, learner):
+            frozen = learner.model[0]
+            if learner.epoch_index >= 2 and not frozen.weight_ih_l0.requires_grad:
+                frozen.requires_grad_(True)
+                if added:
+                    late = {"params": list(frozen.parameters()), "lr": 0.01}
+                    learner.optimizer.add_param_group(late)
+
+    def trained(name, epochs):
+        torch.manual_seed(0)
+        model = rk.RecurrentSequential(nn.GRU(1, 4).requires_grad_(False), nn.Linear(4, 1))
+        groups = [{"params": model[1].parameters()}]
+        if not added:
+            groups.append({"params": model[0].parameters(), "lr": 0.01})
+        optimizer = torch.optim.AdamW(groups, 0.1)
+        callbacks = [Thaw(), rk.ClipGradients(0.1), rk.Checkpoint(tmp_path / name, resume=True)]
+        rk.Learner(model, SEQ, optimizer, callbacks).fit(epochs, [data])
+        return model
+
+    data = torch.randn(8, 3, 1)
+    whole = trained("whole.pt", 5)
+    trained("cut.pt", 3)
+    if added:
+        with pytest.raises(ValueError, match=r"got parameter groups \[2, 4\]; wanted .* \[2\]"):
+            trained("cut.pt", 5)
+        return
+    for one, other in zip(whole.parameters(), trained("cut.pt", 5).parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+class Ratio:
+    """A share of feedback that grows with the epochs."""
+
+    def __init__(self) -> None:
+        self.share = 0.0
+
+    def on_epoch_end(self, learner: rk.Learner) -> None:
+        self.share += 0.2
+
+
+class KeptRatio(Ratio):
+    def state_dict(self) -> dict:
+        return {"share": self.share}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.share = saved["share"]
+
+
+@pytest.mark.parametrize("kind", [Ratio, KeptRatio])
+def test_the_numbers_of_a_callback_of_one_s_own_are_resumed_if_it_has_both_methods(kind, tmp_path):
+    def trained(name, epochs):
+        torch.manual_seed(0)
+        ratio, model = kind(), nn.GRU(1, 1)
+        flips = torch.Generator().manual_seed(1)
+        feedback = rk.Feedback.probability(lambda step: ratio.share, generator=flips)
+        phase = rk.BPTTTrainingPhase(feedback=feedback)
+        callbacks = [ratio, rk.Checkpoint(tmp_path / name, resume=True)]
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        rk.Learner(model, SEQ, optimizer, callbacks).fit(epochs, [data], training=phase)
+        return model.weight_hh_l0
+
+    data = torch.randn(9, 4, 1)
+    whole = trained("whole.pt", 5)
+    trained("cut.pt", 3)
+    assert torch.equal(trained("cut.pt", 5), whole) == (kind is KeptRatio)
+
+
 def test_the_file_of_other_callbacks_is_refused(written):
     def without(**options):
         learner, history, *rest = build(**options)

@@ -205,6 +205,36 @@ def test_paths_with_covariates_are_scored_in_what_is_forecast():
     )
 
 
+class ByName(Weather):
+    """The same of a dict of the value and of what is known ahead."""
+
+    takes_packed = False
+
+    def forward(self, inputs, state=None):
+        return super().forward(torch.cat([inputs["value"], inputs["known"]], -1), state)
+
+
+def test_paths_of_a_dict_of_inputs_are_scored_as_those_of_one_tensor():
+    inputs, targets, lengths = weather()
+    named = {"value": inputs[..., :1], "known": inputs[..., 1:]}
+    loss = rk.seq2seq_loss(likelihood)
+    steps = []
+    for model, given, fed in ((Weather(2), inputs, 1), (ByName(2), named, "value")):
+        sampler = rk.with_covariates(rk.DistributionSampler(normal), fed)
+        torch.manual_seed(3)
+        phase = rk.BPTTValidationPhase(nfeedback=3, sampler=sampler, paths=5)
+        steps.append(phase(model, loss, (given, targets, lengths)))
+    close(steps[0].closed_loss, steps[1].closed_loss)
+    close(steps[0].loss_by_step, steps[1].loss_by_step)
+
+    def everything(outputs):
+        return {"value": outputs[:, :1], "known": torch.zeros(len(outputs), 2)}
+
+    several = rk.BPTTValidationPhase(nfeedback=3, sampler=everything, paths=5)
+    batch = named, targets, lengths
+    refused(lambda: several(model, loss, batch), "a dict of draws and paths to score", TypeError)
+
+
 def test_a_score_of_one_s_own_gets_paths_and_targets():
     seen = []
 

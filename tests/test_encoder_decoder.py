@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import assert_state, leaves, refused
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.optim.swa_utils import AveragedModel
 
 from rnnkit import (
@@ -270,6 +271,46 @@ def test_the_source_may_be_a_dict():
         alone, alone_memory, _ = model.encode({k: x[:n, i : i + 1] for k, x in source.items()})
         torch.testing.assert_close(state[:, i], alone[:, 0])
         torch.testing.assert_close(memory[:n, i], alone_memory[:, 0])
+
+
+class Pyramid(EncoderDecoder):
+    """Reads two steps of the source as one."""
+
+    def encode(self, source, lengths=None):
+        if lengths is None:
+            lengths = torch.full((source.shape[1],), len(source))
+        pairs = source[: len(source) // 2 * 2].unflatten(0, (-1, 2))  # (S / 2, 2, B, F)
+        memory, state = run_model(
+            self.encoder, pairs.transpose(1, 2).flatten(2), None, lengths // 2
+        )
+        return state, memory, torch.arange(len(memory)).unsqueeze(1) < lengths // 2
+
+
+def test_an_encode_of_a_subclass_may_shorten_the_source_and_an_encoder_may_not():
+    decoder = nn.GRU(F, H)
+    model = Pyramid(nn.GRU(2 * F, H), decoder, Attention(H, V))
+    rows = [torch.randn(n, F) for n in (8, 5, 2)]
+    source, lengths = batchseq(rows)
+    inputs, targets = torch.randn(4, 3, F), torch.randn(4, 3, V)
+    loss = seq2seq_loss(nn.MSELoss())
+    step = BPTTValidationPhase()(model, loss, ((source, lengths, inputs), targets))
+    for i, row in enumerate(rows):
+        alone, _ = model(inputs[:, i : i + 1], model.encode(row.unsqueeze(1)))
+        torch.testing.assert_close(step.outputs[:, i : i + 1], alone)
+
+    class Halves(nn.Module):
+        takes_packed = True
+        rnn = nn.GRU(F, H)
+
+        def forward(self, inputs, state=None):
+            padded, lengths = pad_packed_sequence(inputs)
+            padded = pack_padded_sequence(padded, lengths // 2, enforce_sorted=False)
+            return self.rnn(padded, state)
+
+    halves = EncoderDecoder(Halves(), decoder, Attention(H, V))
+    refused(
+        lambda: halves.encode(source, lengths), "a source is shortened by an encode of your own"
+    )
 
 
 def test_a_first_state_that_the_decoder_learns_is_not_asked_for():

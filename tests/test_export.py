@@ -199,6 +199,16 @@ def test_dicts_go_in_and_out_by_their_names(tmp_path):
         torch.testing.assert_close(theirs, right)
 
 
+def test_a_program_takes_and_gives_the_sequences_of_a_dict_one_by_one():
+    model = Named()
+    inputs = {"load": torch.randn(1, 2, 3), "weather": torch.randn(1, 2, 3)}
+    state = torch.randn(1, 2, 4)
+    outputs, after = model(inputs, state)
+    given = export_program(model, inputs, steps=1).module()(*inputs.values(), state)
+    for theirs, right in zip(given, (*outputs.values(), after), strict=True):
+        torch.testing.assert_close(theirs, right)
+
+
 # ---------------------------------------------------------------- Refused
 
 

@@ -642,6 +642,7 @@ SLIPS = [
     (lambda: rk.seq2one_loss(lambda y, t, n: y[0], read="all")(x, x), "targets.transpose(0, 1)"),
     (lambda: mse(x, x, weights=torch.ones_like(x)), "a sum and a weight masks features"),
     (lambda: rk.get_inout_seq({"a": x, "fixed": x[0]}), "cut, pad or expand them"),
+    (lambda: rk.get_inout_seq({"text": x, "question": x[:2]}), "is a source, (source, lengths, inputs)"),
     (lambda: rk.get_inout_seq(rk.SequenceBatch(x, x, restart=x[..., 0] > 0)), "cut the batch"),
     (lambda: rk.seq2seq_loss(cross_entropy)(x, x.long()), "targets.argmax(-1) of one-hot rows"),
     (lambda: rk.Learner(model, mse, opt, [rk.EarlyStopping(2, "f1")]).fit(1, [x], [x]), "metrics={'f1': ...}"),

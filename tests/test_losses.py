@@ -510,6 +510,27 @@ def test_lengths_on_another_device_are_refused():
         )
 
 
+@pytest.mark.parametrize("read", ["last", "mean", lambda outputs, lengths: {"a": outputs["a"][-1]}])
+def test_seq2one_refuses_heads_of_outputs_for_one_loss(read):
+    loss = seq2one_loss(nn.MSELoss(), read=read)
+    heads = {"a": torch.zeros(5, 3, 1), "b": torch.zeros(5, 3, 1)}
+    with pytest.raises(ValueError, match=r"(?s)seq2one_loss: got outputs = a dict of 'a'.*\"all\""):
+        loss(heads, torch.zeros(3, 1))
+
+
+def test_seq2one_refuses_heads_of_targets_for_one_loss():
+    with pytest.raises(
+        ValueError, match=r"seq2one_loss: got targets = a dict of 'y'.*and one loss"
+    ):
+        seq2one_loss(nn.MSELoss())(torch.zeros(5, 3, 1), {"y": torch.zeros(3, 1)})
+
+
+def test_seq2one_scores_one_output_that_read_takes_from_several_heads():
+    heads = {"a": torch.ones(5, 3, 1), "b": torch.zeros(5, 3, 1)}
+    loss = seq2one_loss(nn.MSELoss(), read=lambda outputs, lengths: outputs["a"][-1])
+    assert loss(heads, torch.zeros(3, 1)) == 1
+
+
 def test_seq2one_refuses_a_list_of_targets():
     with pytest.raises(TypeError, match=r"(?s)seq2one_loss.*a list of 5.*\(3, \*Y\).*seq2seq_loss"):
         seq2one_loss(nn.MSELoss())(torch.zeros(5, 3, 1), [torch.zeros(3, 1)] * 5)

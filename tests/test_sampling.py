@@ -777,6 +777,23 @@ def test_the_paths_of_a_forecast_are_rows_of_sample_model_under_the_same_generat
     assert torch.equal(found.flatten(1), sample.tokens[5:])
 
 
+class Thinned(nn.Module):
+    """Monte Carlo dropout: it draws in evaluation mode, too."""
+
+    def forward(self, inputs):
+        return F.dropout(inputs, 0.5)
+
+
+def test_paths_of_a_model_that_draws_itself_begin_as_one_and_repeated_rows_do_not():
+    model = RecurrentSequential(nn.GRU(1, 8), Thinned(), nn.Linear(8, 1))
+    primer = torch.randn(5, 1, 1)
+    paths = forecast(model, 3, primer, paths=20)[:, 0, :, 0]  # (3, paths)
+    assert (paths[0] == paths[0, 0]).all()
+    assert len(paths[1].unique()) > 1
+    repeated = forecast(model, 3, primer.repeat_interleave(20, 1))[:, :, 0, 0]
+    assert len(repeated[0].unique()) > 1
+
+
 def test_the_paths_of_numbers_are_rows_of_sample_model_too():
     model = RecurrentSequential(nn.LSTM(1, H), nn.Linear(H, 2))
     primer, sampler = torch.randn(5, 3, 1), DistributionSampler(gaussian)

@@ -364,6 +364,9 @@ Path("forecaster.pt").unlink()
 # table = table[MEASURED].asfreq("h").ffill()
 # ```
 #
+# Rows of days want `"D"` for `"h"`, here and in `hours`: with `"h"` each day becomes 24 rows,
+# and nothing raises. `PAST`, `HORIZON` and the 24 of seasonal naive count rows.
+#
 # One series is a batch with one row, and gives a third as many windows. Train it for more
 # epochs, until the error on the months kept for choosing falls no further. Where weekdays
 # matter, as for energy demand or sales, let `known` give the sine and the cosine of the weekday

@@ -94,7 +94,8 @@ def as_sequences(sequence: Sequences, name: str = "inputs") -> Any:
         raise Refusal(
             f"{name} = a dict of {shapes or 'nothing'}",
             "sequences of the same T and B",
-            "cut, pad or expand them to one length.",
+            "cut, pad or expand them to one length; one of a length of its own is a source, "
+            "(source, lengths, inputs).",
         )
     return parts
 

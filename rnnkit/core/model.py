@@ -418,7 +418,10 @@ def _run_packed(model: Model, inputs: Any, state: State, lengths: Tensor) -> tup
         # Rows of another length would be read as rows of this batch, without an error.
         given = unpack(part)[1]
         if not torch.equal(given, lengths):
-            fix = "repack what was unpacked with its own lengths, batch_sizes and indices."
+            fix = (
+                "repack what was unpacked with its own lengths, batch_sizes and indices; a source "
+                "is shortened by an encode of your own."
+            )
             came = f"rows of {given.tolist()} steps from {name_of(model)}"
             raise Refusal(came, f"rows of {lengths.tolist()} steps, as they came in", fix)
     return padded(outputs, extent(inputs)[0]), state

@@ -9,11 +9,7 @@ from torch import nn
 
 
 def parameters_of(called: Callable[..., Any]) -> list[Parameter] | None:
-    """The parameters of a function, or of a module's `forward`; `None` where C code does not say.
-
-    >>> [parameter.name for parameter in parameters_of(lambda outputs, given: outputs)]
-    ['outputs', 'given']
-    """
+    """The parameters of a function or a module's `forward`; `None` where C code does not say."""
     call: Any = getattr(called, "_orig_mod", called)  # inside torch.compile
     if isinstance(call, nn.Module):
         call = getattr(call, "forward", None)

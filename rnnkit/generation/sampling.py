@@ -165,7 +165,8 @@ def forecast(
     """Sample paths past the last step of each row: what may come, `paths` times.
 
     The primer is read once, and each path is what [sample_model][rnnkit.sample_model] draws after
-    it. Runs in evaluation mode, without gradient.
+    it; a model that draws itself, as by Monte Carlo dropout, wants the rows of the primer repeated
+    instead. Runs in evaluation mode, without gradient.
 
     Args:
         model: `outputs, state = model(inputs, state)`.

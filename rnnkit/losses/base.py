@@ -196,6 +196,16 @@ class SequenceLoss:
     def check_model(self, model: Model) -> None:
         """Refuse a model whose outputs this loss would misread."""
 
+    def check_heads(self, name: str, given: Any) -> None:
+        """Refuse several heads where there is one loss."""
+        if isinstance(given, dict) and self.scales is None:
+            fix = (
+                f"{self.name}({{name: loss, ...}}), a bare loss(outputs, targets, lengths) for one "
+                'of all heads, of seq2one_loss read="all", or (inputs, targets) with one target.'
+            )
+            came = f"{name} = {in_words(given)} and one loss"
+            raise Refusal(came, f"one sequence of {name}", fix)
+
     @property
     def opaque(self) -> bool:
         """Whether it gave one number for many steps: then parts may not add up."""

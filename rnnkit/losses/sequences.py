@@ -165,6 +165,8 @@ class ScoredRows(Scored):
         everything = self.loss.read == "all"
         if not everything:
             answers = self.loss.answers(outputs, self.lengths)
+            self.loss.check_heads("outputs", answers)
+            self.loss.check_heads("targets", self.targets)
         totals: list[Total] = []
         for head in self.loss.heads:
             answer = part_of(answers, head.key, "outputs")

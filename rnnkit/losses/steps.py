@@ -130,8 +130,8 @@ class _Laid(NamedTuple):
 class ScoredSteps(Scored):
     """A target for each step.
 
-    Each loss function is called once on all steps that count, side by side, `(N, *F)`: what it
-    tells of each is a table, of which every total is a sum over some rows."""
+    Each loss function is called once on all steps that count: what it tells of each is a table, of
+    which every total is a sum over some rows."""
 
     def __init__(
         self,
@@ -229,7 +229,6 @@ class ScoredSteps(Scored):
         return map_leaves(self._flat, outputs), map_leaves(self._flat, self.targets)
 
     def _laid_out(self, outputs: Any) -> list[_Laid]:
-        """By head, what it is asked about."""
         self._check(outputs)
         laid: list[_Laid] = []
         for head in self.loss.heads:
@@ -256,14 +255,8 @@ class ScoredSteps(Scored):
             shapes = (outputs.shape, self.targets.shape, self.targets.dtype)
             if self.loss.fits == shapes:
                 return
-        for name, given in (("outputs", outputs), ("targets", self.targets)):
-            if isinstance(given, dict) and self.loss.scales is None:
-                came = f"{name} = {in_words(given)} and one loss"
-                fix = (
-                    "seq2seq_loss({name: loss, ...}), a bare loss(outputs, targets, lengths) "
-                    "for one of all heads, or (inputs, targets) with one target."
-                )
-                raise Refusal(came, f"one sequence of {name}", fix)
+        self.loss.check_heads("outputs", outputs)
+        self.loss.check_heads("targets", self.targets)
         for head in self.loss.heads:
             own = part_of(outputs, head.key, "outputs")
             target = part_of(self.targets, head.key, "targets")
@@ -335,17 +328,15 @@ class ScoredSteps(Scored):
             if head.scalar and self.row_weights is not None:
                 share = len(here) / float(self.row_weights[i][b])
                 total += Total(given.mean() * share, share)
-            else:
-                total += self._row_of_a_pair(given)
+                continue
+            if self.cut:
+                raise Refusal(
+                    'a loss that gives (sum, weight), average="sequence", and a part of its '
+                    "sequences",
+                    "whole sequences, for a part does not tell what the whole weighs",
+                    'average="step", or a loss of each step, with the steps that count in '
+                    "SequenceBatch.weights.",
+                )
+            counted = float(not given.empty)
+            total += Total(given.mean() * counted, counted)
         return total
-
-    def _row_of_a_pair(self, given: Total) -> Total:
-        if self.cut:
-            raise Refusal(
-                'a loss that gives (sum, weight), average="sequence", and a part of its sequences',
-                "whole sequences, for a part does not tell what the whole weighs",
-                'average="step", or a loss of each step, with the steps that count in '
-                "SequenceBatch.weights.",
-            )
-        counted = float(not given.empty)
-        return Total(given.mean() * counted, counted)

@@ -17,10 +17,6 @@ class Total:
 
     With several heads (a dict of losses) both have a last dimension, the heads; the mean is then
     the sum over the heads of `scales` times each one's own mean.
-
-    >>> import torch
-    >>> (Total(torch.tensor(6.0), 3) + Total(torch.tensor(2.0), 1)).mean().item()
-    2.0
     """
 
     __slots__ = ("_given", "_is_mean", "scales", "weight")

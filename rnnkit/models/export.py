@@ -43,9 +43,9 @@ def export_program(
 ) -> ExportedProgram:
     """A model with its state going in and out, through `torch.export`, for any number of rows.
 
-    The program is called with `(inputs, *leaves)` and gives `(outputs, *leaves)`: the leaves of
-    the state one by one, in the order of its tuples, lists and dicts. It computes what the model
-    does in evaluation: it has run at 1 and 7 rows, and agrees to `1e-5`.
+    The program is called with `(inputs, *leaves)` and gives `(outputs, *leaves)`: the sequences of
+    a dict and the leaves of the state one by one, in their order. It computes what the model does
+    in evaluation: it has run at 1 and 7 rows, and agrees to `1e-5`.
 
     `torch.export` keeps the number of steps of `nn.LSTM`, `nn.GRU` and `nn.RNN`, and of any loop
     over steps, which is refused. So export one step, or the chunk that will be called, with

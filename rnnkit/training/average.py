@@ -19,14 +19,6 @@ class Average:
     They are added in float64, so that the last of a million steps counts as the first did, and
     always as many at once, so that a resumed training adds in the same order. Totals by step,
     `(T,)`, are padded to the longest.
-
-    >>> import torch
-    >>> from rnnkit.losses.total import Total
-    >>> average = Average()
-    >>> average.add(Total(torch.tensor(6.0), 3.0))
-    >>> average.add(Total(torch.tensor(2.0), 1.0))
-    >>> average.mean().item()
-    2.0
     """
 
     def __init__(self) -> None:

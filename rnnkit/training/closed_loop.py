@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least, in_words
-from ..core.layout import all_lengths, extent, join, parts_of, valid_steps
+from ..core.layout import all_lengths, extent, gathered, parts_of, valid_steps
 from ..core.model import evaluating, run_model
 from ..core.state import State, onto
 from ..generation.rollouts import Rollout
@@ -56,7 +56,7 @@ def energy_score(paths: Tensor, targets: Tensor) -> Tensor:
         came = f"paths {in_words(paths)} and targets {in_words(targets)}"
         fix = "draw two paths or more of what the targets are."
         raise Refusal(came, "(n, B, P, *F) and (n, B, *F) with P >= 2", fix)
-    drawn = paths.flatten(3) if paths.ndim > 3 else paths.unsqueeze(3)  # (n, B, P, F)
+    drawn = paths.reshape(*paths.shape[:3], -1)  # (n, B, P, F)
     came_true = targets.reshape(*targets.shape[:2], 1, -1)  # (n, B, 1, F)
     distance = (drawn - came_true).norm(dim=-1).mean(2)
     # From 26 paths on cdist would take products, which lose the distances of what is far from 0.
@@ -89,7 +89,8 @@ class BPTTValidationPhase(Phase):
         nfeedback: steps fed by the model, at the end; 0 is teacher forcing.
         sampler: maps the outputs of one step to the next input.
         stateful: carry the state from batch to batch; each epoch starts afresh.
-        paths: how many paths a sampler that draws is scored on; 32 where it is `None`.
+        paths: how many paths a sampler that draws is scored on; 32 where it is `None`, but a
+            function of your own does not tell that it draws.
         score: `score(paths (n, B, P, *F), targets (n, B, *F))` to `(n, B)`.
         by_step: whether `loss_by_step` is made; by default where `nfeedback` is above 0.
 
@@ -153,8 +154,12 @@ class BPTTValidationPhase(Phase):
                 step.outputs, after = rollout.over(step.inputs, fed, state, step.lengths)
                 loop.emit("LossBegin")
                 step.weight = begun.scored.count
-                if loss.per_sequence:
-                    self._one_loss(step, begun.scored)
+                if loss.per_sequence:  # it belongs to the closed loop where there is one
+                    step.loss = step.keep("loss", begun.scored.total(step.outputs))
+                    if self.nfeedback:
+                        step.closed_loss = step.loss
+                    else:
+                        step.open_loss = step.loss
                 elif masks is not None and self.paths is not None:
                     self._scored_paths(loop, begun, state, lengths, masks)
                 else:
@@ -174,14 +179,6 @@ class BPTTValidationPhase(Phase):
             return None
         driven = valid_steps(lengths - n, time)
         return [driven, valid_steps(lengths, time) & ~driven]
-
-    def _one_loss(self, step: StepState, scored: Scored) -> None:
-        """One loss a sequence: it belongs to the closed loop where there is one."""
-        step.loss = step.keep("loss", scored.total(step.outputs))
-        if self.nfeedback:
-            step.closed_loss = step.loss
-        else:
-            step.open_loss = step.loss
 
     def _split(self, begun: Begun, masks: list[Tensor] | None, loss: SequenceLoss) -> None:
         """The loss of the driven part, of the closed loop, and of each step."""
@@ -222,7 +219,7 @@ class BPTTValidationPhase(Phase):
         offsets = torch.arange(self.nfeedback, device="cpu").unsqueeze(1)
         last = extent(step.inputs)[0] - 1
         index = (lengths - self.nfeedback + offsets).clamp(0, last)  # (n, B)
-        scores = self._score_of(loop, step, state, lengths, index)  # (n, B)
+        scores = self._score_of(loop, step, state, lengths, index)  # (n, B): of each self-fed step
         weights = scored.step_weights()[index, torch.arange(len(lengths), device="cpu")]
         weights = (weights * (lengths > 0)).to(scores)
         scores = torch.where(weights > 0, scores * weights, 0)
@@ -236,20 +233,25 @@ class BPTTValidationPhase(Phase):
     def _score_of(
         self, loop: Loop, step: StepState, state: State, lengths: Tensor, index: Tensor
     ) -> Tensor:
-        """The score of each self-fed step, `(n, B)`."""
-        if isinstance(step.targets, dict) or isinstance(step.inputs, dict):
-            fix = "validate one head at a time, or with a sampler that does not draw."
-            raise Refusal("dicts of sequences and paths to score", "one sequence", fix, TypeError)
         rows = torch.arange(len(lengths), device="cpu")
         primed = (lengths - self.nfeedback).clamp(min=0)
         outputs, after = run_model(loop.model, step.inputs, state, primed)
-        answer = outputs[(primed - 1).clamp(min=0), rows]
-        given = step.inputs[index, rows]  # (n, B, *F)
+        answer = gathered(outputs, (primed - 1).clamp(min=0), rows)
         # One draw more than steps: the first is of the last driven step, whose loss is known.
-        given = join([given, given[-1:]])
-        draws = draw_paths(loop.model, self.sampler, answer, after, given, self.paths or _PATHS)[1:]
-        targets = step.targets[index, rows]
+        given = gathered(step.inputs, torch.cat([index, index[-1:]]), rows)  # (n + 1, B, *F)
+        draws = draw_paths(loop.model, self.sampler, answer, after, given, self.paths or _PATHS)
         fed = getattr(self.sampler, "fed", None)
+        if isinstance(fed, str):
+            draws = draws[fed]
+        for name, part in (("targets", step.targets), ("draws", draws)):
+            if isinstance(part, dict):
+                came = f"a dict of {name} and paths to score"
+                fix = (
+                    "validate one head at a time; with_covariates(sampler, name) tells what is fed."
+                )
+                raise Refusal(came, "one sequence", fix, TypeError)
+        draws = draws[1:]
+        targets = step.targets[index, rows]
         if isinstance(fed, int) and draws.shape[3:] != targets.shape[2:]:
             draws = draws[..., :fed]  # what it keeps is not forecast
         if draws.shape[3:] != targets.shape[2:]:
