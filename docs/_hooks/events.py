@@ -47,9 +47,10 @@ WORDS = {
     "09_feedback": ["curriculum"],
     "10_attention": ["machine translation"],
     "11_own_cell": ["video", "custom cell"],
+    "12_polyphony": ["multi-label"],
     "13_labels": ["named entity", "pos tagging"],
     "14_probabilistic": ["quantile", "confidence"],
-    "15_serving": ["deployment"],
+    "15_serving": ["deployment", "quantization", "quantize"],
     "16_machine": ["bfloat16"],
 }
 NAMES_ELSEWHERE = Path(__file__).with_name("links.txt")
