@@ -110,7 +110,7 @@ SEARCHES = {
     "validation better than real forecast": ["faq/training", "tutorials/08_closed_loop"],
     "why pack padded sequences": ["faq/data", "tutorials/05_lengths"],
     "pad token loss": ["faq/data"],
-    "multi gpu lstm": ["faq/use"],
+    "multi gpu lstm": ["ranks", "faq/use"],
     "promotions known in the future": ["faq/training"],
     "missing values": ["faq/practice"],
     "f1 score": ["faq/practice"],
@@ -168,6 +168,13 @@ SEARCHES = {
     "update model with new data": ["faq/practice"],
     "quantize lstm": ["tutorials/15_serving"],
     "multiple outputs": ["api/losses"],
+    "out of memory": ["errors/symptoms"],
+    "prediction is shifted by one": ["errors/symptoms"],
+    "flat line prediction": ["errors/symptoms"],
+    "text classification": ["faq/models"],
+    "walk forward validation": ["faq/practice"],
+    "multi gpu": ["ranks"],
+    "stop token": ["api/generation"],
 }
 VIEWS = [(scheme, width) for width in (1280, 390) for scheme in ("light", "dark")]
 if os.environ.get("SLOW") == "0":  # as `make test` says; CI and pytest itself look at everything
