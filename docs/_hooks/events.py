@@ -50,7 +50,7 @@ WORDS = {
     "12_polyphony": ["multi-label"],
     "13_labels": ["named entity", "pos tagging"],
     "14_probabilistic": ["quantile", "confidence"],
-    "15_serving": ["deployment", "quantization", "quantize"],
+    "15_serving": ["deployment"],
     "16_machine": ["bfloat16"],
 }
 NAMES_ELSEWHERE = Path(__file__).with_name("links.txt")
