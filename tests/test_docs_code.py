@@ -133,7 +133,7 @@ def test_the_list_of_questions_has_each_one_in_its_order() -> None:
         r"^- \[(.+?)\]\((\w+)\.md#([\w-]+)\)$", (pages / "index.md").read_text(), re.MULTILINE
     )
     asked: list[tuple[str, ...]] = []
-    for page in ("practice", "data", "training", "use"):
+    for page in ("practice", "models", "data", "training", "use"):
         for question, anchor in re.findall(
             r"^### (.+) \{ #([\w-]+) \}$", (pages / f"{page}.md").read_text(), re.MULTILINE
         ):

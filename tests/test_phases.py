@@ -965,8 +965,8 @@ def test_a_bidirectional_model_is_refused_where_time_is_cut():
         rk.BPTTValidationPhase(nfeedback=2),
     ):
         refused(f"{type(phase).__name__}: got a bidirectional model; wanted one that can be stepped: it reads the "
-                "future. Likely fix: train it with Feedback.never(), or make it one-directional; declare bidirectional = "
-                "False where only its encode reads both ways.",
+                "future. Likely fix: make it one-directional; where nothing is generated, Feedback.never(); declare "
+                "bidirectional = False where only its encode reads both ways.",
                 lambda phase=phase: phase(model, SEQ, x, sgd(model)))  # fmt: skip
     for phase in (rk.BPTTTrainingPhase(), rk.BPTTTrainingPhase(window=5)):
         phase(model, SEQ, x, sgd(model))

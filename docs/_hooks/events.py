@@ -47,6 +47,7 @@ WORDS = {
     "09_feedback": ["curriculum"],
     "10_attention": ["machine translation"],
     "11_own_cell": ["video", "custom cell"],
+    "12_polyphony": ["multi-label"],
     "13_labels": ["named entity", "pos tagging"],
     "14_probabilistic": ["quantile", "confidence"],
     "15_serving": ["deployment"],

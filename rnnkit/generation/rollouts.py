@@ -134,8 +134,8 @@ class Rollout:
             self.model,
             "",
             "one that can be stepped: it reads the future",
-            "train it with Feedback.never(), or make it one-directional; declare bidirectional = "
-            "False where only its encode reads both ways.",
+            "make it one-directional; where nothing is generated, Feedback.never(); declare "
+            "bidirectional = False where only its encode reads both ways.",
         )
 
 
