@@ -21,12 +21,12 @@ from ..core.layout import (
 from ..core.model import Declared, check_one_way
 from ..core.state import State, detach, map_leaves, onto, where_rows
 from ..generation.feedback import Feedback
-from ..generation.rollouts import Rollout, last_step
+from ..generation.rollouts import last_step
 from ..generation.samplers import NextInput, identity
 from ..losses.base import Scored
 from ..losses.total import Total, as_weight, check_adds_up, weight_like
 from .forms import parameters_of
-from .phase import Begun, Loop, Phase, StepState, detached
+from .phase import Loop, Phase, StepState, Work
 from .ranks import Ranks
 
 
@@ -65,34 +65,18 @@ class Carried(NamedTuple):
     previous: Any  # the output before, where the model may be fed it
 
 
-@dataclass
-class _Work:
-    """One step at work: what its windows share."""
-
-    loop: Loop
-    begun: Begun
-    step: StepState
-    scored: Scored
-    rollout: Rollout
-    mask: Tensor | None  # (T, B): where the model is fed its own output
-
-    def start(self) -> State:
-        """The state before the first step."""
-        return self.begun.state(self.loop.model)
-
-    def over(self, start: int, stop: int, carried: Carried) -> tuple[list[Any], Carried]:
-        """The outputs of a stretch, a list of one or none, and what goes on from it."""
-        if start == stop:
-            return [], carried
-        lengths = self.step.lengths
-        here = lengths_between(lengths, start, stop)
-        fed = between(self.mask, start, stop)
-        inputs = between(self.step.inputs, start, stop)
-        outputs, state = self.rollout.over(inputs, fed, carried.state, here, carried.previous)
-        previous: Any = None
-        if fed is not None:
-            previous = last_step(outputs)
-        return [outputs], Carried(state, previous)
+def _run_stretch(work: Work, start: int, stop: int, carried: Carried) -> tuple[list[Any], Carried]:
+    """The outputs of a stretch, a list of one or none, and what goes on from it."""
+    if start == stop:
+        return [], carried
+    here = lengths_between(work.step.lengths, start, stop)
+    fed = between(work.mask, start, stop)
+    inputs = between(work.step.inputs, start, stop)
+    outputs, state = work.rollout.over(inputs, fed, carried.state, here, carried.previous)
+    previous: Any = None
+    if fed is not None:
+        previous = last_step(outputs)
+    return [outputs], Carried(state, previous)
 
 
 class _Ends:
@@ -206,17 +190,14 @@ class BPTTTrainingPhase(Phase):
         self._ranks = loop.ranks
         if getattr(loop.model, "training", True) is False:
             loop.model.train()
-        begun = self.begin(loop, batch)
+        work = self.begin(loop, batch)
         if self.accumulate > 1:
             self._held.batches += 1  # from its begin: a step that is cut short has its place too
-        step = begun.step
+        step = work.step
         time, rows = extent(step.inputs)
         in_windows = self._is_cut(loop, time)
-        mask: Tensor | None = None
         if self.feedback is not None:
-            mask = self.feedback.mask(time, rows, step.lengths, self.updates)
-        rollout = Rollout(loop.model, self.sampler, carry=self.stateful)
-        work = _Work(loop, begun, step, begun.scored, rollout, mask)
+            work.mask = self.feedback.mask(time, rows, step.lengths, self.updates)
         if not in_windows:
             outputs, total = self._whole(work)
         elif loop.loss.per_sequence:
@@ -231,7 +212,7 @@ class BPTTTrainingPhase(Phase):
         step.loss = step.keep("loss", total)
         if loop.ranks is not None:
             step.loss = loop.ranks.joint(total).mean().to(step.loss.dtype)
-        step.weight = begun.scored.count
+        step.weight = work.scored.count
         return step
 
     def _spans(self) -> tuple[int | None, int | None]:
@@ -267,7 +248,7 @@ class BPTTTrainingPhase(Phase):
         check_one_way(loop.model, came, wanted, "window=None, or a one-directional model.")
         return True
 
-    def _whole(self, work: _Work) -> tuple[Any, Total]:
+    def _whole(self, work: Work) -> tuple[Any, Total]:
         """Full BPTT: one window."""
         step = work.step
         work.loop.emit("WindowBegin")
@@ -277,7 +258,7 @@ class BPTTTrainingPhase(Phase):
         self._carry(state, step)
         return step.outputs, total
 
-    def _windows(self, work: _Work) -> tuple[Any, Total]:
+    def _windows(self, work: Work) -> tuple[Any, Total]:
         """A loss for the new steps of every window, its gradient through the window's steps."""
         window, stride = self._spans()
         all_outputs: list[Any] = []
@@ -288,15 +269,15 @@ class BPTTTrainingPhase(Phase):
             work.loop.emit("WindowBegin")
             with work.loop.context():
                 # First up to where the next window begins, for its state is wanted there.
-                old, following = work.over(place.start, place.following, carried)
-                rest, last = work.over(place.following, place.end, following)
+                old, following = _run_stretch(work, place.start, place.following, carried)
+                rest, last = _run_stretch(work, place.following, place.end, following)
             outputs = between(join(old + rest), place.new - place.start, place.end - place.start)
             totals.append(self._update(work, work.scored.between(place.new, place.end), outputs))
             all_outputs.append(work.step.outputs)
             if place.end == place.following:
                 following = last
             carried = Carried(*detach(tuple(following)))  # the next window starts without a history
-            if place.following == 0 and work.begun.restart is not None:
+            if place.following == 0 and work.restart is not None:
                 carried = Carried(work.start(), None)  # a learned first state is asked once more
         self._carry(carried.state, work.step)
         together = join(all_outputs)
@@ -304,7 +285,7 @@ class BPTTTrainingPhase(Phase):
         first, *others = totals
         return together, sum(others, first)
 
-    def _check_sum(self, work: _Work, outputs: Any, places: Sequence[Window]) -> None:
+    def _check_sum(self, work: Work, outputs: Any, places: Sequence[Window]) -> None:
         """A loss that is one number tells of no step: see that its windows add up to the batch."""
         if not work.loop.loss.opaque:
             return
@@ -315,7 +296,7 @@ class BPTTTrainingPhase(Phase):
                 parts.append(scored.total(between(outputs, new, end)))
             check_adds_up(work.scored.total(outputs), parts, parts_of(outputs)[0].dtype)
 
-    def _last_window(self, work: _Work) -> tuple[Any, Total]:
+    def _last_window(self, work: Work) -> tuple[Any, Total]:
         """One loss at the end, its gradient through each row's own last `window` steps."""
         step = work.step
         loop = work.loop
@@ -350,15 +331,15 @@ class BPTTTrainingPhase(Phase):
             total = self._update(work, work.scored, everything)
         else:
             total = self._update(work, of_window, outputs)
-            everything = map_leaves(ends.put, before, detached(outputs))
+            step.outputs = map_leaves(ends.put, before, step.outputs)
         self._carry(state, step)
-        return detached(everything), total
+        return step.outputs, total
 
-    def _update(self, work: _Work, scored: Scored, outputs: Any) -> Total:
+    def _update(self, work: Work, scored: Scored, outputs: Any) -> Total:
         """The loss of a window, its gradient, and the optimizer's step."""
         loop = work.loop
         step = work.step
-        step.outputs = detached(outputs)
+        step.outputs = map_leaves(Tensor.detach, outputs)
         with loop.context():
             loop.emit("LossBegin")
             total = scored.total(outputs)

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +21,10 @@ from ..core.model import (
     restart_rows,
     unwrap,
 )
-from ..core.state import State, detach, map_leaves
+from ..core.state import State, detach
 from ..data.batches import SequenceBatch, move
 from ..generation.feedback import Feedback, check_feedback
+from ..generation.rollouts import Rollout
 from ..generation.samplers import NextInput, check_sampler
 from ..losses.base import Scored, SequenceLoss
 from ..losses.plain import as_loss
@@ -95,19 +96,6 @@ class StepState:
         )
 
 
-class Begun(NamedTuple):
-    """A batch taken apart: the step, the state it starts from, and what is scored."""
-
-    step: StepState
-    carried: State  # of the batch before, or made of a source
-    restart: Tensor | None  # (B,): the rows to which that state does not belong
-    scored: Scored
-
-    def state(self, model: Any) -> State:
-        """The state before the first step; rows that start afresh have the model's as it is now."""
-        return restart_rows(model, self.carried, self.restart)
-
-
 class Loop:
     """What a phase runs in: the three objects of a plain PyTorch loop.
 
@@ -146,6 +134,23 @@ class Loop:
     def context(self) -> AbstractContextManager[Any]:
         """What the forward pass and the loss run under."""
         return nullcontext()
+
+
+@dataclass(slots=True)
+class Work:
+    """A step at work: its batch taken apart, the state it starts from, and what is scored."""
+
+    loop: Loop
+    step: StepState
+    carried: State  # of the batch before, or made of a source
+    restart: Tensor | None  # (B,): the rows to which that state does not belong
+    scored: Scored
+    rollout: Rollout
+    mask: Tensor | None = None  # (T, B): where the model is fed its own output
+
+    def start(self) -> State:
+        """The state before the first step; rows that start afresh have the model's as it is now."""
+        return restart_rows(self.loop.model, self.carried, self.restart)
 
 
 class Phase:
@@ -229,7 +234,7 @@ class Phase:
             if generator is not None and kept is not None:
                 generator.set_state(kept)
 
-    def begin(self, loop: Loop, batch: Any) -> Begun:
+    def begin(self, loop: Loop, batch: Any) -> Work:
         """Take a batch apart, and tell that the step begins."""
         loss = loop.loss
         batch = SequenceBatch.of(batch)
@@ -270,7 +275,8 @@ class Phase:
         loop.emit("StepBegin")
         if step.targets is not moved:  # a callback has put others there
             step.known_targets = step.targets
-        return Begun(step, state, batch.restart, step.scored_by(loss, self.read))
+        rollout = Rollout(loop.model, self.sampler, carry=self.stateful)
+        return Work(loop, step, state, batch.restart, step.scored_by(loss, self.read), rollout)
 
     def _align(self, loop: Loop, step: StepState) -> None:
         """Make the steps as many in all ranks, where the number of windows depends on them."""
@@ -373,10 +379,3 @@ def check_optimizer(optimizer: Any) -> None:
             "then optimizer.step(closure).",
             TypeError,
         )
-
-
-def detached(outputs: Any) -> Any:
-    """Outputs without gradient."""
-    if isinstance(outputs, Tensor):
-        return outputs.detach()
-    return map_leaves(Tensor.detach, outputs)
