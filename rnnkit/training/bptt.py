@@ -179,7 +179,7 @@ class BPTTTrainingPhase(Phase):
         at_least("accumulate", accumulate, 1, "1 makes an update for each batch.")
         self.window = window
         self.stride = stride
-        self._spans()
+        self._window_and_stride()
         self.accumulate = accumulate
         self._held = _Held()
         self._ranks: Ranks | None = None  # of the last step, for `flush`
@@ -215,7 +215,7 @@ class BPTTTrainingPhase(Phase):
         step.weight = work.scored.count
         return step
 
-    def _spans(self) -> tuple[int | None, int | None]:
+    def _window_and_stride(self) -> tuple[int | None, int | None]:
         """Window and stride as they are now: a callback may have changed them."""
         window = self.window
         stride = window if self.stride is None else self.stride
@@ -237,7 +237,7 @@ class BPTTTrainingPhase(Phase):
 
     def _is_cut(self, loop: Loop, time: int) -> bool:
         """Whether so many steps are more than one window: then the model must read forward."""
-        window, stride = self._spans()
+        window, stride = self._window_and_stride()
         longest = stride
         if loop.loss.per_sequence:
             longest = window
@@ -260,7 +260,7 @@ class BPTTTrainingPhase(Phase):
 
     def _windows(self, work: Work) -> tuple[Any, Total]:
         """A loss for the new steps of every window, its gradient through the window's steps."""
-        window, stride = self._spans()
+        window, stride = self._window_and_stride()
         all_outputs: list[Any] = []
         totals: list[Total] = []
         places = list(windows(extent(work.step.inputs)[0], stride or 1, window or 1))
@@ -270,13 +270,11 @@ class BPTTTrainingPhase(Phase):
             with work.loop.context():
                 # First up to where the next window begins, for its state is wanted there.
                 old, following = _run_stretch(work, place.start, place.following, carried)
-                rest, last = _run_stretch(work, place.following, place.end, following)
+                rest, _ = _run_stretch(work, place.following, place.end, following)
             outputs = between(join(old + rest), place.new - place.start, place.end - place.start)
             totals.append(self._update(work, work.scored.between(place.new, place.end), outputs))
             all_outputs.append(work.step.outputs)
-            if place.end == place.following:
-                following = last
-            carried = Carried(*detach(tuple(following)))  # the next window starts without a history
+            carried = detach(following)  # the next window starts without a history
             if place.following == 0 and work.restart is not None:
                 carried = Carried(work.start(), None)  # a learned first state is asked once more
         self._carry(carried.state, work.step)

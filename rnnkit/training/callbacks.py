@@ -232,7 +232,7 @@ class _Watch:
         self.mode = mode
         self.phase = phase
         self.min_delta = min_delta
-        self._place: object = None  # whose training it watches; a deep copy's is its own
+        self._training: object = None  # the one it watches; a deep copy's is its own
         self.forget()
 
     def forget(self) -> None:
@@ -248,9 +248,9 @@ class _Watch:
         metrics = (*learner.metrics.losses, *learner.metrics.counters)
         if self.monitor not in RESERVED and not str(self.monitor).startswith(metrics):
             raise _no_average(self.monitor, [*RESERVED[:2], *metrics])  # not after an epoch
-        if self._place is not None and self._place is not learner.place:
+        if self._training is not None and self._training is not learner.place:
             self.forget()
-        self._place = learner.place
+        self._training = learner.place
 
     def _is_told(self, learner: "Learner") -> bool:
         """Whether an epoch tells of the fit; one cut short or without a step left does not."""
@@ -267,7 +267,7 @@ class _Watch:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         check_form("best", saved["best"], self.best)
         self.best = saved["best"]
-        self._place = None  # it is of whatever learner comes next
+        self._training = None  # it is of whatever learner comes next
 
 
 class EarlyStopping(_Watch):

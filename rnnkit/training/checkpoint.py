@@ -62,7 +62,7 @@ class Checkpoint:
         self.every = every
         self.resume = resume
         # Whose the file is: what this learner has written or read is not read again.
-        self._place: object = None
+        self._training: object = None
         self._owned: Path | None = None
 
     def on_fit_begin(self, learner: "Learner") -> None:
@@ -106,11 +106,11 @@ class Checkpoint:
         return self.path.exists()
 
     def _own(self, learner: "Learner") -> None:
-        self._place = learner.place
+        self._training = learner.place
         self._owned = self.path
 
     def _is_own(self, learner: "Learner") -> bool:
-        return self._place is learner.place and self._owned == self.path
+        return self._training is learner.place and self._owned == self.path
 
 
 # ---- The file: an archive of torch.save, with a checksum as the archive's comment

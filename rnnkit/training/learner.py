@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from operator import length_hint
 from typing import Any
 
@@ -266,7 +267,7 @@ class Learner(Loop):
             _check_batches(data, phase.name)
         self.phases, self.loaders = zip(*parts, strict=True)
         for phase in self.phases:
-            phase.meet(self.place)
+            phase.belong_to(self.place)
 
         self.now = Pass(self._handlers, Tally(self, self.metrics), running=True)
         self.place.in_fit = True
@@ -329,7 +330,7 @@ class Learner(Loop):
                 return self._step(phase, batch)
         if self.now.over or self.now.phase is not phase:
             self.now = Pass(self._handlers, Tally(self, self.metrics), phase)
-            phase.meet(self.place)
+            phase.belong_to(self.place)
         if phase.trains:
             self.place.epoch_rng = {}  # an epoch that a fit left unfinished is not gone on with
         self.now.running = True
@@ -365,7 +366,7 @@ class Learner(Loop):
                 generators = [generator for generator in own if generator is not None]
                 afterwards.callback(set_rng_state, rng_state(generators), generators)
             self.now = Pass(heard, Tally(self, self.metrics), phase, running=True)
-            phase.meet(self.place)
+            phase.belong_to(self.place)
             try:
                 yield
             finally:
@@ -431,7 +432,7 @@ class Learner(Loop):
                 "any data set.",
             )
         batches = iter(data)
-        for _ in zip(range(seen), batches, strict=False):  # before the training was cut short
+        for _ in islice(batches, seen):  # before the training was cut short
             pass
         self._restore_generators()
         empty = not seen

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Named, Refusal, asked, in_words
-from ..core.layout import all_lengths, as_sequences, between, check_lengths, check_state, extent
+from ..core.layout import all_lengths, as_sequences, between, check_state, extent
 from ..core.model import (
     call_model,
     check_model,
@@ -171,7 +171,7 @@ class Phase:
         self.carried: State = None  # the state after the last batch
         self.read: Tensor | None = None  # (B,): steps of each row that came before, for a warmup
         self.updates = 0  # training steps made
-        self._place: object = None  # in whose training
+        self._training: object = None  # the one it belongs to
         self._tried = True  # whether the model takes what is carried: what was loaded is tried
 
     @asked(lambda phase: type(phase).__name__)
@@ -189,11 +189,11 @@ class Phase:
     def finish(self, loop: Loop) -> None:
         """What is left to do after the last batch of an epoch."""
 
-    def meet(self, place: object) -> None:
+    def belong_to(self, training: object) -> None:
         """A fit begins: in another training a schedule begins anew."""
-        if self._place is not None and self._place is not place:
+        if self._training is not None and self._training is not training:
             self.updates = 0
-        self._place = place
+        self._training = training
 
     def reset(self) -> None:
         """Forget the carried state: the next batch starts afresh."""
@@ -239,7 +239,7 @@ class Phase:
         loss = loop.loss
         batch = SequenceBatch.of(batch)
         loss.check_model(loop.model)
-        inputs, state = self._start(loop, batch.inputs)
+        inputs, state = self._encode(loop, batch.inputs)
         inputs = as_sequences(inputs)
         targets = batch.targets
         if not loss.per_sequence:
@@ -249,8 +249,6 @@ class Phase:
         # What stands behind the longest row is neither run nor scored.
         lengths = batch.lengths
         if lengths is not None:
-            may_be_empty = batch.restart is not None  # a stream's row that has no document left
-            lengths = check_lengths(lengths, *extent(inputs), least=0 if may_be_empty else 1)
             time = max(1, int(lengths.max()))  # of a rank, every row may be without a document
             inputs = between(inputs, 0, time)
             if not loss.per_sequence:
@@ -268,7 +266,7 @@ class Phase:
         step.targets = moved
 
         if self.stateful:
-            state = self._go_on(loop, state, step.inputs)
+            state = self._carried_to(loop, state, step.inputs)
             if batch.restart is not None and self.read is not None:
                 self.read = self.read.masked_fill(batch.restart, 0)
         loop.current = step
@@ -281,7 +279,7 @@ class Phase:
     def _align(self, loop: Loop, step: StepState) -> None:
         """Make the steps as many in all ranks, where the number of windows depends on them."""
 
-    def _start(self, loop: Loop, inputs: Any) -> tuple[Any, State]:
+    def _encode(self, loop: Loop, inputs: Any) -> tuple[Any, State]:
         """The inputs, and the state that a source makes where there is one."""
         if not isinstance(inputs, tuple):
             return inputs, None
@@ -289,7 +287,7 @@ class Phase:
         with loop.context():
             return encoded(loop.model, (move(source, loop.device), *rest))
 
-    def _go_on(self, loop: Loop, state: State, inputs: Any) -> State:
+    def _carried_to(self, loop: Loop, state: State, inputs: Any) -> State:
         """The state carried from the batch before."""
         rows = extent(inputs)[1]
         fix = "make the model one-directional, or stateful=False."
@@ -308,10 +306,10 @@ class Phase:
         if self.read is not None and len(self.read) != rows:
             raise Refusal(f"{len(self.read)} rows read for a batch of {rows}", "as many", fix)
         if not self._tried:
-            self._try(loop, inputs)
+            self._try_carried(loop, inputs)
         return self.carried
 
-    def _try(self, loop: Loop, inputs: Any) -> None:
+    def _try_carried(self, loop: Loop, inputs: Any) -> None:
         """Refuse a carried state that was loaded and that the model does not take."""
         drawn = rng_state([])
         try:
