@@ -25,7 +25,7 @@ from ..generation.rollouts import last_step
 from ..generation.samplers import NextInput, identity
 from ..losses.base import Scored
 from ..losses.total import Total, as_weight, check_adds_up, weight_like
-from .forms import parameters_of
+from .forms import updated_by
 from .phase import Loop, Phase, StepState, Work
 from .ranks import Ranks
 
@@ -398,7 +398,7 @@ def _empty_gradients(optimizer: torch.optim.Optimizer) -> None:
     if own is not torch.optim.Optimizer.zero_grad:
         optimizer.zero_grad()  # another one may do more, and keep zeros
         return
-    for parameter in parameters_of(optimizer):
+    for parameter in updated_by(optimizer):
         parameter.grad = None
 
 
@@ -411,7 +411,7 @@ def _backpropagate(loop: Loop, loss: Tensor, retain_graph: bool = False) -> None
 
 def _make_update(loop: Loop) -> None:
     """The optimizer's step on a gradient that is whole."""
-    parameters = parameters_of(loop.optimizer)
+    parameters = updated_by(loop.optimizer)
     if loop.ranks is not None:
         loop.ranks.add_gradients(parameters)
     if all(parameter.grad is None for parameter in parameters):
@@ -444,7 +444,7 @@ class _Held:
 
     def add(self, loop: Loop, total: Total) -> None:
         """Backpropagate a sum, head by head, and put its gradient aside."""
-        parameters = parameters_of(loop.optimizer)
+        parameters = updated_by(loop.optimizer)
         heads = [total.sum] if total.scales is None else list(total.sum.unbind(-1))
         weights = as_weight(total.weight).reshape(-1)
         if not self.sums:
@@ -472,7 +472,7 @@ class _Held:
         for sums, weight, scale in zip(self.sums, weights, self.scales, strict=True):
             if not bool(weight):
                 continue
-            for parameter, held in zip(parameters_of(loop.optimizer), sums, strict=False):
+            for parameter, held in zip(updated_by(loop.optimizer), sums, strict=False):
                 if held is not None:
                     share = held * weight_like(scale / weight, held)
                     parameter.grad = _plus(parameter.grad, share)

@@ -22,7 +22,7 @@ from .forms import (
     check_rows,
     check_scheduler,
     is_pytorchs,
-    parameters_of,
+    updated_by,
 )
 from .metrics import RESERVED, numbers_of
 from .ranks import is_first
@@ -209,7 +209,7 @@ class ClipGradients:
 
     def on_backward_end(self, learner: "Learner") -> None:
         # Of what the optimizer has not, nobody empties the gradients: their norm would only grow.
-        parameters = parameters_of(learner.optimizer)
+        parameters = updated_by(learner.optimizer)
         self.norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
 
 

@@ -25,7 +25,7 @@ _STEPS = 2**63
 _REPEATED = 2**20  # elements that may share memory: a state that all rows began with
 
 
-def parameters_of(optimizer: Any) -> list[Any]:
+def updated_by(optimizer: Any) -> list[Any]:
     """All that an optimizer updates, in the order of its state."""
     parameters: list[Any] = []
     for group in optimizer.param_groups:
@@ -150,7 +150,7 @@ def check_optimizer_state(saved: dict[str, Any], optimizer: Any) -> None:
     states = saved["state"]
     _want(isinstance(states, dict), "optimizer's state", states, "a dict")
     for i, state in states.items():
-        check_count("a parameter's state", i, len(parameters_of(optimizer)))
+        check_count("a parameter's state", i, len(updated_by(optimizer)))
         _want(isinstance(state, dict), "a parameter's state", state, "a dict")
     if is_pytorchs(optimizer):
         _check_steps(saved, optimizer)
@@ -236,9 +236,7 @@ def check_scaler(saved: dict[str, Any], scaler: Any) -> None:
 def check_held(held: dict[str, Any], optimizer: Any) -> None:
     """Refuse gradients of held back batches that are not those of an optimizer's parameters."""
     check_count("batches held", held["batches"])
-    if held["sums"] is None:
-        return
-    parameters = parameters_of(optimizer)
+    parameters = updated_by(optimizer)
     for head in held["sums"]:
         alike = isinstance(head, list) and len(head) == len(parameters)
         _want(alike, "gradients", head, f"those of {len(parameters)} parameters")

@@ -48,7 +48,6 @@ class Pass:
     cut: bool = False  # whether a `CancelFit` cut it short
     ending: bool = False  # whether it was cancelled at a step's end
     over: bool = False  # whether its end has been told
-    running: bool = False  # it, or the fit around it: what else begins was begun by a callback
     exits: ExitStack = field(default_factory=ExitStack)  # closed when it ends, by an error too
 
 
@@ -142,6 +141,7 @@ class Learner(Loop):
         self.phases: tuple[Phase, ...] = ()
         self.loaders: tuple[Iterable[Any], ...] = ()
         self.now = Pass(self._handlers, Tally(self, self.metrics))
+        self._busy = False  # then whatever begins was begun by a callback
 
         self.place = Place()  # for a checkpoint
 
@@ -253,7 +253,7 @@ class Learner(Loop):
                 train or `validation` does.
         """
         at_least("epochs", epochs, 0, "it counts passes over the data.")
-        if self.now.running:
+        if self._busy:
             fix = "learner.epoch(phase, data) and learner.step(phase, batch) leave it alone."
             raise Refusal("fit, called by a callback,", "one fit at a time", fix)
         training = BPTTTrainingPhase() if training is None else training
@@ -269,7 +269,8 @@ class Learner(Loop):
         for phase in self.phases:
             phase.belong_to(self.place)
 
-        self.now = Pass(self._handlers, Tally(self, self.metrics), running=True)
+        self.now = Pass(self._handlers, Tally(self, self.metrics))
+        self._busy = True
         self.place.in_fit = True
         self.place.passes = 0
         target = self.place.start + int(epochs)  # a number of NumPy's could not be read back
@@ -284,7 +285,7 @@ class Learner(Loop):
             raise
         finally:
             self.place.in_fit = False
-            self.now.running = False
+            self._busy = False
         return self
 
     def _epochs(self, target: int, parts: Sequence[tuple[Phase, Iterable[Any]]]) -> None:
@@ -325,7 +326,7 @@ class Learner(Loop):
             TypeError: if `phase` is none.
         """
         check_phase(phase)
-        if self.now.running:
+        if self._busy:
             with self._aside(phase, [batch]):
                 return self._step(phase, batch)
         if self.now.over or self.now.phase is not phase:
@@ -333,11 +334,11 @@ class Learner(Loop):
             phase.belong_to(self.place)
         if phase.trains:
             self.place.epoch_rng = {}  # an epoch that a fit left unfinished is not gone on with
-        self.now.running = True
+        self._busy = True
         try:
             return self._step(phase, batch)
         finally:
-            self.now.running = False
+            self._busy = False
 
     def _step(self, phase: Phase, batch: Any) -> StepState | None:
         with suppress(CancelStep):  # of what is left of it: the step ends, and counts
@@ -356,31 +357,31 @@ class Learner(Loop):
         current = self.current
         steps = self.step_index
         heard = self._handlers
+        in_callback = self._busy
         with ExitStack() as afterwards:
-            if around.running:
+            if in_callback:
                 heard = hushed(heard, phase.trains)
                 afterwards.enter_context(_carrying_on(phase))
-            if around.running and not phase.trains:
+            if in_callback and not phase.trains:
                 # Looking at other data must not change what a training draws next.
                 own = [*generators_of([data]), *phase.generators()]
                 generators = [generator for generator in own if generator is not None]
                 afterwards.callback(set_rng_state, rng_state(generators), generators)
-            self.now = Pass(heard, Tally(self, self.metrics), phase, running=True)
+            self.now = Pass(heard, Tally(self, self.metrics), phase)
+            self._busy = True
             phase.belong_to(self.place)
             try:
                 yield
             finally:
-                self.now.running = False
-                if around.running or around.fitting:  # else nothing was there to go back to
+                self._busy = in_callback
+                if in_callback or around.fitting:  # else nothing was there to go back to
                     self.now = around
                     self.current = current
                     self.step_index = steps
 
     def _run(self, now: Pass, phase: Phase, data: Iterable[Any]) -> CancelFit | None:
         """One pass over the data, from its begin to its end; gives back what cancels the fit."""
-        around = self.now
         self.now = now
-        now.running = True
         seen = self._begin(now, phase, data)
         try:
             with ExitStack() as now.exits:
@@ -394,7 +395,6 @@ class Learner(Loop):
                     if bracket.begun:
                         self._batches(phase, data, seen)
         finally:
-            now.running = around.running
             now.over = True
         if now.fitting and now.done:
             self.place.passes += 1
