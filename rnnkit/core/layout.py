@@ -262,7 +262,7 @@ def unpack(packed: Any) -> tuple[Any, Tensor]:
 
 
 def padded(packed: Any, time: int | None = None) -> Any:
-    """The same without the lengths."""
+    """The sequence alone, of `time` steps where that is given."""
     if isinstance(packed, dict):
         return {name: padded(part, time) for name, part in packed.items()}
     in_order = PackedSequence(packed.data, packed.batch_sizes)

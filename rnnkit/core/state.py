@@ -17,8 +17,9 @@ def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     Where another tree is `None`, each of its leaves is; others of another form are refused.
     """
     if isinstance(tree, Tensor):
-        if others:
-            _check_leaves(tree, others)
+        for other in others:
+            if other is not None and not isinstance(other, Tensor):
+                raise _another_form(tree, other)
         return function(tree, *others)
     if tree is None:
         return None
@@ -80,12 +81,6 @@ def _part(tree: Any, other: Any, key: Any) -> Any:
     if not alike:
         raise _another_form(tree, other)
     return other[key]
-
-
-def _check_leaves(leaf: Tensor, others: tuple[Any, ...]) -> None:
-    for other in others:
-        if other is not None and not isinstance(other, Tensor):
-            raise _another_form(leaf, other)
 
 
 def _another_form(tree: Any, other: Any) -> Refusal:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
-from itertools import chain
 from numbers import Integral, Real
 from typing import Any, ClassVar, TypeAlias, cast
 
@@ -72,8 +71,10 @@ class DeclaredSampler:
 def _given_of(sampler: NextInput) -> Parameter | None:
     """The parameter that takes what the data has at a step: by its name, or the second one."""
     others = (parameters_of(sampler) or [])[1:]
-    second = filter(must_be_given, others[:1])
-    return next(chain(filter(_has_its_name, others), second), None)
+    for parameter in others:
+        if _has_its_name(parameter):
+            return parameter
+    return others[0] if others and must_be_given(others[0]) else None
 
 
 def _has_its_name(parameter: Parameter) -> bool:

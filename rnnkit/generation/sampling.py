@@ -120,33 +120,33 @@ def sample_model(
     check_length(length, inputs)
     time = extent(inputs)[0]
     known = _Known.of(sampler, inputs, lengths, future, length - int(lengths.min()))
-    holding = _Holding(model, known.sampler, _stopping(stop), length, lengths)
+    drawing = _Drawing(model, known.sampler, _stop_function(stop), length, lengths)
 
     with torch.no_grad(), evaluating(model):
         # The primer: one call to the end of the shortest, then a call for each step.
         driven = valid_steps(lengths, time)
-        for stretch in holding.stretches(known.inputs, ~driven, state):
-            holding.keep(stretch)
+        for stretch in drawing.stretches(known.inputs, ~driven, state):
+            drawing.keep(stretch)
 
         # What follows it. Nothing is made in advance: `stop` may end it long before `length`.
-        for stretch in holding.ahead(known, length):
-            holding.keep(stretch)
-            if stop is not None and not holding.rows.any():
+        for stretch in drawing.go_on(known, length):
+            drawing.keep(stretch)
+            if stop is not None and not drawing.rows.any():
                 break
 
         # What would come next, where all that it is made of is known.
-        like = known.at(holding.time)
+        like = known.at(drawing.time)
         after: Any = None
         if like is not None:
-            after = one_step_of(holding.next_input(holding.answer, like))
+            after = one_step_of(drawing.next_input(drawing.answer, like))
         return sample_of(
-            join(holding.inputs),
-            join(holding.outputs),
+            join(drawing.inputs),
+            join(drawing.outputs),
             after,
-            holding.state,
+            drawing.state,
             sampler,
-            holding.ended,
-            stopped=~holding.rows,
+            drawing.ended,
+            stopped=~drawing.rows,
         )
 
 
@@ -234,7 +234,7 @@ def draw_paths(
     return map_leaves(lambda part: part.unflatten(1, (batch, paths)), join(drawn))
 
 
-class _Holding(Rollout):
+class _Drawing(Rollout):
     """A rollout that keeps what it makes; a row that has stopped repeats its last token."""
 
     def __init__(
@@ -272,7 +272,7 @@ class _Holding(Rollout):
             self.ended[hit] = self.time
             self.rows = self.rows & ~hit
 
-    def ahead(self, known: "_Known", length: int) -> Iterator[Stretch]:
+    def go_on(self, known: "_Known", length: int) -> Iterator[Stretch]:
         """What follows the last step, up to `length`; all at once where nothing looks at a step."""
         tokens = self.inputs[-1]
         if self.stop is None and known.future is None and _are_tokens(tokens):
@@ -414,7 +414,7 @@ def _are_tokens(inputs: object) -> bool:
     return isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.dtype == torch.int64
 
 
-def _stopping(stop: Stop | None) -> Callable[[Any], Tensor] | None:
+def _stop_function(stop: Stop | None) -> Callable[[Any], Tensor] | None:
     if stop is None or callable(stop):
         return stop
     if not is_token(stop):

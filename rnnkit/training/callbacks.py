@@ -239,7 +239,7 @@ class _Watch:
         """Start afresh."""
         self.best = math.inf if self.mode == "min" else -math.inf
 
-    def _meet(self, learner: "Learner", how: str) -> None:
+    def _begin(self, learner: "Learner", how: str) -> None:
         """As a fit begins: is there what is watched, and is it the learner of before?"""
         names = [phase.name for phase in learner.phases]
         if self.phase not in names:
@@ -316,7 +316,7 @@ class EarlyStopping(_Watch):
 
     @asked("EarlyStopping")
     def on_fit_begin(self, learner: "Learner") -> None:
-        self._meet(learner, f'EarlyStopping({self.patience}, phase="training")')
+        self._begin(learner, f'EarlyStopping({self.patience}, phase="training")')
         if self.waited >= self.patience:  # the training that is resumed had ended
             raise CancelFit
 
@@ -385,7 +385,7 @@ class KeepBest(_Watch):
 
     @asked("KeepBest")
     def on_fit_begin(self, learner: "Learner") -> None:
-        self._meet(learner, 'KeepBest(phase="training")')
+        self._begin(learner, 'KeepBest(phase="training")')
 
     @asked("KeepBest")
     def on_epoch_end(self, learner: "Learner") -> None:

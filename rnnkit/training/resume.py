@@ -54,7 +54,7 @@ class Waiting(NamedTuple):
     whole: bool  # whether all of it is put back then, or only what belongs to a fit
 
 
-@dataclass
+@dataclass(eq=False)
 class Place:
     """Where a training is: in which of its fits, and where in the fit's epoch.
 
