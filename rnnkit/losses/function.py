@@ -160,7 +160,7 @@ class Head:
         if weight == 0:
             return None
         mean = loss_fn(outputs, targets)
-        return Total.of_mean(mean, weight)
+        return Total(mean, weight, is_mean=True)
 
     def weights(self, targets: Tensor) -> Tensor | None:
         """What torch's mean divides by at each step, `(N,)`; `None` where all count alike."""
@@ -202,7 +202,7 @@ class Head:
         given = precise(given)
         if given.ndim == 0:
             self.scalar = True
-            return Total.of_mean(given, float(count))
+            return Total(given, float(count), is_mean=True)
         return Each(_features(given).mean(1), 1.0)
 
     def check_shapes(self, outputs: Tensor, targets: Tensor, *, leading: int) -> None:

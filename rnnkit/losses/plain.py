@@ -133,7 +133,7 @@ class ScoredPlain(Scored):
             wanted = "a scalar tensor, or a pair (sum, weight)"
             fix = "average it: seq2seq_loss takes an unreduced loss and does."
             raise Refusal(f"a loss {in_words(given)}", wanted, fix)
-        return Total.of_mean(precise(given), float(self.count))
+        return Total(precise(given), float(self.count), is_mean=True)
 
     def between(self, start: int, stop: int) -> Scored:
         targets = between(self.targets, start, stop)

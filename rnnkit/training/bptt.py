@@ -102,12 +102,10 @@ class _Ends:
 
     def put(self, early: Tensor, late: Tensor) -> Tensor:
         """The steps before the windows and the windows as one sequence, `(T, B, *F)`."""
-        # Which places of the windows are steps, and where they are in the sequence.
-        places = self.valid.flatten().nonzero().squeeze(1)
-        steps = onto(self.index.flatten()[places], early.device)
-        rows = onto(self.rows.flatten()[places], early.device)
-        found = late.flatten(0, 1).index_select(0, onto(places, late.device))
-        return lengthened(early, self.time).index_put((steps, rows), found)
+        offsets, rows = self.valid.nonzero(as_tuple=True)  # where the windows have a step, (N,)
+        found = gathered(late, offsets, rows)
+        steps = onto(self.index[offsets, rows], early.device)
+        return lengthened(early, self.time).index_put((steps, onto(rows, early.device)), found)
 
 
 class BPTTTrainingPhase(Phase):

@@ -362,7 +362,7 @@ def check_optimizer(optimizer: Any) -> None:
     if isinstance(optimizer, type):
         fix = f"build it: {optimizer.__name__}(model.parameters(), ...)."
         raise Refusal(f"the class {optimizer.__name__}", "an optimizer", fix, TypeError)
-    if [name for name in ("param_groups", "step", "zero_grad") if not hasattr(optimizer, name)]:
+    if not all(hasattr(optimizer, name) for name in ("param_groups", "step", "zero_grad")):
         fix = (
             "the order is Learner(model, loss, optimizer); of several optimizers make one with "
             "parameter groups: torch.optim.SGD([{...}, {...}])."
