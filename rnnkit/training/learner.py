@@ -169,9 +169,7 @@ class Learner(Loop):
     @property
     def phase_name(self) -> str:
         """`"training"` or `"validation"`, empty before the first phase."""
-        if self.now.phase is None:
-            return ""
-        return self.now.phase.name
+        return "" if self.now.phase is None else self.now.phase.name
 
     @property
     def averages(self) -> dict[str, Tensor]:
@@ -213,7 +211,7 @@ class Learner(Loop):
                 handler(self)
             except Cancel as error:
                 cancels.append(error)
-                self.now.ending = self.now.ending or error.width > CancelStep.width
+                self.now.ending |= error.width > CancelStep.width
         return max(cancels, key=lambda cancel: cancel.width, default=None)
 
     def context(self) -> AbstractContextManager[Any]:
@@ -361,7 +359,7 @@ class Learner(Loop):
         with ExitStack() as afterwards:
             if in_callback:
                 heard = hushed(heard, phase.trains)
-                afterwards.enter_context(_carrying_on(phase))
+                afterwards.enter_context(_restoring(phase))
             if in_callback and not phase.trains:
                 # Looking at other data must not change what a training draws next.
                 own = [*generators_of([data]), *phase.generators()]
@@ -502,7 +500,7 @@ class Learner(Loop):
 
 
 @contextmanager
-def _carrying_on(phase: Phase) -> Generator[None]:
+def _restoring(phase: Phase) -> Generator[None]:
     """What the phase carries is afterwards what it was."""
     before = dict(vars(phase))
     try:
@@ -571,7 +569,7 @@ def evaluate(
         move_to(loop.device, loop.loss.modules())
     tally = Tally(loop, Metrics(metrics, loop.device))
     resting = evaluating(model, *loop.loss.modules())
-    with tally.holding(), resting, torch.no_grad(), _carrying_on(phase):
+    with tally.holding(), resting, torch.no_grad(), _restoring(phase):
         phase.reset()
         for batch in data:
             tally.add(phase, phase.run(loop, batch))
