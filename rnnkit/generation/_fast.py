@@ -150,8 +150,7 @@ class _Stack(NamedTuple):
         if len(members) > 1 and not torch.is_grad_enabled():
             (first, _), (second, _), *others = members
             if _fit_a_table(first, second):
-                table, layers = _table(first, second)
-                quick = [(table, False), (layers, True)]
+                quick = _on_table(first, second)
                 members = others
         quick += [(quicker_step(member, rows), recurrent) for member, recurrent in members]
         return _Stack(quick, self.alone)
@@ -284,14 +283,14 @@ def _fit_a_table(embedding: nn.Module, rnn: nn.Module) -> bool:
     return small and embedding.max_norm is None and embedding.weight.device.type == "cpu"
 
 
-def _table(embedding: Any, rnn: Any) -> list[Model]:
+def _on_table(embedding: Any, rnn: Any) -> list[tuple[Model, bool]]:
     """What the first layer's input weights make of each class, and the layers that take it."""
     kind = _GRUOnGates
     if isinstance(rnn, nn.LSTM):
         kind = _LSTMOnGates
     layers = kind(rnn)
     gates = layers.first.of_input(embedding.weight)  # (V, gates * H)
-    return [partial(F.embedding, weight=gates), layers]
+    return [(partial(F.embedding, weight=gates), False), (layers, True)]
 
 
 class _Weights(NamedTuple):
