@@ -13,11 +13,13 @@ from ..core.layout import (
     Sequences,
     all_lengths,
     as_sequences,
+    at_own_step,
     between,
     check_state,
     extent,
     gathered,
     join,
+    valid_like,
     valid_steps,
 )
 from ..core.model import BATCH_IN_STATE, Model, check_call, evaluating
@@ -204,7 +206,7 @@ def forecast(
         rollout = Rollout(model, known.sampler)
         outputs, state = rollout.over(inputs, None, state, lengths)
         check_state(state, len(lengths), BATCH_IN_STATE)
-        answer = _at_own_step(outputs, lengths - 1)
+        answer = at_own_step(outputs, lengths - 1)
         return draw_paths(model, known.sampler, answer, state, known.ahead(horizon), paths)
 
 
@@ -330,7 +332,7 @@ class _Known:
         behind = time - self.lengths
         if int(behind.max()) >= extent(self.future)[0]:
             return None
-        return _at_own_step(self.future, behind)
+        return at_own_step(self.future, behind)
 
     def ahead(self, steps: int) -> Any:
         """The `steps` from each row's own end on, `(steps, B, *F)`."""
@@ -360,26 +362,16 @@ def _check_future(future: Any, inputs: Any, steps: int) -> None:
 def _filled(inputs: Any, future: Any, lengths: Tensor) -> Any:
     """The primer with each row's future, not padding, after its end."""
     time = extent(inputs)[0]
-    valid = valid_steps(lengths, time)  # (T0, B)
-    if bool(valid.all()):
+    if bool((lengths == time).all()):
         return inputs
     rows = torch.arange(len(lengths), device="cpu")
     behind = torch.arange(time, device="cpu").unsqueeze(1) - lengths
     index = behind.clamp(0, extent(future)[0] - 1)  # a forecast may end before the longest row
 
     def fill(part: Tensor, after: Tensor) -> Tensor:
-        inside = onto(valid, part.device).view(*valid.shape, *[1] * (part.ndim - 2))
-        return torch.where(inside, part, after)
+        return torch.where(valid_like(part, lengths), part, after)
 
     return map_leaves(fill, inputs, gathered(future, index, rows))
-
-
-def _at_own_step(sequence: Any, index: Tensor) -> Any:
-    """Of each row the step at its own index `(B,)`: `(B, *F)`."""
-    if bool((index == index[0]).all()):
-        return map_leaves(lambda part: part[int(index[0])], sequence)
-    rows = torch.arange(len(index), device="cpu")
-    return gathered(sequence, index, rows)
 
 
 def check_primer(

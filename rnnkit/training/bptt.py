@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core.errors import Refusal, asked, at_least
 from ..core.layout import (
     all_lengths,
+    at_own_step,
     between,
     extent,
     gathered,
@@ -98,7 +99,7 @@ class _Ends:
 
     def last_before(self, sequence: Any) -> Any:
         """The step before each row's window, `(B, *F)`, of the steps before it."""
-        return gathered(sequence, (self.skipped - 1).clamp(min=0), self.rows[0])
+        return at_own_step(sequence, (self.skipped - 1).clamp(min=0))
 
     def put(self, early: Tensor, late: Tensor) -> Tensor:
         """The steps before the windows and the windows as one sequence, `(T, B, *F)`."""

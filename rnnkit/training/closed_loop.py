@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least, in_words
-from ..core.layout import all_lengths, extent, join, parts_of, valid_steps
+from ..core.layout import all_lengths, at_own_step, extent, join, parts_of, valid_steps
 from ..core.model import evaluating, run_model
 from ..core.state import State, onto
 from ..generation.samplers import DeclaredSampler, NextInput, identity
@@ -240,7 +240,7 @@ class BPTTValidationPhase(Phase):
         rows = torch.arange(len(lengths), device="cpu")
         primed = (lengths - self.nfeedback).clamp(min=0)
         outputs, after = run_model(model, step.inputs, state, primed)
-        answer = outputs[(primed - 1).clamp(min=0), rows]
+        answer = at_own_step(outputs, (primed - 1).clamp(min=0))
         given = step.inputs[index, rows]  # (n, B, *F)
         # One draw more than steps: the first is of the last driven step, whose loss is known.
         given = join([given, given[-1:]])
