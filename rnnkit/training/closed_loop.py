@@ -263,7 +263,7 @@ class BPTTValidationPhase(Phase):
 
 def _at_places(work: Work, driven: Tensor, index: Tensor, scores: Tensor, weights: Tensor) -> Total:
     """By step: the loss where a row is driven, the score where it is fed."""
-    alone = work.scored.only(driven).by_step(work.step.outputs)
+    alone = work.scored.by_step(work.step.outputs, driven)
     flat = onto(index.flatten(), scores.device)
     sums = alone.sum.index_add(0, flat, scores.flatten().to(alone.sum))
     own = weight_like(alone.weight, sums).expand_as(sums)
