@@ -97,10 +97,10 @@ def _class_log_prob(outputs: Tensor, drawn: Tensor) -> Tensor | None:
     known = (drawn >= 0) & (drawn < outputs.shape[2])  # a primer may have tokens of its own
     index = drawn.where(known, 0).unsqueeze(2)
     found = log_p.gather(2, index).squeeze(2).where(known, float("-inf"))  # (T, B, *O)
-    return _by_step(found)
+    return _over_features(found)
 
 
-def _by_step(log_prob: Tensor) -> Tensor:
+def _over_features(log_prob: Tensor) -> Tensor:
     """The sum over features: `(T, B, *F)` to `(T, B)`."""
     return log_prob.unsqueeze(-1).flatten(2).sum(2)
 
@@ -290,7 +290,7 @@ class DistributionSampler:
     @asked("DistributionSampler")
     def log_prob(self, outputs: Any, drawn: Tensor) -> Tensor:
         """The log-probability (or density) of what was drawn, summed over features: `(T, B)`."""
-        return _by_step(self._distribution(outputs).log_prob(drawn))
+        return _over_features(self._distribution(outputs).log_prob(drawn))
 
 
 class WithCovariates:

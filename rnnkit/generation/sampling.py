@@ -133,7 +133,7 @@ def sample_model(
         # What follows it. Nothing is made in advance: `stop` may end it long before `length`.
         for stretch in drawing.go_on(known, length):
             drawing.keep(stretch)
-            if stop is not None and not drawing.rows.any():
+            if stop is not None and not drawing.going.any():
                 break
 
         # What would come next, where all that it is made of is known.
@@ -148,7 +148,7 @@ def sample_model(
             drawing.state,
             sampler,
             drawing.ended,
-            stopped=~drawing.rows,
+            stopped=~drawing.going,
         )
 
 
@@ -250,7 +250,7 @@ class _Drawing(Rollout):
         super().__init__(model, sampler)
         self.stop = stop
         self.lengths = lengths
-        self.rows = torch.ones_like(lengths, dtype=torch.bool)  # (B,): those that have not stopped
+        self.going = torch.ones_like(lengths, dtype=torch.bool)  # (B,): those that have not stopped
         self.ended = torch.full_like(lengths, length)  # (B,): steps up to and with the last
         self.time = 0  # steps consumed
         self.inputs: list[Any] = []
@@ -270,9 +270,9 @@ class _Drawing(Rollout):
         self.time += extent(stretch.inputs)[0]
         if self.stop is not None:
             drawn = self.time > self.lengths  # a stop token in the primer stops nothing
-            hit = _hits(self.stop, last_step(stretch.inputs)) & drawn & self.rows
+            hit = _hits(self.stop, last_step(stretch.inputs)) & drawn & self.going
             self.ended[hit] = self.time
-            self.rows = self.rows & ~hit
+            self.going = self.going & ~hit
 
     def go_on(self, known: "_Known", length: int) -> Iterator[Stretch]:
         """What follows the last step, up to `length`; all at once where nothing looks at a step."""
@@ -287,10 +287,10 @@ class _Drawing(Rollout):
 
     def next_input(self, outputs: Any, given: Any) -> Any:
         drawn = super().next_input(outputs, given)
-        if self.stop is None or bool(self.rows.all()):
+        if self.stop is None or bool(self.going.all()):
             return drawn
         held = last_step(self.inputs[-1])
-        return first_step(where_rows(self.rows, one_step_of(drawn), one_step_of(held)))
+        return first_step(where_rows(self.going, one_step_of(drawn), one_step_of(held)))
 
 
 @dataclass

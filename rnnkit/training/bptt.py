@@ -467,7 +467,7 @@ class _Held:
         _empty_gradients(loop.optimizer)
         weights = self.weights
         if loop.ranks is not None:
-            weights = loop.ranks.add(weights)
+            weights = loop.ranks.sum_of(weights)
         for sums, weight, scale in zip(self.sums, weights, self.scales, strict=True):
             if not bool(weight):
                 continue

@@ -252,17 +252,19 @@ class _Watch:
             self.forget()
         self._training = learner.place
 
-    def _is_told(self, learner: "Learner") -> bool:
-        """Whether an epoch tells of the fit; one cut short or without a step left does not."""
+    def _look(self, learner: "Learner") -> bool | None:
+        """Whether an epoch is a new best, which NaN never is; `None` where it does not count."""
         if not learner.fitting or learner.phase_name != self.phase or learner.cut_short:
-            return False
-        return bool(learner.averages)
-
-    def _is_better(self, value: float) -> bool:
-        """Whether it is a new best, by more than `min_delta`; NaN never is."""
+            return None
+        if not learner.averages:  # no step was left
+            return None
+        value = _monitored(learner, self.monitor)
+        better = value > self.best + self.min_delta
         if self.mode == "min":
-            return value < self.best - self.min_delta
-        return value > self.best + self.min_delta
+            better = value < self.best - self.min_delta
+        if better:
+            self.best = value
+        return better
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         check_form("best", saved["best"], self.best)
@@ -322,12 +324,9 @@ class EarlyStopping(_Watch):
 
     @asked("EarlyStopping")
     def on_epoch_end(self, learner: "Learner") -> None:
-        if self._is_told(learner):
-            value = _monitored(learner, self.monitor)
-            self.waited += 1
-            if self._is_better(value):
-                self.best = value
-                self.waited = 0
+        better = self._look(learner)
+        if better is not None:
+            self.waited = 0 if better else self.waited + 1
         if learner.fitting and learner.last_phase and self.waited >= self.patience:
             raise CancelFit
 
@@ -389,11 +388,7 @@ class KeepBest(_Watch):
 
     @asked("KeepBest")
     def on_epoch_end(self, learner: "Learner") -> None:
-        if not self._is_told(learner):
-            return
-        value = _monitored(learner, self.monitor)
-        if self._is_better(value):
-            self.best = value
+        if self._look(learner):
             self.epoch = learner.epoch_index + 1
             self.kept = [copy.deepcopy(part.state_dict()) for part in _learned(learner)]
 

@@ -124,7 +124,7 @@ class Learner(Loop):
             self.device = torch.device(device)
         self._move([self.model, *self.loss.modules()])
         if self.ranks is not None:
-            self.ranks.same(self.loss.modules())
+            self.ranks.give_firsts(self.loss.modules())
         self.autocast = autocast
         self.parameters = list(model.parameters())
         if autocast is torch.float16:
