@@ -208,9 +208,9 @@ class BPTTTrainingPhase(Phase):
         if self.accumulate > 1 and self._held.batches >= self.accumulate:
             self.finish(loop)
         step.outputs = outputs
-        step.loss = step.keep("loss", total)
+        step.keep("loss", total)
         if loop.ranks is not None:
-            step.loss = loop.ranks.joint(total).mean().to(step.loss.dtype)
+            step.loss = loop.ranks.joint(total).mean().to(total.sum.dtype)
         step.weight = work.scored.count
         return step
 

@@ -175,7 +175,7 @@ class BPTTValidationPhase(Phase):
 
     def _one_loss(self, step: StepState, scored: Scored) -> None:
         """One loss a sequence: it belongs to the closed loop where there is one."""
-        step.loss = step.keep("loss", scored.total(step.outputs))
+        step.keep("loss", scored.total(step.outputs))
         if self.nfeedback:
             step.closed_loss = step.loss
         else:
@@ -192,15 +192,15 @@ class BPTTValidationPhase(Phase):
             total = scored.total(step.outputs)
         else:
             total = by_step.over_time()  # the loss was evaluated once, which is enough
-        step.loss = step.keep("loss", total)
+        step.keep("loss", total)
         if driven is None or work.mask is None:
-            step.open_loss = step.keep("open_loss", total)
+            step.keep("open_loss", total)
         else:
             parts = scored.parts(step.outputs, [driven, work.mask])
             if loss.opaque:
                 check_adds_up(total, parts, dtype)
-            step.open_loss = step.keep("open_loss", parts[0])
-            step.closed_loss = step.keep("closed_loss", parts[1])
+            step.keep("open_loss", parts[0])
+            step.keep("closed_loss", parts[1])
         if by_step is not None:
             if loss.opaque:
                 check_adds_up(total, [by_step.over_time()], dtype)
@@ -212,8 +212,8 @@ class BPTTValidationPhase(Phase):
         step = work.step
         scored = work.scored
         (open_loop,) = scored.parts(step.outputs, [driven])
-        step.open_loss = step.keep("open_loss", open_loop)
-        step.loss = step.keep("loss", open_loop)
+        step.keep("open_loss", open_loop)
+        step.keep("loss", open_loop)
 
         # The steps of each row that it is fed at, and their scores.
         offsets = torch.arange(self.nfeedback, device="cpu").unsqueeze(1)
@@ -224,7 +224,7 @@ class BPTTValidationPhase(Phase):
         weights = (weights * (lengths > 0)).to(scores)
         scores = torch.where(weights > 0, scores * weights, 0)
         closed = Total(scores.sum(), weights.sum())
-        step.closed_loss = step.keep("closed_loss", closed)
+        step.keep("closed_loss", closed)
         if self.makes_by_step:
             by_step = _at_places(work, driven, index, scores, weights)
             step.totals["loss_by_step"] = by_step

@@ -78,10 +78,10 @@ class StepState:
     totals: dict[str, Total] = field(default_factory=dict[str, Total])
     known_targets: Any = None
 
-    def keep(self, name: str, total: Total) -> Tensor:
-        """Notes a total for the epoch; gives its mean."""
+    def keep(self, name: str, total: Total) -> None:
+        """Notes a loss by its name, and its total for the epoch."""
         self.totals[name] = total
-        return total.mean()
+        setattr(self, name, total.mean())
 
     def scored_by(self, loss: SequenceLoss, read: Tensor | None) -> Scored:
         """What of the step a loss looks at, where so many steps of each row came before."""
