@@ -25,17 +25,13 @@ def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
         return None
 
     # A part of another tree stands where it stands in this one.
+    def at(key: Any) -> Any:
+        return map_leaves(function, tree[key], *(_part(tree, other, key) for other in others))
+
     if isinstance(tree, dict):
-        return {
-            key: map_leaves(function, part, *(_part(tree, other, key) for other in others))
-            for key, part in tree.items()
-        }
+        return {key: at(key) for key in tree}
     if isinstance(tree, (tuple, list)):  # torch 2.6 compiles no check of a union
-        items = [
-            map_leaves(function, part, *(_part(tree, other, i) for other in others))
-            for i, part in enumerate(tree)
-        ]
-        return like(tree, items)
+        return like(tree, [at(i) for i in range(len(tree))])
     raise Refusal(
         f"a {type(tree).__name__} in a state",
         "a tree of tensors (layers, B, *F) in tuples, lists or dicts",

@@ -205,8 +205,8 @@ class _Cells:
         if isinstance(state, tuple | list):
             parts = state
         wanted = (len(self.weights), rows, self.hidden)
-        shapes = [part.shape for part in parts if isinstance(part, Tensor)]
-        return shapes == [wanted] * self.parts
+        alike = all(isinstance(part, Tensor) and part.shape == wanted for part in parts)
+        return alike and len(parts) == self.parts
 
     def are_unchanged(self, module: Any, inputs: Tensor) -> bool:
         """Whether the forward around a module has changed nothing: weights, dropout, autocast."""
@@ -466,7 +466,8 @@ def _make_noise(noise: Tensor, generator: torch.Generator | None) -> None:
 @cache
 def _one_call_is_many() -> bool:
     """Whether one call draws the numbers that several would: not where MKL draws them."""
-    two, one = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    one = torch.Generator().manual_seed(0)
+    two = torch.Generator().manual_seed(0)
     noise = torch.empty(2, 64, dtype=torch.float32, device="cpu")
     singly = [torch.empty_like(draw).exponential_(generator=one) for draw in noise]
     return torch.equal(noise.exponential_(generator=two), torch.stack(singly))

@@ -367,11 +367,11 @@ def _filled(inputs: Any, future: Any, lengths: Tensor) -> Any:
     rows = torch.arange(len(lengths), device="cpu")
     behind = torch.arange(time, device="cpu").unsqueeze(1) - lengths
     index = behind.clamp(0, extent(future)[0] - 1)  # a forecast may end before the longest row
-
-    def fill(part: Tensor, after: Tensor) -> Tensor:
-        return torch.where(valid_like(part, lengths), part, after)
-
-    return map_leaves(fill, inputs, gathered(future, index, rows))
+    return map_leaves(
+        lambda part, after: torch.where(valid_like(part, lengths), part, after),
+        inputs,
+        gathered(future, index, rows),
+    )
 
 
 def check_primer(

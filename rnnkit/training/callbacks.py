@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..core.errors import Refusal, asked, at_least, check_kind, in_words, one_of
@@ -47,11 +47,6 @@ def _no_average(name: str, known: Iterable[str]) -> Refusal:
     if name not in RESERVED:
         fix = f"Learner(..., metrics={{{name!r}: ...}}) has a metric of this name."
     return Refusal(f"monitor={name!r}", f"one of {sorted(known)}", fix)
-
-
-def _learned(learner: "Learner") -> list[nn.Module]:
-    """What has weights: the model, and the loss's own modules."""
-    return [learner.model, *learner.loss.modules()]
 
 
 def _title(learner: "Learner") -> str:
@@ -390,10 +385,10 @@ class KeepBest(_Watch):
     def on_epoch_end(self, learner: "Learner") -> None:
         if self._look(learner):
             self.epoch = learner.epoch_index + 1
-            self.kept = [copy.deepcopy(part.state_dict()) for part in _learned(learner)]
+            self.kept = [copy.deepcopy(part.state_dict()) for part in learner.modules()]
 
     def on_fit_end(self, learner: "Learner") -> None:
-        for part, weights in zip(_learned(learner), self.kept, strict=False):  # none at first
+        for part, weights in zip(learner.modules(), self.kept, strict=False):  # none at first
             part.load_state_dict(weights)
 
     def state_dict(self) -> dict[str, Any]:

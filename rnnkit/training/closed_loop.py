@@ -139,7 +139,7 @@ class BPTTValidationPhase(Phase):
     def run(self, loop: Loop, batch: Any) -> StepState:
         """One step for a loop."""
         loss = loop.loss
-        with torch.no_grad(), evaluating(loop.model, *loss.modules()):
+        with torch.no_grad(), evaluating(*loop.modules()):
             work = self.begin(loop, batch)
             step = work.step
             state = work.start()

@@ -44,7 +44,7 @@ EVENTS = (
     "EpochEnd",
     "FitEnd",
 )
-WINDOW = EVENTS[3:8]
+WINDOW = EVENTS[3:8]  # from WindowBegin to WindowEnd
 
 Handler = Callable[[Any], object]
 Handlers = dict[str, list[Handler]]

@@ -204,7 +204,9 @@ def _check_scheduler_steps(saved: dict[str, Any], scheduler: Any) -> None:
     groups = [{**group, "params": []} for group in scheduler.optimizer.param_groups]
     stand_in = SimpleNamespace(param_groups=copy.deepcopy(groups), step=None)
     trial = copy.deepcopy(scheduler, {id(scheduler.optimizer): stand_in})
-    metrics = [0.0] * isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)
+    metrics = ()
+    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        metrics = (0.0,)
     try:
         with warnings.catch_warnings(action="ignore"):
             trial.load_state_dict(copy.deepcopy(saved))

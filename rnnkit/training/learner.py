@@ -122,7 +122,7 @@ class Learner(Loop):
         super().__init__(model, loss, optimizer)
         if device is not None:
             self.device = torch.device(device)
-        self._move([self.model, *self.loss.modules()])
+        self._move(self.modules())
         if self.ranks is not None:
             self.ranks.give_firsts(self.loss.modules())
         self.autocast = autocast
@@ -387,7 +387,7 @@ class Learner(Loop):
                 if phase.trains:
                     self.model.train()  # and so it stays
                 else:
-                    resting = evaluating(self.model, *self.loss.modules())  # once, not at each step
+                    resting = evaluating(*self.modules())  # once, not at each step
                     now.exits.enter_context(resting)
                 with Bracket(self, "Epoch", CancelEpoch, self._end) as bracket:
                     if bracket.begun:
@@ -568,7 +568,7 @@ def evaluate(
         loop.device = next((parameter.device for parameter in model.parameters()), None)
         move_to(loop.device, loop.loss.modules())
     tally = Tally(loop, Metrics(metrics, loop.device))
-    resting = evaluating(model, *loop.loss.modules())
+    resting = evaluating(*loop.modules())
     with tally.holding(), resting, torch.no_grad(), _restoring(phase):
         phase.reset()
         for batch in data:

@@ -128,6 +128,10 @@ class Loop:
     def loss(self, loss: Loss) -> None:
         self._loss = as_loss(loss)
 
+    def modules(self) -> list[Any]:
+        """What has weights: the model, and the loss's own modules."""
+        return [self.model, *self.loss.modules()]
+
     def emit(self, event: str) -> None:
         """Tell the callbacks."""
 

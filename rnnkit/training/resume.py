@@ -231,11 +231,10 @@ def _put(learner: "Learner", saved: dict[str, Any], whole: bool, in_fit: bool) -
         _put_fit(learner, saved)
     if not whole:
         return
-    modules = [learner.model, *learner.loss.modules()]
     for name, part in stateful(learner.callbacks).items():
         part.load_state_dict(saved["callbacks"][name])
         if isinstance(part, KeepBest):
-            check_weights(part.kept, modules)
+            check_weights(part.kept, learner.modules())
     check_optimizer_state(saved["optimizer"], learner.optimizer)
     learner.optimizer.load_state_dict(saved["optimizer"])
     if learner.scaler is not None:
