@@ -71,7 +71,7 @@ class Checkpoint:
     def on_step_end(self, learner: "Learner") -> None:
         if self.every is None or not learner.fitting or learner.phase is None:
             return
-        if learner.now.ending:  # it is to come to this end again
+        if learner.now.cancelled:  # it is to come to this end again
             return
         if learner.phase.trains and learner.step_index % self.every == 0:
             self.save(learner)

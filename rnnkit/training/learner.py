@@ -46,7 +46,7 @@ class Pass:
     last: bool = False  # whether the fit's epoch is over with it
     done: bool = False  # whether it came to its end
     cut: bool = False  # whether a `CancelFit` cut it short
-    ending: bool = False  # whether it was cancelled at a step's end
+    cancelled: bool = False  # whether a callback has cancelled the rest of it
     over: bool = False  # whether its end has been told
     exits: ExitStack = field(default_factory=ExitStack)  # closed when it ends, by an error too
 
@@ -211,7 +211,7 @@ class Learner(Loop):
                 handler(self)
             except Cancel as error:
                 cancels.append(error)
-                self.now.ending |= error.width > CancelStep.width
+                self.now.cancelled |= error.width > CancelStep.width
         return max(cancels, key=lambda cancel: cancel.width, default=None)
 
     def context(self) -> AbstractContextManager[Any]:
