@@ -249,6 +249,33 @@ def test_a_score_of_one_s_own_gets_paths_and_targets():
     assert step.closed_loss == 2
 
 
+@pytest.mark.parametrize("lengths", [None, [9, 5, 7]], ids=["alike", "ragged"])
+def test_paths_are_scored_beside_a_loss_that_is_any_function(lengths):
+    def normal(outputs):
+        return torch.distributions.Normal(outputs[..., :1], outputs[..., 1:].exp())
+
+    def likelihood(outputs, targets, lengths=None):
+        each = -normal(outputs).log_prob(targets).squeeze(-1)  # (T, B)
+        if lengths is None:
+            return each.mean()
+        valid = torch.arange(len(each)).unsqueeze(1) < lengths
+        return each[valid].mean()
+
+    inputs, targets, _ = weather()
+    batch, stops = (inputs, targets), [9, 9, 9]
+    if lengths is not None:
+        batch, stops = (*batch, torch.tensor(lengths)), lengths
+    model = Weather(outputs=2)
+    sampler = rk.with_covariates(rk.DistributionSampler(normal), 1)
+    step = rk.BPTTValidationPhase(3, sampler, paths=2)(model, likelihood, batch)
+
+    driven = [model(inputs[: n - 3, i : i + 1])[0].squeeze(1) for i, n in enumerate(stops)]
+    for t in range(min(stops) - 3):  # later a row is fed, and has a score
+        outputs = torch.stack([row[t] for row in driven]).unsqueeze(0)
+        close(step.loss_by_step[t], likelihood(outputs, targets[t : t + 1]).detach())
+    assert step.loss_by_step.isfinite().all()
+
+
 def test_steps_of_weight_zero_are_not_scored_on_paths():
     series = autoregressive(5, 10)
     weights = torch.ones(9, 5)

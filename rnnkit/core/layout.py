@@ -159,6 +159,12 @@ def valid_steps(lengths: Tensor, time: int) -> Tensor:
     return torch.arange(time, device="cpu").unsqueeze(1) < lengths
 
 
+def valid_like(sequence: Tensor, lengths: Tensor) -> Tensor:
+    """The same where a sequence `(T, B, *F)` is, and shaped to broadcast over it."""
+    valid = onto(valid_steps(lengths, len(sequence)), sequence.device)
+    return valid.view(*valid.shape, *[1] * (sequence.ndim - 2))
+
+
 def check_lengths(lengths: Tensor, time: int, batch: int, least: int = 1) -> Tensor:
     """Lengths as they must be: int64, on the CPU, `(B,)`, from `least` to `T`."""
     wanted = f"an int64 CPU tensor ({batch},)"
@@ -239,6 +245,13 @@ def gathered(sequence: Any, steps: Tensor, rows: Tensor) -> Any:
     )
 
 
+def at_own_step(sequence: Any, index: Tensor) -> Any:
+    """Of each row the step at its own index `(B,)`: `(B, *F)`."""
+    if bool((index == index[0]).all()):
+        return map_leaves(lambda part: part[int(index[0])], sequence)
+    return gathered(sequence, index, torch.arange(len(index), device="cpu"))
+
+
 def pack(sequence: Any, lengths: Tensor) -> Any:
     """The valid steps of a sequence as a `PackedSequence`, or a dict of such."""
     # PyTorch would sort the rows by itself, and then wait for the device.
@@ -263,7 +276,7 @@ def unpack(packed: Any) -> tuple[Any, Tensor]:
 
 
 def padded(packed: Any, time: int | None = None) -> Any:
-    """The same without the lengths."""
+    """The sequence alone, of `time` steps where that is given."""
     if isinstance(packed, dict):
         return {name: padded(part, time) for name, part in packed.items()}
     in_order = PackedSequence(packed.data, packed.batch_sizes)

@@ -48,7 +48,7 @@ FUSED: list[Any] = [nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward]
 _DYNAMIC = "nn.quantized.dynamic.modules.rnn"  # where PyTorch keeps quantized ones, no nn.RNNBase
 
 
-def _inside(model: Any) -> Any:
+def _wrapped(model: Any) -> Any:
     """What a wrapper is around; `None` of what is none."""
     if isinstance(model, _WRAPPERS):
         return model.module
@@ -62,7 +62,7 @@ def unwrap(model: Any) -> Any:
     return wrappers(model)[-1]
 
 
-def _behind(model: Any) -> Any:
+def _without_partial(model: Any) -> Any:
     """What a `functools.partial` gives arguments to."""
     while isinstance(model, partial):
         model = model.func
@@ -72,7 +72,7 @@ def _behind(model: Any) -> Any:
 def wrappers(model: Any) -> list[Any]:
     """The model as given, what that is around, and so on to the model itself."""
     found = [model]
-    while (inner := _inside(found[-1])) is not None:
+    while (inner := _wrapped(found[-1])) is not None:
         found.append(inner)
     return found
 
@@ -107,7 +107,7 @@ class Declared:
     """
 
     def __init__(self, model: Any) -> None:
-        self.model = unwrap(_behind(model))
+        self.model = unwrap(_without_partial(model))
 
     @property
     def bidirectional(self) -> bool:
@@ -178,7 +178,7 @@ class Declared:
 
 def _modules_of(model: Any) -> list[nn.Module]:
     """The model and all its parts, outermost first."""
-    model = _behind(model)
+    model = _without_partial(model)
     return list(model.modules()) if isinstance(model, nn.Module) else []
 
 
@@ -489,7 +489,8 @@ def evaluating(*models: Any) -> Generator[None]:
 
     By `eval` and `train` themselves, in which a module may do more than set a flag.
     """
-    owners = [getattr(model, "__self__", model) for model in map(_behind, models)]  # of methods
+    # The owners of methods among them.
+    owners = [getattr(model, "__self__", model) for model in map(_without_partial, models)]
     modules = list(chain.from_iterable(map(_modules_of, owners)))
     before = [getattr(module, "training", False) for module in modules]  # not in a frozen one
     if not any(before):

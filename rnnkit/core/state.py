@@ -17,24 +17,21 @@ def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     Where another tree is `None`, each of its leaves is; others of another form are refused.
     """
     if isinstance(tree, Tensor):
-        if others:
-            _check_leaves(tree, others)
+        for other in others:
+            if other is not None and not isinstance(other, Tensor):
+                raise _another_form(tree, other)
         return function(tree, *others)
     if tree is None:
         return None
 
     # A part of another tree stands where it stands in this one.
+    def at(key: Any) -> Any:
+        return map_leaves(function, tree[key], *(_part(tree, other, key) for other in others))
+
     if isinstance(tree, dict):
-        return {
-            key: map_leaves(function, part, *(_part(tree, other, key) for other in others))
-            for key, part in tree.items()
-        }
+        return {key: at(key) for key in tree}
     if isinstance(tree, (tuple, list)):  # torch 2.6 compiles no check of a union
-        items = [
-            map_leaves(function, part, *(_part(tree, other, i) for other in others))
-            for i, part in enumerate(tree)
-        ]
-        return like(tree, items)
+        return like(tree, [at(i) for i in range(len(tree))])
     raise Refusal(
         f"a {type(tree).__name__} in a state",
         "a tree of tensors (layers, B, *F) in tuples, lists or dicts",
@@ -80,12 +77,6 @@ def _part(tree: Any, other: Any, key: Any) -> Any:
     if not alike:
         raise _another_form(tree, other)
     return other[key]
-
-
-def _check_leaves(leaf: Tensor, others: tuple[Any, ...]) -> None:
-    for other in others:
-        if other is not None and not isinstance(other, Tensor):
-            raise _another_form(leaf, other)
 
 
 def _another_form(tree: Any, other: Any) -> Refusal:

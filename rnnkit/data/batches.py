@@ -108,7 +108,6 @@ class SequenceBatch:
 
     def pin_memory(self) -> "SequenceBatch":
         """The same batch in pinned memory: `DataLoader(pin_memory=True)` calls this."""
-
         parts: dict[str, Any] = _each_tensor(lambda leaf: leaf.pin_memory(), vars(self))
         return SequenceBatch(**parts)
 

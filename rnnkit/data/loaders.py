@@ -56,7 +56,7 @@ def pad_collate(
         return SequenceBatch(inputs, lengths=lengths)
 
     inputs, lengths = _padded([sequence for sequence, _ in items], pad)
-    stack = partial(_stacked, lengths=lengths, per=per, pad=pad, device=device_of(inputs))
+    stack = partial(_batched, lengths=lengths, per=per, pad=pad, device=device_of(inputs))
     targets = [target for _, target in items]
     if isinstance(targets[0], dict):
         columns = _by_name(targets, "targets")
@@ -90,7 +90,7 @@ def _by_name(items: Sequence[Any], what: str) -> dict[Any, list[Any]]:
     return {name: [item[name] for item in items] for name in names}
 
 
-def _stacked(
+def _batched(
     targets: list[Any], *, lengths: Tensor, per: str, pad: float, device: torch.device
 ) -> Tensor:
     """The targets of a batch: padded `(T, B, *Y)`, or one a sequence `(B, *Y)`."""
@@ -192,7 +192,7 @@ class StreamLoader:
             raise Refusal(in_words(stream), "one stream, or a list of documents", fix, TypeError)
         self._one_stream = not isinstance(stream, list | tuple)  # or documents
         if self._one_stream:
-            segments = _rows(_readable(stream), self._rows)
+            segments = _side_by_side(_readable(stream), self._rows)
         else:
             segments = [_document(document) for document in stream]
         self._segments = [segment for segment in segments if segment.start < segment.stop]
@@ -291,7 +291,7 @@ def _copied(steps: Tensor) -> Tensor:
     return steps.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _rows(stream: Any, count: int) -> list[Segment]:
+def _side_by_side(stream: Any, count: int) -> list[Segment]:
     """One stream cut into rows of equal length."""
     steps = (len(stream) - 1) // count
     if steps < 1:  # before a list is made that no memory may hold
@@ -313,8 +313,8 @@ def _readable(stream: Any, holds: str = "") -> Any:
         return stream
     if isinstance(stream, Tensor | str | bytes) or not isinstance(stream, Sized):
         fix = (
-            "a list is a list of documents; one stream is a tensor, torch.tensor(stream); files are "
-            "read, and text is encoded as numbers, first."
+            "a list is a list of documents; one stream is a tensor, torch.tensor(stream); files "
+            "are read, and text is encoded as numbers, first."
         )
         raise Refusal(f"{holds}{in_words(stream)}", "sequences of numbers", fix, TypeError)
     lender: Any = stream

@@ -39,7 +39,7 @@ def quicker_step(model: Model, rows: int) -> Model:
     user's own too. Without gradient, an embedding of few classes and the input weights of what is
     behind it become one table.
     """
-    if not isinstance(model, nn.Module) or not _has_digits(model):
+    if not isinstance(model, nn.Module) or not _is_precise(model):
         return model
     if Declared(model).batch_statistics:  # which rows are in a call would count
         return model
@@ -56,17 +56,17 @@ def quicker_step(model: Model, rows: int) -> Model:
     return _CellsInside(model, cells)
 
 
-def _has_digits(module: nn.Module) -> bool:
+def _is_precise(module: nn.Module) -> bool:
     """Whether its dtype has enough of them that the order of a sum changes no draw."""
     for parameter in module.parameters():
         if type(parameter) is not nn.Parameter:  # it may do other things in other functions
             return False
-        if parameter.dtype not in (torch.float32, torch.float64) or _is_cast(parameter):
+        if parameter.dtype not in (torch.float32, torch.float64) or _autocast_is_on(parameter):
             return False
     return not torch.is_autocast_enabled("cpu")
 
 
-def _is_cast(tensor: Tensor) -> bool:
+def _autocast_is_on(tensor: Tensor) -> bool:
     """Whether autocast is on where the tensor is."""
     kind = tensor.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -115,22 +115,16 @@ class _CellsInside:
 
 def _step_or_more(part: Any, cells: "_Cells", input: Any, hx: State = None) -> Any:
     """A single step `(1, B, F)` by cells, anything else by the layer's own forward, errors too."""
-    if cells.fit(input, hx) and cells.are_still(part, input):
+    if cells.fit(input, hx) and cells.are_unchanged(part, input):
         return cells(input, hx)
     return type(part).forward(part, input, hx)
 
 
-class _Stack:
-    """Members that are called one after another, as a `RecurrentSequential` does.
+class _Stack(NamedTuple):
+    """Members that are called one after another, as a `RecurrentSequential` does."""
 
-    Attributes:
-        members: each, or what is quicker, and whether it is recurrent.
-        alone: whether the model's state is that of its only recurrent member, not a tuple of one.
-    """
-
-    def __init__(self, members: list[tuple[Any, bool]], alone: bool) -> None:
-        self.members = members
-        self.alone = alone
+    members: list[tuple[Any, bool]]  # each, or what is quicker, and whether it is recurrent
+    alone: bool  # whether the state is that of its only recurrent member, not a tuple of one
 
     @classmethod
     def of(cls, model: Any) -> "_Stack | None":
@@ -156,8 +150,7 @@ class _Stack:
         if len(members) > 1 and not torch.is_grad_enabled():
             (first, _), (second, _), *others = members
             if _fit_a_table(first, second):
-                table, layers = _table(first, second)
-                quick = [(table, False), (layers, True)]
+                quick = _on_table(first, second)
                 members = others
         quick += [(quicker_step(member, rows), recurrent) for member, recurrent in members]
         return _Stack(quick, self.alone)
@@ -212,14 +205,14 @@ class _Cells:
         if isinstance(state, tuple | list):
             parts = state
         wanted = (len(self.weights), rows, self.hidden)
-        shapes = [part.shape for part in parts if isinstance(part, Tensor)]
-        return shapes == [wanted] * self.parts
+        alike = all(isinstance(part, Tensor) and part.shape == wanted for part in parts)
+        return alike and len(parts) == self.parts
 
-    def are_still(self, module: Any, inputs: Tensor) -> bool:
+    def are_unchanged(self, module: Any, inputs: Tensor) -> bool:
         """Whether the forward around a module has changed nothing: weights, dropout, autocast."""
-        if (module.training and module.dropout) or _is_cast(inputs):
+        if (module.training and module.dropout) or _autocast_is_on(inputs):
             return False
-        if torch.is_grad_enabled() and _is_kept():
+        if torch.is_grad_enabled() and _is_checkpointed():
             return False
         return _identities(module) == self.parameters
 
@@ -242,7 +235,7 @@ class _Cells:
         return _CELLS[self.mode](x, *state, *self.weights[layer])
 
 
-def _is_kept() -> bool:
+def _is_checkpointed() -> bool:
     """Whether hooks keep what a gradient needs: a checkpoint calls the layer itself once more."""
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks("asked"):
@@ -290,14 +283,14 @@ def _fit_a_table(embedding: nn.Module, rnn: nn.Module) -> bool:
     return small and embedding.max_norm is None and embedding.weight.device.type == "cpu"
 
 
-def _table(embedding: Any, rnn: Any) -> list[Model]:
+def _on_table(embedding: Any, rnn: Any) -> list[tuple[Model, bool]]:
     """What the first layer's input weights make of each class, and the layers that take it."""
     kind = _GRUOnGates
     if isinstance(rnn, nn.LSTM):
         kind = _LSTMOnGates
     layers = kind(rnn)
     gates = layers.first.of_input(embedding.weight)  # (V, gates * H)
-    return [partial(F.embedding, weight=gates), layers]
+    return [(partial(F.embedding, weight=gates), False), (layers, True)]
 
 
 class _Weights(NamedTuple):
@@ -421,7 +414,7 @@ def _stack_in_place(model: Any) -> _Stack | None:
     stack = _Stack.of(model)
     if stack is None or len(stack.members) != 3:
         return None
-    if torch.is_grad_enabled() or not _has_digits(model):
+    if torch.is_grad_enabled() or not _is_precise(model):
         return None
     embedding, rnn, head = [member for member, _ in stack.members]
     if not _fit_a_table(embedding, rnn) or type(head) is not nn.Linear or not untouched(head):
@@ -473,7 +466,8 @@ def _make_noise(noise: Tensor, generator: torch.Generator | None) -> None:
 @cache
 def _one_call_is_many() -> bool:
     """Whether one call draws the numbers that several would: not where MKL draws them."""
-    two, one = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    one = torch.Generator().manual_seed(0)
+    two = torch.Generator().manual_seed(0)
     noise = torch.empty(2, 64, dtype=torch.float32, device="cpu")
     singly = [torch.empty_like(draw).exponential_(generator=one) for draw in noise]
     return torch.equal(noise.exponential_(generator=two), torch.stack(singly))

@@ -13,7 +13,7 @@ from ..core.layout import Steps, between, check_state, valid_steps
 from ..core.model import BATCH_IN_STATE, Model, evaluating, run_model
 from ..core.state import State, onto, select_rows
 from ._fast import quicker_step
-from .rollouts import Rollout
+from .rollouts import Rollout, Stretch
 from .samplers import as_like, sample_best
 from .sampling import Sample, check_length, check_primer, is_token, sample_of
 
@@ -112,11 +112,7 @@ def beam_search(
         # The best of the last candidates, and the way that each came.
         scores, index = search.ranking(beams)  # (B, best)
         state = select_rows(state, _flat(index, beams.count))
-        tokens, outputs = _trace(trail, index)
-        read = inputs[:shortest].repeat_interleave(best, 1)
-        consumed = torch.cat([read, *(token.to(inputs.dtype) for token in tokens)])  # (T, B * best)
-        answers = primed.outputs.repeat_interleave(best, 1)
-        outputs = torch.cat([answers, *outputs])  # (T, B * best, V)
+        consumed, outputs = _trace(primed, trail, index)
         ended, stopped = _ends(consumed, lengths.repeat_interleave(best), stop)
         after = sample_best(outputs[-1])
         if stop is not None:
@@ -241,15 +237,18 @@ def _flat(index: Tensor, count: int) -> Tensor:
     return (index + rows * count).flatten()
 
 
-def _trace(trail: list[_Beams], index: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """The way to the candidates `index (B, n)`: tokens `(1, B * n)` and logits `(1, B * n, V)`."""
+def _trace(primed: Stretch, trail: list[_Beams], index: Tensor) -> tuple[Tensor, Tensor]:
+    """The whole way to the candidates `index (B, n)`: `(T, B * n)` and logits `(T, B * n, V)`."""
+    count = index.shape[1]
     tokens: list[Tensor] = []
     outputs: list[Tensor] = []
     for beams in reversed(trail):
-        tokens.append(beams.token.gather(1, index).view(1, -1))
+        tokens.append(beams.token.gather(1, index).view(1, -1).to(primed.inputs.dtype))
         outputs.append(beams.answer.flatten(0, 1)[None, _flat(index, beams.count)])
         index = beams.parent.gather(1, index)
-    return tokens[::-1], outputs[::-1]
+    tokens.append(primed.inputs.repeat_interleave(count, 1))
+    outputs.append(primed.outputs.repeat_interleave(count, 1))
+    return torch.cat(tokens[::-1]), torch.cat(outputs[::-1])
 
 
 def _ends(tokens: Tensor, lengths: Tensor, stop: int | None) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
-from itertools import chain
 from numbers import Integral, Real
 from typing import Any, ClassVar, TypeAlias, cast
 
@@ -72,8 +71,10 @@ class DeclaredSampler:
 def _given_of(sampler: NextInput) -> Parameter | None:
     """The parameter that takes what the data has at a step: by its name, or the second one."""
     others = (parameters_of(sampler) or [])[1:]
-    second = filter(must_be_given, others[:1])
-    return next(chain(filter(_has_its_name, others), second), None)
+    for parameter in others:
+        if _has_its_name(parameter):
+            return parameter
+    return others[0] if others and must_be_given(others[0]) else None
 
 
 def _has_its_name(parameter: Parameter) -> bool:
@@ -96,10 +97,10 @@ def _class_log_prob(outputs: Tensor, drawn: Tensor) -> Tensor | None:
     known = (drawn >= 0) & (drawn < outputs.shape[2])  # a primer may have tokens of its own
     index = drawn.where(known, 0).unsqueeze(2)
     found = log_p.gather(2, index).squeeze(2).where(known, float("-inf"))  # (T, B, *O)
-    return _by_step(found)
+    return _over_features(found)
 
 
-def _by_step(log_prob: Tensor) -> Tensor:
+def _over_features(log_prob: Tensor) -> Tensor:
     """The sum over features: `(T, B, *F)` to `(T, B)`."""
     return log_prob.unsqueeze(-1).flatten(2).sum(2)
 
@@ -289,7 +290,7 @@ class DistributionSampler:
     @asked("DistributionSampler")
     def log_prob(self, outputs: Any, drawn: Tensor) -> Tensor:
         """The log-probability (or density) of what was drawn, summed over features: `(T, B)`."""
-        return _by_step(self._distribution(outputs).log_prob(drawn))
+        return _over_features(self._distribution(outputs).log_prob(drawn))
 
 
 class WithCovariates:

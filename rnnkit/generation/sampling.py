@@ -13,11 +13,13 @@ from ..core.layout import (
     Sequences,
     all_lengths,
     as_sequences,
+    at_own_step,
     between,
     check_state,
     extent,
     gathered,
     join,
+    valid_like,
     valid_steps,
 )
 from ..core.model import BATCH_IN_STATE, Model, check_call, evaluating
@@ -120,33 +122,33 @@ def sample_model(
     check_length(length, inputs)
     time = extent(inputs)[0]
     known = _Known.of(sampler, inputs, lengths, future, length - int(lengths.min()))
-    holding = _Holding(model, known.sampler, _stopping(stop), length, lengths)
+    drawing = _Drawing(model, known.sampler, _stop_function(stop), length, lengths)
 
     with torch.no_grad(), evaluating(model):
         # The primer: one call to the end of the shortest, then a call for each step.
         driven = valid_steps(lengths, time)
-        for stretch in holding.stretches(known.inputs, ~driven, state):
-            holding.keep(stretch)
+        for stretch in drawing.stretches(known.inputs, ~driven, state):
+            drawing.keep(stretch)
 
         # What follows it. Nothing is made in advance: `stop` may end it long before `length`.
-        for stretch in holding.ahead(known, length):
-            holding.keep(stretch)
-            if stop is not None and not holding.rows.any():
+        for stretch in drawing.go_on(known, length):
+            drawing.keep(stretch)
+            if stop is not None and not drawing.going.any():
                 break
 
         # What would come next, where all that it is made of is known.
-        like = known.at(holding.time)
+        like = known.at(drawing.time)
         after: Any = None
         if like is not None:
-            after = one_step_of(holding.next_input(holding.answer, like))
+            after = one_step_of(drawing.next_input(drawing.answer, like))
         return sample_of(
-            join(holding.inputs),
-            join(holding.outputs),
+            join(drawing.inputs),
+            join(drawing.outputs),
             after,
-            holding.state,
+            drawing.state,
             sampler,
-            holding.ended,
-            stopped=~holding.rows,
+            drawing.ended,
+            stopped=~drawing.going,
         )
 
 
@@ -205,7 +207,7 @@ def forecast(
         rollout = Rollout(model, known.sampler)
         outputs, state = rollout.over(inputs, None, state, lengths)
         check_state(state, len(lengths), BATCH_IN_STATE)
-        answer = _at_own_step(outputs, lengths - 1)
+        answer = at_own_step(outputs, lengths - 1)
         return draw_paths(model, known.sampler, answer, state, known.ahead(horizon), paths)
 
 
@@ -235,7 +237,7 @@ def draw_paths(
     return map_leaves(lambda part: part.unflatten(1, (batch, paths)), join(drawn))
 
 
-class _Holding(Rollout):
+class _Drawing(Rollout):
     """A rollout that keeps what it makes; a row that has stopped repeats its last token."""
 
     def __init__(
@@ -249,7 +251,7 @@ class _Holding(Rollout):
         super().__init__(model, sampler)
         self.stop = stop
         self.lengths = lengths
-        self.rows = torch.ones_like(lengths, dtype=torch.bool)  # (B,): those that have not stopped
+        self.going = torch.ones_like(lengths, dtype=torch.bool)  # (B,): those that have not stopped
         self.ended = torch.full_like(lengths, length)  # (B,): steps up to and with the last
         self.time = 0  # steps consumed
         self.inputs: list[Any] = []
@@ -269,11 +271,11 @@ class _Holding(Rollout):
         self.time += extent(stretch.inputs)[0]
         if self.stop is not None:
             drawn = self.time > self.lengths  # a stop token in the primer stops nothing
-            hit = _hits(self.stop, last_step(stretch.inputs)) & drawn & self.rows
+            hit = _hits(self.stop, last_step(stretch.inputs)) & drawn & self.going
             self.ended[hit] = self.time
-            self.rows = self.rows & ~hit
+            self.going = self.going & ~hit
 
-    def ahead(self, known: "_Known", length: int) -> Iterator[Stretch]:
+    def go_on(self, known: "_Known", length: int) -> Iterator[Stretch]:
         """What follows the last step, up to `length`; all at once where nothing looks at a step."""
         tokens = self.inputs[-1]
         if self.stop is None and known.future is None and _are_tokens(tokens):
@@ -286,10 +288,10 @@ class _Holding(Rollout):
 
     def next_input(self, outputs: Any, given: Any) -> Any:
         drawn = super().next_input(outputs, given)
-        if self.stop is None or bool(self.rows.all()):
+        if self.stop is None or bool(self.going.all()):
             return drawn
         held = last_step(self.inputs[-1])
-        return first_step(where_rows(self.rows, one_step_of(drawn), one_step_of(held)))
+        return first_step(where_rows(self.going, one_step_of(drawn), one_step_of(held)))
 
 
 @dataclass
@@ -331,7 +333,7 @@ class _Known:
         behind = time - self.lengths
         if int(behind.max()) >= extent(self.future)[0]:
             return None
-        return _at_own_step(self.future, behind)
+        return at_own_step(self.future, behind)
 
     def ahead(self, steps: int) -> Any:
         """The `steps` from each row's own end on, `(steps, B, *F)`."""
@@ -361,26 +363,16 @@ def _check_future(future: Any, inputs: Any, steps: int) -> None:
 def _filled(inputs: Any, future: Any, lengths: Tensor) -> Any:
     """The primer with each row's future, not padding, after its end."""
     time = extent(inputs)[0]
-    valid = valid_steps(lengths, time)  # (T0, B)
-    if bool(valid.all()):
+    if bool((lengths == time).all()):
         return inputs
     rows = torch.arange(len(lengths), device="cpu")
     behind = torch.arange(time, device="cpu").unsqueeze(1) - lengths
     index = behind.clamp(0, extent(future)[0] - 1)  # a forecast may end before the longest row
-
-    def fill(part: Tensor, after: Tensor) -> Tensor:
-        inside = onto(valid, part.device).view(*valid.shape, *[1] * (part.ndim - 2))
-        return torch.where(inside, part, after)
-
-    return map_leaves(fill, inputs, gathered(future, index, rows))
-
-
-def _at_own_step(sequence: Any, index: Tensor) -> Any:
-    """Of each row the step at its own index `(B,)`: `(B, *F)`."""
-    if bool((index == index[0]).all()):
-        return map_leaves(lambda part: part[int(index[0])], sequence)
-    rows = torch.arange(len(index), device="cpu")
-    return gathered(sequence, index, rows)
+    return map_leaves(
+        lambda part, after: torch.where(valid_like(part, lengths), part, after),
+        inputs,
+        gathered(future, index, rows),
+    )
 
 
 def check_primer(
@@ -415,7 +407,7 @@ def _are_tokens(inputs: object) -> bool:
     return isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.dtype == torch.int64
 
 
-def _stopping(stop: Stop | None) -> Callable[[Any], Tensor] | None:
+def _stop_function(stop: Stop | None) -> Callable[[Any], Tensor] | None:
     if stop is None or callable(stop):
         return stop
     if not is_token(stop):

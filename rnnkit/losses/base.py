@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..core.errors import Named, Refusal, asked, in_words
-from ..core.layout import as_sequences, between, check_lengths, extent
+from ..core.layout import as_sequences, check_lengths, extent
 from ..core.model import Model, check_call, encoded, run_model
 from .function import Head, LossFunction
 from .total import Total
@@ -39,17 +39,8 @@ class Scored:
         """The totals of masks `(T, B)`, bool on the CPU, each of one run of steps a row."""
         raise NotImplementedError
 
-    def by_step(self, outputs: Any) -> Total:
-        """The totals of each step alone, `(T,)`."""
-        raise NotImplementedError
-
-    def one_by_one(self, outputs: Any) -> list[Total]:
-        """The total of each step, which is given to the loss alone."""
-        steps = range(extent(outputs)[0])
-        return [self.between(t, t + 1).total(between(outputs, t, t + 1)) for t in steps]
-
-    def only(self, mask: Tensor) -> Scored:
-        """What is scored of the steps in a mask `(T, B)`."""
+    def by_step(self, outputs: Any, mask: Tensor | None = None) -> Total:
+        """The totals of each step alone, `(T,)`, of those in a mask as of `parts`."""
         raise NotImplementedError
 
     def of_window(self, time: int, lengths: Tensor) -> Scored | None:

@@ -73,8 +73,8 @@ class Head:
 
     def __init__(self, loss_fn: LossFunction, key: Any = None) -> None:
         if not callable(loss_fn):
-            wanted = "a loss function (outputs, targets)"
-            raise Refusal(in_words(loss_fn), wanted, "nn.MSELoss().", TypeError)
+            fix = "nn.MSELoss()."
+            raise Refusal(in_words(loss_fn), "a loss function (outputs, targets)", fix, TypeError)
         refuse_class(loss_fn)
         self.loss_fn = bare(loss_fn)
         self.key = key
@@ -160,7 +160,7 @@ class Head:
         if weight == 0:
             return None
         mean = loss_fn(outputs, targets)
-        return Total.of_mean(mean, weight)
+        return Total(mean, weight, is_mean=True)
 
     def weights(self, targets: Tensor) -> Tensor | None:
         """What torch's mean divides by at each step, `(N,)`; `None` where all count alike."""
@@ -202,7 +202,7 @@ class Head:
         given = precise(given)
         if given.ndim == 0:
             self.scalar = True
-            return Total.of_mean(given, float(count))
+            return Total(given, float(count), is_mean=True)
         return Each(_features(given).mean(1), 1.0)
 
     def check_shapes(self, outputs: Tensor, targets: Tensor, *, leading: int) -> None:
@@ -213,9 +213,8 @@ class Head:
             return
         if outputs.shape == targets.shape:
             return
-        shorter = min(outputs.shape, targets.shape, key=len)
-        longer = max(outputs.shape, targets.shape, key=len)
-        if self._same_shape or (*shorter, 1) == tuple(longer):
+        missing = (*outputs.shape, 1) == targets.shape or outputs.shape == (*targets.shape, 1)
+        if self._same_shape or missing:
             fix = (
                 "they would broadcast to a wrong number; add the missing dimension with "
                 "targets.unsqueeze(-1)."

@@ -133,7 +133,7 @@ class ScoredPlain(Scored):
             wanted = "a scalar tensor, or a pair (sum, weight)"
             fix = "average it: seq2seq_loss takes an unreduced loss and does."
             raise Refusal(f"a loss {in_words(given)}", wanted, fix)
-        return Total.of_mean(precise(given), float(self.count))
+        return Total(precise(given), float(self.count), is_mean=True)
 
     def between(self, start: int, stop: int) -> Scored:
         targets = between(self.targets, start, stop)
@@ -142,8 +142,14 @@ class ScoredPlain(Scored):
     def parts(self, outputs: Any, masks: Sequence[Tensor]) -> list[Total]:
         return [self._part(outputs, mask & self.mask) for mask in masks]
 
-    def by_step(self, outputs: Any) -> Total:
-        return in_a_row(self.one_by_one(outputs))
+    def by_step(self, outputs: Any, mask: Tensor | None = None) -> Total:
+        totals: list[Total] = []
+        for t, rows in enumerate(self.mask if mask is None else self.mask & mask):
+            whole = self.lengths is None and bool(rows.all())
+            targets = between(self.targets, t, t + 1)
+            step = ScoredPlain(self.loss, targets, None if whole else rows.long())
+            totals.append(step.total(between(outputs, t, t + 1)))
+        return in_a_row(totals)
 
     def _part(self, outputs: Any, mask: Tensor) -> Total:
         """One run of steps in each row, moved to the front, where the function looks for it."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import Refusal, asked, in_words, one_of
-from ..core.layout import all_lengths, check_weights, extent, gathered, parts_of, valid_steps
+from ..core.layout import all_lengths, at_own_step, check_weights, extent, parts_of, valid_like
 from ..core.model import Declared, Model
 from ..core.state import along, leaves_of, map_leaves, onto, select_rows
 from .base import Ask, Scored, SequenceLoss, no_single, of_both, part_of
@@ -99,7 +99,7 @@ class ReadLoss(SequenceLoss):
             came = f"weights {in_words(weights)} of steps, and read={self.read!r}"
             fix = "a step has no loss of its own here; weigh the sequences."
             raise Refusal(came, f"weights ({batch},) of sequences", fix)
-        return weights[(lengths - 1).clamp(min=0), torch.arange(batch, device="cpu")]
+        return at_own_step(weights, (lengths - 1).clamp(min=0))
 
     def check_model(self, model: Model) -> None:
         if self.read == "last" and Declared(model).bidirectional:
@@ -241,22 +241,17 @@ def _for_every_step(came: str, batch: int) -> Refusal:
 def _read_last(outputs: Tensor, lengths: Tensor) -> Tensor:
     if bool((lengths == len(outputs)).all()):
         return outputs[-1]
-    return gathered(outputs, lengths - 1, torch.arange(len(lengths), device="cpu"))
+    return at_own_step(outputs, lengths - 1)
 
 
 def _read_mean(outputs: Tensor, lengths: Tensor) -> Tensor:
     wide = torch.promote_types(outputs.dtype, torch.float32)  # a sum in float16 ends at 65504
-    total = torch.where(_valid_like(outputs, lengths), outputs, 0).sum(0, dtype=wide)  # (B, *O)
+    total = torch.where(valid_like(outputs, lengths), outputs, 0).sum(0, dtype=wide)  # (B, *O)
     return (total / along(lengths.to(wide), outputs)).to(outputs.dtype)
 
 
 def _read_max(outputs: Tensor, lengths: Tensor) -> Tensor:
-    return outputs.masked_fill(~_valid_like(outputs, lengths), -math.inf).amax(0)
-
-
-def _valid_like(outputs: Tensor, lengths: Tensor) -> Tensor:
-    valid = onto(valid_steps(lengths, len(outputs)), outputs.device)
-    return valid.view(*valid.shape, *[1] * (outputs.ndim - 2))
+    return outputs.masked_fill(~valid_like(outputs, lengths), -math.inf).amax(0)
 
 
 _READERS = {"last": _read_last, "mean": _read_mean, "max": _read_max}

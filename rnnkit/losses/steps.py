@@ -184,7 +184,7 @@ class ScoredSteps(Scored):
         mask = between(self._mask, start, stop)
         return self._part(targets, known, mask, weights)
 
-    def only(self, mask: Tensor) -> Scored:
+    def _only(self, mask: Tensor) -> ScoredSteps:
         return self._part(self.targets, self.known, _both(self._mask, mask), self.weights)
 
     def _part(
@@ -197,17 +197,21 @@ class ScoredSteps(Scored):
         for i, laid in enumerate(self._laid_out(outputs)):
             table = self._table(i, laid)
             if table is None:  # called anew for each part
-                by_head.append([self.only(mask).total(outputs).head(i) for mask in masks])
+                by_head.append([self._only(mask).total(outputs).head(i) for mask in masks])
             else:
                 by_head.append([table.total(self._of_valid(mask.flatten())) for mask in masks])
         return [stacked(totals, self.loss.scales) for totals in zip(*by_head, strict=True)]
 
-    def by_step(self, outputs: Any) -> Total:
+    def by_step(self, outputs: Any, mask: Tensor | None = None) -> Total:
+        if mask is not None:
+            return self._only(mask).by_step(outputs)
         totals: list[Total] = []
         for i, laid in enumerate(self._laid_out(outputs)):
             table = self._table(i, laid)
             if table is None:
-                totals.append(in_a_row([total.head(i) for total in self.one_by_one(outputs)]))
+                steps = range(self.shape[0])
+                alone = [self.between(t, t + 1).total(between(outputs, t, t + 1)) for t in steps]
+                totals.append(in_a_row([total.head(i) for total in alone]))
             else:
                 totals.append(self._by_step(table))
         return stacked(totals, self.loss.scales)

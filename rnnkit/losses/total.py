@@ -21,18 +21,17 @@ class Total:
 
     __slots__ = ("_given", "_is_mean", "scales", "weight")
 
-    def __init__(self, sum: Tensor, weight: Tensor | float, scales: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        sum: Tensor,
+        weight: Tensor | float,
+        scales: Tensor | None = None,
+        is_mean: bool = False,
+    ) -> None:
         self._given = sum
-        self._is_mean = False
+        self._is_mean = is_mean  # where that came first, it is kept to the bit
         self.weight = weight
         self.scales = scales
-
-    @classmethod
-    def of_mean(cls, mean: Tensor, weight: float) -> Total:
-        """A total of which the mean came first, and is kept to the bit."""
-        total = cls(mean, weight)
-        total._is_mean = True
-        return total
 
     @property
     def sum(self) -> Tensor:
@@ -78,9 +77,7 @@ class Total:
 
     def detach(self) -> Total:
         """The same numbers without a gradient."""
-        total = Total(self._given.detach(), self.weight, self.scales)
-        total._is_mean = self._is_mean
-        return total
+        return Total(self._given.detach(), self.weight, self.scales, self._is_mean)
 
     @property
     def empty(self) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core.errors import Refusal, asked, at_least
 from ..core.layout import (
     all_lengths,
+    at_own_step,
     between,
     extent,
     gathered,
@@ -21,12 +22,12 @@ from ..core.layout import (
 from ..core.model import Declared, check_one_way
 from ..core.state import State, detach, map_leaves, onto, where_rows
 from ..generation.feedback import Feedback
-from ..generation.rollouts import Rollout, last_step
+from ..generation.rollouts import last_step
 from ..generation.samplers import NextInput, identity
 from ..losses.base import Scored
 from ..losses.total import Total, as_weight, check_adds_up, weight_like
-from .forms import parameters_of
-from .phase import Begun, Loop, Phase, StepState, detached
+from .forms import updated_by
+from .phase import Loop, Phase, StepState, Work
 from .ranks import Ranks
 
 
@@ -65,34 +66,18 @@ class Carried(NamedTuple):
     previous: Any  # the output before, where the model may be fed it
 
 
-@dataclass
-class _Work:
-    """One step at work: what its windows share."""
-
-    loop: Loop
-    begun: Begun
-    step: StepState
-    scored: Scored
-    rollout: Rollout
-    mask: Tensor | None  # (T, B): where the model is fed its own output
-
-    def start(self) -> State:
-        """The state before the first step."""
-        return self.begun.state(self.loop.model)
-
-    def over(self, start: int, stop: int, carried: Carried) -> tuple[list[Any], Carried]:
-        """The outputs of a stretch, a list of one or none, and what goes on from it."""
-        if start == stop:
-            return [], carried
-        lengths = self.step.lengths
-        here = lengths_between(lengths, start, stop)
-        fed = between(self.mask, start, stop)
-        inputs = between(self.step.inputs, start, stop)
-        outputs, state = self.rollout.over(inputs, fed, carried.state, here, carried.previous)
-        previous: Any = None
-        if fed is not None:
-            previous = last_step(outputs)
-        return [outputs], Carried(state, previous)
+def _run_stretch(work: Work, start: int, stop: int, carried: Carried) -> tuple[list[Any], Carried]:
+    """The outputs of a stretch, a list of one or none, and what goes on from it."""
+    if start == stop:
+        return [], carried
+    here = lengths_between(work.step.lengths, start, stop)
+    fed = between(work.mask, start, stop)
+    inputs = between(work.step.inputs, start, stop)
+    outputs, state = work.rollout.over(inputs, fed, carried.state, here, carried.previous)
+    previous: Any = None
+    if fed is not None:
+        previous = last_step(outputs)
+    return [outputs], Carried(state, previous)
 
 
 class _Ends:
@@ -114,16 +99,14 @@ class _Ends:
 
     def last_before(self, sequence: Any) -> Any:
         """The step before each row's window, `(B, *F)`, of the steps before it."""
-        return gathered(sequence, (self.skipped - 1).clamp(min=0), self.rows[0])
+        return at_own_step(sequence, (self.skipped - 1).clamp(min=0))
 
     def put(self, early: Tensor, late: Tensor) -> Tensor:
         """The steps before the windows and the windows as one sequence, `(T, B, *F)`."""
-        # Which places of the windows are steps, and where they are in the sequence.
-        places = self.valid.flatten().nonzero().squeeze(1)
-        steps = onto(self.index.flatten()[places], early.device)
-        rows = onto(self.rows.flatten()[places], early.device)
-        found = late.flatten(0, 1).index_select(0, onto(places, late.device))
-        return lengthened(early, self.time).index_put((steps, rows), found)
+        offsets, rows = self.valid.nonzero(as_tuple=True)  # where the windows have a step, (N,)
+        found = gathered(late, offsets, rows)
+        steps = onto(self.index[offsets, rows], early.device)
+        return lengthened(early, self.time).index_put((steps, onto(rows, early.device)), found)
 
 
 class BPTTTrainingPhase(Phase):
@@ -195,7 +178,7 @@ class BPTTTrainingPhase(Phase):
         at_least("accumulate", accumulate, 1, "1 makes an update for each batch.")
         self.window = window
         self.stride = stride
-        self._spans()
+        self._window_and_stride()
         self.accumulate = accumulate
         self._held = _Held()
         self._ranks: Ranks | None = None  # of the last step, for `flush`
@@ -206,17 +189,14 @@ class BPTTTrainingPhase(Phase):
         self._ranks = loop.ranks
         if getattr(loop.model, "training", True) is False:
             loop.model.train()
-        begun = self.begin(loop, batch)
+        work = self.begin(loop, batch)
         if self.accumulate > 1:
             self._held.batches += 1  # from its begin: a step that is cut short has its place too
-        step = begun.step
+        step = work.step
         time, rows = extent(step.inputs)
         in_windows = self._is_cut(loop, time)
-        mask: Tensor | None = None
         if self.feedback is not None:
-            mask = self.feedback.mask(time, rows, step.lengths, self.updates)
-        rollout = Rollout(loop.model, self.sampler, carry=self.stateful)
-        work = _Work(loop, begun, step, begun.scored, rollout, mask)
+            work.mask = self.feedback.mask(time, rows, step.lengths, self.updates)
         if not in_windows:
             outputs, total = self._whole(work)
         elif loop.loss.per_sequence:
@@ -228,13 +208,13 @@ class BPTTTrainingPhase(Phase):
         if self.accumulate > 1 and self._held.batches >= self.accumulate:
             self.finish(loop)
         step.outputs = outputs
-        step.loss = step.keep("loss", total)
+        step.keep("loss", total)
         if loop.ranks is not None:
-            step.loss = loop.ranks.joint(total).mean().to(step.loss.dtype)
-        step.weight = begun.scored.count
+            step.loss = loop.ranks.joint(total).mean().to(total.sum.dtype)
+        step.weight = work.scored.count
         return step
 
-    def _spans(self) -> tuple[int | None, int | None]:
+    def _window_and_stride(self) -> tuple[int | None, int | None]:
         """Window and stride as they are now: a callback may have changed them."""
         window = self.window
         stride = window if self.stride is None else self.stride
@@ -256,7 +236,7 @@ class BPTTTrainingPhase(Phase):
 
     def _is_cut(self, loop: Loop, time: int) -> bool:
         """Whether so many steps are more than one window: then the model must read forward."""
-        window, stride = self._spans()
+        window, stride = self._window_and_stride()
         longest = stride
         if loop.loss.per_sequence:
             longest = window
@@ -267,7 +247,7 @@ class BPTTTrainingPhase(Phase):
         check_one_way(loop.model, came, wanted, "window=None, or a one-directional model.")
         return True
 
-    def _whole(self, work: _Work) -> tuple[Any, Total]:
+    def _whole(self, work: Work) -> tuple[Any, Total]:
         """Full BPTT: one window."""
         step = work.step
         work.loop.emit("WindowBegin")
@@ -277,9 +257,9 @@ class BPTTTrainingPhase(Phase):
         self._carry(state, step)
         return step.outputs, total
 
-    def _windows(self, work: _Work) -> tuple[Any, Total]:
+    def _windows(self, work: Work) -> tuple[Any, Total]:
         """A loss for the new steps of every window, its gradient through the window's steps."""
-        window, stride = self._spans()
+        window, stride = self._window_and_stride()
         all_outputs: list[Any] = []
         totals: list[Total] = []
         places = list(windows(extent(work.step.inputs)[0], stride or 1, window or 1))
@@ -288,15 +268,13 @@ class BPTTTrainingPhase(Phase):
             work.loop.emit("WindowBegin")
             with work.loop.context():
                 # First up to where the next window begins, for its state is wanted there.
-                old, following = work.over(place.start, place.following, carried)
-                rest, last = work.over(place.following, place.end, following)
+                old, following = _run_stretch(work, place.start, place.following, carried)
+                rest, _ = _run_stretch(work, place.following, place.end, following)
             outputs = between(join(old + rest), place.new - place.start, place.end - place.start)
             totals.append(self._update(work, work.scored.between(place.new, place.end), outputs))
             all_outputs.append(work.step.outputs)
-            if place.end == place.following:
-                following = last
-            carried = Carried(*detach(tuple(following)))  # the next window starts without a history
-            if place.following == 0 and work.begun.restart is not None:
+            carried = detach(following)  # the next window starts without a history
+            if place.following == 0 and work.restart is not None:
                 carried = Carried(work.start(), None)  # a learned first state is asked once more
         self._carry(carried.state, work.step)
         together = join(all_outputs)
@@ -304,7 +282,7 @@ class BPTTTrainingPhase(Phase):
         first, *others = totals
         return together, sum(others, first)
 
-    def _check_sum(self, work: _Work, outputs: Any, places: Sequence[Window]) -> None:
+    def _check_sum(self, work: Work, outputs: Any, places: Sequence[Window]) -> None:
         """A loss that is one number tells of no step: see that its windows add up to the batch."""
         if not work.loop.loss.opaque:
             return
@@ -315,7 +293,7 @@ class BPTTTrainingPhase(Phase):
                 parts.append(scored.total(between(outputs, new, end)))
             check_adds_up(work.scored.total(outputs), parts, parts_of(outputs)[0].dtype)
 
-    def _last_window(self, work: _Work) -> tuple[Any, Total]:
+    def _last_window(self, work: Work) -> tuple[Any, Total]:
         """One loss at the end, its gradient through each row's own last `window` steps."""
         step = work.step
         loop = work.loop
@@ -350,15 +328,15 @@ class BPTTTrainingPhase(Phase):
             total = self._update(work, work.scored, everything)
         else:
             total = self._update(work, of_window, outputs)
-            everything = map_leaves(ends.put, before, detached(outputs))
+            step.outputs = map_leaves(ends.put, before, step.outputs)
         self._carry(state, step)
-        return detached(everything), total
+        return step.outputs, total
 
-    def _update(self, work: _Work, scored: Scored, outputs: Any) -> Total:
+    def _update(self, work: Work, scored: Scored, outputs: Any) -> Total:
         """The loss of a window, its gradient, and the optimizer's step."""
         loop = work.loop
         step = work.step
-        step.outputs = detached(outputs)
+        step.outputs = map_leaves(Tensor.detach, outputs)
         with loop.context():
             loop.emit("LossBegin")
             total = scored.total(outputs)
@@ -419,7 +397,7 @@ def _empty_gradients(optimizer: torch.optim.Optimizer) -> None:
     if own is not torch.optim.Optimizer.zero_grad:
         optimizer.zero_grad()  # another one may do more, and keep zeros
         return
-    for parameter in parameters_of(optimizer):
+    for parameter in updated_by(optimizer):
         parameter.grad = None
 
 
@@ -432,7 +410,7 @@ def _backpropagate(loop: Loop, loss: Tensor, retain_graph: bool = False) -> None
 
 def _make_update(loop: Loop) -> None:
     """The optimizer's step on a gradient that is whole."""
-    parameters = parameters_of(loop.optimizer)
+    parameters = updated_by(loop.optimizer)
     if loop.ranks is not None:
         loop.ranks.add_gradients(parameters)
     if all(parameter.grad is None for parameter in parameters):
@@ -465,7 +443,7 @@ class _Held:
 
     def add(self, loop: Loop, total: Total) -> None:
         """Backpropagate a sum, head by head, and put its gradient aside."""
-        parameters = parameters_of(loop.optimizer)
+        parameters = updated_by(loop.optimizer)
         heads = [total.sum] if total.scales is None else list(total.sum.unbind(-1))
         weights = as_weight(total.weight).reshape(-1)
         if not self.sums:
@@ -489,11 +467,11 @@ class _Held:
         _empty_gradients(loop.optimizer)
         weights = self.weights
         if loop.ranks is not None:
-            weights = loop.ranks.add(weights)
+            weights = loop.ranks.sum_of(weights)
         for sums, weight, scale in zip(self.sums, weights, self.scales, strict=True):
             if not bool(weight):
                 continue
-            for parameter, held in zip(parameters_of(loop.optimizer), sums, strict=False):
+            for parameter, held in zip(updated_by(loop.optimizer), sums, strict=False):
                 if held is not None:
                     share = held * weight_like(scale / weight, held)
                     parameter.grad = _plus(parameter.grad, share)

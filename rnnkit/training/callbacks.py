@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..core.errors import Refusal, asked, at_least, check_kind, in_words, one_of
@@ -22,7 +22,7 @@ from .forms import (
     check_rows,
     check_scheduler,
     is_pytorchs,
-    parameters_of,
+    updated_by,
 )
 from .metrics import RESERVED, numbers_of
 from .ranks import is_first
@@ -47,11 +47,6 @@ def _no_average(name: str, known: Iterable[str]) -> Refusal:
     if name not in RESERVED:
         fix = f"Learner(..., metrics={{{name!r}: ...}}) has a metric of this name."
     return Refusal(f"monitor={name!r}", f"one of {sorted(known)}", fix)
-
-
-def _learned(learner: "Learner") -> list[nn.Module]:
-    """What has weights: the model, and the loss's own modules."""
-    return [learner.model, *learner.loss.modules()]
 
 
 def _title(learner: "Learner") -> str:
@@ -209,7 +204,7 @@ class ClipGradients:
 
     def on_backward_end(self, learner: "Learner") -> None:
         # Of what the optimizer has not, nobody empties the gradients: their norm would only grow.
-        parameters = parameters_of(learner.optimizer)
+        parameters = updated_by(learner.optimizer)
         self.norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
 
 
@@ -232,14 +227,14 @@ class _Watch:
         self.mode = mode
         self.phase = phase
         self.min_delta = min_delta
-        self._place: object = None  # whose training it watches; a deep copy's is its own
+        self._training: object = None  # the one it watches; a deep copy's is its own
         self.forget()
 
     def forget(self) -> None:
         """Start afresh."""
         self.best = math.inf if self.mode == "min" else -math.inf
 
-    def _meet(self, learner: "Learner", how: str) -> None:
+    def _begin(self, learner: "Learner", how: str) -> None:
         """As a fit begins: is there what is watched, and is it the learner of before?"""
         names = [phase.name for phase in learner.phases]
         if self.phase not in names:
@@ -248,26 +243,28 @@ class _Watch:
         metrics = (*learner.metrics.losses, *learner.metrics.counters)
         if self.monitor not in RESERVED and not str(self.monitor).startswith(metrics):
             raise _no_average(self.monitor, [*RESERVED[:2], *metrics])  # not after an epoch
-        if self._place is not None and self._place is not learner.place:
+        if self._training is not None and self._training is not learner.place:
             self.forget()
-        self._place = learner.place
+        self._training = learner.place
 
-    def _is_told(self, learner: "Learner") -> bool:
-        """Whether an epoch tells of the fit; one cut short or without a step left does not."""
+    def _look(self, learner: "Learner") -> bool | None:
+        """Whether an epoch is a new best, which NaN never is; `None` where it does not count."""
         if not learner.fitting or learner.phase_name != self.phase or learner.cut_short:
-            return False
-        return bool(learner.averages)
-
-    def _is_better(self, value: float) -> bool:
-        """Whether it is a new best, by more than `min_delta`; NaN never is."""
+            return None
+        if not learner.averages:  # no step was left
+            return None
+        value = _monitored(learner, self.monitor)
+        better = value > self.best + self.min_delta
         if self.mode == "min":
-            return value < self.best - self.min_delta
-        return value > self.best + self.min_delta
+            better = value < self.best - self.min_delta
+        if better:
+            self.best = value
+        return better
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         check_form("best", saved["best"], self.best)
         self.best = saved["best"]
-        self._place = None  # it is of whatever learner comes next
+        self._training = None  # it is of whatever learner comes next
 
 
 class EarlyStopping(_Watch):
@@ -316,18 +313,15 @@ class EarlyStopping(_Watch):
 
     @asked("EarlyStopping")
     def on_fit_begin(self, learner: "Learner") -> None:
-        self._meet(learner, f'EarlyStopping({self.patience}, phase="training")')
+        self._begin(learner, f'EarlyStopping({self.patience}, phase="training")')
         if self.waited >= self.patience:  # the training that is resumed had ended
             raise CancelFit
 
     @asked("EarlyStopping")
     def on_epoch_end(self, learner: "Learner") -> None:
-        if self._is_told(learner):
-            value = _monitored(learner, self.monitor)
-            self.waited += 1
-            if self._is_better(value):
-                self.best = value
-                self.waited = 0
+        better = self._look(learner)
+        if better is not None:
+            self.waited = 0 if better else self.waited + 1
         if learner.fitting and learner.last_phase and self.waited >= self.patience:
             raise CancelFit
 
@@ -385,20 +379,16 @@ class KeepBest(_Watch):
 
     @asked("KeepBest")
     def on_fit_begin(self, learner: "Learner") -> None:
-        self._meet(learner, 'KeepBest(phase="training")')
+        self._begin(learner, 'KeepBest(phase="training")')
 
     @asked("KeepBest")
     def on_epoch_end(self, learner: "Learner") -> None:
-        if not self._is_told(learner):
-            return
-        value = _monitored(learner, self.monitor)
-        if self._is_better(value):
-            self.best = value
+        if self._look(learner):
             self.epoch = learner.epoch_index + 1
-            self.kept = [copy.deepcopy(part.state_dict()) for part in _learned(learner)]
+            self.kept = [copy.deepcopy(part.state_dict()) for part in learner.modules()]
 
     def on_fit_end(self, learner: "Learner") -> None:
-        for part, weights in zip(_learned(learner), self.kept, strict=False):  # none at first
+        for part, weights in zip(learner.modules(), self.kept, strict=False):  # none at first
             part.load_state_dict(weights)
 
     def state_dict(self) -> dict[str, Any]:

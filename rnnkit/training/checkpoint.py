@@ -61,19 +61,17 @@ class Checkpoint:
         self.path = Path(path).expanduser()
         self.every = every
         self.resume = resume
-        # Whose the file is: what this learner has written or read is not read again.
-        self._place: object = None
-        self._owned: Path | None = None
+        self._known: object = None  # a training and the file that it has written or read
 
     def on_fit_begin(self, learner: "Learner") -> None:
         there = by_first(learner.ranks, self._look)
-        if self.resume and there and not self._is_own(learner):
+        if self.resume and there and self._known != (learner.place, self.path):
             self.load(learner)
 
     def on_step_end(self, learner: "Learner") -> None:
         if self.every is None or not learner.fitting or learner.phase is None:
             return
-        if learner.now.ending:  # it is to come to this end again
+        if learner.now.cancelled:  # it is to come to this end again
             return
         if learner.phase.trains and learner.step_index % self.every == 0:
             self.save(learner)
@@ -91,26 +89,19 @@ class Checkpoint:
             own = _serialized({name: saved[name] for name in OF_RANK})
             saved["ranks"] = [_deserialized(share, _PLAIN) for share in ranks.gather(own)]
         by_first(ranks, lambda: write(self.path, saved))
-        self._own(learner)
+        self._known = (learner.place, self.path)
 
     @asked(lambda checkpoint: f"Checkpoint({str(checkpoint.path)!r})")
     def load(self, learner: "Learner") -> None:
         """Put the learner where the file left it; where that fails, it is as it was."""
         go_on_from(learner, by_first(learner.ranks, lambda: read(self.path)))
-        self._own(learner)
+        self._known = (learner.place, self.path)
 
     @asked(lambda checkpoint: f"Checkpoint({str(checkpoint.path)!r})")
     def _look(self) -> bool:
         """Whether there is a file; refuses a path that can have none."""
         check_path(self.path)
         return self.path.exists()
-
-    def _own(self, learner: "Learner") -> None:
-        self._place = learner.place
-        self._owned = self.path
-
-    def _is_own(self, learner: "Learner") -> bool:
-        return self._place is learner.place and self._owned == self.path
 
 
 # ---- The file: an archive of torch.save, with a checksum as the archive's comment

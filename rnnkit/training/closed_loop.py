@@ -7,15 +7,14 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Refusal, asked, at_least, in_words
-from ..core.layout import all_lengths, extent, gathered, parts_of, valid_steps
+from ..core.layout import all_lengths, at_own_step, extent, gathered, parts_of, valid_steps
 from ..core.model import evaluating, run_model
 from ..core.state import State, onto
-from ..generation.rollouts import Rollout
 from ..generation.samplers import DeclaredSampler, NextInput, identity
 from ..generation.sampling import draw_paths
-from ..losses.base import Scored, SequenceLoss
+from ..losses.base import Scored
 from ..losses.total import Total, check_adds_up, weight_like
-from .phase import Begun, Loop, Phase, StepState
+from .phase import Loop, Phase, StepState, Work
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -141,34 +140,30 @@ class BPTTValidationPhase(Phase):
     def run(self, loop: Loop, batch: Any) -> StepState:
         """One step for a loop."""
         loss = loop.loss
-        with torch.no_grad(), evaluating(loop.model, *loss.modules()):
-            begun = self.begin(loop, batch)
-            step = begun.step
-            state = begun.state(loop.model)
+        with torch.no_grad(), evaluating(*loop.modules()):
+            work = self.begin(loop, batch)
+            step = work.step
+            state = work.start()
             time, rows = extent(step.inputs)
             lengths = all_lengths(step.lengths, time, rows)
-            masks = self._parts(lengths, time)
-            fed = None if masks is None else masks[1]
+            driven = self._driven(lengths, time)
+            if driven is not None:
+                work.mask = valid_steps(lengths, time) & ~driven
             with loop.context():
-                rollout = Rollout(loop.model, self.sampler, carry=self.stateful)
-                step.outputs, after = rollout.over(step.inputs, fed, state, step.lengths)
+                step.outputs, after = work.rollout.over(step.inputs, work.mask, state, step.lengths)
                 loop.emit("LossBegin")
-                step.weight = begun.scored.count
-                if loss.per_sequence:  # it belongs to the closed loop where there is one
-                    step.loss = step.keep("loss", begun.scored.total(step.outputs))
-                    if self.nfeedback:
-                        step.closed_loss = step.loss
-                    else:
-                        step.open_loss = step.loss
-                elif masks is not None and self.paths is not None:
-                    self._scored_paths(loop, begun, state, lengths, masks)
+                step.weight = work.scored.count
+                if loss.per_sequence:
+                    self._one_loss(step, work.scored)
+                elif driven is not None and self.paths is not None:
+                    self._score_paths(work, state, lengths, driven)
                 else:
-                    self._split(begun, masks, loss)
+                    self._split(work, driven)
             self._carry(after, step)
         return step
 
-    def _parts(self, lengths: Tensor, time: int) -> list[Tensor] | None:
-        """The driven and the self-fed steps, each a mask `(T, B)`; `None` where all are driven."""
+    def _driven(self, lengths: Tensor, time: int) -> Tensor | None:
+        """The driven steps, a mask `(T, B)`; `None` where all are driven."""
         n = self.nfeedback
         short = lengths[(lengths > 0) & (lengths <= n)]
         if len(short):
@@ -177,69 +172,76 @@ class BPTTValidationPhase(Phase):
             raise Refusal(came, "nfeedback < T", fix)
         if n == 0:
             return None
-        driven = valid_steps(lengths - n, time)
-        return [driven, valid_steps(lengths, time) & ~driven]
+        return valid_steps(lengths - n, time)
 
-    def _split(self, begun: Begun, masks: list[Tensor] | None, loss: SequenceLoss) -> None:
+    def _one_loss(self, step: StepState, scored: Scored) -> None:
+        """One loss a sequence: it belongs to the closed loop where there is one."""
+        step.keep("loss", scored.total(step.outputs))
+        if self.nfeedback:
+            step.closed_loss = step.loss
+        else:
+            step.open_loss = step.loss
+
+    def _split(self, work: Work, driven: Tensor | None) -> None:
         """The loss of the driven part, of the closed loop, and of each step."""
-        step = begun.step
-        scored = begun.scored
+        step = work.step
+        scored = work.scored
+        loss = work.loop.loss
         dtype = parts_of(step.outputs)[0].dtype
         by_step = scored.by_step(step.outputs) if self.makes_by_step else None
         if by_step is None or loss.opaque:
             total = scored.total(step.outputs)
         else:
             total = by_step.over_time()  # the loss was evaluated once, which is enough
-        step.loss = step.keep("loss", total)
-        if masks is None:
-            step.open_loss = step.keep("open_loss", total)
+        step.keep("loss", total)
+        if driven is None or work.mask is None:
+            step.keep("open_loss", total)
         else:
-            driven, fed = scored.parts(step.outputs, masks)
+            parts = scored.parts(step.outputs, [driven, work.mask])
             if loss.opaque:
-                check_adds_up(total, [driven, fed], dtype)
-            step.open_loss = step.keep("open_loss", driven)
-            step.closed_loss = step.keep("closed_loss", fed)
+                check_adds_up(total, parts, dtype)
+            step.keep("open_loss", parts[0])
+            step.keep("closed_loss", parts[1])
         if by_step is not None:
             if loss.opaque:
                 check_adds_up(total, [by_step.over_time()], dtype)
             step.totals["loss_by_step"] = by_step
             step.loss_by_step = by_step.curve()
 
-    def _scored_paths(
-        self, loop: Loop, begun: Begun, state: State, lengths: Tensor, masks: list[Tensor]
-    ) -> None:
+    def _score_paths(self, work: Work, state: State, lengths: Tensor, driven: Tensor) -> None:
         """The loss of the driven part, and the score of the paths that the closed loop draws."""
-        step = begun.step
-        scored = begun.scored
-        driven, _ = scored.parts(step.outputs, masks)
-        step.open_loss = step.keep("open_loss", driven)
-        step.loss = step.keep("loss", driven)
+        step = work.step
+        scored = work.scored
+        (open_loop,) = scored.parts(step.outputs, [driven])
+        step.keep("open_loss", open_loop)
+        step.keep("loss", open_loop)
 
         # The steps of each row that it is fed at, and their scores.
         offsets = torch.arange(self.nfeedback, device="cpu").unsqueeze(1)
         last = extent(step.inputs)[0] - 1
         index = (lengths - self.nfeedback + offsets).clamp(0, last)  # (n, B)
-        scores = self._score_of(loop, step, state, lengths, index)  # (n, B): of each self-fed step
+        scores = self._scores(work, state, lengths, index)  # (n, B)
         weights = scored.step_weights()[index, torch.arange(len(lengths), device="cpu")]
         weights = (weights * (lengths > 0)).to(scores)
         scores = torch.where(weights > 0, scores * weights, 0)
         closed = Total(scores.sum(), weights.sum())
-        step.closed_loss = step.keep("closed_loss", closed)
+        step.keep("closed_loss", closed)
         if self.makes_by_step:
-            by_step = _at_places(scored, step, masks[0], index, scores, weights)
+            by_step = _at_places(work, driven, index, scores, weights)
             step.totals["loss_by_step"] = by_step
             step.loss_by_step = by_step.curve()
 
-    def _score_of(
-        self, loop: Loop, step: StepState, state: State, lengths: Tensor, index: Tensor
-    ) -> Tensor:
+    def _scores(self, work: Work, state: State, lengths: Tensor, index: Tensor) -> Tensor:
+        """The score of each self-fed step, `(n, B)`."""
+        step = work.step
+        model = work.loop.model
         rows = torch.arange(len(lengths), device="cpu")
         primed = (lengths - self.nfeedback).clamp(min=0)
-        outputs, after = run_model(loop.model, step.inputs, state, primed)
-        answer = gathered(outputs, (primed - 1).clamp(min=0), rows)
+        outputs, after = run_model(model, step.inputs, state, primed)
+        answer = at_own_step(outputs, (primed - 1).clamp(min=0))
         # One draw more than steps: the first is of the last driven step, whose loss is known.
         given = gathered(step.inputs, torch.cat([index, index[-1:]]), rows)  # (n + 1, B, *F)
-        draws = draw_paths(loop.model, self.sampler, answer, after, given, self.paths or _PATHS)
+        draws = draw_paths(model, self.sampler, answer, after, given, self.paths or _PATHS)
         fed = getattr(self.sampler, "fed", None)
         if isinstance(fed, str):
             draws = draws[fed]
@@ -266,13 +268,10 @@ class BPTTValidationPhase(Phase):
         return scores
 
 
-def _at_places(
-    scored: Scored, step: StepState, driven: Tensor, index: Tensor, scores: Tensor, weights: Tensor
-) -> Total:
+def _at_places(work: Work, driven: Tensor, index: Tensor, scores: Tensor, weights: Tensor) -> Total:
     """By step: the loss where a row is driven, the score where it is fed."""
-    time = extent(step.inputs)[0]
-    alone = scored.only(driven).by_step(step.outputs)
+    alone = work.scored.by_step(work.step.outputs, driven)
     flat = onto(index.flatten(), scores.device)
     sums = alone.sum.index_add(0, flat, scores.flatten().to(alone.sum))
-    own = weight_like(alone.weight, sums).expand(time)
+    own = weight_like(alone.weight, sums).expand_as(sums)
     return Total(sums, own.index_add(0, flat, weights.flatten().to(sums)))

@@ -22,6 +22,7 @@ validation has `LossBegin`.
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -43,7 +44,7 @@ EVENTS = (
     "EpochEnd",
     "FitEnd",
 )
-WINDOW = EVENTS[3:8]
+WINDOW = EVENTS[3:8]  # from WindowBegin to WindowEnd
 
 Handler = Callable[[Any], object]
 Handlers = dict[str, list[Handler]]
@@ -188,6 +189,7 @@ def hushed(handlers: Handlers, training: bool) -> Handlers:
     return heard
 
 
+@dataclass(eq=False)
 class Bracket:
     """Owns begin, end and cancel of a fit or an epoch, by its `name`.
 
@@ -196,19 +198,12 @@ class Bracket:
     has been told. Before that `ending` is called, with whether there was one.
     """
 
-    def __init__(
-        self,
-        learner: "Learner",
-        name: str,
-        cancel: type[Exception],
-        ending: Callable[[bool], None] | None = None,
-    ) -> None:
-        self.learner = learner
-        self.name = name
-        self.cancel = cancel
-        self.ending = ending
-        self.begun = False
-        self.fit_cancelled: CancelFit | None = None
+    learner: "Learner"
+    name: str
+    cancel: type[Exception]
+    ending: Callable[[bool], None] | None = None
+    begun: bool = False
+    fit_cancelled: CancelFit | None = None
 
     def __enter__(self) -> "Bracket":
         try:

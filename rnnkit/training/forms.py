@@ -25,7 +25,7 @@ _STEPS = 2**63
 _REPEATED = 2**20  # elements that may share memory: a state that all rows began with
 
 
-def parameters_of(optimizer: Any) -> list[Any]:
+def updated_by(optimizer: Any) -> list[Any]:
     """All that an optimizer updates, in the order of its state."""
     parameters: list[Any] = []
     for group in optimizer.param_groups:
@@ -41,25 +41,25 @@ def check_form(name: str, came: Any, here: Any) -> None:
     if here is None:
         return
     if isinstance(here, Tensor) and here.ndim:
-        _want(name, came, in_words(here), isinstance(came, Tensor) and came.shape == here.shape)
+        _want(isinstance(came, Tensor) and came.shape == here.shape, name, came, in_words(here))
     elif isinstance(here, dict):
-        _want(name, came, "a dict", isinstance(came, dict))
+        _want(isinstance(came, dict), name, came, "a dict")
         for key in here.keys() & came.keys():
             check_form(f"{name}.{key}", came[key], here[key])
     elif isinstance(here, list | tuple):
         _check_parts(name, came, here)
     elif isinstance(here, bool | str):
-        _want(name, came, in_words(here), isinstance(came, type(here)))
+        _want(isinstance(came, type(here)), name, came, in_words(here))
     elif is_number(here):
-        _want(name, came, "a number", is_number(came))
+        _want(is_number(came), name, came, "a number")
 
 
 def _check_parts(name: str, came: Any, here: Sequence[Any]) -> None:
     alike = isinstance(came, list | tuple) and (not here or len(came) == len(here))
-    _want(name, came, in_words(here), alike)
+    _want(alike, name, came, in_words(here))
     if not here:  # a list that grows
         plain = all(isinstance(part, Tensor | int | float | str) for part in came)
-        _want(name, came, "parts of one kind", plain and len(set(map(type, came))) < 2)
+        _want(plain and len(set(map(type, came))) < 2, name, came, "parts of one kind")
     for i, part in enumerate(here):
         check_form(f"{name}.{i}", came[i], part)
 
@@ -75,7 +75,7 @@ def is_number(value: Any) -> bool:
 
 def check_count(name: str, came: Any, below: int = _STEPS) -> None:
     """Refuse what is no whole number from 0 to before `below`."""
-    _want(name, came, "a count", type(came) is int and 0 <= came < below)
+    _want(type(came) is int and 0 <= came < below, name, came, "a count")
 
 
 def check_sizes(saved: Any) -> None:
@@ -84,39 +84,35 @@ def check_sizes(saved: Any) -> None:
     waiting = [(saved, 0)]
     while waiting:
         part, depth = waiting.pop()
-        _want("part", part, "parts within parts, and not a hundred times", depth < 100)
+        _want(depth < 100, "part", part, "parts within parts, and not a hundred times")
         if isinstance(part, dict):
             waiting += [(inner, depth + 1) for inner in part.values()]
         elif isinstance(part, list | tuple):
             waiting += [(inner, depth + 1) for inner in part]
         elif isinstance(part, Tensor) and not is_lazy(part) and part.numel() > _REPEATED:
             whole = part.untyped_storage().nbytes() >= part.numel() * part.element_size()
-            _want("tensor", part, "one as large as it says", whole)
+            _want(whole, "tensor", part, "one as large as it says")
 
 
 def check_place(saved: dict[str, Any]) -> None:
     """Refuse a place that no training can be at, such as a fit that ended after now."""
-    for name in ("place", "fits", "kinds"):
-        _want(name, saved[name], "a list", isinstance(saved[name], list | tuple))
     epochs, steps = saved["place"]
     check_count("an epoch", epochs, _EPOCHS)
     check_count("a step", steps)
     check_count("a phase", saved["passes"], max(1, len(saved["kinds"]) - 1))
     begun = saved["epoch_rng"] or not steps or saved["passes"]
     known = isinstance(saved["epoch_rng"], dict) and bool(begun)
-    _want("epoch_rng", saved["epoch_rng"], "that of a begun epoch", known)
+    _want(known, "epoch_rng", saved["epoch_rng"], "that of a begun epoch")
     fits = saved["fits"]
     for end in fits:
         check_count("a fit's end", end, epochs + 1)
-    _want("fits", fits, "one after the other", list(fits) == sorted(fits))
+    _want(list(fits) == sorted(fits), "fits", fits, "one after the other")
 
 
 def check_tally(saved: dict[str, Any], losses: Iterable[str], counters: dict[str, Any]) -> None:
     """Refuse sums that no mean can be made of, and what no counter takes."""
     for name, average in saved["averages"].items():
         _check_average(name, average, 1 if name in losses else 2)
-    known = isinstance(saved["counters"], dict) and saved["counters"].keys() <= counters.keys()
-    _want("counters", saved["counters"], in_words(counters), known)
     for name, state in saved["counters"].items():
         trial = copy.deepcopy(counters[name])
         trial.reset()
@@ -136,22 +132,20 @@ def _check_average(name: str, average: Any, dimensions: int) -> None:
         if piece["scales"] is not None:
             heads = torch.tensor(piece["scales"]).shape
             known = known and torch.tensor(piece["sum"]).shape[-1:] == heads != ()
-        _want(f"the average {name}", piece, "numbers, as many as heads", known)
-    _want(f"the average {name}", average["like"], "floats", average["like"].is_floating_point())
+        _want(known, f"the average {name}", piece, "numbers, as many as heads")
+    _want(average["like"].is_floating_point(), f"the average {name}", average["like"], "floats")
     trial = Average()
     trial.load_state_dict(average)
-    _want(f"the average {name}", average, "sums and weights", trial.mean().ndim < dimensions)
+    _want(trial.mean().ndim < dimensions, f"the average {name}", average, "sums and weights")
 
 
 def check_optimizer_state(saved: dict[str, Any], optimizer: Any) -> None:
     """Refuse groups of another form, and tensors kept for a parameter that are not of its shape."""
     here = optimizer.state_dict()
     check_form("the optimizer's groups", saved["param_groups"], here["param_groups"])
-    states = saved["state"]
-    _want("optimizer's state", states, "a dict", isinstance(states, dict))
-    for i, state in states.items():
-        check_count("a parameter's state", i, len(parameters_of(optimizer)))
-        _want("a parameter's state", state, "a dict", isinstance(state, dict))
+    for i, state in saved["state"].items():
+        check_count("a parameter's state", i, len(updated_by(optimizer)))
+        _want(isinstance(state, dict), "a parameter's state", state, "a dict")
     if is_pytorchs(optimizer):
         _check_steps(saved, optimizer)
 
@@ -197,7 +191,7 @@ def check_scheduler(saved: dict[str, Any], scheduler: Any) -> None:
     if not is_pytorchs(scheduler):
         return
     last = saved.get("last_epoch", 0)  # -1: it has not begun
-    _want("last_epoch", last, "a count", type(last) is int and -1 <= last < _EPOCHS)
+    _want(type(last) is int and -1 <= last < _EPOCHS, "last_epoch", last, "a count")
     if isinstance(scheduler, lr_scheduler.SequentialLR | lr_scheduler.ChainedScheduler):
         for state, inner in zip(saved["_schedulers"], vars(scheduler)["_schedulers"], strict=True):
             check_scheduler(state, inner)
@@ -210,7 +204,9 @@ def _check_scheduler_steps(saved: dict[str, Any], scheduler: Any) -> None:
     groups = [{**group, "params": []} for group in scheduler.optimizer.param_groups]
     stand_in = SimpleNamespace(param_groups=copy.deepcopy(groups), step=None)
     trial = copy.deepcopy(scheduler, {id(scheduler.optimizer): stand_in})
-    metrics = [0.0] * isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)
+    metrics = ()
+    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        metrics = (0.0,)
     try:
         with warnings.catch_warnings(action="ignore"):
             trial.load_state_dict(copy.deepcopy(saved))
@@ -236,15 +232,13 @@ def check_scaler(saved: dict[str, Any], scaler: Any) -> None:
 def check_held(held: dict[str, Any], optimizer: Any) -> None:
     """Refuse gradients of held back batches that are not those of an optimizer's parameters."""
     check_count("batches held", held["batches"])
-    if held["sums"] is None:
-        return
-    parameters = parameters_of(optimizer)
+    parameters = updated_by(optimizer)
     for head in held["sums"]:
         alike = isinstance(head, list) and len(head) == len(parameters)
-        _want("gradients", head, f"those of {len(parameters)} parameters", alike)
+        _want(alike, "gradients", head, f"those of {len(parameters)} parameters")
         for gradient, parameter in zip(head, parameters, strict=True):
             alike = isinstance(gradient, Tensor) and gradient.shape == parameter.shape
-            _want("gradient", gradient, in_words(parameter), gradient is None or alike)
+            _want(gradient is None or alike, "gradient", gradient, in_words(parameter))
     numbers = [1.0 for _ in held["sums"]]
     check_form("weights held", held["weights"], numbers)
     check_form("scales held", held["scales"], numbers)
@@ -261,28 +255,26 @@ def check_rng(state: dict[str, Any]) -> None:
         sys.modules["numpy"].random.RandomState().set_state(state["numpy"])
         _, keys, place, *_ = state["numpy"]
         # Behind its numbers NumPy would read what else is in memory.
-        _want("place of NumPy's", place, "one in its numbers", 0 <= place <= len(keys))
+        _want(0 <= place <= len(keys), "place of NumPy's", place, "one in its numbers")
 
 
 def check_read(read: Any) -> None:
     """Refuse what is no number of steps read for each row."""
     known = isinstance(read, Tensor) and read.dtype == torch.int64 and read.ndim == 1
-    _want("phase's steps read", read, "a number for each row", read is None or known)
+    _want(read is None or known, "phase's steps read", read, "a number for each row")
 
 
 def check_rows(rows: Any) -> None:
     """Refuse what is no history: a list of dicts of numbers and words."""
-    _want("rows", rows, "a list", isinstance(rows, list))
     for row in rows:
-        _want("a row", row, "a dict", isinstance(row, dict))
         for name, value in row.items():
             known = isinstance(name, str) and (isinstance(value, str) or is_number(value))
-            _want(f"a row's {name}", value, "a number or a word", known)
+            _want(known, f"a row's {name}", value, "a number or a word")
 
 
 def check_weights(saved: Sequence[Any], modules: Sequence[Any]) -> None:
     """Refuse weights that are not those of some modules; none at all are none kept yet."""
-    _want("weights", saved, f"those of {len(modules)} modules", len(saved) in (0, len(modules)))
+    _want(len(saved) in (0, len(modules)), "weights", saved, f"those of {len(modules)} modules")
     for state, module in zip(saved, modules, strict=False):
         refuse_difference(shapes_of("weights ", state), shapes_of("weights ", module.state_dict()))
 
@@ -309,6 +301,6 @@ def refuse_difference(there: dict[str, Any], here: dict[str, Any]) -> None:
             raise Refusal(f"{name} {came}", f"{name} {wanted}", SAME)
 
 
-def _want(name: str, came: Any, wanted: str, holds: bool) -> None:
+def _want(holds: bool, name: str, came: Any, wanted: str) -> None:
     if not holds:
         raise Refusal(f"a state whose {name} is {in_words(came)}", wanted, _FIX)

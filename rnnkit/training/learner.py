@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from operator import length_hint
 from typing import Any
 
@@ -45,9 +46,8 @@ class Pass:
     last: bool = False  # whether the fit's epoch is over with it
     done: bool = False  # whether it came to its end
     cut: bool = False  # whether a `CancelFit` cut it short
-    ending: bool = False  # whether it was cancelled at a step's end
+    cancelled: bool = False  # whether a callback has cancelled the rest of it
     over: bool = False  # whether its end has been told
-    running: bool = False  # it, or the fit around it: what else begins was begun by a callback
     exits: ExitStack = field(default_factory=ExitStack)  # closed when it ends, by an error too
 
 
@@ -122,9 +122,9 @@ class Learner(Loop):
         super().__init__(model, loss, optimizer)
         if device is not None:
             self.device = torch.device(device)
-        self._move([self.model, *self.loss.modules()])
+        self._move(self.modules())
         if self.ranks is not None:
-            self.ranks.same(self.loss.modules())
+            self.ranks.give_firsts(self.loss.modules())
         self.autocast = autocast
         self.parameters = list(model.parameters())
         if autocast is torch.float16:
@@ -141,6 +141,7 @@ class Learner(Loop):
         self.phases: tuple[Phase, ...] = ()
         self.loaders: tuple[Iterable[Any], ...] = ()
         self.now = Pass(self._handlers, Tally(self, self.metrics))
+        self._busy = False  # then whatever begins was begun by a callback
 
         self.place = Place()  # for a checkpoint
 
@@ -168,9 +169,7 @@ class Learner(Loop):
     @property
     def phase_name(self) -> str:
         """`"training"` or `"validation"`, empty before the first phase."""
-        if self.now.phase is None:
-            return ""
-        return self.now.phase.name
+        return "" if self.now.phase is None else self.now.phase.name
 
     @property
     def averages(self) -> dict[str, Tensor]:
@@ -212,7 +211,7 @@ class Learner(Loop):
                 handler(self)
             except Cancel as error:
                 cancels.append(error)
-                self.now.ending = self.now.ending or error.width > CancelStep.width
+                self.now.cancelled |= error.width > CancelStep.width
         return max(cancels, key=lambda cancel: cancel.width, default=None)
 
     def context(self) -> AbstractContextManager[Any]:
@@ -252,7 +251,7 @@ class Learner(Loop):
                 train or `validation` does.
         """
         at_least("epochs", epochs, 0, "it counts passes over the data.")
-        if self.now.running:
+        if self._busy:
             fix = "learner.epoch(phase, data) and learner.step(phase, batch) leave it alone."
             raise Refusal("fit, called by a callback,", "one fit at a time", fix)
         training = BPTTTrainingPhase() if training is None else training
@@ -266,9 +265,10 @@ class Learner(Loop):
             _check_batches(data, phase.name)
         self.phases, self.loaders = zip(*parts, strict=True)
         for phase in self.phases:
-            phase.meet(self.place)
+            phase.belong_to(self.place)
 
-        self.now = Pass(self._handlers, Tally(self, self.metrics), running=True)
+        self.now = Pass(self._handlers, Tally(self, self.metrics))
+        self._busy = True
         self.place.in_fit = True
         self.place.passes = 0
         target = self.place.start + int(epochs)  # a number of NumPy's could not be read back
@@ -283,7 +283,7 @@ class Learner(Loop):
             raise
         finally:
             self.place.in_fit = False
-            self.now.running = False
+            self._busy = False
         return self
 
     def _epochs(self, target: int, parts: Sequence[tuple[Phase, Iterable[Any]]]) -> None:
@@ -324,19 +324,19 @@ class Learner(Loop):
             TypeError: if `phase` is none.
         """
         check_phase(phase)
-        if self.now.running:
+        if self._busy:
             with self._aside(phase, [batch]):
                 return self._step(phase, batch)
         if self.now.over or self.now.phase is not phase:
             self.now = Pass(self._handlers, Tally(self, self.metrics), phase)
-            phase.meet(self.place)
+            phase.belong_to(self.place)
         if phase.trains:
             self.place.epoch_rng = {}  # an epoch that a fit left unfinished is not gone on with
-        self.now.running = True
+        self._busy = True
         try:
             return self._step(phase, batch)
         finally:
-            self.now.running = False
+            self._busy = False
 
     def _step(self, phase: Phase, batch: Any) -> StepState | None:
         with suppress(CancelStep):  # of what is left of it: the step ends, and counts
@@ -355,31 +355,31 @@ class Learner(Loop):
         current = self.current
         steps = self.step_index
         heard = self._handlers
+        in_callback = self._busy
         with ExitStack() as afterwards:
-            if around.running:
+            if in_callback:
                 heard = hushed(heard, phase.trains)
-                afterwards.enter_context(_carrying_on(phase))
-            if around.running and not phase.trains:
+                afterwards.enter_context(_restoring(phase))
+            if in_callback and not phase.trains:
                 # Looking at other data must not change what a training draws next.
                 own = [*generators_of([data]), *phase.generators()]
                 generators = [generator for generator in own if generator is not None]
                 afterwards.callback(set_rng_state, rng_state(generators), generators)
-            self.now = Pass(heard, Tally(self, self.metrics), phase, running=True)
-            phase.meet(self.place)
+            self.now = Pass(heard, Tally(self, self.metrics), phase)
+            self._busy = True
+            phase.belong_to(self.place)
             try:
                 yield
             finally:
-                self.now.running = False
-                if around.running or around.fitting:  # else nothing was there to go back to
+                self._busy = in_callback
+                if in_callback or around.fitting:  # else nothing was there to go back to
                     self.now = around
                     self.current = current
                     self.step_index = steps
 
     def _run(self, now: Pass, phase: Phase, data: Iterable[Any]) -> CancelFit | None:
         """One pass over the data, from its begin to its end; gives back what cancels the fit."""
-        around = self.now
         self.now = now
-        now.running = True
         seen = self._begin(now, phase, data)
         try:
             with ExitStack() as now.exits:
@@ -387,13 +387,12 @@ class Learner(Loop):
                 if phase.trains:
                     self.model.train()  # and so it stays
                 else:
-                    resting = evaluating(self.model, *self.loss.modules())  # once, not at each step
+                    resting = evaluating(*self.modules())  # once, not at each step
                     now.exits.enter_context(resting)
                 with Bracket(self, "Epoch", CancelEpoch, self._end) as bracket:
                     if bracket.begun:
                         self._batches(phase, data, seen)
         finally:
-            now.running = around.running
             now.over = True
         if now.fitting and now.done:
             self.place.passes += 1
@@ -431,7 +430,7 @@ class Learner(Loop):
                 "any data set.",
             )
         batches = iter(data)
-        for _ in zip(range(seen), batches, strict=False):  # before the training was cut short
+        for _ in islice(batches, seen):  # before the training was cut short
             pass
         self._restore_generators()
         empty = not seen
@@ -501,7 +500,7 @@ class Learner(Loop):
 
 
 @contextmanager
-def _carrying_on(phase: Phase) -> Generator[None]:
+def _restoring(phase: Phase) -> Generator[None]:
     """What the phase carries is afterwards what it was."""
     before = dict(vars(phase))
     try:
@@ -569,8 +568,8 @@ def evaluate(
         loop.device = next((parameter.device for parameter in model.parameters()), None)
         move_to(loop.device, loop.loss.modules())
     tally = Tally(loop, Metrics(metrics, loop.device))
-    resting = evaluating(model, *loop.loss.modules())
-    with tally.holding(), resting, torch.no_grad(), _carrying_on(phase):
+    resting = evaluating(*loop.modules())
+    with tally.holding(), resting, torch.no_grad(), _restoring(phase):
         phase.reset()
         for batch in data:
             tally.add(phase, phase.run(loop, batch))

@@ -116,7 +116,7 @@ class PhaseModule(LightningModule):
             fix = "DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)."
             raise Refusal("a list, to Lightning one of loaders", "one loader", fix, TypeError)
         for phase in self._phases.values():
-            phase.meet(self.loop)
+            phase.belong_to(self.loop)
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise Refusal(
                 f'precision="{self.trainer.precision}", whose gradients are scaled',

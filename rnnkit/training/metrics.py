@@ -33,13 +33,6 @@ class Counter(Protocol):
     def reset(self) -> object: ...
 
 
-@runtime_checkable
-class Persistent(Protocol):
-    """A metric of torchmetrics, which keeps its counts in its `state_dict` only when asked to."""
-
-    def persistent(self, mode: bool = ...) -> object: ...
-
-
 class Metrics:
     """The metrics of a Learner by name: losses that are only looked at, and counters."""
 
@@ -54,8 +47,9 @@ class Metrics:
                 if isinstance(metric, nn.Module):
                     move_to(device, [metric])
                     for part in metric.modules():  # one around another has its counts there
-                        if isinstance(part, Persistent):  # else a checkpoint would have none
-                            part.persistent(True)
+                        ask: Any = getattr(part, "persistent", None)
+                        if ask is not None:  # else one of torchmetrics would keep none in a file
+                            ask(True)
             else:
                 self.losses[name] = as_loss(metric)
                 move_to(device, self.losses[name].modules())

@@ -5,13 +5,13 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.errors import Named, Refusal, asked, in_words
-from ..core.layout import all_lengths, as_sequences, between, check_lengths, check_state, extent
+from ..core.layout import all_lengths, as_sequences, between, check_state, extent
 from ..core.model import (
     call_model,
     check_model,
@@ -21,9 +21,10 @@ from ..core.model import (
     restart_rows,
     unwrap,
 )
-from ..core.state import State, detach, map_leaves
+from ..core.state import State, detach
 from ..data.batches import SequenceBatch, move
 from ..generation.feedback import Feedback, check_feedback
+from ..generation.rollouts import Rollout
 from ..generation.samplers import NextInput, check_sampler
 from ..losses.base import Scored, SequenceLoss
 from ..losses.plain import as_loss
@@ -77,10 +78,10 @@ class StepState:
     totals: dict[str, Total] = field(default_factory=dict[str, Total])
     known_targets: Any = None
 
-    def keep(self, name: str, total: Total) -> Tensor:
-        """Notes a total for the epoch; gives its mean."""
+    def keep(self, name: str, total: Total) -> None:
+        """Notes a loss by its name, and its total for the epoch."""
         self.totals[name] = total
-        return total.mean()
+        setattr(self, name, total.mean())
 
     def scored_by(self, loss: SequenceLoss, read: Tensor | None) -> Scored:
         """What of the step a loss looks at, where so many steps of each row came before."""
@@ -93,19 +94,6 @@ class StepState:
             known=self.known_targets,
             came=Named("inputs", self.inputs),
         )
-
-
-class Begun(NamedTuple):
-    """A batch taken apart: the step, the state it starts from, and what is scored."""
-
-    step: StepState
-    carried: State  # of the batch before, or made of a source
-    restart: Tensor | None  # (B,): the rows to which that state does not belong
-    scored: Scored
-
-    def state(self, model: Any) -> State:
-        """The state before the first step; rows that start afresh have the model's as it is now."""
-        return restart_rows(model, self.carried, self.restart)
 
 
 class Loop:
@@ -140,12 +128,33 @@ class Loop:
     def loss(self, loss: Loss) -> None:
         self._loss = as_loss(loss)
 
+    def modules(self) -> list[Any]:
+        """What has weights: the model, and the loss's own modules."""
+        return [self.model, *self.loss.modules()]
+
     def emit(self, event: str) -> None:
         """Tell the callbacks."""
 
     def context(self) -> AbstractContextManager[Any]:
         """What the forward pass and the loss run under."""
         return nullcontext()
+
+
+@dataclass(slots=True)
+class Work:
+    """A step at work: its batch taken apart, the state it starts from, and what is scored."""
+
+    loop: Loop
+    step: StepState
+    carried: State  # of the batch before, or made of a source
+    restart: Tensor | None  # (B,): the rows to which that state does not belong
+    scored: Scored
+    rollout: Rollout
+    mask: Tensor | None = None  # (T, B): where the model is fed its own output
+
+    def start(self) -> State:
+        """The state before the first step; rows that start afresh have the model's as it is now."""
+        return restart_rows(self.loop.model, self.carried, self.restart)
 
 
 class Phase:
@@ -166,7 +175,7 @@ class Phase:
         self.carried: State = None  # the state after the last batch
         self.read: Tensor | None = None  # (B,): steps of each row that came before, for a warmup
         self.updates = 0  # training steps made
-        self._place: object = None  # in whose training
+        self._training: object = None  # the one it belongs to
         self._tried = True  # whether the model takes what is carried: what was loaded is tried
 
     @asked(lambda phase: type(phase).__name__)
@@ -184,11 +193,11 @@ class Phase:
     def finish(self, loop: Loop) -> None:
         """What is left to do after the last batch of an epoch."""
 
-    def meet(self, place: object) -> None:
+    def belong_to(self, training: object) -> None:
         """A fit begins: in another training a schedule begins anew."""
-        if self._place is not None and self._place is not place:
+        if self._training is not None and self._training is not training:
             self.updates = 0
-        self._place = place
+        self._training = training
 
     def reset(self) -> None:
         """Forget the carried state: the next batch starts afresh."""
@@ -229,12 +238,12 @@ class Phase:
             if generator is not None and kept is not None:
                 generator.set_state(kept)
 
-    def begin(self, loop: Loop, batch: Any) -> Begun:
+    def begin(self, loop: Loop, batch: Any) -> Work:
         """Take a batch apart, and tell that the step begins."""
         loss = loop.loss
         batch = SequenceBatch.of(batch)
         loss.check_model(loop.model)
-        inputs, state = self._start(loop, batch.inputs)
+        inputs, state = self._encode(loop, batch.inputs)
         inputs = as_sequences(inputs)
         targets = batch.targets
         if not loss.per_sequence:
@@ -244,8 +253,6 @@ class Phase:
         # What stands behind the longest row is neither run nor scored.
         lengths = batch.lengths
         if lengths is not None:
-            may_be_empty = batch.restart is not None  # a stream's row that has no document left
-            lengths = check_lengths(lengths, *extent(inputs), least=0 if may_be_empty else 1)
             time = max(1, int(lengths.max()))  # of a rank, every row may be without a document
             inputs = between(inputs, 0, time)
             if not loss.per_sequence:
@@ -263,19 +270,20 @@ class Phase:
         step.targets = moved
 
         if self.stateful:
-            state = self._go_on(loop, state, step.inputs)
+            state = self._carried_to(loop, state, step.inputs)
             if batch.restart is not None and self.read is not None:
                 self.read = self.read.masked_fill(batch.restart, 0)
         loop.current = step
         loop.emit("StepBegin")
         if step.targets is not moved:  # a callback has put others there
             step.known_targets = step.targets
-        return Begun(step, state, batch.restart, step.scored_by(loss, self.read))
+        rollout = Rollout(loop.model, self.sampler, carry=self.stateful)
+        return Work(loop, step, state, batch.restart, step.scored_by(loss, self.read), rollout)
 
     def _align(self, loop: Loop, step: StepState) -> None:
         """Make the steps as many in all ranks, where the number of windows depends on them."""
 
-    def _start(self, loop: Loop, inputs: Any) -> tuple[Any, State]:
+    def _encode(self, loop: Loop, inputs: Any) -> tuple[Any, State]:
         """The inputs, and the state that a source makes where there is one."""
         if not isinstance(inputs, tuple):
             return inputs, None
@@ -283,7 +291,7 @@ class Phase:
         with loop.context():
             return encoded(loop.model, (move(source, loop.device), *rest))
 
-    def _go_on(self, loop: Loop, state: State, inputs: Any) -> State:
+    def _carried_to(self, loop: Loop, state: State, inputs: Any) -> State:
         """The state carried from the batch before."""
         rows = extent(inputs)[1]
         fix = "make the model one-directional, or stateful=False."
@@ -302,10 +310,10 @@ class Phase:
         if self.read is not None and len(self.read) != rows:
             raise Refusal(f"{len(self.read)} rows read for a batch of {rows}", "as many", fix)
         if not self._tried:
-            self._try(loop, inputs)
+            self._try_carried(loop, inputs)
         return self.carried
 
-    def _try(self, loop: Loop, inputs: Any) -> None:
+    def _try_carried(self, loop: Loop, inputs: Any) -> None:
         """Refuse a carried state that was loaded and that the model does not take."""
         drawn = rng_state([])
         try:
@@ -358,7 +366,7 @@ def check_optimizer(optimizer: Any) -> None:
     if isinstance(optimizer, type):
         fix = f"build it: {optimizer.__name__}(model.parameters(), ...)."
         raise Refusal(f"the class {optimizer.__name__}", "an optimizer", fix, TypeError)
-    if [name for name in ("param_groups", "step", "zero_grad") if not hasattr(optimizer, name)]:
+    if not all(hasattr(optimizer, name) for name in ("param_groups", "step", "zero_grad")):
         fix = (
             "the order is Learner(model, loss, optimizer); of several optimizers make one with "
             "parameter groups: torch.optim.SGD([{...}, {...}])."
@@ -373,10 +381,3 @@ def check_optimizer(optimizer: Any) -> None:
             "then optimizer.step(closure).",
             TypeError,
         )
-
-
-def detached(outputs: Any) -> Any:
-    """Outputs without gradient."""
-    if isinstance(outputs, Tensor):
-        return outputs.detach()
-    return map_leaves(Tensor.detach, outputs)

@@ -81,7 +81,7 @@ class Ranks:
         """Where the model is, and what is sent."""
         return next(self.module.parameters()).device
 
-    def _add(self, values: Tensor) -> Tensor:
+    def _sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, written over the values."""
         dist.all_reduce(values, group=self.group)
         return values
@@ -96,12 +96,12 @@ class Ranks:
         """The total of the joint batch."""
         sums = total.sum.detach().double()
         weights = weight_like(total.weight, sums).expand_as(sums)
-        sums, weights = self._add(torch.stack([sums, weights]))
+        sums, weights = self._sum(torch.stack([sums, weights]))
         return Total(sums, weights, total.scales)
 
-    def add(self, weights: Sequence[Tensor]) -> list[Tensor]:
+    def sum_of(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Numbers, summed over ranks."""
-        return list(self._add(onto(torch.stack(list(weights)), self.device)))
+        return list(self._sum(onto(torch.stack(list(weights)), self.device)))
 
     @torch.no_grad()
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
@@ -133,7 +133,7 @@ class Ranks:
                 raise Refusal("a sparse gradient", "dense ones, to be added over ranks", fix)
             pieces.append(gradient.reshape(-1).to(dtype))
         counts = torch.tensor(has, dtype=dtype, device=pieces[0].device)
-        sums = self._add(torch.cat([*pieces, counts]))
+        sums = self._sum(torch.cat([*pieces, counts]))
 
         sizes = [parameter.numel() for parameter in parameters]
         *gradients, counts = sums.split([*sizes, len(parameters)])
@@ -142,7 +142,7 @@ class Ranks:
                 parameter.grad = gradients[i].view_as(parameter).to(parameter.dtype)
 
     @torch.no_grad()
-    def same(self, modules: Iterable[nn.Module]) -> None:
+    def give_firsts(self, modules: Iterable[nn.Module]) -> None:
         """Gives every rank the first one's weights."""
         for module in modules:
             for tensor in [*module.parameters(), *module.buffers()]:

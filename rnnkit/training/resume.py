@@ -54,7 +54,7 @@ class Waiting(NamedTuple):
     whole: bool  # whether all of it is put back then, or only what belongs to a fit
 
 
-@dataclass
+@dataclass(eq=False)
 class Place:
     """Where a training is: in which of its fits, and where in the fit's epoch.
 
@@ -176,10 +176,7 @@ def go_on_from(learner: "Learner", saved: Any) -> None:
     _check_form(learner, saved)
     # A fit that the file had finished may have other phases and loaders than the file's own.
     in_fit = place.in_fit and place.fit >= len(saved["fits"])
-    before = copy.deepcopy(_state_of(learner))
-    _check_same(saved, before, in_fit)
-    _put_or_restore(learner, saved, before, whole=True, in_fit=in_fit)
-    _set_place(learner, saved)
+    _put_or_restore(learner, saved, whole=True, in_fit=in_fit)
     if place.in_fit:
         place.fit = min(place.fit, len(place.fits))
         place.waiting = None if in_fit else Waiting(saved, whole=True)
@@ -200,38 +197,33 @@ def put_what_waits(learner: "Learner") -> None:
         return
     place.waiting = None
     try:
-        before = copy.deepcopy(_state_of(learner))
-        _check_same(waiting.saved, before, in_fit=True)
-        _put_or_restore(learner, waiting.saved, before, waiting.whole, in_fit=True)
+        _put_or_restore(learner, waiting.saved, waiting.whole, in_fit=True)
     except BaseException:
         place.waiting = waiting
         raise
-    _set_place(learner, waiting.saved)
 
 
-def _set_place(learner: "Learner", saved: dict[str, Any]) -> None:
-    learner.epoch_index, learner.step_index = saved["place"]
-    learner.place.passes = saved["passes"]
-    learner.place.fits = list(saved["fits"])
-
-
-def _put_or_restore(
-    learner: "Learner", saved: dict[str, Any], before: dict[str, Any], whole: bool, in_fit: bool
-) -> None:
-    """Puts back what belongs to the fit with `in_fit`, and the rest with `whole`."""
-    resuming = learner.place.resuming
-    epoch_rng = learner.place.epoch_rng
+def _put_or_restore(learner: "Learner", saved: dict[str, Any], whole: bool, in_fit: bool) -> None:
+    """Puts back what belongs to the fit with `in_fit`, and the rest with `whole`; or nothing."""
+    before = copy.deepcopy(_state_of(learner))
+    refuse_difference(_described(saved, in_fit), _described(before, in_fit))
+    place = learner.place
+    resuming = place.resuming
+    epoch_rng = place.epoch_rng
     try:
         _put(learner, saved, whole, in_fit)
     except BaseException as error:
         if whole:  # first, for its schedulers are tried with its groups
             learner.optimizer.load_state_dict(before["optimizer"])
         _put(learner, before, whole, in_fit)
-        learner.place.resuming = resuming
-        learner.place.epoch_rng = epoch_rng
+        place.resuming = resuming
+        place.epoch_rng = epoch_rng
         if isinstance(error, Refusal) or not isinstance(error, Exception):
             raise
         raise _no_fit(error, "this learner") from error
+    learner.epoch_index, learner.step_index = saved["place"]
+    place.passes = saved["passes"]
+    place.fits = list(saved["fits"])
 
 
 def _put(learner: "Learner", saved: dict[str, Any], whole: bool, in_fit: bool) -> None:
@@ -239,11 +231,10 @@ def _put(learner: "Learner", saved: dict[str, Any], whole: bool, in_fit: bool) -
         _put_fit(learner, saved)
     if not whole:
         return
-    modules = [learner.model, *learner.loss.modules()]
     for name, part in stateful(learner.callbacks).items():
         part.load_state_dict(saved["callbacks"][name])
         if isinstance(part, KeepBest):
-            check_weights(part.kept, modules)
+            check_weights(part.kept, learner.modules())
     check_optimizer_state(saved["optimizer"], learner.optimizer)
     learner.optimizer.load_state_dict(saved["optimizer"])
     if learner.scaler is not None:
@@ -319,11 +310,6 @@ def _check_form(learner: "Learner", saved: dict[str, Any]) -> None:
         raise
     except Exception as error:
         raise _no_fit(error, "a learner") from error
-
-
-def _check_same(saved: dict[str, Any], here: dict[str, Any], in_fit: bool) -> None:
-    """Refuse a state of something else, before anything is changed."""
-    refuse_difference(_described(saved, in_fit), _described(here, in_fit))
 
 
 def _no_fit(error: Exception, whose: str) -> Refusal:
