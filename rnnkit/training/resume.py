@@ -4,11 +4,12 @@ import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ..core.errors import Refusal
 from ..core.state import map_leaves
-from .callbacks import KeepBest
+from .callbacks import KeepBest, learned
 from .events import stateful
 from .forms import (
     SAME,
@@ -51,16 +52,15 @@ class Waiting(NamedTuple):
     """A state that was loaded before the fit that it belongs to began."""
 
     saved: dict[str, Any]
-    whole: bool  # whether all of it is put back then, or only what belongs to a fit
+    whole: bool  # or only what belongs to a fit is put back then
 
 
 @dataclass
 class Place:
     """Where a training is: in which of its fits, and where in the fit's epoch.
 
-    A script that is run again from its top makes the same fits again. Those that the file it goes
-    on from had finished make no epoch, the one that the file is of goes on, and each begins to
-    count where the one before it had ended: so the script ends as if it had not been killed.
+    A script that is run again makes the same fits again: those that its file had finished make no
+    epoch, and each counts on from the end of the one before it.
     """
 
     fits: list[int] = field(default_factory=list[int])  # after which epoch each finished one ended
@@ -164,8 +164,8 @@ def _fit_of(learner: "Learner") -> dict[str, Any]:
 def go_on_from(learner: "Learner", saved: Any) -> None:
     """Puts a training back: within a fit at once, outside one what belongs to a fit when it begins.
 
-    Within a fit, as it begins, a script is run again, and its fits are counted from its top.
-    Outside one the learner goes on from where the state was taken, whatever it has made itself.
+    Within a fit, its script is run again from its top. Outside one the learner goes on from where
+    the state was taken, whatever it has made itself.
     """
     place = learner.place
     if learner.fitting:  # its batches would go on where they are
@@ -177,7 +177,7 @@ def go_on_from(learner: "Learner", saved: Any) -> None:
     # A fit that the file had finished may have other phases and loaders than the file's own.
     in_fit = place.in_fit and place.fit >= len(saved["fits"])
     before = copy.deepcopy(_state_of(learner))
-    _check_same(saved, before, in_fit)
+    refuse_difference(_described(saved, in_fit), _described(before, in_fit))
     _put_or_restore(learner, saved, before, whole=True, in_fit=in_fit)
     _set_place(learner, saved)
     if place.in_fit:
@@ -201,7 +201,7 @@ def put_what_waits(learner: "Learner") -> None:
     place.waiting = None
     try:
         before = copy.deepcopy(_state_of(learner))
-        _check_same(waiting.saved, before, in_fit=True)
+        refuse_difference(_described(waiting.saved, True), _described(before, True))
         _put_or_restore(learner, waiting.saved, before, waiting.whole, in_fit=True)
     except BaseException:
         place.waiting = waiting
@@ -224,7 +224,7 @@ def _put_or_restore(
     try:
         _put(learner, saved, whole, in_fit)
     except BaseException as error:
-        if whole:  # first, for its schedulers are tried with its groups
+        if whole:  # first: its schedulers are tried with its groups
             learner.optimizer.load_state_dict(before["optimizer"])
         _put(learner, before, whole, in_fit)
         learner.place.resuming = resuming
@@ -239,13 +239,12 @@ def _put(learner: "Learner", saved: dict[str, Any], whole: bool, in_fit: bool) -
         _put_fit(learner, saved)
     if not whole:
         return
-    modules = [learner.model, *learner.loss.modules()]
     for name, part in stateful(learner.callbacks).items():
         part.load_state_dict(saved["callbacks"][name])
         if isinstance(part, KeepBest):
-            check_weights(part.kept, modules)
+            check_weights(part.kept, learned(learner))
     check_optimizer_state(saved["optimizer"], learner.optimizer)
-    learner.optimizer.load_state_dict(saved["optimizer"])
+    _put_optimizer(learner, saved)
     if learner.scaler is not None:
         check_scaler(saved["scaler"], learner.scaler)
         learner.scaler.load_state_dict(saved["scaler"])
@@ -255,6 +254,19 @@ def _put(learner: "Learner", saved: dict[str, Any], whole: bool, in_fit: bool) -
     # The model last: a lazy one takes the shapes it is given, and could not give them back.
     if not any(is_lazy(value) for value in saved["model"].values()):
         learner.model.load_state_dict(saved["model"])
+
+
+def _put_optimizer(learner: "Learner", saved: dict[str, Any]) -> None:
+    """PyTorch casts what is kept for a weight to its dtype: NAdam's product, in float32, too."""
+    learner.optimizer.load_state_dict(saved["optimizer"])
+    weights = learner.model.named_parameters()
+    if any(weight.dtype != saved["model"].get(name, weight).dtype for name, weight in weights):
+        return  # the weights go on in another
+    states = saved["optimizer"]["state"]
+    for i, kept in learner.optimizer.state_dict()["state"].items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.dtype != states[i][name].dtype:
+                kept[name] = states[i][name].to(value.device)
 
 
 def _put_fit(learner: "Learner", saved: dict[str, Any]) -> None:
@@ -319,11 +331,6 @@ def _check_form(learner: "Learner", saved: dict[str, Any]) -> None:
         raise
     except Exception as error:
         raise _no_fit(error, "a learner") from error
-
-
-def _check_same(saved: dict[str, Any], here: dict[str, Any], in_fit: bool) -> None:
-    """Refuse a state of something else, before anything is changed."""
-    refuse_difference(_described(saved, in_fit), _described(here, in_fit))
 
 
 def _no_fit(error: Exception, whose: str) -> Refusal:
