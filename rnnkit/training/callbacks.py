@@ -50,7 +50,7 @@ def _no_average(name: str, known: Iterable[str]) -> Refusal:
 
 
 def learned(learner: "Learner") -> list[nn.Module]:
-    """What has weights: the model, and the loss's own modules."""
+    """The model, and the loss's own modules."""
     return [learner.model, *learner.loss.modules()]
 
 
