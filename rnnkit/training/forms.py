@@ -206,7 +206,7 @@ def check_scheduler(saved: dict[str, Any], scheduler: Any) -> None:
 
 
 def _check_scheduler_steps(saved: dict[str, Any], scheduler: Any) -> None:
-    """Makes a step with a copy, whose optimizer is a stand-in."""
+    """Makes a step with a copy."""
     groups = [{**group, "params": []} for group in scheduler.optimizer.param_groups]
     stand_in = SimpleNamespace(param_groups=copy.deepcopy(groups), step=None)
     trial = copy.deepcopy(scheduler, {id(scheduler.optimizer): stand_in})

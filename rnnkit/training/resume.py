@@ -257,7 +257,7 @@ def _put(learner: "Learner", saved: dict[str, Any], whole: bool, in_fit: bool) -
 
 
 def _put_optimizer(learner: "Learner", saved: dict[str, Any]) -> None:
-    """PyTorch casts what is kept for a weight to its dtype: NAdam's product, in float32, too."""
+    """PyTorch casts what is kept for a weight to its dtype, NAdam's product too."""
     learner.optimizer.load_state_dict(saved["optimizer"])
     weights = learner.model.named_parameters()
     if any(weight.dtype != saved["model"].get(name, weight).dtype for name, weight in weights):
