@@ -49,8 +49,8 @@ def _no_average(name: str, known: Iterable[str]) -> Refusal:
     return Refusal(f"monitor={name!r}", f"one of {sorted(known)}", fix)
 
 
-def learned(learner: "Learner") -> list[nn.Module]:
-    """The model, and the loss's own modules."""
+def _learned(learner: "Learner") -> list[nn.Module]:
+    """What has weights: the model, and the loss's own modules."""
     return [learner.model, *learner.loss.modules()]
 
 
@@ -395,10 +395,10 @@ class KeepBest(_Watch):
         if self._is_better(value):
             self.best = value
             self.epoch = learner.epoch_index + 1
-            self.kept = [copy.deepcopy(part.state_dict()) for part in learned(learner)]
+            self.kept = [copy.deepcopy(part.state_dict()) for part in _learned(learner)]
 
     def on_fit_end(self, learner: "Learner") -> None:
-        for part, weights in zip(learned(learner), self.kept, strict=False):  # none at first
+        for part, weights in zip(_learned(learner), self.kept, strict=False):  # none at first
             part.load_state_dict(weights)
 
     def state_dict(self) -> dict[str, Any]:

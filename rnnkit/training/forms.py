@@ -206,7 +206,7 @@ def check_scheduler(saved: dict[str, Any], scheduler: Any) -> None:
 
 
 def _check_scheduler_steps(saved: dict[str, Any], scheduler: Any) -> None:
-    """Makes a step with a copy."""
+    """Makes a step with a copy, of which the optimizer is a stand-in."""
     groups = [{**group, "params": []} for group in scheduler.optimizer.param_groups]
     stand_in = SimpleNamespace(param_groups=copy.deepcopy(groups), step=None)
     trial = copy.deepcopy(scheduler, {id(scheduler.optimizer): stand_in})
@@ -281,7 +281,7 @@ def check_rows(rows: Any) -> None:
 
 
 def check_weights(saved: Sequence[Any], modules: Sequence[Any]) -> None:
-    """Refuse weights that are not those of the modules; none are none kept yet."""
+    """Refuse weights that are not those of some modules; none at all are none kept yet."""
     _want("weights", saved, f"those of {len(modules)} modules", len(saved) in (0, len(modules)))
     for state, module in zip(saved, modules, strict=False):
         refuse_difference(shapes_of("weights ", state), shapes_of("weights ", module.state_dict()))

@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from ..core.errors import Refusal
 from ..core.state import map_leaves
-from .callbacks import KeepBest, learned
+from .callbacks import KeepBest
 from .events import stateful
 from .forms import (
     SAME,
@@ -52,7 +52,7 @@ class Waiting(NamedTuple):
     """A state that was loaded before the fit that it belongs to began."""
 
     saved: dict[str, Any]
-    whole: bool  # or only what belongs to a fit is put back then
+    whole: bool  # whether all of it is put back then, or only what belongs to a fit
 
 
 @dataclass
@@ -177,7 +177,7 @@ def go_on_from(learner: "Learner", saved: Any) -> None:
     # A fit that the file had finished may have other phases and loaders than the file's own.
     in_fit = place.in_fit and place.fit >= len(saved["fits"])
     before = copy.deepcopy(_state_of(learner))
-    refuse_difference(_described(saved, in_fit), _described(before, in_fit))
+    _check_same(saved, before, in_fit)
     _put_or_restore(learner, saved, before, whole=True, in_fit=in_fit)
     _set_place(learner, saved)
     if place.in_fit:
@@ -201,7 +201,7 @@ def put_what_waits(learner: "Learner") -> None:
     place.waiting = None
     try:
         before = copy.deepcopy(_state_of(learner))
-        refuse_difference(_described(waiting.saved, True), _described(before, True))
+        _check_same(waiting.saved, before, in_fit=True)
         _put_or_restore(learner, waiting.saved, before, waiting.whole, in_fit=True)
     except BaseException:
         place.waiting = waiting
@@ -224,7 +224,7 @@ def _put_or_restore(
     try:
         _put(learner, saved, whole, in_fit)
     except BaseException as error:
-        if whole:  # first: its schedulers are tried with its groups
+        if whole:  # first, for its schedulers are tried with its groups
             learner.optimizer.load_state_dict(before["optimizer"])
         _put(learner, before, whole, in_fit)
         learner.place.resuming = resuming
@@ -239,10 +239,11 @@ def _put(learner: "Learner", saved: dict[str, Any], whole: bool, in_fit: bool) -
         _put_fit(learner, saved)
     if not whole:
         return
+    modules = [learner.model, *learner.loss.modules()]
     for name, part in stateful(learner.callbacks).items():
         part.load_state_dict(saved["callbacks"][name])
         if isinstance(part, KeepBest):
-            check_weights(part.kept, learned(learner))
+            check_weights(part.kept, modules)
     check_optimizer_state(saved["optimizer"], learner.optimizer)
     _put_optimizer(learner, saved)
     if learner.scaler is not None:
@@ -331,6 +332,11 @@ def _check_form(learner: "Learner", saved: dict[str, Any]) -> None:
         raise
     except Exception as error:
         raise _no_fit(error, "a learner") from error
+
+
+def _check_same(saved: dict[str, Any], here: dict[str, Any], in_fit: bool) -> None:
+    """Refuse a state of something else, before anything is changed."""
+    refuse_difference(_described(saved, in_fit), _described(here, in_fit))
 
 
 def _no_fit(error: Exception, whose: str) -> Refusal:
