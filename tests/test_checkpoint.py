@@ -1319,6 +1319,46 @@ def test_the_parameters_of_the_loss_are_part_of_the_training(tmp_path, kind):
     assert whole.calls.item() == resumed.calls.item() == 6
 
 
+class Coarse(torch.optim.Optimizer):
+    """SGD with a momentum in float32, whatever the dtype of the weights."""
+
+    def __init__(self, weights) -> None:
+        super().__init__(weights, {"lr": 0.05})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for weight in self.param_groups[0]["params"]:
+            kept = self.state[weight]
+            if not kept:
+                kept["momentum"] = torch.zeros_like(weight, dtype=torch.float32)
+            kept["momentum"].mul_(0.9).add_(weight.grad.float())
+            weight.add_(kept["momentum"].to(weight.dtype), alpha=-0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", [torch.optim.NAdam, torch.optim.ASGD, Coarse])
+def test_what_an_optimizer_keeps_in_a_dtype_of_its_own_resumes_in_it(kind, dtype, tmp_path):
+    def trained(epochs: int, dtype: torch.dtype, *callbacks) -> rk.Learner:
+        torch.manual_seed(0)
+        model = nn.GRU(1, 1).to(dtype)
+        learner = rk.Learner(model, SEQ, kind(model.parameters()), callbacks)
+        return learner.fit(epochs, [torch.linspace(0, 1, 9, dtype=dtype).view(9, 1, 1)])
+
+    def kept(learner: rk.Learner) -> list[torch.Tensor]:
+        return [value for state in learner.optimizer.state.values() for value in state.values()]
+
+    path = tmp_path / "a.pt"
+    whole = trained(6, dtype)
+    trained(3, dtype, rk.Checkpoint(path))
+    resumed = trained(6, dtype, rk.Checkpoint(path, resume=True))
+    assert [value.dtype for value in kept(resumed)] == [value.dtype for value in kept(whole)]
+    assert all(map(torch.equal, kept(resumed), kept(whole)))
+    assert all(map(torch.equal, resumed.parameters, whole.parameters))
+
+    other = trained(7, torch.float32, rk.Checkpoint(path, resume=True))  # in another precision
+    assert all(value.dtype == torch.float32 for value in kept(other))
+
+
 def test_one_generator_for_loader_and_feedback_resumes_bitwise_within_an_epoch(tmp_path):
     def trained(seed: int, cut: bool, *callbacks) -> rk.Learner:
         class Cut:

@@ -299,6 +299,26 @@ def test_a_collection_of_torchmetrics_gives_a_number_for_each():
     assert averages["all.rec"].shape == (CLASSES,)
 
 
+@pytest.mark.parametrize("make", [rk.seq2seq_loss, rk.seq2one_loss])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_counter_and_a_loss_get_steps_that_lie_side_by_side_of_a_slice_of_a_table(make, rows):
+    table = torch.randn(6, rows + 2, 7, dtype=torch.float64, generator=seeded())
+    inputs, targets = table[:, 1 : rows + 1, :3], table[:, 1 : rows + 1, 2 : CLASSES + 2]
+    model = net()
+    outputs = model(inputs)[0].detach()
+    if make is rk.seq2one_loss:
+        targets, outputs = targets[-1], outputs[-1]
+
+    def flat(answers: Tensor, wanted: Tensor) -> Tensor:
+        return (answers.view(-1) - wanted.view(-1)).square().mean()
+
+    counter = torchmetrics.MeanSquaredError().set_dtype(torch.float64)
+    got = rk.evaluate(model, make(flat), [(inputs, targets)], metrics={"mse": counter})
+    right = (outputs - targets).square().mean().item()
+    assert got["mse"] == pytest.approx(right, rel=1e-12)
+    assert got["loss"] == pytest.approx(right, rel=1e-12)
+
+
 def test_a_counter_of_a_running_epoch_is_not_disturbed_by_another_look():
     count, history = Count(), rk.History()
     data, other = batches([(5, 3), (3, 2)]), batches([(4, 2)], seed=9)

@@ -58,6 +58,7 @@ HIDDEN = {
     "a partial of nothing": functools.partial(PYTORCHS),
     "its forward": PYTORCHS.forward,
     "its call": PYTORCHS.__call__,
+    "a wrapper": nn.DataParallel(PYTORCHS),
 }
 if torch.__version__ >= "2.7":  # 2.6 compiles none of PyTorch's own functions
     compiled = torch.compile(F.cross_entropy, backend="eager")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 
 from ..core.errors import Refusal, in_full, in_words
-from ..core.model import evaluating
+from ..core.model import evaluating, unwrap
 from ..core.signature import must_be_given, parameters_of
 from ..core.state import onto
 from .total import Total, exact, precise
@@ -267,13 +267,13 @@ def _count_of_others(targets: Tensor, ignored: int) -> float:
 
 
 def bare(loss_fn: Any) -> Any:
-    """A loss of PyTorch's own without what hides it: `torch.compile`, `partial`, its `forward`."""
+    """A loss of PyTorch's own without what hides it: a wrapper, `partial`, its `forward`."""
     if isinstance(loss_fn, functools.partial) and not (loss_fn.args or loss_fn.keywords):
         return bare(loss_fn.func)
     inner = loss_fn
     if inspect.ismethod(loss_fn) and loss_fn.__name__ in ("forward", "_wrapped_call_impl"):
         inner = loss_fn.__self__
-    inner = getattr(inner, "_orig_mod", inner)
+    inner = unwrap(inner)
     return inner if isinstance(inner, _Loss) else loss_fn
 
 

@@ -178,14 +178,15 @@ class ScoredRows(Scored):
                 _check_target(target, outputs, head.key)
                 head.check_shapes(answer, target, leading=1)
                 known = part_of(self.known, head.key, "targets")
-                totals.append(self._weighed(head(answer, target, known)))
+                totals.append(self._weighed(head(answer, target.contiguous(), known)))
         return stacked(totals, self.loss.scales)
 
     def valid(self, outputs: Any) -> tuple[Any, Any]:
         if self.loss.read == "all":
             came = 'a loss with read="all"'
             raise Refusal(came, "one output a sequence", 'read="last" or a function that reads.')
-        return self.loss.answers(self._own(outputs), self.lengths), self.targets
+        answers = self.loss.answers(self._own(outputs), self.lengths)
+        return answers, map_leaves(Tensor.contiguous, self.targets)
 
     def _own(self, outputs: Any) -> Any:
         """The outputs of the rows that take part."""

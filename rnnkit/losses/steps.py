@@ -249,7 +249,7 @@ class ScoredSteps(Scored):
 
     def _of_valid(self, flat: Tensor) -> Tensor:
         if self.index is None:
-            return flat
+            return flat.contiguous()
         return flat.index_select(0, onto(self.index, flat.device))
 
     def _check(self, outputs: Any) -> None:

@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ..core.errors import Refusal
@@ -58,9 +59,8 @@ class Waiting(NamedTuple):
 class Place:
     """Where a training is: in which of its fits, and where in the fit's epoch.
 
-    A script that is run again from its top makes the same fits again. Those that the file it goes
-    on from had finished make no epoch, the one that the file is of goes on, and each begins to
-    count where the one before it had ended: so the script ends as if it had not been killed.
+    A script that is run again makes the same fits again: those that its file had finished make no
+    epoch, and each counts on from the end of the one before it.
     """
 
     fits: list[int] = field(default_factory=list[int])  # after which epoch each finished one ended
@@ -164,8 +164,8 @@ def _fit_of(learner: "Learner") -> dict[str, Any]:
 def go_on_from(learner: "Learner", saved: Any) -> None:
     """Puts a training back: within a fit at once, outside one what belongs to a fit when it begins.
 
-    Within a fit, as it begins, a script is run again, and its fits are counted from its top.
-    Outside one the learner goes on from where the state was taken, whatever it has made itself.
+    Within a fit, its script is run again from its top. Outside one the learner goes on from where
+    the state was taken, whatever it has made itself.
     """
     place = learner.place
     if learner.fitting:  # its batches would go on where they are
@@ -236,7 +236,7 @@ def _put(learner: "Learner", saved: dict[str, Any], whole: bool, in_fit: bool) -
         if isinstance(part, KeepBest):
             check_weights(part.kept, learner.modules())
     check_optimizer_state(saved["optimizer"], learner.optimizer)
-    learner.optimizer.load_state_dict(saved["optimizer"])
+    _put_optimizer(learner, saved)
     if learner.scaler is not None:
         check_scaler(saved["scaler"], learner.scaler)
         learner.scaler.load_state_dict(saved["scaler"])
@@ -246,6 +246,19 @@ def _put(learner: "Learner", saved: dict[str, Any], whole: bool, in_fit: bool) -
     # The model last: a lazy one takes the shapes it is given, and could not give them back.
     if not any(is_lazy(value) for value in saved["model"].values()):
         learner.model.load_state_dict(saved["model"])
+
+
+def _put_optimizer(learner: "Learner", saved: dict[str, Any]) -> None:
+    """PyTorch casts what is kept for a weight to its dtype, NAdam's product too."""
+    learner.optimizer.load_state_dict(saved["optimizer"])
+    weights = learner.model.named_parameters()
+    if any(weight.dtype != saved["model"].get(name, weight).dtype for name, weight in weights):
+        return  # the weights go on in another
+    states = saved["optimizer"]["state"]
+    for i, kept in learner.optimizer.state_dict()["state"].items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.dtype != states[i][name].dtype:
+                kept[name] = states[i][name].to(value.device)
 
 
 def _put_fit(learner: "Learner", saved: dict[str, Any]) -> None:
