@@ -501,8 +501,8 @@ for i, word in enumerate(unknown):
 
 # %% [markdown]
 # With `length_penalty=0`, the exponential of a score is the probability that the model gives to the
-# whole answer. It [tells which words to check](#evidence-which-answers-to-check) by hand: *pytorch* is
-# wrong here, and *brexit* is right only in its second answer.
+# whole answer. It [tells which words to check](#evidence-which-answers-to-check) by hand: *pytorch*
+# is wrong.
 #
 # How wide must a beam be? Each line has the WER of the three seeds on 500 test words in
 # percent, then the same with a penalty of 1.
