@@ -256,9 +256,10 @@ def _put_optimizer(learner: "Learner", saved: dict[str, Any]) -> None:
         return  # the weights go on in another
     states = saved["optimizer"]["state"]
     for i, kept in learner.optimizer.state_dict()["state"].items():
-        for name, value in kept.items():
-            if isinstance(value, Tensor) and value.dtype != states[i][name].dtype:
-                kept[name] = states[i][name].to(value.device)
+        for name, own in states.get(i, {}).items():
+            value = kept.get(name)
+            if isinstance(value, Tensor) and value.dtype != own.dtype:
+                kept[name] = own.to(value.device)
 
 
 def _put_fit(learner: "Learner", saved: dict[str, Any]) -> None:
