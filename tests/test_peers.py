@@ -65,11 +65,13 @@ def test_what_the_page_says_is_what_was_measured(bench: ModuleType) -> None:
     for shape in ("tiny", "long"):
         gru = ratios[shape, "GRU", 1]
         assert gru["rnnkit, Learner, rnnkit.GRU"][0] < 0.65
+        won = (1 - gru["rnnkit, Learner, rnnkit.GRU"][0]) / (1 - gru["JAX by hand"][0])
+        assert won < 0.5 if shape == "tiny" else won > 0.6
     for kind in ("GRU", "RNN"):
         assert all(ratios[shape, kind, 1]["flax nnx"][0] < 1 for shape in bench.SHAPES)
     spent = {(c["shape"], c["threads"]): c["milliseconds"] for c in contests if c["kind"] == "LSTM"}
     assert spent["medium", 2] < 0.7 * spent["medium", 1]
-    assert spent["tiny", 2] > 0.9 * spent["tiny", 1] and spent["long", 2] > 0.8 * spent["long", 1]
+    assert spent["tiny", 2] > 0.9 * spent["tiny", 1] and spent["long", 2] < 0.8 * spent["long", 1]
     literal = [row["model and loss once a step"][0] for key, row in ratios.items() if "LSTM" in key]
     assert min(literal) > 1.5
 
