@@ -12,6 +12,7 @@ import sys
 import termios
 import threading
 import time
+import types
 
 import pandas
 import pytest
@@ -256,6 +257,41 @@ def test_clipping_is_that_of_pytorch(max_norm):
     )
     total = torch.cat([gradient.flatten() for gradient in after]).norm().item()
     assert total == pytest.approx(min(max_norm, norm.item()), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_around_the_limit_clipping_is_that_of_pytorch_to_the_bit(dtype):
+    """Where it would multiply by 1, nothing is multiplied."""
+    gradients = [data(4, 3).to(dtype), data(5, seed=8).to(dtype)]
+    weights = [torch.zeros_like(gradient, requires_grad=True) for gradient in [*gradients, data(2)]]
+    optimizer = torch.optim.SGD(weights, 0.1)  # one of them without a gradient
+
+    def given(scale: float = 1.0) -> None:
+        for weight, gradient in zip(weights, gradients, strict=False):
+            weight.grad = gradient * scale
+
+    given()
+    norm = float(nn.utils.get_total_norm([weight.grad for weight in weights[:2]]))
+    limits = [norm, norm - 1e-6, norm + 1e-6, norm + 2e-6, norm * 0.99, norm * 1.01, 1e9, 0.1]
+    changed = []
+    for limit in [*limits, torch.tensor(norm), torch.tensor(2 * norm)]:
+        given()
+        reference = nn.utils.clip_grad_norm_(weights, limit)
+        wanted = [weight.grad for weight in weights[:2]]
+        given()
+        clip = rk.ClipGradients(limit)
+        clip.on_backward_end(types.SimpleNamespace(optimizer=optimizer))
+        assert torch.equal(clip.norm, reference)
+        assert all(map(torch.equal, [weight.grad for weight in weights[:2]], wanted))
+        changed.append(not all(map(torch.equal, wanted, gradients)))
+    assert True in changed
+    assert False in changed
+
+    for wrong in (float("nan"), float("inf")):  # is seen by whoever looks for it
+        given(wrong)
+        clip.on_backward_end(types.SimpleNamespace(optimizer=optimizer))
+        assert not clip.norm.isfinite()
+        assert weights[0].grad.isnan().all()
 
 
 def test_every_window_is_clipped():
