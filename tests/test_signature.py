@@ -1,6 +1,8 @@
 """What a function can be called with: functions, modules, builtins."""
 
 import functools
+import gc
+import weakref
 
 import torch
 from torch import nn
@@ -44,3 +46,41 @@ def test_a_decorator_takes_what_it_says_or_what_it_hands_on():
 
     assert names(two, must_be_given) == ["a", "b"]
     assert names(any_number, must_be_given) == ["a", "b", "c"]
+
+
+class Decorated(nn.Module):
+    """A forward of two arguments behind one that takes any number of them."""
+
+    def _inner(self, inputs, state=None):
+        raise NotImplementedError
+
+    @functools.wraps(_inner)
+    def forward(self, *arguments):
+        return self._inner(*arguments)
+
+
+class AnyNumber(nn.Module):
+    def forward(*arguments):
+        raise NotImplementedError
+
+
+def test_a_forward_is_read_without_its_self():
+    for _ in range(2):  # read, and remembered
+        assert names(Decorated(), by_place) == ["inputs", "state"]
+        assert [p.kind.name for p in parameters_of(AnyNumber())] == ["VAR_POSITIONAL"]
+
+
+def test_a_forward_of_the_object_goes_before_that_of_its_class():
+    layer = nn.GRU(2, 3)
+    assert names(layer, by_place) == ["input", "hx"]
+    layer.forward = lambda inputs, state, more: (inputs, state)
+    assert names(layer, by_place) == ["inputs", "state", "more"]
+
+
+def test_what_is_remembered_of_a_class_keeps_no_model_alive():
+    layer = nn.GRU(2, 3)
+    alive = weakref.ref(layer)
+    parameters_of(layer)
+    del layer
+    gc.collect()
+    assert alive() is None

@@ -1,5 +1,6 @@
 """What a function of the user's can be called with, read off its signature."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from inspect import Parameter
@@ -13,6 +14,21 @@ def parameters_of(called: Callable[..., Any]) -> list[Parameter] | None:
     call: Any = getattr(called, "_orig_mod", called)  # inside torch.compile
     if isinstance(call, nn.Module):
         call = getattr(call, "forward", None)
+        if inspect.ismethod(call) and inspect.isfunction(call.__func__):
+            return _of_method(call.__func__)
+    return _read(call)
+
+
+@functools.lru_cache(maxsize=64)
+def _of_method(function: Callable[..., Any]) -> list[Parameter] | None:
+    """Those of a class's function, without `self`; read once, for a loop may ask at each step."""
+    parameters = _read(function)
+    if parameters and by_place(parameters[0]):
+        return parameters[1:]
+    return parameters
+
+
+def _read(call: Any) -> list[Parameter] | None:
     try:
         signature = inspect.signature(call, follow_wrapped=False)
         if any(p.kind is Parameter.VAR_POSITIONAL for p in signature.parameters.values()):

@@ -25,7 +25,6 @@ def start(task: Task, variant: str):
         def train(loader) -> float:
             total = torch.zeros(())
             for batch in loader:
-                optimizer.zero_grad()
                 # The phase updates once a window; clipping is a step of the optimizer's own.
                 total += phase(model, loss, batch, optimizer).loss
             return total / len(loader)
