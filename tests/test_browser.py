@@ -61,6 +61,10 @@ SEARCHES = {
     # What the same walk found nothing for.
     "nan loss": ["errors"],
     "predict future values": ["tutorials/00_forecast"],
+    "should i shuffle time series": ["faq/practice"],
+    "stationary": ["faq/practice"],
+    "seasonality": ["faq/practice"],
+    "inverse transform": ["faq/practice"],
     "time series": ["tutorials/00_forecast"],
     "overfitting": ["errors", "tutorials/", "glossary"],
     "LSTM": ["tutorials/01_recurrent"],
