@@ -1,0 +1,99 @@
+"""What it is worth that the heap keeps what a training step frees: two settings of glibc, of the process.
+
+    python tests/benchmarks/bench_heap.py [rounds]
+
+A training step of a Learner (embedding, one layer, linear head, cross-entropy, Adam), in two processes that take turns:
+one as it starts, the other with the two variables of `KEPT`. Printed is the ratio of processor time, kept over not
+kept, its median and quartiles over rounds, and the most memory that either process had. One thread. Some minutes.
+"""
+
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+from bench_generation import KEPT
+
+SHAPES = {
+    "B=8 T=16 H=32": (8, 16, 32, 200),
+    "B=32 T=32 H=128": (32, 32, 128, 20),
+    "B=32 T=128 H=256": (32, 128, 256, 3),
+    "B=8 T=1024 H=128": (8, 1024, 128, 3),
+}
+KINDS = ("LSTM", "GRU", "rnnkit.GRU")
+
+
+def work(kind: str, shape: str) -> None:
+    """Answer each line with the processor time of some steps, and the most memory so far in MB."""
+    import torch
+    from torch import nn
+
+    import rnnkit as rk
+
+    torch.set_num_threads(1)
+    batch, length, hidden, count = SHAPES[shape]
+    layer = {"LSTM": nn.LSTM, "GRU": nn.GRU, "rnnkit.GRU": rk.GRU}[kind]
+    model = rk.RecurrentSequential(
+        nn.Embedding(64, hidden), layer(hidden, hidden), nn.Linear(hidden, 64)
+    )
+    learner = rk.Learner(model, nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters()))
+    phase, tokens = rk.BPTTTrainingPhase(), torch.randint(64, (length + 1, batch))
+    for _ in range(3):
+        learner.step(phase, tokens)
+    for _ in sys.stdin:
+        start = time.process_time()
+        for _ in range(count):
+            learner.step(phase, tokens)
+        spent = time.process_time() - start
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(spent, most, flush=True)
+
+
+def asked(worker: subprocess.Popen[str]) -> tuple[float, int]:
+    assert worker.stdin is not None and worker.stdout is not None
+    worker.stdin.write("\n")
+    worker.stdin.flush()
+    spent, most = worker.stdout.readline().split()
+    return float(spent), int(most)
+
+
+def compare(kind: str, shape: str, rounds: int) -> None:
+    bare = {name: value for name, value in os.environ.items() if name not in KEPT}
+    command = [sys.executable, __file__, "work", kind, shape]
+    workers = []
+    for environment in (bare, bare | KEPT):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        workers.append(subprocess.Popen(command, text=True, env=environment, **pipes))
+    ratios, memory = [], (0, 0)
+    for k in range(rounds):
+        turn = workers if k % 2 else workers[::-1]
+        answers = {worker.pid: asked(worker) for worker in turn}
+        (free, most), (kept, most_kept) = (answers[worker.pid] for worker in workers)
+        ratios.append(kept / free)
+        memory = most, most_kept
+    for worker in workers:
+        worker.communicate()
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(f"{kind:<10} {shape:<16} {middle:.2f}  ({low:.2f} to {high:.2f})  {memory[0]} and {memory[1]} MB")
+
+
+def main(rounds: int) -> None:
+    import torch
+
+    import rnnkit as rk
+
+    libc = " ".join(platform.libc_ver())
+    print(f"torch {torch.__version__}, rnnkit {rk.__version__}, {libc}, {rounds} rounds", flush=True)
+    for kind in KINDS:
+        for shape in SHAPES:
+            compare(kind, shape, rounds)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["work"]:
+        work(*sys.argv[2:])
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)
