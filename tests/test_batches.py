@@ -482,6 +482,23 @@ def test_a_tuple_as_inputs_is_the_source_its_lengths_and_the_inputs():
     )
 
 
+def test_the_parts_of_a_source_without_lengths_may_each_have_steps_of_their_own():
+    burn, kept, inputs = torch.zeros(3, 2, 1), torch.ones(1, 2, 8), torch.zeros(5, 2, 1)
+    source = {"burn": list(burn), "kept": kept}
+    batch = SequenceBatch.of(((source, None, inputs), torch.zeros(5, 2)))
+    assert [part.shape for part in batch.inputs[0].values()] == [(3, 2, 1), (1, 2, 8)]
+    lengths = torch.tensor([3, 2])  # of which part?
+    refused(
+        lambda: SequenceBatch.of(((source, lengths, inputs), torch.zeros(5, 2))),
+        "got the source = a dict of 'burn' (3, 2, 1), 'kept' (1, 2, 8); wanted sequences of the same",
+    )
+    source["kept"] = kept[:, :1]
+    refused(
+        lambda: SequenceBatch.of(((source, None, inputs), torch.zeros(5, 2))),
+        "got the first steps of the source = a dict of 'burn' (1, 2, 1), 'kept' (1, 1, 8)",
+    )
+
+
 def test_one_step_of_a_dict_has_no_next_one():
     refused(lambda: get_inout_seq({"a": torch.zeros(1, 2)}), "got a sequence (1, 2); wanted at lea")
 

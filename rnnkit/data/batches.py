@@ -274,7 +274,13 @@ def _taken_apart(inputs: Any) -> tuple[tuple[Any, ...], Any]:
             TypeError,
         )
     source, lengths, sequence = inputs
-    source = as_sequences(source, "the source")
+    if lengths is None and isinstance(source, dict):
+        # Only `encode` reads it: each part may have steps of its own.
+        source = {key: as_sequence(part, f"the source[{key!r}]") for key, part in source.items()}
+        firsts = {key: part[:1] for key, part in source.items()}
+        as_sequences(firsts, "the first steps of the source")
+    else:
+        source = as_sequences(source, "the source")
     if lengths is not None:
         check_lengths(lengths, *extent(source))
     return (source, lengths), sequence
