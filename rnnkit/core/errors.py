@@ -65,6 +65,8 @@ def in_words(value: object) -> str:
     if isinstance(value, list | tuple):
         items: Sequence[object] = value
         return f"a {type(value).__name__} of {len(items)}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     return f"a {type(value).__name__}"
 
 

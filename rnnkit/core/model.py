@@ -33,7 +33,7 @@ from .layout import (
     parts_of,
     unpack,
 )
-from .signature import parameters_of, takes_two
+from .signature import check_takes, parameters_of, takes
 from .state import State, leaves_of, map_leaves, onto, select_rows, where_rows
 
 Model: TypeAlias = Callable[..., Any]
@@ -193,7 +193,7 @@ def _is_pytorchs_own(model: Any) -> bool:
 def check_model(model: Model) -> None:
     """Refuse what cannot keep the contract: cells, `batch_first` modules, a split along time."""
     inner = unwrap(model)
-    if not callable(inner):
+    if not callable(inner) or isinstance(inner, type):
         fix = "nn.GRU(3, 8), for one."
         raise Refusal(in_words(inner), "outputs, state = model(inputs, state)", fix, TypeError)
     if isinstance(inner, nn.RNNCellBase):
@@ -202,7 +202,9 @@ def check_model(model: Model) -> None:
         raise Refusal(f"a cell, {name}", "a model over (T, B, *F)", fix, TypeError)
     parameters = parameters_of(inner)
     _check_second(inner, parameters or [])
-    if parameters is not None and not takes_two(parameters):
+    if not takes(parameters, 2):
+        if not takes(parameters, 1):
+            check_takes(name_of(inner), inner, "inputs, state")
         came = f"{name_of(inner)}, which takes no state"
         fix = "RecurrentSequential threads the state through a stack of layers."
         raise Refusal(came, "outputs, state = model(inputs, state)", fix, TypeError)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..core.errors import Refusal, asked, at_least, in_full, in_words
-from ..core.signature import must_be_given, parameters_of
+from ..core.signature import check_takes, must_be_given, parameters_of
 from ..core.state import map_leaves
 
 NextInput: TypeAlias = Callable[..., Any]
@@ -271,9 +271,7 @@ class DistributionSampler:
 
     @asked("DistributionSampler")
     def __init__(self, make: Callable[[Any], Distribution]) -> None:
-        if not callable(make):
-            fix = "lambda outputs: torch.distributions.Normal(outputs, 1.0), for one."
-            raise Refusal(f"make = {in_words(make)}", "a function of the outputs", fix, TypeError)
+        check_takes("make", make, "outputs")
         self.make = make
 
     def _distribution(self, outputs: Any) -> Distribution:
@@ -384,10 +382,10 @@ def with_covariates(sampler: NextInput, fed: int | str | Sequence[str]) -> WithC
 
 def check_sampler(sampler: object) -> None:
     fix = "identity, sample_best, SoftmaxSampler() or a function of your own."
-    if isinstance(sampler, type):
-        raise Refusal(f"sampler = the class {sampler.__name__}", "an object of it", fix, TypeError)
-    if not callable(sampler):
+    if isinstance(sampler, type) or not callable(sampler):
         raise Refusal(f"sampler = {in_words(sampler)}", "a function", fix, TypeError)
+    if not any(map(_has_its_name, parameters_of(sampler) or [])):
+        check_takes("sampler", sampler, "outputs", "outputs, given")
 
 
 def check_drawn(drawn: Any, like: Any, outputs: Any, what: str) -> None:

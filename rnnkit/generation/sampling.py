@@ -23,6 +23,7 @@ from ..core.layout import (
     valid_steps,
 )
 from ..core.model import BATCH_IN_STATE, Model, check_call, evaluating
+from ..core.signature import check_takes
 from ..core.state import State, map_leaves, onto, where_rows
 from .rollouts import Rollout, Stretch, first_step, last_step, one_step_of
 from .samplers import DeclaredSampler, NextInput, identity
@@ -408,7 +409,10 @@ def _are_tokens(inputs: object) -> bool:
 
 
 def _stop_function(stop: Stop | None) -> Callable[[Any], Tensor] | None:
-    if stop is None or callable(stop):
+    if stop is None:
+        return None
+    if callable(stop):
+        check_takes("stop", stop, "tokens")
         return stop
     if not is_token(stop):
         wanted = "a token, a whole number, or a function"

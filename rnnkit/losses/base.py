@@ -97,6 +97,7 @@ class SequenceLoss:
         self,
         loss_fn: LossFunction | Mapping[Any, LossFunction],
         weights: Mapping[Any, float] | None = None,
+        lengths: bool = False,
     ) -> None:
         self.loss_fn = loss_fn
         self.scales: tuple[float, ...] | None = None
@@ -117,7 +118,7 @@ class SequenceLoss:
                     "give the loss function inside it; average and warmup belong to the outer one."
                 )
                 raise Refusal(f"a {function.name} inside", "a loss of steps", fix, TypeError)
-        self.heads = [Head(function, key) for key, function in by_name.items()]
+        self.heads = [Head(function, key, lengths) for key, function in by_name.items()]
 
     def __call__(
         self,

@@ -16,7 +16,7 @@ from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 
 from ..core.errors import Refusal, in_full, in_words
 from ..core.model import evaluating, unwrap
-from ..core.signature import must_be_given, parameters_of
+from ..core.signature import must_be_given, parameters_of, takes
 from ..core.state import onto
 from .total import Total, exact, precise
 
@@ -71,7 +71,7 @@ class Head:
         scalar: whether it gave one number for all steps.
     """
 
-    def __init__(self, loss_fn: LossFunction, key: Any = None) -> None:
+    def __init__(self, loss_fn: LossFunction, key: Any = None, lengths: bool = False) -> None:
         if not callable(loss_fn):
             fix = "nn.MSELoss()."
             raise Refusal(in_words(loss_fn), "a loss function (outputs, targets)", fix, TypeError)
@@ -79,15 +79,10 @@ class Head:
         self.loss_fn = bare(loss_fn)
         self.key = key
         self._options = torch_options(self.loss_fn)
-        wanted = _wanted_by(self.loss_fn)
-        if self._options is not None and len(wanted) > 2:
-            raise Refusal(
-                f"a loss that wants {', '.join(wanted)}",
-                "one of (outputs, targets)",
-                "write a function that gives it all of them, lambda outputs, targets: ...; with "
-                'read="all", lambda outputs, targets, lengths: ...',
-                TypeError,
-            )
+        counts = [2]
+        if lengths and self._options is None:
+            counts.append(3)
+        check_wanted(self.loss_fn, *counts)
         self.scalar = False
         self._class_weight: tuple[Tensor, int, Tensor] | None = None
         self._weighs = _is_one_of(_WEIGHING, self.loss_fn)
@@ -310,6 +305,18 @@ def refuse_class(loss_fn: object) -> None:
     if isinstance(loss_fn, type):
         name = loss_fn.__name__
         raise Refusal(f"the class {name}", "a loss function", f"make one: {name}().", TypeError)
+
+
+def check_wanted(loss_fn: Any, *counts: int) -> None:
+    """Refuse a loss that is not called with so many arguments."""
+    if not takes(parameters_of(loss_fn), *counts):
+        raise Refusal(
+            f"a loss that wants {', '.join(_wanted_by(loss_fn)) or 'nothing'}",
+            "one of (outputs, targets)",
+            "write a function that gives it all of them, lambda outputs, targets: ...; with "
+            'read="all", lambda outputs, targets, lengths: ...',
+            TypeError,
+        )
 
 
 def _wanted_by(loss_fn: Any) -> list[str]:

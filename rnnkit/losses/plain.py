@@ -21,7 +21,7 @@ from ..core.layout import (
 from ..core.signature import by_place, must_be_given, parameters_of
 from ..core.state import select_rows
 from .base import Ask, Scored, SequenceLoss
-from .function import LossFunction, bare, pair_of, refuse_class, torch_options
+from .function import LossFunction, bare, check_wanted, pair_of, refuse_class, torch_options
 from .steps import StepLoss
 from .total import Total, in_a_row, nothing, precise
 
@@ -45,6 +45,7 @@ class PlainLoss(SequenceLoss):
             came = f"loss = {in_words(function)}"
             raise Refusal(came, "a loss function", "seq2seq_loss(nn.MSELoss()).", TypeError)
         refuse_class(function)
+        check_wanted(function, 2, 3)
         self.loss_fn = function
         self.heads = []
         self.scales = None
