@@ -34,7 +34,16 @@ from .layout import (
     unpack,
 )
 from .signature import check_takes, parameters_of, takes
-from .state import State, leaves_of, map_leaves, onto, select_rows, where_rows
+from .state import (
+    State,
+    leaves_of,
+    map_leaves,
+    onto,
+    same_form,
+    select_rows,
+    shapes,
+    where_rows,
+)
 
 Model: TypeAlias = Callable[..., Any]
 
@@ -273,7 +282,12 @@ def check_one_way(model: Model, came: str, wanted: str, fix: str) -> None:
 
 def call_model(model: Model, inputs: Any, state: State) -> tuple[Any, State]:
     """`outputs, state = model(inputs, state)`; anything else is refused."""
-    result = model(inputs, state)
+    try:
+        result = model(inputs, state)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError):
+        if state is not None:
+            _check_form(model, inputs, state)
+        raise
     if not isinstance(result, tuple) or len(result) != 2:
         came = f"{in_words(result)} from {name_of(model)}"
         fix = (
@@ -282,6 +296,19 @@ def call_model(model: Model, inputs: Any, state: State) -> tuple[Any, State]:
         )
         raise Refusal(came, "a pair (outputs, state)", fix, TypeError)
     return result
+
+
+def _check_form(model: Model, inputs: Any, state: State) -> None:
+    """Refuse a state that a model could not read, if it gives one of another form."""
+    try:
+        with torch.no_grad(), evaluating(model):
+            _, own = model(inputs, None)
+    except Exception:  # it is not the state
+        return
+    if not same_form(state, own):
+        came = f"a state {shapes(state)} for {name_of(model)}"
+        fix = "start with state=None, or pass the state that this model returned."
+        raise Refusal(came, f"one of the form that it gives, {shapes(own)}", fix)
 
 
 def run_model(
