@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 
 from ..core.errors import Refusal, in_full, in_words
-from ..core.model import evaluating, unwrap
+from ..core.model import evaluating, name_of, unwrap
 from ..core.signature import must_be_given, parameters_of, takes
 from ..core.state import onto
 from .total import Total, exact, precise
@@ -105,7 +105,14 @@ class Head:
         if options is None:
             return self.read(self.loss_fn(outputs, targets), len(outputs))
         self._refuse_sum()
-        losses = self._unreduced(outputs, targets)
+        try:
+            losses = self._unreduced(outputs, targets)
+        except RuntimeError:
+            if self._classes or targets.is_floating_point():
+                raise
+            came = f"targets of {targets.dtype}, which {name_of(self.loss_fn)} does not take"
+            fix = "targets.float(); classes go with nn.CrossEntropyLoss."
+            raise Refusal(came, f"targets of {outputs.dtype}", fix, TypeError) from None
         if not isinstance(losses, Tensor) or losses.shape[:1] != outputs.shape[:1]:
             # A subclass that reduces by itself.
             return self.read(self.loss_fn(outputs, targets), len(outputs))
