@@ -6,7 +6,7 @@ A helper raises `Refusal` with the reason; the boundary that a user called says 
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from torch import Tensor
@@ -101,6 +101,17 @@ def check_kind(
     """Refuse what is none of some classes; `True` is no number."""
     if not isinstance(value, kind) or isinstance(value, bool):
         raise Refusal(f"{name} = {in_words(value)}", wanted, fix, TypeError)
+
+
+def check_number(
+    name: str, value: Any, fits: Callable[[Any], object], wanted: str, fix: str
+) -> None:
+    """Refuse what is no number, as True is none, or one that does not fit."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if isinstance(value, Tensor):
+        number = value.numel() == 1
+    if not number or not fits(value):
+        raise Refusal(f"{name} = {value!r}", wanted, fix)
 
 
 def at_least(name: str, value: object, least: int, fix: str) -> None:
