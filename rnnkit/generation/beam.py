@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass, replace
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.errors import Refusal, asked, at_least, in_full, in_words
+from ..core.errors import Refusal, asked, at_least, check_number, in_full, in_words
 from ..core.layout import Steps, between, check_state, valid_steps
 from ..core.model import BATCH_IN_STATE, Model, evaluating, run_model
 from ..core.state import State, onto, select_rows
@@ -271,9 +270,8 @@ def _check_options(width: int, best: int, stop: object, length_penalty: float) -
     if stop is not None and not is_token(stop):
         fix = "pass the class that ends a sequence; sample_model takes a function too."
         raise Refusal(f"stop = {stop!r}", "a token, a whole number", fix, TypeError)
-    if not isinstance(length_penalty, Real | Tensor) or not math.isfinite(length_penalty):
-        fix = "0 ranks by likelihood, 1 by the mean of a token."
-        raise Refusal(f"length_penalty = {length_penalty}", "a finite number", fix)
+    fix = "0 ranks by likelihood, 1 by the mean of a token."
+    check_number("length_penalty", length_penalty, math.isfinite, "a finite number", fix)
 
 
 def _check_tokens(inputs: object) -> None:

@@ -382,7 +382,7 @@ def check_primer(
     """The checked primer `(T0, B, *F)` and its lengths `(B,)`."""
     if isinstance(primer, tuple) and len(primer) == 2:
         primer, lengths = primer
-    if primer is None or (isinstance(primer, Tensor) and not len(primer)):
+    if primer is None or (isinstance(primer, Tensor) and 0 in primer.shape[:1]):
         fix = "start from a first step of your own: a token that begins a text, or a zero input."
         kind = TypeError if primer is None else ValueError
         raise Refusal("an empty primer", "at least one step (T0, B, *F)", fix, kind)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..core.errors import Named, Refusal, asked, in_words
+from ..core.errors import Named, Refusal, asked, check_kind, in_words
 from ..core.layout import as_sequences, check_lengths, extent
 from ..core.model import Model, check_call, encoded, run_model
 from .function import Head, LossFunction
@@ -209,6 +209,7 @@ class SequenceLoss:
 
 
 def _scales(losses: Any, weights: Mapping[Any, float]) -> tuple[float, ...]:
+    check_kind("weights", weights, Mapping, "a number by head", "a dict, {name: 1.0, ...}.")
     for key, weight in weights.items():
         if getattr(weight, "requires_grad", False):
             fix = "a loss function that is a module may have it as a parameter."

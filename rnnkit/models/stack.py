@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils.rnn import PackedSequence
 
-from ..core.errors import Refusal, asked, in_words
+from ..core.errors import Refusal, asked, check_kind, in_words
 from ..core.layout import as_sequence, extent, fill_padding, pack_like, parts_of, repack, unpack
 from ..core.model import Declared, call_model, check_model, runs, untouched, unwrap
 from ..core.state import State
@@ -55,6 +55,9 @@ class RecurrentSequential(nn.Sequential):
 
     @asked("RecurrentSequential")
     def __init__(self, *modules: nn.Module) -> None:
+        for module in modules:  # nn.Sequential takes one dict, too
+            fix = "a list of layers is given as RecurrentSequential(*layers)."
+            check_kind("a member", module, (nn.Module, dict), "modules", fix)
         super().__init__(*modules)
         self._look_at_members()
 
@@ -138,6 +141,9 @@ class PerStep(nn.Module):
     @asked("PerStep")
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        if isinstance(module, type) or not callable(module):
+            fix = "PerStep(nn.Linear(3, 8))."
+            raise Refusal(f"module = {in_words(module)}", "a module", fix, TypeError)
         if isinstance(unwrap(module), nn.RNNCellBase):
             check_model(module)  # each step would start from zeros
         self.module = module

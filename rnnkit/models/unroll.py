@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..core.errors import Refusal, asked, check_kind, in_words
+from ..core.errors import Refusal, asked, check_kind, check_number, in_words
 from ..core.layout import as_sequence, check_state, repack
 from ..core.model import FUSED, Declared, evaluating, name_of, runs, unwrap
 from ..core.state import State, leaves_of, map_leaves, same_form, select_rows, shapes
@@ -58,6 +58,8 @@ class Unroll(nn.Module):
             if runs(unwrap(cell), *FUSED):  # it would take the rows of a step for steps
                 fix = "Unroll.from_fused makes cells of a layer."
                 raise Refusal(f"a layer, {name_of(cell)}", "a cell", fix, TypeError)
+        fix = "0 drops nothing."
+        check_number("dropout", dropout, lambda p: 0 <= p <= 1, "dropout in [0, 1]", fix)
         self.cells = nn.ModuleList(cells)
         self.dropout = dropout
 
@@ -108,7 +110,7 @@ class Unroll(nn.Module):
             if packed.sorted_indices is not None:  # the rows stand by length in packed data
                 state = select_rows(state, packed.sorted_indices)
         else:
-            steps = as_sequence(inputs, least=1).unbind(0)
+            steps = as_sequence(inputs).unbind(0)
         rows = steps[0].shape[0]  # not len(), which fixes it for torch.export
         if state is not None:
             check_state(state, rows)
