@@ -9,6 +9,7 @@ from functools import wraps
 from numbers import Integral, Real
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
 P = ParamSpec("P")
@@ -86,6 +87,14 @@ class Named(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} {in_words(self.value)}"
+
+
+def tensor_of(value: Any, came: str, wanted: str, fix: str, device: Any = "cpu") -> Tensor:
+    """A tensor of what torch takes for numbers; the rest is refused."""
+    try:
+        return torch.as_tensor(value, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise Refusal(came, wanted, fix, TypeError) from error
 
 
 def one_of(name: str, value: object, words: Sequence[str], fix: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
-from ..core.errors import Refusal, asked, at_least, in_words, one_of
+from ..core.errors import Refusal, asked, at_least, in_words, one_of, tensor_of
 from ..core.layout import device_of, is_dense
 from .batches import SequenceBatch, batchseq
 
@@ -113,12 +113,9 @@ def _batched(
 def _as_target(target: Any, device: torch.device) -> Tensor:
     if isinstance(target, Tensor):
         return target
-    try:
-        return torch.as_tensor(target, device=device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        came = f"a target that is {in_words(target)}"
-        fix = "encode it: the number of its class, or a tensor."
-        raise Refusal(came, "a number or a tensor", fix, TypeError) from error
+    fix = "encode it: the number of its class, or a tensor."
+    came = f"a target that is {in_words(target)}"
+    return tensor_of(target, came, "a number or a tensor", fix, device)
 
 
 class Segment(NamedTuple):
@@ -275,12 +272,9 @@ def _read(piece: Piece) -> Tensor:
 
 
 def _as_tensor(numbers: Any) -> Tensor:
-    try:
-        return torch.as_tensor(numbers, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        came = f"{in_words(numbers)} that torch does not take ({error})"
-        fix = "np.ascontiguousarray(stream, np.float32), or np.int64 for classes."
-        raise Refusal(came, "numbers in the order of memory", fix, TypeError) from error
+    came = f"{in_words(numbers)} that torch does not take"
+    fix = "np.ascontiguousarray(stream, np.float32), or np.int64 for classes."
+    return tensor_of(numbers, came, "numbers in the order of memory", fix)
 
 
 def _copied(steps: Tensor) -> Tensor:
@@ -466,13 +460,9 @@ def _check_rank(rank: int, ranks: int) -> None:
 
 
 def _checked_counts(lengths: Any) -> Tensor:
-    try:
-        counts = torch.as_tensor(lengths, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        fix = "pass the length of every sequence."
-        raise Refusal(f"lengths {in_words(lengths)}", "whole numbers", fix, TypeError) from error
+    fix = "pass the length of every sequence."
+    counts = tensor_of(lengths, f"lengths {in_words(lengths)}", "whole numbers", fix)
     if counts.ndim != 1 or not len(counts):
-        fix = "pass the length of every sequence."
         raise Refusal(f"lengths {in_words(counts)}", "lengths (N,) with N >= 1", fix)
     if counts.is_floating_point() or counts.dtype == torch.bool:
         fix = "lengths count steps: [len(sequence) for sequence in data]."

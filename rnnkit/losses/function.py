@@ -310,26 +310,22 @@ def _keywords_of(loss_fn: Any) -> dict[str, Any]:
 def refuse_class(loss_fn: object) -> None:
     """A class is called to make a loss, not to compute one."""
     if isinstance(loss_fn, type):
-        name = loss_fn.__name__
-        raise Refusal(f"the class {name}", "a loss function", f"make one: {name}().", TypeError)
+        fix = f"make one: {loss_fn.__name__}()."
+        raise Refusal(in_words(loss_fn), "a loss function", fix, TypeError)
 
 
 def check_wanted(loss_fn: Any, *counts: int) -> None:
     """Refuse a loss that is not called with so many arguments."""
-    if not takes(parameters_of(loss_fn), *counts):
+    parameters = parameters_of(loss_fn)
+    if not takes(parameters, *counts):
+        wanted = [parameter.name for parameter in parameters or [] if must_be_given(parameter)]
         raise Refusal(
-            f"a loss that wants {', '.join(_wanted_by(loss_fn)) or 'nothing'}",
+            f"a loss that wants {', '.join(wanted) or 'nothing'}",
             "one of (outputs, targets)",
             "write a function that gives it all of them, lambda outputs, targets: ...; with "
             'read="all", lambda outputs, targets, lengths: ...',
             TypeError,
         )
-
-
-def _wanted_by(loss_fn: Any) -> list[str]:
-    """The arguments that a loss must be given."""
-    parameters = parameters_of(loss_fn) or []
-    return [parameter.name for parameter in parameters if must_be_given(parameter)]
 
 
 def _check_classes(outputs: Tensor, targets: Tensor, leading: int) -> None:
@@ -350,7 +346,7 @@ def _check_classes(outputs: Tensor, targets: Tensor, leading: int) -> None:
 
 def torch_options(loss_fn: Any) -> dict[str, Any] | None:
     """The options of a loss of PyTorch's own, which can be had unreduced; `None` of another."""
-    if _has_own_forward(loss_fn) and len(_wanted_by(loss_fn)) > 2:
+    if _has_own_forward(loss_fn) and not takes(parameters_of(loss_fn), 1, 2):
         return None  # it wants lengths
     if isinstance(loss_fn, _Loss):
         return _settings_of(loss_fn)

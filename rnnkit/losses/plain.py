@@ -18,7 +18,7 @@ from ..core.layout import (
     parts_of,
     valid_steps,
 )
-from ..core.signature import by_place, must_be_given, parameters_of
+from ..core.signature import by_place, parameters_of, takes
 from ..core.state import select_rows
 from .base import Ask, Scored, SequenceLoss
 from .function import LossFunction, bare, check_wanted, pair_of, refuse_class, torch_options
@@ -88,7 +88,7 @@ def takes_lengths(function: LossFunction) -> tuple[bool, bool]:
     parameters = parameters_of(function)
     if parameters is None:
         return False, True
-    needed = sum(map(must_be_given, parameters)) >= 3
+    needed = not takes(parameters, 2)
     # One that may be left out is some option of the loss, unless it is called by what it is.
     optional = [p for p in parameters if by_place(p)][2:3]
     named = any("len" in p.name for p in optional)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import Refusal, in_words
+from ..core.errors import Refusal, in_words, tensor_of
 from ..core.layout import all_lengths, extent, parts_of
 from ..losses.base import SequenceLoss
 from ..losses.function import refuse_class
@@ -214,9 +214,6 @@ def numbers_of(means: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _as_tensor(name: str, value: Any) -> Tensor:
     """What a counter has computed: a number, or a tensor of some."""
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
-        came = f"{in_words(value)} computed by the metric {name!r}"
-        fix = "compute the curves and tables of a metric in a callback, at EpochEnd."
-        raise Refusal(came, "a number or a tensor", fix, TypeError) from None
+    came = f"{in_words(value)} computed by the metric {name!r}"
+    fix = "compute the curves and tables of a metric in a callback, at EpochEnd."
+    return tensor_of(value, came, "a number or a tensor", fix, device=None)
