@@ -124,7 +124,6 @@ def _curves(loss_by_step: Any) -> dict[str, Tensor]:
 
 
 def _baselines(baselines: Mapping[str, float | Tensor], time: int) -> dict[str, Tensor]:
-    """The losses to beat, each `(T,)`."""
     lines: dict[str, Tensor] = {}
     for name, value in baselines.items():
         wanted = f"a number or ({time},)"
@@ -249,7 +248,6 @@ def _finish(ax: Any, xlabel: str, ylabel: str) -> "Axes":
 
 
 def _ends(ax: Any) -> list[_End]:
-    """The last points that are seen of the lines that have a label."""
     ends: list[_End] = []
     for line in ax.get_lines():
         points = [tuple(point) for point in line.get_xydata() if math.isfinite(point[1])]

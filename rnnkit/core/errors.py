@@ -98,7 +98,6 @@ def tensor_of(value: Any, came: str, wanted: str, fix: str, device: Any = "cpu")
 
 
 def one_of(name: str, value: object, words: Sequence[str], fix: str) -> None:
-    """Refuse a value that is none of some words."""
     if value not in words:
         *first, last = (f'"{word}"' for word in words)  # as one says it: "a", "b" or "c"
         raise Refusal(f"{name}={value!r}", f"{', '.join(first)} or {last}", fix)

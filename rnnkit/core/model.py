@@ -72,7 +72,6 @@ def unwrap(model: Any) -> Any:
 
 
 def _without_partial(model: Any) -> Any:
-    """What a `functools.partial` gives arguments to."""
     while isinstance(model, partial):
         model = model.func
     return model
@@ -186,7 +185,6 @@ class Declared:
 
 
 def _modules_of(model: Any) -> list[nn.Module]:
-    """The model and all its parts, outermost first."""
     model = _without_partial(model)
     return list(model.modules()) if isinstance(model, nn.Module) else []
 

@@ -66,7 +66,6 @@ def pad_collate(
 
 
 def _padded(sequences: Sequence[Any], pad: float) -> tuple[Any, Tensor]:
-    """The sequences, or dicts of several, side by side, and their lengths."""
     if not isinstance(sequences[0], dict):
         return batchseq(sequences, pad=pad)
     columns = _by_name(sequences, "sequences")
@@ -286,7 +285,6 @@ def _copied(steps: Tensor) -> Tensor:
 
 
 def _side_by_side(stream: Any, count: int) -> list[Segment]:
-    """One stream cut into rows of equal length."""
     steps = (len(stream) - 1) // count
     if steps < 1:  # before a list is made that no memory may hold
         return []

@@ -145,7 +145,6 @@ def first_step(sequence: Any) -> Any:
 
 
 def last_step(sequence: Any) -> Any:
-    """The last step `(B, *F)` of a sequence, or of each one in a dict."""
     return map_leaves(lambda part: part[-1], sequence)
 
 

@@ -101,7 +101,6 @@ def _class_log_prob(outputs: Tensor, drawn: Tensor) -> Tensor | None:
 
 
 def _over_features(log_prob: Tensor) -> Tensor:
-    """The sum over features: `(T, B, *F)` to `(T, B)`."""
     return log_prob.unsqueeze(-1).flatten(2).sum(2)
 
 

@@ -261,7 +261,6 @@ class _Drawing(Rollout):
 
     @property
     def answer(self) -> Any:
-        """The outputs `(B, *O)` of the last step."""
         return last_step(self.outputs[-1])
 
     def keep(self, stretch: Stretch) -> None:
@@ -379,7 +378,6 @@ def _filled(inputs: Any, future: Any, lengths: Tensor) -> Any:
 def check_primer(
     model: Model, primer: Sequences | tuple[Any, Tensor], lengths: Tensor | None, state: State
 ) -> tuple[Any, Tensor]:
-    """The checked primer `(T0, B, *F)` and its lengths `(B,)`."""
     if isinstance(primer, tuple) and len(primer) == 2:
         primer, lengths = primer
     if primer is None or (isinstance(primer, Tensor) and 0 in primer.shape[:1]):
@@ -404,7 +402,6 @@ def is_token(stop: object) -> bool:
 
 
 def _are_tokens(inputs: object) -> bool:
-    """Whether they are indices of classes, `(T, B)`."""
     return isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.dtype == torch.int64
 
 

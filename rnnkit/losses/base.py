@@ -189,7 +189,6 @@ class SequenceLoss:
         """Refuse a model whose outputs this loss would misread."""
 
     def check_heads(self, name: str, given: Any) -> None:
-        """Refuse several heads where there is one loss."""
         if isinstance(given, dict) and self.scales is None:
             fix = (
                 f"{self.name}({{name: loss, ...}}), a bare loss(outputs, targets, lengths) for one "
@@ -204,7 +203,6 @@ class SequenceLoss:
         return any(head.scalar for head in self.heads)
 
     def modules(self) -> list[nn.Module]:
-        """The modules among the loss functions, which may have parameters."""
         return [head.loss_fn for head in self.heads if isinstance(head.loss_fn, nn.Module)]
 
 
@@ -233,7 +231,6 @@ def of_both(change: Callable[[Any], Any], targets: Any, known: Any) -> tuple[Any
 
 
 def part_of(tree: Any, key: Any, name: str) -> Any:
-    """A head's own outputs or targets; all where there is no dict of losses."""
     if key is None:
         return tree
     if not isinstance(tree, dict) or key not in tree:

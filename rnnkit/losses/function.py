@@ -128,7 +128,6 @@ class Head:
         return each
 
     def _check_mean(self, each: Each, outputs: Tensor, targets: Tensor, known: Any) -> None:
-        """Refuse a subclass whose mean is not that of its steps."""
         loss_fn: Any = self.loss_fn
         with torch.no_grad():
             mean = float(loss_fn(outputs, targets))
@@ -255,14 +254,12 @@ class Head:
 
 
 def _features(values: Tensor) -> Tensor:
-    """`(N, K)` of `(N, *F)` or `(N,)`."""
     if values.ndim == 1:
         return values.unsqueeze(1)
     return values.flatten(1)
 
 
 def _count_of_others(targets: Tensor, ignored: int) -> float:
-    """How many targets are not the one that is ignored."""
     if ignored < 0 and targets.numel() and int(targets.min()) >= 0:
         return float(targets.numel())  # the usual case, in one operation
     return float((targets != ignored).sum())
@@ -301,14 +298,12 @@ def _has_own_forward(loss_fn: Any) -> bool:
 
 
 def _keywords_of(loss_fn: Any) -> dict[str, Any]:
-    """What a partial gives by name."""
     if isinstance(loss_fn, functools.partial):
         return loss_fn.keywords
     return {}
 
 
 def refuse_class(loss_fn: object) -> None:
-    """A class is called to make a loss, not to compute one."""
     if isinstance(loss_fn, type):
         fix = f"make one: {loss_fn.__name__}()."
         raise Refusal(in_words(loss_fn), "a loss function", fix, TypeError)

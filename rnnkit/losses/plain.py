@@ -66,7 +66,6 @@ class PlainLoss(SequenceLoss):
         return ScoredPlain(self, ask.one_a_step(), ask.lengths)
 
     def call(self, outputs: Any, targets: Any, lengths: Tensor | None) -> Any:
-        """The function's answer, given lengths where it wants them or there are any."""
         function: Any = self.loss_fn
         if self.wants_lengths:
             return function(outputs, targets, all_lengths(lengths, *extent(outputs)))

@@ -258,7 +258,6 @@ def _refuse_a_fixed_length(form: _Form, program: ExportedProgram) -> None:
 
 
 def _onnx(form: _Form, steps: int | None) -> bytes:
-    """The file, from PyTorch's older exporter: the one that leaves T open."""
     open_axes = {name: {1: "rows"} for name in form.names + form.results}
     if steps is None:
         for name in form.inputs + form.outputs:
@@ -299,7 +298,6 @@ def _check_dtype(model: nn.Module) -> None:
 
 
 def _compare(form: _Form, steps: int | None, run: Callable[..., Any], what: str) -> None:
-    """Refuse what does not give the model's numbers at other sizes."""
     sizes = _OTHERS if steps is None else ((steps, 1), (steps, 7))
     for time, rows in sizes:
         tensors = form.draw(time, rows)

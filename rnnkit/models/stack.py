@@ -181,7 +181,6 @@ def _check_member(member: nn.Module) -> bool:
 
 
 def _check_norm(member: nn.Module) -> None:
-    """Refuse a norm that wants `(N, C, *)`: it would take rows for channels."""
     if runs(member, nn.Sequential.forward):
         for part in member.children():
             _check_norm(unwrap(part))
@@ -222,7 +221,6 @@ def _takes_packed(member: nn.Module, recurrent: bool) -> bool:
 
 
 def _is_its_parts(member: nn.Module) -> bool:
-    """Whether it is an `nn.Sequential` without hooks."""
     return runs(member, nn.Sequential.forward) and untouched(member)
 
 

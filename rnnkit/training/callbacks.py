@@ -50,7 +50,6 @@ def _no_average(name: str, known: Iterable[str]) -> Refusal:
 
 
 def _title(learner: "Learner") -> str:
-    """Which epoch it is; one beside a fit has no number."""
     number = f"epoch {learner.epoch_index + 1} " if learner.fitting else ""
     return number + learner.phase_name
 

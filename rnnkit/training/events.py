@@ -130,7 +130,6 @@ class Stateful(Protocol):
 
 
 def order_of(callback: object) -> int:
-    """When a callback is called: lower numbers first, 0 where it says nothing."""
     return getattr(callback, "order", 0)
 
 
@@ -235,7 +234,6 @@ class Bracket:
         return True
 
     def _check_narrower(self, error: Exception) -> None:
-        """Refuse to cancel what has not begun."""
         if isinstance(error, Cancel):
             kind = type(error).__name__
             part = kind.removeprefix("Cancel")
