@@ -636,7 +636,7 @@ ABSURD = [
     (lambda: rk.RecurrentSequential([nn.GRU(3, 3)]), "RecurrentSequential: got a member = a list of 1"),
     (lambda: rk.RecurrentSequential(nn.GRU(3, 3), None), "RecurrentSequential: got a member = a NoneType"),
     (lambda: rk.RecurrentSequential(nn.GRU), "RecurrentSequential: got a member = the class GRU"),
-    (lambda: rk.PerStep(nn.Linear), "PerStep: got module = the class Linear"),
+    (lambda: rk.PerStep(nn.Linear), "PerStep: got module(in_features, out_features, "),
     (lambda: rk.PerStep([nn.Linear(3, 3)]), "PerStep: got module = a list of 1"),
     (lambda: rk.sample_model(lm, 8, tok[0, 0]), "sample_model: got primer ()"),
     (lambda: mse.on(rk.RecurrentSequential, x, x), "seq2seq_loss.on: got the class RecurrentSequential; "),

@@ -107,7 +107,6 @@ def plot_horizon(
 
 
 def _curves(loss_by_step: Any) -> dict[str, Tensor]:
-    """The losses by label, each `(T,)` or `(seeds, T)`, all of one `T`."""
     if not isinstance(loss_by_step, Mapping):
         loss_by_step = {"model": loss_by_step}
     wanted = "(T,) or (seeds, T)"

@@ -111,14 +111,18 @@ def check_kind(
         raise Refusal(f"{name} = {in_words(value)}", wanted, fix, TypeError)
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, or a tensor of one; `True` is none."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_number(
     name: str, value: Any, fits: Callable[[Any], object], wanted: str, fix: str
 ) -> None:
-    """Refuse what is no number, as True is none, or one that does not fit."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if isinstance(value, Tensor):
-        number = value.numel() == 1
-    if not number or not fits(value):
+    """Refuse what is no number, or one that does not fit."""
+    if not is_number(value) or not fits(value):
         raise Refusal(f"{name} = {value!r}", wanted, fix)
 
 

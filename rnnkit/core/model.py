@@ -58,7 +58,6 @@ _DYNAMIC = "nn.quantized.dynamic.modules.rnn"  # where PyTorch keeps quantized o
 
 
 def _wrapped(model: Any) -> Any:
-    """What a wrapper is around; `None` of what is none."""
     if isinstance(model, _WRAPPERS):
         return model.module
     if isinstance(model, nn.Module) and _COMPILED in model.__dict__.get("_modules", ()):
@@ -476,8 +475,6 @@ def _run_by_length(model: Model, inputs: Any, state: State, lengths: Tensor) -> 
 
 
 def _beside(trees: list[Any]) -> Any:
-    """Trees of `(n, rows, *F)` as one, with the rows of all."""
-
     def beside(*leaves: Tensor) -> Tensor:
         if len({(len(leaf), leaf.shape[2:]) for leaf in leaves}) > 1:
             raise Refusal(

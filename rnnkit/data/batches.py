@@ -161,7 +161,6 @@ def get_inout_seq(batch: Any) -> tuple[Any, ...]:
 
 
 def _read(batch: Any) -> SequenceBatch:
-    """A batch in any form, checked, with its targets."""
     batch = _unpadded(_named(batch))
     source, sequence = _taken_apart(batch.inputs)
     sequence = as_sequences(sequence, "inputs")

@@ -228,7 +228,6 @@ class StreamLoader:
             )
 
     def _windows(self) -> Iterator[tuple[Piece, ...]]:
-        """The pieces of all rows, window by window."""
         waiting = iter(self._segments)
 
         def row() -> Iterator[Piece]:
@@ -243,7 +242,6 @@ class StreamLoader:
 
 @asked("StreamLoader")
 def _batch_of(window: Sequence[Piece]) -> SequenceBatch:
-    """The batch of one window; each piece is read with the step after it."""
     read = [_read(piece) for piece in window]
     if len({steps.dtype for steps in read}) > 1:
         kinds = sorted({str(steps.dtype) for steps in read})
@@ -441,7 +439,6 @@ class BucketSampler(Sampler[list[int]]):
         return [together[:first], together[first:]]
 
     def _room(self, longest: int) -> int:
-        """How many sequences a batch of all ranks holds."""
         limits: list[int] = []
         if self.batch_size is not None:
             limits.append(self.batch_size)

@@ -14,7 +14,7 @@ from ..core.state import State, onto, select_rows
 from ._fast import quicker_step
 from .rollouts import Rollout, Stretch
 from .samplers import as_like, sample_best
-from .sampling import Sample, check_length, check_primer, is_token, sample_of
+from .sampling import Sample, check_length, check_primer, check_token, sample_of
 
 
 @asked("beam_search")
@@ -148,7 +148,6 @@ class _Search:
     lengths: Tensor  # (B,): those of the primers
 
     def first(self, answer: Tensor) -> _Beams:
-        """One candidate a row, which drew nothing yet."""
         nothing = torch.zeros_like(self.lengths).unsqueeze(1)  # (B, 1)
         dtype = torch.promote_types(answer.dtype, torch.float32)
         return _Beams(
@@ -267,9 +266,8 @@ def _check_options(width: int, best: int, stop: object, length_penalty: float) -
     if best > width:
         came = f"best = {best} of width = {width}"
         raise Refusal(came, "best <= width", "a search has no more candidates than it keeps.")
-    if stop is not None and not is_token(stop):
-        fix = "pass the class that ends a sequence; sample_model takes a function too."
-        raise Refusal(f"stop = {stop!r}", "a token, a whole number", fix, TypeError)
+    if stop is not None:
+        check_token(stop)
     fix = "0 ranks by likelihood, 1 by the mean of a token."
     check_number("length_penalty", length_penalty, math.isfinite, "a finite number", fix)
 

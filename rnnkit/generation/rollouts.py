@@ -140,7 +140,6 @@ class Rollout:
 
 
 def first_step(sequence: Any) -> Any:
-    """The first step `(B, *F)` of a sequence, or of each one in a dict."""
     return map_leaves(lambda part: part[0], sequence)
 
 

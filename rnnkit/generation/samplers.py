@@ -9,14 +9,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
-from numbers import Real
 from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ..core.errors import Refusal, asked, at_least, check_number, in_full, in_words
+from ..core.errors import Refusal, asked, at_least, check_number, in_full, in_words, is_number
 from ..core.signature import check_takes, must_be_given, parameters_of
 from ..core.state import map_leaves
 
@@ -193,10 +192,7 @@ class SoftmaxSampler:
 
     @asked("SoftmaxSampler")
     def __post_init__(self) -> None:
-        number = isinstance(self.temperature, Real)
-        if isinstance(self.temperature, Tensor):
-            number = self.temperature.numel() == 1
-        if not number or not 0 < self.temperature < math.inf:
+        if not is_number(self.temperature) or not 0 < self.temperature < math.inf:
             came = f"temperature = {self.temperature}"
             wanted = "temperature above 0; the limit at 0 is sample_best"
             raise Refusal(came, wanted, "1.0 leaves the logits as they are.")

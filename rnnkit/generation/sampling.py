@@ -397,8 +397,10 @@ def check_length(length: int, inputs: Any) -> None:
         raise Refusal(came, f"length >= {time}", fix)
 
 
-def is_token(stop: object) -> bool:
-    return isinstance(stop, Integral) and not isinstance(stop, bool)
+def check_token(stop: object) -> None:
+    if not isinstance(stop, Integral) or isinstance(stop, bool):
+        fix = "pass the class that ends a row; sample_model takes a function of tokens, too."
+        raise Refusal(f"stop = {stop!r}", "a token, a whole number", fix, TypeError)
 
 
 def _are_tokens(inputs: object) -> bool:
@@ -411,10 +413,7 @@ def _stop_function(stop: Stop | None) -> Callable[[Any], Tensor] | None:
     if callable(stop):
         check_takes("stop", stop, "tokens")
         return stop
-    if not is_token(stop):
-        wanted = "a token, a whole number, or a function"
-        fix = "pass the class that ends a row, or a function of tokens (B, *F) to bool (B,)."
-        raise Refusal(f"stop = {stop!r}", wanted, fix, TypeError)
+    check_token(stop)
     return lambda tokens: tokens == stop
 
 

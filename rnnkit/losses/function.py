@@ -52,7 +52,6 @@ class Each(NamedTuple):
         return Total(losses.sum(), weights * len(losses))
 
     def times(self, factors: Tensor) -> Each:
-        """Each step's loss and weight, times a factor of its own."""
         factors = factors.to(self.losses.dtype)
         weights = self.weights
         own = factors
@@ -286,7 +285,6 @@ def _function_of(loss_fn: Any) -> Any:
 
 
 def _is_one_of(losses: Mapping[Any, Any], loss_fn: Any) -> bool:
-    """Whether it is one of PyTorch's, a part of one, or a subclass."""
     loss_fn = _function_of(loss_fn)
     same = any(loss_fn is function for function in losses.values())  # == may be its own
     return same or isinstance(loss_fn, tuple(losses))
@@ -366,7 +364,6 @@ def _settings_of(loss_fn: nn.Module) -> dict[str, Any]:
 
 
 def pair_of(given: tuple[Any, Any]) -> Total:
-    """The total that a function gave as a pair of scalars."""
     total, weight = given
     scalar_weight = isinstance(weight, Real) or (isinstance(weight, Tensor) and weight.ndim == 0)
     if not isinstance(total, Tensor) or total.ndim or not scalar_weight:

@@ -195,7 +195,6 @@ class _Form(NamedTuple):
         return self.outputs + [f"new_{name}" for name in self.state]
 
     def draw(self, time: int, rows: int) -> list[Tensor]:
-        """Steps of the example, and a state that they led to."""
         batch = extent(self.example)[1]
         start = select_rows(self.start, torch.arange(rows) % batch)
         _, state = call_model(self.model, _drawn(self.example, _STEPS, rows), start)

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..core.errors import Refusal, asked, check_kind, in_words
 from ..core.layout import as_sequence, extent, fill_padding, pack_like, parts_of, repack, unpack
 from ..core.model import Declared, call_model, check_model, runs, untouched, unwrap
+from ..core.signature import check_takes
 from ..core.state import State
 
 # Modules that do the same to every step, whatever stands before it.
@@ -141,9 +142,7 @@ class PerStep(nn.Module):
     @asked("PerStep")
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        if isinstance(module, type) or not callable(module):
-            fix = "PerStep(nn.Linear(3, 8))."
-            raise Refusal(f"module = {in_words(module)}", "a module", fix, TypeError)
+        check_takes("module", module, "steps")
         if isinstance(unwrap(module), nn.RNNCellBase):
             check_model(module)  # each step would start from zeros
         self.module = module

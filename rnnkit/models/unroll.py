@@ -223,7 +223,6 @@ _asked_before: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def _gives_output(cell: nn.Module, step: Tensor, state: State, result: Any) -> bool:
-    """Whether the result of a cell is `(output, state)` and not a state."""
     if runs(cell, *_PYTORCHS_OWN):
         return False
     pair = _is_pair(cell, step, state, result)

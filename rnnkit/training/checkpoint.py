@@ -124,7 +124,6 @@ def write(path: Path, saved: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> Any:
-    """The state in a file, or why it cannot be had."""
     try:
         data = path.read_bytes()
     except OSError as error:

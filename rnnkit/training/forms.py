@@ -26,7 +26,6 @@ _REPEATED = 2**20  # elements that may share memory: a state that all rows began
 
 
 def updated_by(optimizer: Any) -> list[Any]:
-    """All that an optimizer updates, in the order of its state."""
     parameters: list[Any] = []
     for group in optimizer.param_groups:
         parameters.extend(group["params"])
@@ -149,7 +148,6 @@ def check_optimizer_state(saved: dict[str, Any], optimizer: Any) -> None:
 
 
 def is_pytorchs(part: Any) -> bool:
-    """Whether its class is an optimizer or a scheduler of PyTorch's."""
     return type(part).__module__.split(".")[:2] == ["torch", "optim"]
 
 

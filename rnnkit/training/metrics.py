@@ -205,7 +205,6 @@ class Tally:
 
 
 def numbers_of(means: Mapping[str, Tensor]) -> dict[str, float]:
-    """Those that are single numbers."""
     return {name: float(mean) for name, mean in means.items() if not mean.ndim}
 
 
