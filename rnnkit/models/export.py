@@ -203,8 +203,9 @@ class _Form(NamedTuple):
 
 def _form_of(model: Any, inputs: Any, steps: int | None, state: State) -> _Form:
     model = unwrap(model)
-    fix = "put the call into a module's forward."
-    check_kind("model", model, nn.Module, "a torch.nn.Module", fix)
+    if not isinstance(model, nn.Module):
+        fix = "put the call into a module's forward."
+        raise Refusal(in_words(model), "a torch.nn.Module", fix, TypeError)
     if steps is not None:
         at_least("steps", steps, 1, "1 exports a step, None a sequence of any length.")
         check_one_way(
