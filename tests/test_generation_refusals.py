@@ -57,6 +57,41 @@ def test_rollout_refuses_a_state_of_another_batch():
         rollout(model, torch.zeros(4, 3, 2), state=state)
 
 
+OTHER = {nn.GRU: nn.LSTM, nn.LSTM: nn.GRU}
+
+
+@pytest.mark.parametrize("kind", OTHER)
+@pytest.mark.parametrize("wrap", [lambda layer: layer, RecurrentSequential], ids=["layer", "stack"])
+def test_a_state_of_another_kind_of_model_is_refused_in_words_that_name_both_forms(kind, wrap):
+    x, model = torch.zeros(4, 3, 2), wrap(kind(2, 2))
+    _, theirs = wrap(OTHER[kind](2, 2))(x)
+    leaf = "(1, 3, 2)"
+    forms = {nn.GRU: leaf, nn.LSTM: f"({leaf}, {leaf})"}
+    text = (
+        f"a state {forms[OTHER[kind]]} for {kind.__name__}; wanted one of the form that it gives, "
+    )
+    for run in (rollout, lambda *call, state: sample_model(call[0], 9, call[1], state=state)):
+        assert f"{text}{forms[kind]}. " in refused(
+            lambda run=run: run(model, x, state=theirs), "got "
+        )
+
+
+def test_an_error_that_is_not_of_the_state_stays_as_it_is():
+    """Whatever the form of the state: a model may take more than one."""
+
+    def broken(inputs, state=None):
+        raise KeyError("of the user")
+
+    def only_from_a_state(inputs, state=None):
+        if state is not None:
+            raise RuntimeError("of the user")
+        return inputs, inputs[:1]
+
+    for model in (broken, only_from_a_state):
+        with pytest.raises((KeyError, RuntimeError), match="of the user"):
+            rollout(model, torch.zeros(4, 3, 2), state=torch.zeros(1, 3, 2))
+
+
 def test_a_sampler_whose_output_does_not_fit_is_refused():
     model = RecurrentSequential(nn.GRU(2, H), nn.Linear(H, 3))
     with pytest.raises(ValueError, match=r"(?s)sample_model.*\(3, 3\).*sampler.*\(3, 2\)"):

@@ -492,6 +492,11 @@ model, lm = nn.GRU(3, 3), rk.RecurrentSequential(nn.Embedding(4, 4), nn.GRU(4, 4
 opt, mse = torch.optim.SGD(model.parameters(), 0.1), rk.seq2seq_loss(nn.MSELoss())
 
 
+class Hook:
+    def __init__(self, hears):
+        self.on_step_end = hears
+
+
 def learner(**options):
     return rk.Learner(model, mse, opt, **options)
 
@@ -597,6 +602,44 @@ ABSURD = [
     (lambda: rk.pad_collate([]), 'pad_collate: got an empty list'),
     (lambda: rk.select_rows(torch.zeros(1, 2, 3), torch.tensor([5])), "select_rows: got rows [5]"),
     (lambda: rk.forecast(model, x, 3), "forecast: got horizon = (5, 2, 3)"),
+    (lambda: rk.seq2seq_loss(lambda y: y.mean()), "seq2seq_loss: got a loss that wants y; "),
+    (lambda: rk.seq2seq_loss(lambda: 0), "seq2seq_loss: got a loss that wants nothing; "),
+    (lambda: rk.seq2seq_loss(lambda y, t, n: y), "seq2seq_loss: got a loss that wants y, t, n; "),
+    (lambda: rk.seq2seq_loss({"a": nn.Linear(3, 1)}), "seq2seq_loss: got a loss that wants input; "),
+    (lambda: rk.seq2one_loss(mse.loss_fn, lambda y: y[-1]), "seq2one_loss: got read(y); wanted read(outputs, lengths)"),
+    (lambda: rk.Learner(model, lambda y: y.mean(), opt), "Learner: got a loss that wants y; "),
+    (lambda: learner(metrics={"a": lambda y: y.mean()}), "Learner: got a loss that wants y; "),
+    (lambda: learner(callbacks=[Hook(lambda: 0)]), "Learner: got Hook.on_step_end(); wanted Hook.on_step_end(learner)"),
+    (lambda: learner(callbacks=[Hook(None)]), "Learner: got Hook.on_step_end = a NoneType; "),
+    (lambda: rk.sample_model(model, 8, x, lambda: 0), "sample_model: got sampler(); wanted sampler(outputs) or sampler(outputs, given)"),
+    (lambda: rk.BPTTTrainingPhase(sampler=lambda a, b, c: a), "BPTTTrainingPhase: got sampler(a, b, c); "),
+    (lambda: rk.sample_model(lm, 8, tok, rk.sample_best, stop=lambda t, n: t), "sample_model: got stop(t, n); wanted stop(tokens)"),
+    (lambda: rk.DistributionSampler(torch.distributions.Normal), "DistributionSampler: got make(loc, scale, validate_args); "),
+    (lambda: rk.BPTTValidationPhase(2, score="crps"), "BPTTValidationPhase: got score = a str; wanted score(paths, targets)"),
+    (lambda: rk.BPTTValidationPhase(2, score=lambda paths: paths), "BPTTValidationPhase: got score(paths); "),
+    (lambda: rk.rollout(lambda a, s, n: (a, s), x), "rollout: got <lambda>(a, s, n); wanted <lambda>(inputs, state)"),
+    (lambda: rk.rollout(nn.GRU, x), "rollout: got the class GRU; "),
+    (lambda: rk.Learner(nn.GRU, mse, opt), "Learner: got model = the class GRU; "),
+    (lambda: rk.SoftmaxSampler(top_k=True), "SoftmaxSampler: got top_k = True"),
+    (lambda: rk.SoftmaxSampler(top_p="0.9"), "SoftmaxSampler: got top_p = '0.9'"),
+    (lambda: rk.SoftmaxSampler(min_p=torch.ones(2)), "SoftmaxSampler: got min_p = tensor([1., 1.])"),
+    (lambda: rk.Feedback.probability("0.5"), "Feedback.probability: got p = 0.5; wanted 0 <= p <= 1"),
+    (lambda: rk.rollout(model, x, rk.Feedback.probability(lambda step: None)), "Feedback.probability(<function"),
+    (lambda: rk.EarlyStopping(3, min_delta="0.1"), "EarlyStopping: got min_delta = '0.1'"),
+    (lambda: rk.KeepBest(min_delta=None), "KeepBest: got min_delta = None"),
+    (lambda: rk.Unroll(nn.GRUCell(3, 3), dropout=2.0), "Unroll: got dropout = 2.0"),
+    (lambda: rk.Unroll(nn.GRUCell(3, 3), dropout=True), "Unroll: got dropout = True"),
+    (lambda: rk.Unroll(nn.GRUCell(3, 3))(torch.zeros(4)), "Unroll: got inputs (4,)"),
+    (lambda: rk.seq2seq_loss({"a": nn.MSELoss()}, weights=[1.0]), "seq2seq_loss: got weights = a list of 1"),
+    (lambda: rk.Scheduler(opt), "Scheduler: got scheduler = a SGD"),
+    (lambda: rk.Scheduler(torch.optim.lr_scheduler.StepLR), "Scheduler: got scheduler = the class StepLR"),
+    (lambda: rk.RecurrentSequential([nn.GRU(3, 3)]), "RecurrentSequential: got a member = a list of 1"),
+    (lambda: rk.RecurrentSequential(nn.GRU(3, 3), None), "RecurrentSequential: got a member = a NoneType"),
+    (lambda: rk.RecurrentSequential(nn.GRU), "RecurrentSequential: got a member = the class GRU"),
+    (lambda: rk.PerStep(nn.Linear), "PerStep: got module(in_features, out_features, "),
+    (lambda: rk.PerStep([nn.Linear(3, 3)]), "PerStep: got module = a list of 1"),
+    (lambda: rk.sample_model(lm, 8, tok[0, 0]), "sample_model: got primer ()"),
+    (lambda: mse.on(rk.RecurrentSequential, x, x), "seq2seq_loss.on: got the class RecurrentSequential; "),
 ]  # fmt: skip
 
 

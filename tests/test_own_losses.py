@@ -896,6 +896,19 @@ def test_a_loss_that_wants_more_than_outputs_and_targets_is_refused(name):
     assert "lambda outputs, targets, lengths:" in message, "what a CTC loss needs"
 
 
+@pytest.mark.parametrize("loss_fn", [nn.BCEWithLogitsLoss(), F.binary_cross_entropy_with_logits])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_labels_of_a_dtype_that_a_loss_of_pytorch_does_not_take_are_refused(loss_fn, dtype):
+    """PyTorch's own error is of a cast of its result, or of the subtraction of two bool tensors."""
+    y, targets = data(5, 2, 3), torch.ones(5, 2, 3, dtype=dtype)
+    text = f"targets of {dtype}, which "
+    message = refused(lambda: rk.seq2seq_loss(loss_fn)(y, targets), text, TypeError)
+    assert "targets.float()" in message
+    refused(lambda: rk.seq2one_loss(loss_fn)(y, targets[0]), text, TypeError)
+    rk.seq2seq_loss(loss_fn)(y, targets.to(y.dtype))
+    rk.seq2seq_loss(nn.SmoothL1Loss())(y, targets)  # which takes them
+
+
 def test_a_function_that_is_told_the_rest_is_a_loss():
     loss = rk.seq2seq_loss(functools.partial(F.gaussian_nll_loss, var=2.0))
     outputs, targets = data(4, 2, 3), data(4, 2, 3, seed=1)

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import numpy
 import pytest
 import torch
 from helpers import few, refused, seeded
@@ -464,6 +465,35 @@ def test_a_softmax_sampler_wants_one_step(wrong):
     shape = str(tuple(wrong.shape)).replace("(", r"\(").replace(")", r"\)")
     with pytest.raises(ValueError, match=rf"(?s)SoftmaxSampler.*{shape}.*\(B, V\)"):
         SoftmaxSampler()(wrong)
+
+
+BROKEN = {
+    "NaN": lambda row: row.fill_(math.nan),
+    "one NaN": lambda row: row[:1].fill_(math.nan),
+    "inf": lambda row: row[:1].fill_(math.inf),
+    "all masked": lambda row: row.fill_(-math.inf),
+}
+
+
+@pytest.mark.parametrize("how", [{}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.1}], ids=str)
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_draw_from_logits_without_probabilities_is_refused_and_names_the_rows(kind, how):
+    outputs = logits()
+    BROKEN[kind](outputs[1])
+    text = "SoftmaxSampler: got logits whose softmax is NaN in rows [1]; "
+    assert refused(lambda: SoftmaxSampler(**how)(outputs), text).startswith(text)
+
+
+def test_an_error_of_another_cause_in_a_draw_stays_as_it_is():
+    with pytest.raises(RuntimeError, match="cannot sample"):
+        SoftmaxSampler()(torch.zeros(2, 0))
+
+
+@pytest.mark.parametrize("wrong", [[[0.0, 1.0]], (torch.zeros(2, 3), None), numpy.zeros((2, 3))])
+def test_a_sampler_of_classes_wants_a_tensor(wrong):
+    refused(lambda: sample_softmax(wrong), "SoftmaxSampler: got outputs a ")
+    if not isinstance(wrong, numpy.ndarray):  # which knows what argmax is
+        refused(lambda: sample_best(wrong), "sample_best: got outputs a ")
 
 
 @pytest.mark.parametrize("kind", [SoftmaxSampler, DistributionSampler, nn.Tanh])

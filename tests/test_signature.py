@@ -7,7 +7,7 @@ import weakref
 import torch
 from torch import nn
 
-from rnnkit.core.signature import by_place, must_be_given, parameters_of
+from rnnkit.core.signature import by_place, check_takes, must_be_given, parameters_of
 
 
 def names(called, which):
@@ -46,6 +46,27 @@ def test_a_decorator_takes_what_it_says_or_what_it_hands_on():
 
     assert names(two, must_be_given) == ["a", "b"]
     assert names(any_number, must_be_given) == ["a", "b", "c"]
+
+
+def test_what_can_be_called_with_two_arguments_is_taken_whatever_else_it_takes():
+    def option(a, b, c=1, *, d=2):
+        raise NotImplementedError
+
+    def any_number(*arguments):
+        raise NotImplementedError
+
+    for called in (
+        option,
+        any_number,
+        functools.partial(option, 0),
+        functools.wraps(option)(any_number),
+        nn.MSELoss(),
+        nn.MSELoss().forward,
+        nn.functional.cross_entropy,
+        torch.sub,
+        max,
+    ):
+        check_takes("f", called, "outputs, targets")
 
 
 class Decorated(nn.Module):

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..core.errors import Refusal, asked, in_words
+from ..core.errors import Refusal, asked, check_kind, in_words
 from ..core.layout import Sequences, between, extent, fill_padding, join
 from ..core.model import check_call, check_one_way, run_model, unwrap
+from ..core.signature import check_takes
 from ..core.state import State
 
 
@@ -60,9 +61,7 @@ def gradient_by_step(
     came out wrong: [Flux issue 2185](https://github.com/FluxML/Flux.jl/issues/2185).
     """
     inputs = _checked_call(model, inputs, lengths)
-    if not callable(loss):
-        fix = "seq2seq_loss(nn.MSELoss()), for one."
-        raise Refusal(f"loss = {in_words(loss)}", "loss(outputs, targets)", fix, TypeError)
+    check_takes("loss", loss, "outputs, targets", "outputs, targets, lengths")
     if isinstance(model, nn.DataParallel):
         model = model.module  # what it splits over devices has no other weights
     time = extent(inputs)[0]
@@ -158,9 +157,7 @@ def _step_by_step(model: nn.Module, inputs: Any, copies: dict[str, Tensor]) -> A
 
 def _checked_call(model: nn.Module, inputs: Sequences, lengths: Tensor | None) -> Any:
     """The inputs, after all that can be seen before the model is run."""
-    if not isinstance(model, nn.Module):
-        fix = "pass the module whose parameters you ask about."
-        raise Refusal(f"model = {in_words(model)}", "a torch.nn.Module", fix, TypeError)
+    check_kind("model", model, nn.Module, "a torch.nn.Module", "only a module has weights.")
     inputs = check_call(model, inputs, lengths=lengths)
     fix = "ask about a one-directional model."
     check_one_way(model, "", "a model that reads time in one direction", fix)

@@ -107,7 +107,6 @@ def plot_horizon(
 
 
 def _curves(loss_by_step: Any) -> dict[str, Tensor]:
-    """The losses by label, each `(T,)` or `(seeds, T)`, all of one `T`."""
     if not isinstance(loss_by_step, Mapping):
         loss_by_step = {"model": loss_by_step}
     wanted = "(T,) or (seeds, T)"
@@ -124,7 +123,6 @@ def _curves(loss_by_step: Any) -> dict[str, Tensor]:
 
 
 def _baselines(baselines: Mapping[str, float | Tensor], time: int) -> dict[str, Tensor]:
-    """The losses to beat, each `(T,)`."""
     lines: dict[str, Tensor] = {}
     for name, value in baselines.items():
         wanted = f"a number or ({time},)"
@@ -249,7 +247,6 @@ def _finish(ax: Any, xlabel: str, ylabel: str) -> "Axes":
 
 
 def _ends(ax: Any) -> list[_End]:
-    """The last points that are seen of the lines that have a label."""
     ends: list[_End] = []
     for line in ax.get_lines():
         points = [tuple(point) for point in line.get_xydata() if math.isfinite(point[1])]

@@ -6,9 +6,10 @@ A helper raises `Refusal` with the reason; the boundary that a user called says 
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
 P = ParamSpec("P")
@@ -65,6 +66,8 @@ def in_words(value: object) -> str:
     if isinstance(value, list | tuple):
         items: Sequence[object] = value
         return f"a {type(value).__name__} of {len(items)}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     return f"a {type(value).__name__}"
 
 
@@ -86,8 +89,15 @@ class Named(NamedTuple):
         return f"{self.name} {in_words(self.value)}"
 
 
+def tensor_of(value: Any, came: str, wanted: str, fix: str, device: Any = "cpu") -> Tensor:
+    """A tensor of what torch takes for numbers; the rest is refused."""
+    try:
+        return torch.as_tensor(value, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise Refusal(came, wanted, fix, TypeError) from error
+
+
 def one_of(name: str, value: object, words: Sequence[str], fix: str) -> None:
-    """Refuse a value that is none of some words."""
     if value not in words:
         *first, last = (f'"{word}"' for word in words)  # as one says it: "a", "b" or "c"
         raise Refusal(f"{name}={value!r}", f"{', '.join(first)} or {last}", fix)
@@ -99,6 +109,21 @@ def check_kind(
     """Refuse what is none of some classes; `True` is no number."""
     if not isinstance(value, kind) or isinstance(value, bool):
         raise Refusal(f"{name} = {in_words(value)}", wanted, fix, TypeError)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, or a tensor of one; `True` is none."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_number(
+    name: str, value: Any, fits: Callable[[Any], object], wanted: str, fix: str
+) -> None:
+    """Refuse what is no number, or one that does not fit."""
+    if not is_number(value) or not fits(value):
+        raise Refusal(f"{name} = {value!r}", wanted, fix)
 
 
 def at_least(name: str, value: object, least: int, fix: str) -> None:

@@ -47,7 +47,6 @@ def new_file(beside: Path, target: Path) -> BinaryIO:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The new name reaches the disk, too."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -18,7 +18,7 @@ Steps: TypeAlias = Tensor | Sequence[Tensor]
 Sequences: TypeAlias = Any  # Steps, or a dict of them
 
 
-def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor:
+def as_sequence(sequence: Steps, name: str = "inputs") -> Tensor:
     """A sequence `(T, B, *F)`, from itself or from a list of `T` steps `(B, *F)`."""
     if isinstance(sequence, Sequence) and not isinstance(sequence, str | PackedSequence):
         sequence = _stacked(sequence, name)
@@ -37,7 +37,7 @@ def as_sequence(sequence: Steps, name: str = "inputs", least: int = 2) -> Tensor
             "batchseq pads a list of sequences; a sparse one has to_dense().",
             TypeError,
         )
-    if sequence.ndim < least:
+    if sequence.ndim < 2:
         fix = (
             "time is dim 0 and the batch is dim 1; a single sequence gets a batch of one with "
             "unsqueeze(1)."

@@ -33,8 +33,17 @@ from .layout import (
     parts_of,
     unpack,
 )
-from .signature import parameters_of, takes_two
-from .state import State, leaves_of, map_leaves, onto, select_rows, where_rows
+from .signature import check_takes, parameters_of, takes
+from .state import (
+    State,
+    leaves_of,
+    map_leaves,
+    onto,
+    same_form,
+    select_rows,
+    shapes,
+    where_rows,
+)
 
 Model: TypeAlias = Callable[..., Any]
 
@@ -49,7 +58,6 @@ _DYNAMIC = "nn.quantized.dynamic.modules.rnn"  # where PyTorch keeps quantized o
 
 
 def _wrapped(model: Any) -> Any:
-    """What a wrapper is around; `None` of what is none."""
     if isinstance(model, _WRAPPERS):
         return model.module
     if isinstance(model, nn.Module) and _COMPILED in model.__dict__.get("_modules", ()):
@@ -63,7 +71,6 @@ def unwrap(model: Any) -> Any:
 
 
 def _without_partial(model: Any) -> Any:
-    """What a `functools.partial` gives arguments to."""
     while isinstance(model, partial):
         model = model.func
     return model
@@ -177,7 +184,6 @@ class Declared:
 
 
 def _modules_of(model: Any) -> list[nn.Module]:
-    """The model and all its parts, outermost first."""
     model = _without_partial(model)
     return list(model.modules()) if isinstance(model, nn.Module) else []
 
@@ -193,7 +199,7 @@ def _is_pytorchs_own(model: Any) -> bool:
 def check_model(model: Model) -> None:
     """Refuse what cannot keep the contract: cells, `batch_first` modules, a split along time."""
     inner = unwrap(model)
-    if not callable(inner):
+    if not callable(inner) or isinstance(inner, type):
         fix = "nn.GRU(3, 8), for one."
         raise Refusal(in_words(inner), "outputs, state = model(inputs, state)", fix, TypeError)
     if isinstance(inner, nn.RNNCellBase):
@@ -202,7 +208,9 @@ def check_model(model: Model) -> None:
         raise Refusal(f"a cell, {name}", "a model over (T, B, *F)", fix, TypeError)
     parameters = parameters_of(inner)
     _check_second(inner, parameters or [])
-    if parameters is not None and not takes_two(parameters):
+    if not takes(parameters, 2):
+        if not takes(parameters, 1):
+            check_takes(name_of(inner), inner, "inputs, state")
         came = f"{name_of(inner)}, which takes no state"
         fix = "RecurrentSequential threads the state through a stack of layers."
         raise Refusal(came, "outputs, state = model(inputs, state)", fix, TypeError)
@@ -271,7 +279,12 @@ def check_one_way(model: Model, came: str, wanted: str, fix: str) -> None:
 
 def call_model(model: Model, inputs: Any, state: State) -> tuple[Any, State]:
     """`outputs, state = model(inputs, state)`; anything else is refused."""
-    result = model(inputs, state)
+    try:
+        result = model(inputs, state)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError):
+        if state is not None:
+            _check_form(model, inputs, state)
+        raise
     if not isinstance(result, tuple) or len(result) != 2:
         came = f"{in_words(result)} from {name_of(model)}"
         fix = (
@@ -280,6 +293,19 @@ def call_model(model: Model, inputs: Any, state: State) -> tuple[Any, State]:
         )
         raise Refusal(came, "a pair (outputs, state)", fix, TypeError)
     return result
+
+
+def _check_form(model: Model, inputs: Any, state: State) -> None:
+    """Refuse a state that a model could not read, if it gives one of another form."""
+    try:
+        with torch.no_grad(), evaluating(model):
+            _, own = model(inputs, None)
+    except Exception:  # it is not the state
+        return
+    if not same_form(state, own):
+        came = f"a state {shapes(state)} for {name_of(model)}"
+        fix = "start with state=None, or pass the state that this model returned."
+        raise Refusal(came, f"one of the form that it gives, {shapes(own)}", fix)
 
 
 def run_model(
@@ -449,8 +475,6 @@ def _run_by_length(model: Model, inputs: Any, state: State, lengths: Tensor) -> 
 
 
 def _beside(trees: list[Any]) -> Any:
-    """Trees of `(n, rows, *F)` as one, with the rows of all."""
-
     def beside(*leaves: Tensor) -> Tensor:
         if len({(len(leaf), leaf.shape[2:]) for leaf in leaves}) > 1:
             raise Refusal(

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from .errors import Refusal, in_words
+
 
 def parameters_of(called: Callable[..., Any]) -> list[Parameter] | None:
     """The parameters of a function or a module's `forward`; `None` where C code does not say."""
@@ -43,11 +45,28 @@ def by_place(parameter: Parameter) -> bool:
     return parameter.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def takes_two(parameters: list[Parameter]) -> bool:
-    """Whether two arguments can be given by their places."""
-    if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters):
+def takes(parameters: list[Parameter] | None, *counts: int) -> bool:
+    """Whether one of these numbers of arguments can be given by their places."""
+    if parameters is None:
         return True
-    return sum(map(by_place, parameters)) >= 2
+    least = sum(map(must_be_given, parameters))
+    most = sum(map(by_place, parameters))
+    if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters):
+        most = max(counts)
+    return any(least <= count <= most for count in counts)
+
+
+def check_takes(name: str, called: Any, *forms: str) -> None:
+    """Refuse what cannot be called with the arguments of one of these forms."""
+    came = f"{name} = {in_words(called)}"
+    if callable(called):
+        parameters = parameters_of(called)
+        if takes(parameters, *(len(form.split(", ")) for form in forms)):
+            return
+        came = f"{name}({', '.join(parameter.name for parameter in parameters or [])})"
+    wanted = " or ".join(f"{name}({form})" for form in forms)
+    fix = "pass a function that is called with these arguments, by their places."
+    raise Refusal(came, wanted, fix, TypeError)
 
 
 def must_be_given(parameter: Parameter) -> bool:

@@ -66,6 +66,13 @@ def same_form(a: State, b: State) -> bool:
     return (a is None and b is None) or (isinstance(a, Tensor) and isinstance(b, Tensor))
 
 
+def shapes(value: Any) -> str:
+    """A tree as the shapes of its parts."""
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(map(shapes, value)) + ")"
+    return in_words(value)
+
+
 def _part(tree: Any, other: Any, key: Any) -> Any:
     """What stands at `key` in another tree, which must have the form of this one."""
     if other is None:

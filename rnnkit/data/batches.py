@@ -161,7 +161,6 @@ def get_inout_seq(batch: Any) -> tuple[Any, ...]:
 
 
 def _read(batch: Any) -> SequenceBatch:
-    """A batch in any form, checked, with its targets."""
     batch = _unpadded(_named(batch))
     source, sequence = _taken_apart(batch.inputs)
     sequence = as_sequences(sequence, "inputs")
@@ -202,7 +201,6 @@ def _usual(batch: Any) -> SequenceBatch | None:
 
 
 def _named(batch: Any) -> SequenceBatch:
-    """What came, as a SequenceBatch."""
     if isinstance(batch, SequenceBatch):
         return batch
     if isinstance(batch, Padded):
@@ -247,7 +245,6 @@ def _is_flat(part: object) -> bool:
 
 
 def _unpadded(batch: SequenceBatch) -> SequenceBatch:
-    """The batch with tensors in place of a Padded."""
     for name in ("inputs", "targets"):
         padded = getattr(batch, name)
         if not isinstance(padded, Padded):
@@ -263,7 +260,6 @@ def _unpadded(batch: SequenceBatch) -> SequenceBatch:
 
 
 def _taken_apart(inputs: Any) -> tuple[tuple[Any, ...], Any]:
-    """The source and its lengths, if there are any, and the inputs."""
     if not isinstance(inputs, tuple):
         return (), inputs
     if len(inputs) != 3:
@@ -287,7 +283,6 @@ def _taken_apart(inputs: Any) -> tuple[tuple[Any, ...], Any]:
 
 
 def _shifted(batch: SequenceBatch, sequence: Any) -> SequenceBatch:
-    """The batch with targets, where each step's is the next step."""
     shape = extent(sequence)  # T, B
     if shape[0] < 2:
         came = parts_of(sequence)[0]
@@ -313,7 +308,6 @@ def _check_restart(restart: Tensor, rows: int) -> None:
 
 
 def _check_targets(targets: dict[Any, Any], time: int, rows: int) -> None:
-    """Refuse a target that fits neither the steps nor the rows of the inputs."""
     for name, target in targets.items():
         if not isinstance(target, Tensor):
             continue  # a list of steps, which the loss stacks and checks
@@ -326,7 +320,6 @@ def _check_targets(targets: dict[Any, Any], time: int, rows: int) -> None:
 
 
 def _checked_weights(weights: Tensor, *shapes: tuple[int, ...]) -> Tensor:
-    """Weights as they must be, floats: a mask becomes some."""
     check_weights(weights, *shapes)
     if weights.dtype == torch.bool:
         return weights.to(torch.get_default_dtype())

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
-from ..core.errors import Refusal, asked, at_least, in_words, one_of
+from ..core.errors import Refusal, asked, at_least, in_words, one_of, tensor_of
 from ..core.layout import device_of, is_dense
 from .batches import SequenceBatch, batchseq
 
@@ -66,7 +66,6 @@ def pad_collate(
 
 
 def _padded(sequences: Sequence[Any], pad: float) -> tuple[Any, Tensor]:
-    """The sequences, or dicts of several, side by side, and their lengths."""
     if not isinstance(sequences[0], dict):
         return batchseq(sequences, pad=pad)
     columns = _by_name(sequences, "sequences")
@@ -113,12 +112,9 @@ def _batched(
 def _as_target(target: Any, device: torch.device) -> Tensor:
     if isinstance(target, Tensor):
         return target
-    try:
-        return torch.as_tensor(target, device=device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        came = f"a target that is {in_words(target)}"
-        fix = "encode it: the number of its class, or a tensor."
-        raise Refusal(came, "a number or a tensor", fix, TypeError) from error
+    fix = "encode it: the number of its class, or a tensor."
+    came = f"a target that is {in_words(target)}"
+    return tensor_of(target, came, "a number or a tensor", fix, device)
 
 
 class Segment(NamedTuple):
@@ -232,7 +228,6 @@ class StreamLoader:
             )
 
     def _windows(self) -> Iterator[tuple[Piece, ...]]:
-        """The pieces of all rows, window by window."""
         waiting = iter(self._segments)
 
         def row() -> Iterator[Piece]:
@@ -247,7 +242,6 @@ class StreamLoader:
 
 @asked("StreamLoader")
 def _batch_of(window: Sequence[Piece]) -> SequenceBatch:
-    """The batch of one window; each piece is read with the step after it."""
     read = [_read(piece) for piece in window]
     if len({steps.dtype for steps in read}) > 1:
         kinds = sorted({str(steps.dtype) for steps in read})
@@ -275,12 +269,9 @@ def _read(piece: Piece) -> Tensor:
 
 
 def _as_tensor(numbers: Any) -> Tensor:
-    try:
-        return torch.as_tensor(numbers, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        came = f"{in_words(numbers)} that torch does not take ({error})"
-        fix = "np.ascontiguousarray(stream, np.float32), or np.int64 for classes."
-        raise Refusal(came, "numbers in the order of memory", fix, TypeError) from error
+    came = f"{in_words(numbers)} that torch does not take"
+    fix = "np.ascontiguousarray(stream, np.float32), or np.int64 for classes."
+    return tensor_of(numbers, came, "numbers in the order of memory", fix)
 
 
 def _copied(steps: Tensor) -> Tensor:
@@ -292,7 +283,6 @@ def _copied(steps: Tensor) -> Tensor:
 
 
 def _side_by_side(stream: Any, count: int) -> list[Segment]:
-    """One stream cut into rows of equal length."""
     steps = (len(stream) - 1) // count
     if steps < 1:  # before a list is made that no memory may hold
         return []
@@ -449,7 +439,6 @@ class BucketSampler(Sampler[list[int]]):
         return [together[:first], together[first:]]
 
     def _room(self, longest: int) -> int:
-        """How many sequences a batch of all ranks holds."""
         limits: list[int] = []
         if self.batch_size is not None:
             limits.append(self.batch_size)
@@ -466,13 +455,9 @@ def _check_rank(rank: int, ranks: int) -> None:
 
 
 def _checked_counts(lengths: Any) -> Tensor:
-    try:
-        counts = torch.as_tensor(lengths, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        fix = "pass the length of every sequence."
-        raise Refusal(f"lengths {in_words(lengths)}", "whole numbers", fix, TypeError) from error
+    fix = "pass the length of every sequence."
+    counts = tensor_of(lengths, f"lengths {in_words(lengths)}", "whole numbers", fix)
     if counts.ndim != 1 or not len(counts):
-        fix = "pass the length of every sequence."
         raise Refusal(f"lengths {in_words(counts)}", "lengths (N,) with N >= 1", fix)
     if counts.is_floating_point() or counts.dtype == torch.bool:
         fix = "lengths count steps: [len(sequence) for sequence in data]."

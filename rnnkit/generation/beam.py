@@ -2,20 +2,19 @@
 
 import math
 from dataclasses import dataclass, replace
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.errors import Refusal, asked, at_least, in_full, in_words
+from ..core.errors import Refusal, asked, at_least, check_number, in_full, in_words
 from ..core.layout import Steps, between, check_state, valid_steps
 from ..core.model import BATCH_IN_STATE, Model, evaluating, run_model
 from ..core.state import State, onto, select_rows
 from ._fast import quicker_step
 from .rollouts import Rollout, Stretch
 from .samplers import as_like, sample_best
-from .sampling import Sample, check_length, check_primer, is_token, sample_of
+from .sampling import Sample, check_length, check_primer, check_token, sample_of
 
 
 @asked("beam_search")
@@ -149,7 +148,6 @@ class _Search:
     lengths: Tensor  # (B,): those of the primers
 
     def first(self, answer: Tensor) -> _Beams:
-        """One candidate a row, which drew nothing yet."""
         nothing = torch.zeros_like(self.lengths).unsqueeze(1)  # (B, 1)
         dtype = torch.promote_types(answer.dtype, torch.float32)
         return _Beams(
@@ -268,12 +266,10 @@ def _check_options(width: int, best: int, stop: object, length_penalty: float) -
     if best > width:
         came = f"best = {best} of width = {width}"
         raise Refusal(came, "best <= width", "a search has no more candidates than it keeps.")
-    if stop is not None and not is_token(stop):
-        fix = "pass the class that ends a sequence; sample_model takes a function too."
-        raise Refusal(f"stop = {stop!r}", "a token, a whole number", fix, TypeError)
-    if not isinstance(length_penalty, Real | Tensor) or not math.isfinite(length_penalty):
-        fix = "0 ranks by likelihood, 1 by the mean of a token."
-        raise Refusal(f"length_penalty = {length_penalty}", "a finite number", fix)
+    if stop is not None:
+        check_token(stop)
+    fix = "0 ranks by likelihood, 1 by the mean of a token."
+    check_number("length_penalty", length_penalty, math.isfinite, "a finite number", fix)
 
 
 def _check_tokens(inputs: object) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -53,8 +54,8 @@ def _chance(p: Probability, step: int) -> float:
     if callable(p):
         when = f" at step {step}"
         p = p(step)
-    if not 0 <= p <= 1:
-        raise Refusal(f"p = {float(p)}{when}", "0 <= p <= 1", "clip the schedule.")
+    if not isinstance(p, Real | Tensor) or not 0 <= p <= 1:
+        raise Refusal(f"p = {p}{when}", "0 <= p <= 1", "clip the schedule.")
     return float(p)
 
 

@@ -140,12 +140,10 @@ class Rollout:
 
 
 def first_step(sequence: Any) -> Any:
-    """The first step `(B, *F)` of a sequence, or of each one in a dict."""
     return map_leaves(lambda part: part[0], sequence)
 
 
 def last_step(sequence: Any) -> Any:
-    """The last step `(B, *F)` of a sequence, or of each one in a dict."""
     return map_leaves(lambda part: part[-1], sequence)
 
 

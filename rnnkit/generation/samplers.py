@@ -9,15 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
-from numbers import Integral, Real
 from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ..core.errors import Refusal, asked, at_least, in_full, in_words
-from ..core.signature import must_be_given, parameters_of
+from ..core.errors import Refusal, asked, at_least, check_number, in_full, in_words, is_number
+from ..core.signature import check_takes, must_be_given, parameters_of
 from ..core.state import map_leaves
 
 NextInput: TypeAlias = Callable[..., Any]
@@ -101,7 +100,6 @@ def _class_log_prob(outputs: Tensor, drawn: Tensor) -> Tensor | None:
 
 
 def _over_features(log_prob: Tensor) -> Tensor:
-    """The sum over features: `(T, B, *F)` to `(T, B)`."""
     return log_prob.unsqueeze(-1).flatten(2).sum(2)
 
 
@@ -133,7 +131,7 @@ def sample_best(outputs: Tensor) -> Tensor:
     >>> sample_best(torch.tensor([[0.1, 0.7, 0.2], [0.9, 0.0, 0.1]])).tolist()
     [1, 0]
     """
-    if outputs.ndim < 2:
+    if getattr(outputs, "ndim", 0) < 2:
         raise Refusal(f"outputs {in_words(outputs)}", "(B, V)", "keep the batch dimension.")
     return outputs.argmax(1)
 
@@ -194,25 +192,23 @@ class SoftmaxSampler:
 
     @asked("SoftmaxSampler")
     def __post_init__(self) -> None:
-        number = isinstance(self.temperature, Real)
-        if isinstance(self.temperature, Tensor):
-            number = self.temperature.numel() == 1
-        if not number or not 0 < self.temperature < math.inf:
+        if not is_number(self.temperature) or not 0 < self.temperature < math.inf:
             came = f"temperature = {self.temperature}"
             wanted = "temperature above 0; the limit at 0 is sample_best"
             raise Refusal(came, wanted, "1.0 leaves the logits as they are.")
         none = "None leaves the cut out."
-        if self.top_k is not None and not (isinstance(self.top_k, Integral) and self.top_k >= 1):
-            raise Refusal(f"top_k = {self.top_k}", "top_k at least 1, a whole number", none)
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise Refusal(f"top_p = {self.top_p}", "top_p in (0, 1]", none)
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise Refusal(f"min_p = {self.min_p}", "min_p in [0, 1]", none)
+        if self.top_k is not None:
+            at_least("top_k", self.top_k, 1, none)
+        if self.top_p is not None:
+            check_number("top_p", self.top_p, lambda p: 0 < p <= 1, "top_p in (0, 1]", none)
+        if self.min_p is not None:
+            check_number("min_p", self.min_p, lambda p: 0 <= p <= 1, "min_p in [0, 1]", none)
 
     @asked("SoftmaxSampler")
     def probabilities(self, outputs: Tensor) -> Tensor:
         """What a draw is made from: `(B, V)`, in float32 at least, zero where a class was cut."""
-        if outputs.ndim != 2 or not outputs.is_floating_point():
+        logits = isinstance(outputs, Tensor) and outputs.is_floating_point()
+        if not logits or outputs.ndim != 2:
             fix = "end the model with nn.Linear(H, V); identity is for outputs that are inputs."
             raise Refusal(f"outputs {in_words(outputs)}", "float logits (B, V)", fix)
         p = (outputs.to(_at_least_single(outputs)) / self.temperature).softmax(1)
@@ -224,9 +220,18 @@ class SoftmaxSampler:
             p = _keep(p, p >= self.min_p * p.amax(1, keepdim=True))
         return p
 
+    @asked("SoftmaxSampler")
     def __call__(self, outputs: Tensor) -> Tensor:
         p = self.probabilities(outputs)
-        drawn = torch.multinomial(p, 1, generator=self.generator)  # (B, 1)
+        try:
+            drawn = torch.multinomial(p, 1, generator=self.generator)  # (B, 1)
+        except RuntimeError:
+            rows = p.isnan().any(1).nonzero().flatten().tolist()
+            if not rows:
+                raise
+            fix = "StopOnNaN ends a training that diverges; a mask of -inf leaves a class."
+            wanted = "logits without NaN and inf, one of them above -inf"
+            raise Refusal(f"logits whose softmax is NaN in rows {rows}", wanted, fix) from None
         if self.one_hot:
             return torch.zeros_like(outputs).scatter_(1, drawn, 1.0)
         return drawn.squeeze(1)
@@ -271,9 +276,7 @@ class DistributionSampler:
 
     @asked("DistributionSampler")
     def __init__(self, make: Callable[[Any], Distribution]) -> None:
-        if not callable(make):
-            fix = "lambda outputs: torch.distributions.Normal(outputs, 1.0), for one."
-            raise Refusal(f"make = {in_words(make)}", "a function of the outputs", fix, TypeError)
+        check_takes("make", make, "outputs")
         self.make = make
 
     def _distribution(self, outputs: Any) -> Distribution:
@@ -384,10 +387,10 @@ def with_covariates(sampler: NextInput, fed: int | str | Sequence[str]) -> WithC
 
 def check_sampler(sampler: object) -> None:
     fix = "identity, sample_best, SoftmaxSampler() or a function of your own."
-    if isinstance(sampler, type):
-        raise Refusal(f"sampler = the class {sampler.__name__}", "an object of it", fix, TypeError)
-    if not callable(sampler):
+    if isinstance(sampler, type) or not callable(sampler):
         raise Refusal(f"sampler = {in_words(sampler)}", "a function", fix, TypeError)
+    if not any(map(_has_its_name, parameters_of(sampler) or [])):
+        check_takes("sampler", sampler, "outputs", "outputs, given")
 
 
 def check_drawn(drawn: Any, like: Any, outputs: Any, what: str) -> None:

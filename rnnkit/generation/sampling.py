@@ -23,6 +23,7 @@ from ..core.layout import (
     valid_steps,
 )
 from ..core.model import BATCH_IN_STATE, Model, check_call, evaluating
+from ..core.signature import check_takes
 from ..core.state import State, map_leaves, onto, where_rows
 from .rollouts import Rollout, Stretch, first_step, last_step, one_step_of
 from .samplers import DeclaredSampler, NextInput, identity
@@ -260,7 +261,6 @@ class _Drawing(Rollout):
 
     @property
     def answer(self) -> Any:
-        """The outputs `(B, *O)` of the last step."""
         return last_step(self.outputs[-1])
 
     def keep(self, stretch: Stretch) -> None:
@@ -378,10 +378,9 @@ def _filled(inputs: Any, future: Any, lengths: Tensor) -> Any:
 def check_primer(
     model: Model, primer: Sequences | tuple[Any, Tensor], lengths: Tensor | None, state: State
 ) -> tuple[Any, Tensor]:
-    """The checked primer `(T0, B, *F)` and its lengths `(B,)`."""
     if isinstance(primer, tuple) and len(primer) == 2:
         primer, lengths = primer
-    if primer is None or (isinstance(primer, Tensor) and not len(primer)):
+    if primer is None or (isinstance(primer, Tensor) and 0 in primer.shape[:1]):
         fix = "start from a first step of your own: a token that begins a text, or a zero input."
         kind = TypeError if primer is None else ValueError
         raise Refusal("an empty primer", "at least one step (T0, B, *F)", fix, kind)
@@ -398,22 +397,23 @@ def check_length(length: int, inputs: Any) -> None:
         raise Refusal(came, f"length >= {time}", fix)
 
 
-def is_token(stop: object) -> bool:
-    return isinstance(stop, Integral) and not isinstance(stop, bool)
+def check_token(stop: object) -> None:
+    if not isinstance(stop, Integral) or isinstance(stop, bool):
+        fix = "pass the class that ends a row; sample_model takes a function of tokens, too."
+        raise Refusal(f"stop = {stop!r}", "a token, a whole number", fix, TypeError)
 
 
 def _are_tokens(inputs: object) -> bool:
-    """Whether they are indices of classes, `(T, B)`."""
     return isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.dtype == torch.int64
 
 
 def _stop_function(stop: Stop | None) -> Callable[[Any], Tensor] | None:
-    if stop is None or callable(stop):
+    if stop is None:
+        return None
+    if callable(stop):
+        check_takes("stop", stop, "tokens")
         return stop
-    if not is_token(stop):
-        wanted = "a token, a whole number, or a function"
-        fix = "pass the class that ends a row, or a function of tokens (B, *F) to bool (B,)."
-        raise Refusal(f"stop = {stop!r}", wanted, fix, TypeError)
+    check_token(stop)
     return lambda tokens: tokens == stop
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..core.errors import Named, Refusal, asked, in_words
+from ..core.errors import Named, Refusal, asked, check_kind, in_words
 from ..core.layout import as_sequences, check_lengths, extent
 from ..core.model import Model, check_call, encoded, run_model
 from .function import Head, LossFunction
@@ -97,6 +97,7 @@ class SequenceLoss:
         self,
         loss_fn: LossFunction | Mapping[Any, LossFunction],
         weights: Mapping[Any, float] | None = None,
+        lengths: bool = False,
     ) -> None:
         self.loss_fn = loss_fn
         self.scales: tuple[float, ...] | None = None
@@ -117,7 +118,7 @@ class SequenceLoss:
                     "give the loss function inside it; average and warmup belong to the outer one."
                 )
                 raise Refusal(f"a {function.name} inside", "a loss of steps", fix, TypeError)
-        self.heads = [Head(function, key) for key, function in by_name.items()]
+        self.heads = [Head(function, key, lengths) for key, function in by_name.items()]
 
     def __call__(
         self,
@@ -188,7 +189,6 @@ class SequenceLoss:
         """Refuse a model whose outputs this loss would misread."""
 
     def check_heads(self, name: str, given: Any) -> None:
-        """Refuse several heads where there is one loss."""
         if isinstance(given, dict) and self.scales is None:
             fix = (
                 f"{self.name}({{name: loss, ...}}), a bare loss(outputs, targets, lengths) for one "
@@ -203,11 +203,11 @@ class SequenceLoss:
         return any(head.scalar for head in self.heads)
 
     def modules(self) -> list[nn.Module]:
-        """The modules among the loss functions, which may have parameters."""
         return [head.loss_fn for head in self.heads if isinstance(head.loss_fn, nn.Module)]
 
 
 def _scales(losses: Any, weights: Mapping[Any, float]) -> tuple[float, ...]:
+    check_kind("weights", weights, Mapping, "a number by head", "a dict, {name: 1.0, ...}.")
     for key, weight in weights.items():
         if getattr(weight, "requires_grad", False):
             fix = "a loss function that is a module may have it as a parameter."
@@ -231,7 +231,6 @@ def of_both(change: Callable[[Any], Any], targets: Any, known: Any) -> tuple[Any
 
 
 def part_of(tree: Any, key: Any, name: str) -> Any:
-    """A head's own outputs or targets; all where there is no dict of losses."""
     if key is None:
         return tree
     if not isinstance(tree, dict) or key not in tree:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 
 from ..core.errors import Refusal, in_full, in_words
-from ..core.model import evaluating, unwrap
-from ..core.signature import must_be_given, parameters_of
+from ..core.model import evaluating, name_of, unwrap
+from ..core.signature import must_be_given, parameters_of, takes
 from ..core.state import onto
 from .total import Total, exact, precise
 
@@ -52,7 +52,6 @@ class Each(NamedTuple):
         return Total(losses.sum(), weights * len(losses))
 
     def times(self, factors: Tensor) -> Each:
-        """Each step's loss and weight, times a factor of its own."""
         factors = factors.to(self.losses.dtype)
         weights = self.weights
         own = factors
@@ -71,7 +70,7 @@ class Head:
         scalar: whether it gave one number for all steps.
     """
 
-    def __init__(self, loss_fn: LossFunction, key: Any = None) -> None:
+    def __init__(self, loss_fn: LossFunction, key: Any = None, lengths: bool = False) -> None:
         if not callable(loss_fn):
             fix = "nn.MSELoss()."
             raise Refusal(in_words(loss_fn), "a loss function (outputs, targets)", fix, TypeError)
@@ -79,15 +78,10 @@ class Head:
         self.loss_fn = bare(loss_fn)
         self.key = key
         self._options = torch_options(self.loss_fn)
-        wanted = _wanted_by(self.loss_fn)
-        if self._options is not None and len(wanted) > 2:
-            raise Refusal(
-                f"a loss that wants {', '.join(wanted)}",
-                "one of (outputs, targets)",
-                "write a function that gives it all of them, lambda outputs, targets: ...; with "
-                'read="all", lambda outputs, targets, lengths: ...',
-                TypeError,
-            )
+        counts = [2]
+        if lengths and self._options is None:
+            counts.append(3)
+        check_wanted(self.loss_fn, *counts)
         self.scalar = False
         self._class_weight: tuple[Tensor, int, Tensor] | None = None
         self._weighs = _is_one_of(_WEIGHING, self.loss_fn)
@@ -110,7 +104,14 @@ class Head:
         if options is None:
             return self.read(self.loss_fn(outputs, targets), len(outputs))
         self._refuse_sum()
-        losses = self._unreduced(outputs, targets)
+        try:
+            losses = self._unreduced(outputs, targets)
+        except RuntimeError:
+            if self._classes or targets.is_floating_point():
+                raise
+            came = f"targets of {targets.dtype}, which {name_of(self.loss_fn)} does not take"
+            fix = "targets.float(); classes go with nn.CrossEntropyLoss."
+            raise Refusal(came, f"targets of {outputs.dtype}", fix, TypeError) from None
         if not isinstance(losses, Tensor) or losses.shape[:1] != outputs.shape[:1]:
             # A subclass that reduces by itself.
             return self.read(self.loss_fn(outputs, targets), len(outputs))
@@ -126,7 +127,6 @@ class Head:
         return each
 
     def _check_mean(self, each: Each, outputs: Tensor, targets: Tensor, known: Any) -> None:
-        """Refuse a subclass whose mean is not that of its steps."""
         loss_fn: Any = self.loss_fn
         with torch.no_grad():
             mean = float(loss_fn(outputs, targets))
@@ -253,14 +253,12 @@ class Head:
 
 
 def _features(values: Tensor) -> Tensor:
-    """`(N, K)` of `(N, *F)` or `(N,)`."""
     if values.ndim == 1:
         return values.unsqueeze(1)
     return values.flatten(1)
 
 
 def _count_of_others(targets: Tensor, ignored: int) -> float:
-    """How many targets are not the one that is ignored."""
     if ignored < 0 and targets.numel() and int(targets.min()) >= 0:
         return float(targets.numel())  # the usual case, in one operation
     return float((targets != ignored).sum())
@@ -287,7 +285,6 @@ def _function_of(loss_fn: Any) -> Any:
 
 
 def _is_one_of(losses: Mapping[Any, Any], loss_fn: Any) -> bool:
-    """Whether it is one of PyTorch's, a part of one, or a subclass."""
     loss_fn = _function_of(loss_fn)
     same = any(loss_fn is function for function in losses.values())  # == may be its own
     return same or isinstance(loss_fn, tuple(losses))
@@ -299,23 +296,29 @@ def _has_own_forward(loss_fn: Any) -> bool:
 
 
 def _keywords_of(loss_fn: Any) -> dict[str, Any]:
-    """What a partial gives by name."""
     if isinstance(loss_fn, functools.partial):
         return loss_fn.keywords
     return {}
 
 
 def refuse_class(loss_fn: object) -> None:
-    """A class is called to make a loss, not to compute one."""
     if isinstance(loss_fn, type):
-        name = loss_fn.__name__
-        raise Refusal(f"the class {name}", "a loss function", f"make one: {name}().", TypeError)
+        fix = f"make one: {loss_fn.__name__}()."
+        raise Refusal(in_words(loss_fn), "a loss function", fix, TypeError)
 
 
-def _wanted_by(loss_fn: Any) -> list[str]:
-    """The arguments that a loss must be given."""
-    parameters = parameters_of(loss_fn) or []
-    return [parameter.name for parameter in parameters if must_be_given(parameter)]
+def check_wanted(loss_fn: Any, *counts: int) -> None:
+    """Refuse a loss that is not called with so many arguments."""
+    parameters = parameters_of(loss_fn)
+    if not takes(parameters, *counts):
+        wanted = [parameter.name for parameter in parameters or [] if must_be_given(parameter)]
+        raise Refusal(
+            f"a loss that wants {', '.join(wanted) or 'nothing'}",
+            "one of (outputs, targets)",
+            "write a function that gives it all of them, lambda outputs, targets: ...; with "
+            'read="all", lambda outputs, targets, lengths: ...',
+            TypeError,
+        )
 
 
 def _check_classes(outputs: Tensor, targets: Tensor, leading: int) -> None:
@@ -336,7 +339,7 @@ def _check_classes(outputs: Tensor, targets: Tensor, leading: int) -> None:
 
 def torch_options(loss_fn: Any) -> dict[str, Any] | None:
     """The options of a loss of PyTorch's own, which can be had unreduced; `None` of another."""
-    if _has_own_forward(loss_fn) and len(_wanted_by(loss_fn)) > 2:
+    if _has_own_forward(loss_fn) and not takes(parameters_of(loss_fn), 1, 2):
         return None  # it wants lengths
     if isinstance(loss_fn, _Loss):
         return _settings_of(loss_fn)
@@ -361,7 +364,6 @@ def _settings_of(loss_fn: nn.Module) -> dict[str, Any]:
 
 
 def pair_of(given: tuple[Any, Any]) -> Total:
-    """The total that a function gave as a pair of scalars."""
     total, weight = given
     scalar_weight = isinstance(weight, Real) or (isinstance(weight, Tensor) and weight.ndim == 0)
     if not isinstance(total, Tensor) or total.ndim or not scalar_weight:

@@ -18,10 +18,10 @@ from ..core.layout import (
     parts_of,
     valid_steps,
 )
-from ..core.signature import by_place, must_be_given, parameters_of
+from ..core.signature import by_place, parameters_of, takes
 from ..core.state import select_rows
 from .base import Ask, Scored, SequenceLoss
-from .function import LossFunction, bare, pair_of, refuse_class, torch_options
+from .function import LossFunction, bare, check_wanted, pair_of, refuse_class, torch_options
 from .steps import StepLoss
 from .total import Total, in_a_row, nothing, precise
 
@@ -45,6 +45,7 @@ class PlainLoss(SequenceLoss):
             came = f"loss = {in_words(function)}"
             raise Refusal(came, "a loss function", "seq2seq_loss(nn.MSELoss()).", TypeError)
         refuse_class(function)
+        check_wanted(function, 2, 3)
         self.loss_fn = function
         self.heads = []
         self.scales = None
@@ -65,7 +66,6 @@ class PlainLoss(SequenceLoss):
         return ScoredPlain(self, ask.one_a_step(), ask.lengths)
 
     def call(self, outputs: Any, targets: Any, lengths: Tensor | None) -> Any:
-        """The function's answer, given lengths where it wants them or there are any."""
         function: Any = self.loss_fn
         if self.wants_lengths:
             return function(outputs, targets, all_lengths(lengths, *extent(outputs)))
@@ -87,7 +87,7 @@ def takes_lengths(function: LossFunction) -> tuple[bool, bool]:
     parameters = parameters_of(function)
     if parameters is None:
         return False, True
-    needed = sum(map(must_be_given, parameters)) >= 3
+    needed = not takes(parameters, 2)
     # One that may be left out is some option of the loss, unless it is called by what it is.
     optional = [p for p in parameters if by_place(p)][2:3]
     named = any("len" in p.name for p in optional)

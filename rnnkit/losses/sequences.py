@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core.errors import Refusal, asked, in_words, one_of
 from ..core.layout import all_lengths, at_own_step, check_weights, extent, parts_of, valid_like
 from ..core.model import Declared, Model
+from ..core.signature import check_takes
 from ..core.state import along, leaves_of, map_leaves, onto, select_rows
 from .base import Ask, Scored, SequenceLoss, no_single, of_both, part_of
 from .function import Each, LossFunction
@@ -52,7 +53,9 @@ def seq2one_loss(
     >>> loss(outputs, torch.zeros(2, 1), torch.tensor([3, 1])).item()  # |4| and |1|
     2.5
     """
-    if not callable(read):
+    if callable(read):
+        check_takes("read", read, "outputs, lengths")
+    else:
         one_of("read", read, ("last", "mean", "max", "all"), "or a function of (outputs, lengths).")
     return ReadLoss(loss_fn, read, weights)
 
@@ -67,7 +70,7 @@ class ReadLoss(SequenceLoss):
         read: str | Callable[..., Any] = "last",
         weights: Mapping[Any, float] | None = None,
     ) -> None:
-        super().__init__(loss_fn, weights)
+        super().__init__(loss_fn, weights, read == "all")
         self.read = read
         if read == "all" and not all(takes_lengths(head.loss_fn)[1] for head in self.heads):
             raise Refusal(

@@ -195,7 +195,6 @@ class _Form(NamedTuple):
         return self.outputs + [f"new_{name}" for name in self.state]
 
     def draw(self, time: int, rows: int) -> list[Tensor]:
-        """Steps of the example, and a state that they led to."""
         batch = extent(self.example)[1]
         start = select_rows(self.start, torch.arange(rows) % batch)
         _, state = call_model(self.model, _drawn(self.example, _STEPS, rows), start)
@@ -259,7 +258,6 @@ def _refuse_a_fixed_length(form: _Form, program: ExportedProgram) -> None:
 
 
 def _onnx(form: _Form, steps: int | None) -> bytes:
-    """The file, from PyTorch's older exporter: the one that leaves T open."""
     open_axes = {name: {1: "rows"} for name in form.names + form.results}
     if steps is None:
         for name in form.inputs + form.outputs:
@@ -300,7 +298,6 @@ def _check_dtype(model: nn.Module) -> None:
 
 
 def _compare(form: _Form, steps: int | None, run: Callable[..., Any], what: str) -> None:
-    """Refuse what does not give the model's numbers at other sizes."""
     sizes = _OTHERS if steps is None else ((steps, 1), (steps, 7))
     for time, rows in sizes:
         tensors = form.draw(time, rows)

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils.rnn import PackedSequence
 
-from ..core.errors import Refusal, asked, in_words
+from ..core.errors import Refusal, asked, check_kind, in_words
 from ..core.layout import as_sequence, extent, fill_padding, pack_like, parts_of, repack, unpack
 from ..core.model import Declared, call_model, check_model, runs, untouched, unwrap
+from ..core.signature import check_takes
 from ..core.state import State
 
 # Modules that do the same to every step, whatever stands before it.
@@ -55,6 +56,9 @@ class RecurrentSequential(nn.Sequential):
 
     @asked("RecurrentSequential")
     def __init__(self, *modules: nn.Module) -> None:
+        for module in modules:  # nn.Sequential takes one dict, too
+            fix = "a list of layers is given as RecurrentSequential(*layers)."
+            check_kind("a member", module, (nn.Module, dict), "modules", fix)
         super().__init__(*modules)
         self._look_at_members()
 
@@ -138,6 +142,7 @@ class PerStep(nn.Module):
     @asked("PerStep")
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        check_takes("module", module, "steps")
         if isinstance(unwrap(module), nn.RNNCellBase):
             check_model(module)  # each step would start from zeros
         self.module = module
@@ -175,7 +180,6 @@ def _check_member(member: nn.Module) -> bool:
 
 
 def _check_norm(member: nn.Module) -> None:
-    """Refuse a norm that wants `(N, C, *)`: it would take rows for channels."""
     if runs(member, nn.Sequential.forward):
         for part in member.children():
             _check_norm(unwrap(part))
@@ -216,7 +220,6 @@ def _takes_packed(member: nn.Module, recurrent: bool) -> bool:
 
 
 def _is_its_parts(member: nn.Module) -> bool:
-    """Whether it is an `nn.Sequential` without hooks."""
     return runs(member, nn.Sequential.forward) and untouched(member)
 
 

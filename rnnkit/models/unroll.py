@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..core.errors import Refusal, asked, check_kind, in_words
+from ..core.errors import Refusal, asked, check_kind, check_number, in_words
 from ..core.layout import as_sequence, check_state, repack
 from ..core.model import FUSED, Declared, evaluating, name_of, runs, unwrap
-from ..core.state import State, leaves_of, map_leaves, same_form, select_rows
+from ..core.state import State, leaves_of, map_leaves, same_form, select_rows, shapes
 
 _CELLS = {nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell, nn.RNN: nn.RNNCell}
 _PYTORCHS_OWN = [cell.forward for cell in _CELLS.values()]
@@ -58,6 +58,8 @@ class Unroll(nn.Module):
             if runs(unwrap(cell), *FUSED):  # it would take the rows of a step for steps
                 fix = "Unroll.from_fused makes cells of a layer."
                 raise Refusal(f"a layer, {name_of(cell)}", "a cell", fix, TypeError)
+        fix = "0 drops nothing."
+        check_number("dropout", dropout, lambda p: 0 <= p <= 1, "dropout in [0, 1]", fix)
         self.cells = nn.ModuleList(cells)
         self.dropout = dropout
 
@@ -108,7 +110,7 @@ class Unroll(nn.Module):
             if packed.sorted_indices is not None:  # the rows stand by length in packed data
                 state = select_rows(state, packed.sorted_indices)
         else:
-            steps = as_sequence(inputs, least=1).unbind(0)
+            steps = as_sequence(inputs).unbind(0)
         rows = steps[0].shape[0]  # not len(), which fixes it for torch.export
         if state is not None:
             check_state(state, rows)
@@ -221,14 +223,13 @@ _asked_before: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def _gives_output(cell: nn.Module, step: Tensor, state: State, result: Any) -> bool:
-    """Whether the result of a cell is `(output, state)` and not a state."""
     if runs(cell, *_PYTORCHS_OWN):
         return False
     pair = _is_pair(cell, step, state, result)
     output = result[0] if isinstance(result, tuple) and result else result
     if not isinstance(output, Tensor) or output.shape[:1] != step.shape[:1]:
         raise Refusal(
-            f"{_shapes(result)} from {name_of(cell)} for {len(step)} rows",
+            f"{shapes(result)} from {name_of(cell)} for {len(step)} rows",
             "a state, a tensor (B, *O) or a tuple that begins with one, or a pair (output, state)",
             "return (output, state), with an output (B, *O), and declare returns_output = True in "
             "the cell's class.",
@@ -242,7 +243,7 @@ def _is_pair(cell: nn.Module, step: Tensor, state: State, result: Any) -> bool:
     may_be = isinstance(result, tuple) and len(result) == 2
     if declared and not may_be:
         raise Refusal(
-            f"{_shapes(result)} from {name_of(cell)}",
+            f"{shapes(result)} from {name_of(cell)}",
             "a pair (output, state), for it declares returns_output",
             "return the output and the state, or take returns_output away.",
             TypeError,
@@ -257,7 +258,7 @@ def _is_pair(cell: nn.Module, step: Tensor, state: State, result: Any) -> bool:
         if same_form(result[1], state):
             return True
         raise Refusal(
-            f"{_shapes(result)} from {name_of(cell)} for a state {_shapes(state)}",
+            f"{shapes(result)} from {name_of(cell)} for a state {shapes(state)}",
             "a state of the same form, or a pair of an output and one",
             "let the cell give back what it takes.",
         )
@@ -277,7 +278,7 @@ def _ask(cell: nn.Module, step: Tensor, result: tuple[Any, Any]) -> bool:
         if no_state:
             taken = f"neither the pair ({no_state}) nor its second part ({no_pair})"
         raise Refusal(
-            f"{_shapes(result)} from {name_of(cell)}, which takes back {taken}",
+            f"{shapes(result)} from {name_of(cell)}, which takes back {taken}",
             "a state, or a pair of an output and a state",
             "declare returns_output, True or False, in the cell's class.",
         )
@@ -297,12 +298,5 @@ def _why_not(cell: nn.Module, step: Tensor, state: State, result: Any) -> str:
         except Exception as error:  # whatever it raises
             return f"{type(error).__name__}: {error}"
     if not same_form(again, result):
-        return f"gives {_shapes(again)} for it"
+        return f"gives {shapes(again)} for it"
     return ""
-
-
-def _shapes(value: Any) -> str:
-    """A tree as the shapes of its parts."""
-    if isinstance(value, (tuple, list)):
-        return "(" + ", ".join(map(_shapes, value)) + ")"
-    return in_words(value)

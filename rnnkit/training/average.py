@@ -27,7 +27,6 @@ class Average:
         self._dtype = torch.float32
 
     def add(self, total: Total) -> None:
-        """Adds one piece."""
         self._waiting.append(total)
         if len(self._waiting) == _TOGETHER:
             self._added = self.total()
@@ -126,7 +125,6 @@ def _plus(left: Tensor | float, right: Tensor | float) -> Any:
 
 
 def _plain(total: Total | None) -> dict[str, Any] | None:
-    """A total in numbers and lists, as a file keeps it."""
     if total is None:
         return None
     parts = {"sum": total.sum, "weight": total.weight, "scales": total.scales}

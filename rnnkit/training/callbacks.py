@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..core.errors import Refusal, asked, at_least, check_kind, in_words, one_of
+from ..core.errors import Refusal, asked, at_least, check_kind, check_number, in_words, one_of
 from .events import CancelFit
 from .forms import (
     check_count,
@@ -50,7 +50,6 @@ def _no_average(name: str, known: Iterable[str]) -> Refusal:
 
 
 def _title(learner: "Learner") -> str:
-    """Which epoch it is; one beside a fit has no number."""
     number = f"epoch {learner.epoch_index + 1} " if learner.fitting else ""
     return number + learner.phase_name
 
@@ -226,8 +225,8 @@ class _Watch:
         one_of("mode", mode, ("min", "max"), "a loss is better lower, an accuracy higher.")
         fix = "validation is the one that tells of new data."
         one_of("phase", phase, ("training", "validation"), fix)
-        if not min_delta >= 0:
-            raise Refusal(f"min_delta = {min_delta}", "min_delta >= 0", "0 counts every new best.")
+        fix = "0 counts every new best."
+        check_number("min_delta", min_delta, lambda delta: delta >= 0, "min_delta >= 0", fix)
         self.monitor = monitor
         self.mode = mode
         self.phase = phase
@@ -435,7 +434,8 @@ class Scheduler:
         monitor: str = "loss",
     ) -> None:
         one_of("per", per, ("epoch", "step"), "most are stepped an epoch.")
-        if not hasattr(scheduler, "step"):
+        steps = hasattr(scheduler, "step") and not isinstance(scheduler, type)
+        if not steps or isinstance(scheduler, torch.optim.Optimizer):
             came = f"scheduler = {in_words(scheduler)}"
             fix = "torch.optim.lr_scheduler.StepLR(optimizer, 10), for one."
             raise Refusal(came, "a scheduler, which has a step()", fix, TypeError)

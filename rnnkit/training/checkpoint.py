@@ -99,7 +99,6 @@ class Checkpoint:
 
     @asked(lambda checkpoint: f"Checkpoint({str(checkpoint.path)!r})")
     def _look(self) -> bool:
-        """Whether there is a file; refuses a path that can have none."""
         check_path(self.path)
         return self.path.exists()
 
@@ -125,7 +124,6 @@ def write(path: Path, saved: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> Any:
-    """The state in a file, or why it cannot be had."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -186,7 +184,6 @@ def check_path(path: Path) -> None:
 
 
 def _check_no_other(target: Path) -> None:
-    """Refuse what is no file and stands where the file is to be."""
     kind = ""
     if target.is_symlink():  # one is left where links lead in a circle
         kind = "a link that leads to itself"

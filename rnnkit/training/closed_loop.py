@@ -9,6 +9,7 @@ from torch import Tensor
 from ..core.errors import Refusal, asked, at_least, in_words
 from ..core.layout import all_lengths, at_own_step, extent, gathered, parts_of, valid_steps
 from ..core.model import evaluating, run_model
+from ..core.signature import check_takes
 from ..core.state import State, onto
 from ..generation.samplers import DeclaredSampler, NextInput, identity
 from ..generation.sampling import draw_paths
@@ -128,6 +129,7 @@ class BPTTValidationPhase(Phase):
         self.paths = paths
         if paths is None and declared.draws and not declared.classes:
             self.paths = _PATHS
+        check_takes("score", score, "paths, targets")
         self.score = score
         self.by_step = by_step
 

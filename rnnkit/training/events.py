@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..core.errors import Refusal, in_words
+from ..core.signature import check_takes
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -129,7 +130,6 @@ class Stateful(Protocol):
 
 
 def order_of(callback: object) -> int:
-    """When a callback is called: lower numbers first, 0 where it says nothing."""
     return getattr(callback, "order", 0)
 
 
@@ -173,9 +173,12 @@ def _check_methods(callback: object) -> None:
         raise Refusal(came, "callbacks", f"{callback.__name__}(), an object of it.", TypeError)
     names = {method_of(event) for event in EVENTS}
     for method in dir(callback):
-        if method.startswith("on_") and method not in names:
-            came = f"{type(callback).__name__}.{method}"
+        if not method.startswith("on_"):
+            continue
+        came = f"{type(callback).__name__}.{method}"
+        if method not in names:
             raise Refusal(came, f"one of {', '.join(sorted(names))}", "rename it.")
+        check_takes(came, getattr(callback, method), "learner")
     if names.isdisjoint(dir(callback)):
         fix = "give it a method for an event, such as on_step_end(self, learner)."
         raise Refusal(f"{in_words(callback)} that hears no event", "callbacks", fix, TypeError)
@@ -231,7 +234,6 @@ class Bracket:
         return True
 
     def _check_narrower(self, error: Exception) -> None:
-        """Refuse to cancel what has not begun."""
         if isinstance(error, Cancel):
             kind = type(error).__name__
             part = kind.removeprefix("Cancel")

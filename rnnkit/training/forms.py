@@ -26,7 +26,6 @@ _REPEATED = 2**20  # elements that may share memory: a state that all rows began
 
 
 def updated_by(optimizer: Any) -> list[Any]:
-    """All that an optimizer updates, in the order of its state."""
     parameters: list[Any] = []
     for group in optimizer.param_groups:
         parameters.extend(group["params"])
@@ -74,7 +73,6 @@ def is_number(value: Any) -> bool:
 
 
 def check_count(name: str, came: Any, below: int = _STEPS) -> None:
-    """Refuse what is no whole number from 0 to before `below`."""
     _want(type(came) is int and 0 <= came < below, name, came, "a count")
 
 
@@ -110,7 +108,6 @@ def check_place(saved: dict[str, Any]) -> None:
 
 
 def check_tally(saved: dict[str, Any], losses: Iterable[str], counters: dict[str, Any]) -> None:
-    """Refuse sums that no mean can be made of, and what no counter takes."""
     for name, average in saved["averages"].items():
         _check_average(name, average, 1 if name in losses else 2)
     for name, state in saved["counters"].items():
@@ -151,7 +148,6 @@ def check_optimizer_state(saved: dict[str, Any], optimizer: Any) -> None:
 
 
 def is_pytorchs(part: Any) -> bool:
-    """Whether its class is an optimizer or a scheduler of PyTorch's."""
     return type(part).__module__.split(".")[:2] == ["torch", "optim"]
 
 
@@ -223,7 +219,6 @@ def _no_step(part: Any, error: Exception) -> Refusal:
 
 
 def check_scaler(saved: dict[str, Any], scaler: Any) -> None:
-    """Refuse a state that a scaler of gradients cannot count on from."""
     check_form("scaler", saved, scaler.state_dict())
     for name in ("growth_interval", "_growth_tracker"):
         check_count(f"scaler's {name}", saved.get(name, 0), 2**31)
@@ -259,13 +254,11 @@ def check_rng(state: dict[str, Any]) -> None:
 
 
 def check_read(read: Any) -> None:
-    """Refuse what is no number of steps read for each row."""
     known = isinstance(read, Tensor) and read.dtype == torch.int64 and read.ndim == 1
     _want(read is None or known, "phase's steps read", read, "a number for each row")
 
 
 def check_rows(rows: Any) -> None:
-    """Refuse what is no history: a list of dicts of numbers and words."""
     for row in rows:
         for name, value in row.items():
             known = isinstance(name, str) and (isinstance(value, str) or is_number(value))
@@ -293,7 +286,6 @@ def shapes_of(whose: str, weights: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_difference(there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Refuse what must be the same and is not."""
     for name in here | there:
         came = there.get(name, "nothing")
         wanted = here.get(name, "nothing")

@@ -510,7 +510,6 @@ def _restoring(phase: Phase) -> Generator[None]:
 
 
 def _check_batches(data: Any, name: str) -> None:
-    """Refuse one batch, which would be read as several, of other meaning."""
     if not isinstance(data, Iterable) and "__getitem__" not in dir(data):
         fix = "fit(epochs, train, valid), each a DataLoader or a list; phases by their names."
         raise Refusal(f"{in_words(data)} for {name}", "batches", fix, TypeError)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import Refusal, in_words
+from ..core.errors import Refusal, in_words, tensor_of
 from ..core.layout import all_lengths, extent, parts_of
 from ..losses.base import SequenceLoss
 from ..losses.function import refuse_class
@@ -177,13 +177,11 @@ class Tally:
             _in_use.difference_update(held)
 
     def means(self) -> dict[str, Tensor]:
-        """Every average by name, and what the counters have computed."""
         averages = self.averages if self.joint is None else self.joint
         means = {name: average.mean() for name, average in averages.items()}
         return {**means, **self.computed}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint within an epoch keeps."""
         counters: dict[str, Any] = {}
         for name, counter in self.counters.items():
             if not isinstance(counter, Stateful):
@@ -197,7 +195,6 @@ class Tally:
         return {"averages": averages, "counters": counters}
 
     def load_state_dict(self, saved: dict[str, Any], device: torch.device) -> None:
-        """Goes on within an epoch."""
         self.counted = bool(saved["averages"])
         for name, state in saved["averages"].items():
             self.averages[name].load_state_dict(state, device)
@@ -208,15 +205,10 @@ class Tally:
 
 
 def numbers_of(means: Mapping[str, Tensor]) -> dict[str, float]:
-    """Those that are single numbers."""
     return {name: float(mean) for name, mean in means.items() if not mean.ndim}
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:
-    """What a counter has computed: a number, or a tensor of some."""
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
-        came = f"{in_words(value)} computed by the metric {name!r}"
-        fix = "compute the curves and tables of a metric in a callback, at EpochEnd."
-        raise Refusal(came, "a number or a tensor", fix, TypeError) from None
+    came = f"{in_words(value)} computed by the metric {name!r}"
+    fix = "compute the curves and tables of a metric in a callback, at EpochEnd."
+    return tensor_of(value, came, "a number or a tensor", fix, device=None)

@@ -365,7 +365,7 @@ def check_optimizer(optimizer: Any) -> None:
         raise Refusal("no optimizer", "one over the model's parameters", fix)
     if isinstance(optimizer, type):
         fix = f"build it: {optimizer.__name__}(model.parameters(), ...)."
-        raise Refusal(f"the class {optimizer.__name__}", "an optimizer", fix, TypeError)
+        raise Refusal(in_words(optimizer), "an optimizer", fix, TypeError)
     if not all(hasattr(optimizer, name) for name in ("param_groups", "step", "zero_grad")):
         fix = (
             "the order is Learner(model, loss, optimizer); of several optimizers make one with "

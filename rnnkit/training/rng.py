@@ -58,7 +58,6 @@ def _numpy_state() -> tuple[Any, ...] | None:
 
 
 def set_rng_state(state: dict[str, Any], generators: list[torch.Generator]) -> None:
-    """Put the generators back."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
