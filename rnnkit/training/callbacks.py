@@ -459,7 +459,7 @@ class Scheduler:
             raise Refusal("the schedule of another optimizer", "one of the learner's", fix)
 
     def on_step_end(self, learner: "Learner") -> None:
-        if self.per == "step" and learner.phase is not None and learner.phase.trains:
+        if self.per == "step" and learner.phase_name == "training":
             self.scheduler.step()
 
     @asked("Scheduler")

@@ -223,12 +223,12 @@ class Learner(Loop):
 
     def trained(self) -> list[nn.Module]:
         """The model, the loss's modules, and what the optimizer updates that none of them has."""
-        modules = self.modules()
-        known = {id(parameter) for module in modules for parameter in module.parameters()}
-        others = [other for other in updated_by(self.optimizer) if id(other) not in known]
+        modules = nn.ModuleList(self.modules())
+        known = set(modules.parameters())
+        others = [other for other in updated_by(self.optimizer) if other not in known]
         if others:  # a function that is the loss may read them
             modules.append(nn.ParameterList(others))
-        return modules
+        return list(modules)
 
     @property
     def _device_type(self) -> str:
@@ -479,8 +479,9 @@ class Learner(Loop):
         """The whole training in tensors and plain values: what a [Checkpoint][rnnkit.Checkpoint]
         writes.
 
-        The weights, the loss's own parameters, the states of the optimizer, phases and callbacks,
-        the place in the epoch, and the generators of PyTorch, Python, NumPy and the data loaders.
+        The weights, the loss's and all else that the optimizer updates, the states of the
+        optimizer, phases and callbacks, the place in the epoch, and the generators of PyTorch,
+        Python, NumPy and the data loaders.
         The tensors are not copied.
 
         Raises:
