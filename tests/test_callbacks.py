@@ -718,7 +718,8 @@ def test_the_checkpoint_writes_after_the_callbacks_whose_state_it_keeps(tmp_path
     assert len(history.rows) == 1
 
 
-def test_the_best_weights_of_a_loss_that_has_some_are_brought_back_with_them():
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_best_weights_of_a_loss_that_has_some_are_brought_back_with_them(hidden):
     class Learned(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -728,8 +729,11 @@ def test_the_best_weights_of_a_loss_that_has_some_are_brought_back_with_them():
             return (outputs - targets).square().mean(-1) / self.log.exp() + self.log
 
     torch.manual_seed(0)
-    model, loss, keep = nn.GRU(3, 3), Learned(), rk.KeepBest()
-    optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], 3.0)  # too much
+    model, own, keep = nn.GRU(3, 3), Learned(), rk.KeepBest()
+    loss = own
+    if hidden:  # in a function, where only the optimizer knows of it
+        loss = lambda outputs, targets: own(outputs, targets)  # noqa: E731
+    optimizer = torch.optim.SGD([*model.parameters(), *own.parameters()], 3.0)  # too much
     learner = rk.Learner(model, rk.seq2seq_loss(loss), optimizer, [keep])
     valid = [torch.randn(6, 2, 3)]
     learner.fit(6, [torch.randn(6, 2, 3)], valid)

@@ -1319,6 +1319,29 @@ def test_the_parameters_of_the_loss_are_part_of_the_training(tmp_path, kind):
     assert whole.calls.item() == resumed.calls.item() == 6
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_what_the_optimizer_alone_knows_of_is_part_of_the_training(tmp_path, plain):
+    def trained(epochs: int, *callbacks, start: float = 0.0) -> torch.Tensor:
+        torch.manual_seed(0)
+        model, log_scale = nn.GRU(1, 1), torch.tensor(start, requires_grad=True)
+        if not plain:
+            log_scale = nn.Parameter(log_scale.detach())
+        optimizer = torch.optim.Adam([*model.parameters(), log_scale], 0.1)
+
+        def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            errors = (outputs - targets) / log_scale.exp()
+            return errors.square().mean(-1) + 2 * log_scale
+
+        learner = rk.Learner(model, rk.seq2seq_loss(loss), optimizer, callbacks)
+        learner.fit(epochs, [torch.ones(5, 2, 1)] * 2)
+        return log_scale
+
+    whole = trained(3)
+    trained(1, rk.Checkpoint(tmp_path / "a.pt"))
+    resumed = trained(3, rk.Checkpoint(tmp_path / "a.pt", resume=True), start=1.0)
+    assert whole.item() == resumed.item() != 0
+
+
 class Coarse(torch.optim.Optimizer):
     """SGD with a momentum in float32, whatever the dtype of the weights."""
 

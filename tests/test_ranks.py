@@ -522,6 +522,13 @@ def work(rank, folder):
     for kind in ("stream", "buckets"):
         for cut in (False, True):
             came[kind, cut] = resumed(kind, mine / f"{kind}.pt", rank, cut)
+    # A parameter that a loss reads, and that only the optimizer knows of.
+    model = continuous_model()
+    own = nn.Parameter(torch.full((), float(rank + 1)))
+    rk.Learner(
+        DistributedDataParallel(model), mean_loss, torch.optim.SGD([*model.parameters(), own], 0.1)
+    )
+    came["own"] = own.detach()
     for i, (call, text) in enumerate(refusals(rank, folder)):
         came["refusal", i] = text
         refused(call, text)
@@ -615,6 +622,10 @@ def test_what_decides_decides_the_same_in_every_rank(both, tmp_path):
             close(ours, {name: theirs[name] for name in ours})
         close(came["fit"]["weights"], wanted["weights"])
     assert both[0]["fit"]["rows"] == both[1]["fit"]["rows"]
+
+
+def test_what_the_optimizer_alone_knows_of_begins_as_in_the_first_rank(both):
+    assert [came["own"].item() for came in both] == [1.0, 1.0]
 
 
 def test_only_the_first_rank_shows_progress(both):

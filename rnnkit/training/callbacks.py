@@ -389,10 +389,10 @@ class KeepBest(_Watch):
     def on_epoch_end(self, learner: "Learner") -> None:
         if self._look(learner):
             self.epoch = learner.epoch_index + 1
-            self.kept = [copy.deepcopy(part.state_dict()) for part in learner.modules()]
+            self.kept = [copy.deepcopy(part.state_dict()) for part in learner.trained()]
 
     def on_fit_end(self, learner: "Learner") -> None:
-        for part, weights in zip(learner.modules(), self.kept, strict=False):  # none at first
+        for part, weights in zip(learner.trained(), self.kept, strict=False):  # none at first
             part.load_state_dict(weights)
 
     def state_dict(self) -> dict[str, Any]:
@@ -459,7 +459,7 @@ class Scheduler:
             raise Refusal("the schedule of another optimizer", "one of the learner's", fix)
 
     def on_step_end(self, learner: "Learner") -> None:
-        if self.per == "step" and learner.phase is not None and learner.phase.trains:
+        if self.per == "step" and learner.phase_name == "training":
             self.scheduler.step()
 
     @asked("Scheduler")

@@ -69,11 +69,11 @@ class Checkpoint:
             self.load(learner)
 
     def on_step_end(self, learner: "Learner") -> None:
-        if self.every is None or not learner.fitting or learner.phase is None:
+        if self.every is None or not learner.fitting or learner.phase_name != "training":
             return
         if learner.now.cancelled:  # it is to come to this end again
             return
-        if learner.phase.trains and learner.step_index % self.every == 0:
+        if learner.step_index % self.every == 0:
             self.save(learner)
 
     def on_epoch_end(self, learner: "Learner") -> None:

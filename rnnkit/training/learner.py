@@ -27,6 +27,7 @@ from .events import (
     hushed,
     order_of,
 )
+from .forms import updated_by
 from .metrics import Metrics, Tally, move_to, numbers_of
 from .phase import Loop, Loss, Phase, StepState, check_optimizer, check_phase
 from .resume import Place
@@ -124,7 +125,7 @@ class Learner(Loop):
             self.device = torch.device(device)
         self._move(self.modules())
         if self.ranks is not None:
-            self.ranks.give_firsts(self.loss.modules())
+            self.ranks.give_firsts(self.trained()[1:])
         self.autocast = autocast
         self.parameters = list(model.parameters())
         if autocast is torch.float16:
@@ -219,6 +220,15 @@ class Learner(Loop):
         if self.autocast is None:
             return _PLAINLY
         return torch.autocast(self._device_type, self.autocast)
+
+    def trained(self) -> list[nn.Module]:
+        """The model, the loss's modules, and what the optimizer updates that none of them has."""
+        modules = nn.ModuleList(self.modules())
+        known = set(modules.parameters())
+        others = [other for other in updated_by(self.optimizer) if other not in known]
+        if others:  # a function that is the loss may read them
+            modules.append(nn.ParameterList(others))
+        return list(modules)
 
     @property
     def _device_type(self) -> str:
@@ -469,8 +479,9 @@ class Learner(Loop):
         """The whole training in tensors and plain values: what a [Checkpoint][rnnkit.Checkpoint]
         writes.
 
-        The weights, the loss's own parameters, the states of the optimizer, phases and callbacks,
-        the place in the epoch, and the generators of PyTorch, Python, NumPy and the data loaders.
+        The weights, the loss's and all else that the optimizer updates, the states of the
+        optimizer, phases and callbacks, the place in the epoch, and the generators of PyTorch,
+        Python, NumPy and the data loaders.
         The tensors are not copied.
 
         Raises:

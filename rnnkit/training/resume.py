@@ -106,7 +106,7 @@ def _state_of(learner: "Learner") -> dict[str, Any]:
     saved = {
         "format": FORMAT,
         "model": learner.model.state_dict(),
-        "loss": [module.state_dict() for module in learner.loss.modules()],
+        "loss": [module.state_dict() for module in learner.trained()[1:]],
         "optimizer": learner.optimizer.state_dict(),
         "callbacks": {name: part.state_dict() for name, part in callbacks.items()},
         "count": count_of(learner.ranks),
@@ -234,13 +234,13 @@ def _put(learner: "Learner", saved: dict[str, Any], whole: bool, in_fit: bool) -
     for name, part in stateful(learner.callbacks).items():
         part.load_state_dict(saved["callbacks"][name])
         if isinstance(part, KeepBest):
-            check_weights(part.kept, learner.modules())
+            check_weights(part.kept, learner.trained())
     check_optimizer_state(saved["optimizer"], learner.optimizer)
     _put_optimizer(learner, saved)
     if learner.scaler is not None:
         check_scaler(saved["scaler"], learner.scaler)
         learner.scaler.load_state_dict(saved["scaler"])
-    for module, state in zip(learner.loss.modules(), saved["loss"], strict=True):
+    for module, state in zip(learner.trained()[1:], saved["loss"], strict=True):
         module.load_state_dict(state)
 
     # The model last: a lazy one takes the shapes it is given, and could not give them back.
