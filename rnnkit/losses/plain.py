@@ -158,7 +158,7 @@ class ScoredPlain(Scored):
         longest = max(int(counts.max()), 1)
         steps = first + torch.arange(longest, device="cpu").unsqueeze(1)
         steps = steps.clamp(max=self.time - 1)  # (longest, B)
-        rows = torch.arange(self.batch, device="cpu").expand_as(steps)
+        rows = torch.arange(self.batch, device="cpu")
         full = self.lengths is None and bool((counts == longest).all())
         targets = gathered(self.targets, steps, rows)
         part = ScoredPlain(self.loss, targets, None if full else counts)

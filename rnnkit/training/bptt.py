@@ -91,7 +91,7 @@ class _Ends:
         offsets = torch.arange(int(self.within.max()), device="cpu").unsqueeze(1)
         self.index = (self.skipped + offsets).clamp(max=time - 1)  # (W, B)
         self.valid = offsets < self.within
-        self.rows = torch.arange(len(lengths), device="cpu").expand_as(self.index)
+        self.rows = torch.arange(len(lengths), device="cpu")
 
     def gather(self, sequence: Any) -> Any:
         """`(W, B, *F)` of `(T, B, *F)`."""

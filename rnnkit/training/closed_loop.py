@@ -220,8 +220,9 @@ class BPTTValidationPhase(Phase):
         offsets = torch.arange(self.nfeedback, device="cpu").unsqueeze(1)
         last = extent(step.inputs)[0] - 1
         index = (lengths - self.nfeedback + offsets).clamp(0, last)  # (n, B)
-        scores = self._scores(work, state, lengths, index)  # (n, B)
-        weights = scored.step_weights()[index, torch.arange(len(lengths), device="cpu")]
+        rows = torch.arange(len(lengths), device="cpu")
+        scores = self._scores(work, state, lengths, index, rows)  # (n, B)
+        weights = gathered(scored.step_weights(), index, rows)
         weights = (weights * (lengths > 0)).to(scores)
         scores = torch.where(weights > 0, scores * weights, 0)
         closed = Total(scores.sum(), weights.sum())
@@ -231,11 +232,12 @@ class BPTTValidationPhase(Phase):
             step.totals["loss_by_step"] = by_step
             step.loss_by_step = by_step.curve()
 
-    def _scores(self, work: Work, state: State, lengths: Tensor, index: Tensor) -> Tensor:
+    def _scores(
+        self, work: Work, state: State, lengths: Tensor, index: Tensor, rows: Tensor
+    ) -> Tensor:
         """The score of each self-fed step, `(n, B)`."""
         step = work.step
         model = work.loop.model
-        rows = torch.arange(len(lengths), device="cpu")
         primed = (lengths - self.nfeedback).clamp(min=0)
         outputs, after = run_model(model, step.inputs, state, primed)
         answer = at_own_step(outputs, (primed - 1).clamp(min=0))
@@ -253,7 +255,7 @@ class BPTTValidationPhase(Phase):
                 )
                 raise Refusal(came, "one sequence", fix, TypeError)
         draws = draws[1:]
-        targets = step.targets[index, rows]
+        targets = gathered(step.targets, index, rows)
         if isinstance(fed, int) and draws.shape[3:] != targets.shape[2:]:
             draws = draws[..., :fed]  # what it keeps is not forecast
         if draws.shape[3:] != targets.shape[2:]:
