@@ -340,6 +340,51 @@ def test_with_teacher_forcing_there_are_no_paths_to_score():
     assert steps[1].closed_loss is None
 
 
+class Lines(Weather):
+    """The same of features that are lines of some places, of which it reads the mean."""
+
+    takes_packed = False
+
+    def forward(self, inputs, state=None):
+        outputs, state = super().forward(inputs.mean(-1), state)
+        return outputs.unsqueeze(-1).expand(*outputs.shape, inputs.shape[-1]), state
+
+
+@pytest.mark.parametrize("kind, shape", [(Weather, (3,)), (Lines, (3, 4))])
+def test_covariates_among_the_targets_add_nothing_to_the_score_of_paths(kind, shape):
+    inputs = data(10, 3, *shape)
+
+    def value(outputs):
+        return outputs[:, :1] + torch.randn(outputs[:, :1].shape)
+
+    steps = []
+    for features in (1, 3):
+        model = kind(outputs=features)
+        model.net[1].weight.data.fill_(0.1)  # the value is forecast alike
+        model.net[1].bias.data.zero_()
+        phase = rk.BPTTValidationPhase(3, rk.with_covariates(value, 1), paths=4)
+        torch.manual_seed(3)
+        batch = inputs[:-1], inputs[1:, :, :features]
+        steps.append(phase(model, rk.seq2seq_loss(MSE), batch))
+    close(steps[1].closed_loss, steps[0].closed_loss)
+
+
+def test_a_loss_that_is_no_mean_of_steps_is_refused_where_only_the_closed_loop_is_scored_apart():
+    def rms(outputs, targets):
+        return (outputs - targets).square().mean().sqrt()
+
+    inputs, targets, _ = weather()
+    phase = rk.BPTTValidationPhase(3, COVARIATES, by_step=False)
+    refused(lambda: phase(Weather(), rms, (inputs, targets)), "whose parts put together are")
+
+
+def test_a_row_of_one_step_has_none_to_be_driven_at():
+    inputs, targets, _ = weather()
+    phase = rk.BPTTValidationPhase(1, COVARIATES)
+    batch = inputs, targets, torch.tensor([9, 1, 5])
+    refused(lambda: phase(Weather(), rk.seq2seq_loss(MSE), batch), "a sequence of 1 steps")
+
+
 def test_the_energy_score_refuses_what_does_not_fit():
     refused(lambda: rk.energy_score(data(4, 3, 1, 2), data(4, 3, 2)), "P >= 2")
     refused(lambda: rk.energy_score(data(4, 3, 5, 2), data(4, 3, 1)), "(n, B, P, *F)")

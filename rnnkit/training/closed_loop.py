@@ -194,10 +194,10 @@ class BPTTValidationPhase(Phase):
         else:
             total = by_step.over_time()  # the loss was evaluated once, which is enough
         step.keep("loss", total)
-        if driven is None or work.mask is None:
+        if driven is None:
             step.keep("open_loss", total)
         else:
-            parts = scored.parts(step.outputs, [driven, work.mask])
+            parts = scored.parts(step.outputs, [driven, ~driven])
             if loss.opaque:
                 check_adds_up(total, parts, dtype)
             step.keep("open_loss", parts[0])
@@ -218,12 +218,10 @@ class BPTTValidationPhase(Phase):
 
         # The steps of each row that it is fed at, and their scores.
         offsets = torch.arange(self.nfeedback, device="cpu").unsqueeze(1)
-        last = extent(step.inputs)[0] - 1
-        index = (lengths - self.nfeedback + offsets).clamp(0, last)  # (n, B)
+        index = (lengths - self.nfeedback + offsets).clamp(min=0)  # (n, B)
         rows = torch.arange(len(lengths), device="cpu")
         scores = self._scores(work, state, lengths, index, rows)  # (n, B)
-        weights = gathered(scored.step_weights(), index, rows)
-        weights = (weights * (lengths > 0)).to(scores)
+        weights = gathered(scored.step_weights(), index, rows).to(scores)
         scores = torch.where(weights > 0, scores * weights, 0)
         closed = Total(scores.sum(), weights.sum())
         step.keep("closed_loss", closed)
@@ -256,8 +254,10 @@ class BPTTValidationPhase(Phase):
                 raise Refusal(came, "one sequence", fix, TypeError)
         draws = draws[1:]
         targets = gathered(step.targets, index, rows)
-        if isinstance(fed, int) and draws.shape[3:] != targets.shape[2:]:
-            draws = draws[..., :fed]  # what it keeps is not forecast
+        if isinstance(fed, int):  # what it keeps is not forecast
+            if draws.shape[3:] == targets.shape[2:]:
+                targets = targets[:, :, :fed]
+            draws = draws[:, :, :, :fed]
         if draws.shape[3:] != targets.shape[2:]:
             came = f"draws {tuple(draws.shape[3:])} and targets {tuple(targets.shape[2:])} a step"
             fix = "with_covariates(sampler, fed) tells which features are forecast."
