@@ -290,6 +290,101 @@ def test_steps_of_weight_zero_are_not_scored_on_paths():
     assert step.totals["closed_loss"].weight == 8  # step 5 of all rows, steps 6 to 8 of the last
 
 
+@pytest.mark.parametrize("by_step", [None, False], ids=["by step", "in one number"])
+def test_scores_of_paths_are_weighed_step_by_step_and_a_row_without_steps_counts_for_nothing(
+    by_step,
+):
+    inputs, targets, _ = weather()
+    lengths = torch.tensor([9, 0, 6])
+    weights = data(9, 3).abs() + 0.1
+    model = Weather()
+    loss_fn = nn.L1Loss(reduction="none")
+
+    def score(paths, targets):
+        assert paths.shape == (3, 3, 2, 1)
+        return (paths.mean(2) - targets).square().sum(-1)
+
+    phase = rk.BPTTValidationPhase(3, COVARIATES, paths=2, score=score, by_step=by_step)
+    batch = rk.SequenceBatch(inputs, targets, lengths, torch.tensor([False, True, False]), weights)
+    step = phase(model, rk.seq2seq_loss(loss_fn), batch)
+
+    outputs = by_hand(
+        model, inputs, lengths.tolist(), torch.arange(9).unsqueeze(1) >= lengths - 3
+    ).detach()
+    sums = torch.zeros(2, 9)  # what the model is driven at, and what it is fed at
+    counted = torch.zeros(2, 9)
+    for i, n in enumerate(lengths.tolist()):
+        for t in range(n):
+            fed = int(t >= n - 3)
+            error = (outputs[t, i, 0] - targets[t, i, 0]).abs() ** (1 + fed)
+            sums[fed, t] += weights[t, i] * error
+            counted[fed, t] += weights[t, i]
+    close(step.open_loss, sums[0].sum() / counted[0].sum())
+    close(step.closed_loss, sums[1].sum() / counted[1].sum())
+    assert step.weight == 15
+    if by_step is None:
+        close(step.loss_by_step, sums.sum(0) / counted.sum(0))
+        close(step.totals["loss_by_step"].sum, sums.sum(0))
+    else:
+        assert step.loss_by_step is None
+        assert set(step.totals) == {"loss", "open_loss", "closed_loss"}
+
+
+def test_with_teacher_forcing_there_are_no_paths_to_score():
+    series = autoregressive(5, 10)
+    sampler = rk.DistributionSampler(normal)
+    steps = []
+    for phase in (rk.BPTTValidationPhase(), rk.BPTTValidationPhase(0, sampler, paths=7)):
+        steps.append(phase(Autoregression(1.0), rk.seq2seq_loss(likelihood), series))
+    close(steps[1].loss, steps[0].loss)
+    assert steps[1].closed_loss is None
+
+
+class Lines(Weather):
+    """The same of features that are lines of some places, of which it reads the mean."""
+
+    takes_packed = False
+
+    def forward(self, inputs, state=None):
+        outputs, state = super().forward(inputs.mean(-1), state)
+        return outputs.unsqueeze(-1).expand(*outputs.shape, inputs.shape[-1]), state
+
+
+@pytest.mark.parametrize("kind, shape", [(Weather, (3,)), (Lines, (3, 4))])
+def test_covariates_among_the_targets_add_nothing_to_the_score_of_paths(kind, shape):
+    inputs = data(10, 3, *shape)
+
+    def value(outputs):
+        return outputs[:, :1] + torch.randn(outputs[:, :1].shape)
+
+    steps = []
+    for features in (1, 3):
+        model = kind(outputs=features)
+        model.net[1].weight.data.fill_(0.1)  # the value is forecast alike
+        model.net[1].bias.data.zero_()
+        phase = rk.BPTTValidationPhase(3, rk.with_covariates(value, 1), paths=4)
+        torch.manual_seed(3)
+        batch = inputs[:-1], inputs[1:, :, :features]
+        steps.append(phase(model, rk.seq2seq_loss(MSE), batch))
+    close(steps[1].closed_loss, steps[0].closed_loss)
+
+
+def test_a_loss_that_is_no_mean_of_steps_is_refused_where_only_the_closed_loop_is_scored_apart():
+    def rms(outputs, targets):
+        return (outputs - targets).square().mean().sqrt()
+
+    inputs, targets, _ = weather()
+    phase = rk.BPTTValidationPhase(3, COVARIATES, by_step=False)
+    refused(lambda: phase(Weather(), rms, (inputs, targets)), "whose parts put together are")
+
+
+def test_a_row_of_one_step_has_none_to_be_driven_at():
+    inputs, targets, _ = weather()
+    phase = rk.BPTTValidationPhase(1, COVARIATES)
+    batch = inputs, targets, torch.tensor([9, 1, 5])
+    refused(lambda: phase(Weather(), rk.seq2seq_loss(MSE), batch), "a sequence of 1 steps")
+
+
 def test_the_energy_score_refuses_what_does_not_fit():
     refused(lambda: rk.energy_score(data(4, 3, 1, 2), data(4, 3, 2)), "P >= 2")
     refused(lambda: rk.energy_score(data(4, 3, 5, 2), data(4, 3, 1)), "(n, B, P, *F)")

@@ -442,6 +442,75 @@ def test_an_option_of_a_loss_is_not_given_the_lengths():
     close(own, masked(model(batch[0])[0].detach(), *batch[1:]))
 
 
+def test_an_option_before_the_lengths_or_by_name_alone_is_not_given_them_either():
+    batch = data(5, 2, 3), data(5, 2, 3, seed=1), torch.tensor([5, 2])
+
+    def scaled(outputs, targets, scale=1.0, lengths=None):
+        return (scale * (outputs - targets).square()).mean()
+
+    def named(outputs, targets, *, lengths=None):
+        return (outputs - targets).square().mean()
+
+    phase = rk.BPTTValidationPhase()
+    refused(lambda: phase(net(), scaled, batch), "takes lengths", TypeError)
+    refused(lambda: phase(net(), named, batch), "takes lengths", TypeError)
+
+
+def test_a_function_of_any_number_of_arguments_is_given_the_lengths():
+    batch = data(5, 2, 3), data(5, 2, 3, seed=1), torch.tensor([5, 2])
+
+    def masked(*given):
+        return rk.seq2seq_loss(nn.MSELoss())(*given)
+
+    step = rk.BPTTValidationPhase()(net(), masked, batch)
+    close(step.loss, rk.BPTTValidationPhase()(net(), rk.seq2seq_loss(nn.MSELoss()), batch).loss)
+
+
+def test_a_function_that_says_nothing_of_its_arguments_is_a_loss():
+    inputs, targets = data(5, 2, 3), data(5, 2, 3, seed=1)
+    step = rk.BPTTValidationPhase()(net(), torch.dist, (inputs, targets))
+    close(step.loss, (net()(inputs)[0] - targets).square().sum().sqrt().detach())
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_a_pair_over_the_padded_batch_is_divided_once_where_its_windows_are_put_together(window):
+    inputs, targets = data(6, 2, 3), data(6, 2, 3, seed=1)
+    targets[torch.rand(6, 2, 3, generator=seeded(2)) < 0.5] = math.nan
+
+    def present(outputs, targets):
+        there = ~targets.isnan()
+        return (outputs - targets)[there].abs().sum(), there.sum()
+
+    model = net()
+    step = rk.BPTTTrainingPhase(window)(model, present, (inputs, targets), sgd(model, 0.0))
+    there = ~targets.isnan()
+    close(step.loss, (model(inputs)[0] - targets)[there].abs().mean().detach())
+
+
+def test_a_metric_beside_a_function_over_the_padded_batch_is_given_the_valid_steps():
+    inputs, targets, lengths = data(5, 3, 3), data(5, 3, 3, seed=1), torch.tensor([5, 2, 4])
+
+    class Kept:
+        def reset(self):
+            self.given = []
+
+        def update(self, outputs, targets):
+            self.given.append((outputs, targets))
+
+        def compute(self):
+            return 0.0
+
+    def masked(outputs, targets, lengths):
+        return rk.seq2seq_loss(nn.MSELoss())(outputs, targets, lengths)
+
+    model, kept = net(), Kept()
+    rk.evaluate(model, masked, [(inputs, targets, lengths)], metrics={"kept": kept})
+    ((outputs, scored),) = kept.given
+    valid = torch.arange(5).unsqueeze(1) < lengths
+    close(scored, targets[valid])
+    close(outputs, model(inputs)[0][valid].detach())
+
+
 # Warmup
 
 

@@ -472,3 +472,60 @@ def test_the_class_of_an_optimizer_is_refused():
     model = tagger()
     with pytest.raises(TypeError, match=r"the class SGD.*SGD\(model.parameters"):
         rk.Learner(model, rk.seq2seq_loss(CROSS), torch.optim.SGD)
+
+
+class TwoDoors(nn.Module):
+    """Goes through one member or the other, as the batch says."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.left = nn.GRU(2, 2)
+        self.right = nn.GRU(2, 2)
+
+    def forward(self, inputs, state=None):
+        if float(inputs[0, 0, 0]) > 0:
+            return self.left(inputs, state)
+        return self.right(inputs, state)
+
+
+def test_a_member_that_one_of_the_accumulated_batches_did_not_use_keeps_its_gradient():
+    generator = seeded(1)
+    inputs = torch.rand(2, 5, 3, 2, generator=generator)
+    inputs[1, 0, 0, 0] = -1.0
+    targets = torch.rand(2, 5, 3, 2, generator=generator)
+    for order in ((0, 1), (1, 0)):
+        model, phase = TwoDoors(), rk.BPTTTrainingPhase(accumulate=2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.0)
+        for i in order:
+            phase(model, rk.seq2seq_loss(nn.MSELoss()), (inputs[i], targets[i]), optimizer)
+        alone = TwoDoors()
+        sum(F.mse_loss(alone(inputs[i])[0], targets[i]) / 2 for i in order).backward()
+        for own, wanted in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(own.grad, wanted.grad)
+
+
+def test_a_head_without_a_target_in_all_accumulated_batches_adds_nothing_to_the_gradient():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.GRU(2, C)
+
+        def forward(self, inputs, state=None):
+            outputs, state = self.net(inputs, state)
+            return {"tag": outputs, "idle": outputs}, state
+
+    inputs = torch.rand(2, 5, 3, 2, generator=seeded(1))
+    tags = classes(seeded(2), 5, 6).view(5, 2, 3).transpose(0, 1)
+    loss = rk.seq2seq_loss({"tag": CROSS, "idle": CROSS}, weights={"idle": 2.0})
+    model, phase = Heads(), rk.BPTTTrainingPhase(accumulate=2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    for i in range(2):
+        targets = {"tag": tags[i], "idle": torch.full((5, 3), -1)}
+        phase(model, loss, (inputs[i], targets), optimizer)
+    alone = Heads()
+    outputs = torch.cat([alone(part)[0]["tag"].flatten(0, 1) for part in inputs])
+    CROSS(outputs, tags.flatten()).backward()
+    for own, wanted in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, wanted.grad)

@@ -234,12 +234,12 @@ def fill_padding(sequence: Any, lengths: Tensor) -> Any:
     last = (lengths - 1).clamp(min=0)
 
     step = torch.minimum(steps, last)  # (T, B)
-    row = rows.where(lengths > 0, lengths.argmax()).expand_as(step)  # (T, B)
+    row = rows.where(lengths > 0, lengths.argmax())
     return gathered(sequence, step, row)
 
 
 def gathered(sequence: Any, steps: Tensor, rows: Tensor) -> Any:
-    """The sequence's entries at these `steps` of these `rows`, int64 on the CPU, of one shape."""
+    """The sequence's entries at `steps`, `(N,)` or `(N, B)`, of `rows`, `(N,)` or `(B,)`."""
     return map_leaves(
         lambda part: part[onto(steps, part.device), onto(rows, part.device)], sequence
     )

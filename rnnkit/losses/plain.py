@@ -30,7 +30,7 @@ def as_loss(loss: Any) -> SequenceLoss:
     """A loss as a phase knows it: PyTorch's own go over steps, others over the padded batch."""
     if isinstance(loss, SequenceLoss):
         return loss
-    if callable(loss) and torch_options(bare(loss)) is not None:
+    if torch_options(bare(loss)) is not None:
         return StepLoss(loss)
     return PlainLoss(loss)
 
@@ -47,8 +47,6 @@ class PlainLoss(SequenceLoss):
         refuse_class(function)
         check_wanted(function, 2, 3)
         self.loss_fn = function
-        self.heads = []
-        self.scales = None
         self.wants_lengths, self.takes_lengths = takes_lengths(function)
 
     @property
@@ -145,9 +143,8 @@ class ScoredPlain(Scored):
     def by_step(self, outputs: Any, mask: Tensor | None = None) -> Total:
         totals: list[Total] = []
         for t, rows in enumerate(self.mask if mask is None else self.mask & mask):
-            whole = self.lengths is None and bool(rows.all())
             targets = between(self.targets, t, t + 1)
-            step = ScoredPlain(self.loss, targets, None if whole else rows.long())
+            step = ScoredPlain(self.loss, targets, None if bool(rows.all()) else rows.long())
             totals.append(step.total(between(outputs, t, t + 1)))
         return in_a_row(totals)
 
@@ -155,11 +152,9 @@ class ScoredPlain(Scored):
         """One run of steps in each row, moved to the front, where the function looks for it."""
         counts = mask.sum(0)  # (B,)
         first = mask.int().argmax(0)  # (B,)
-        longest = max(int(counts.max()), 1)
-        steps = first + torch.arange(longest, device="cpu").unsqueeze(1)
-        steps = steps.clamp(max=self.time - 1)  # (longest, B)
-        rows = torch.arange(self.batch, device="cpu").expand_as(steps)
-        full = self.lengths is None and bool((counts == longest).all())
+        offsets = torch.arange(int(counts.max()), device="cpu").unsqueeze(1)
+        steps = first + offsets  # (the longest run, B)
+        rows = torch.arange(self.batch, device="cpu")
         targets = gathered(self.targets, steps, rows)
-        part = ScoredPlain(self.loss, targets, None if full else counts)
+        part = ScoredPlain(self.loss, targets, None if self.lengths is None else counts)
         return part.total(gathered(outputs, steps, rows))

@@ -89,9 +89,8 @@ class _Ends:
         self.within = lengths - self.skipped  # (B,): steps of the window
         self.longest = int(self.skipped.max())
         offsets = torch.arange(int(self.within.max()), device="cpu").unsqueeze(1)
-        self.index = (self.skipped + offsets).clamp(max=time - 1)  # (W, B)
-        self.valid = offsets < self.within
-        self.rows = torch.arange(len(lengths), device="cpu").expand_as(self.index)
+        self.index = self.skipped + offsets  # (W, B)
+        self.rows = torch.arange(len(lengths), device="cpu")
 
     def gather(self, sequence: Any) -> Any:
         """`(W, B, *F)` of `(T, B, *F)`."""
@@ -103,10 +102,8 @@ class _Ends:
 
     def put(self, early: Tensor, late: Tensor) -> Tensor:
         """The steps before the windows and the windows as one sequence, `(T, B, *F)`."""
-        offsets, rows = self.valid.nonzero(as_tuple=True)  # where the windows have a step, (N,)
-        found = gathered(late, offsets, rows)
-        steps = onto(self.index[offsets, rows], early.device)
-        return lengthened(early, self.time).index_put((steps, onto(rows, early.device)), found)
+        places = onto(self.index, early.device), onto(self.rows, early.device)
+        return lengthened(early, self.time).index_put(places, late)
 
 
 class BPTTTrainingPhase(Phase):
@@ -205,7 +202,7 @@ class BPTTTrainingPhase(Phase):
             outputs, total = self._windows(work)
 
         self.updates += 1
-        if self.accumulate > 1 and self._held.batches >= self.accumulate:
+        if self._held.batches >= self.accumulate:
             self.finish(loop)
         step.outputs = outputs
         step.keep("loss", total)
@@ -316,7 +313,7 @@ class BPTTTrainingPhase(Phase):
             start = where_rows(ends.skipped > 0, detach(after), first)
             fed = work.mask
             if fed is not None:
-                fed = ends.gather(fed) & ends.valid
+                fed = ends.gather(fed)
             inputs = ends.gather(step.inputs)  # (W, B, *F)
             previous = ends.last_before(before)
             outputs, state = work.rollout.over(inputs, fed, start, ends.within, previous)

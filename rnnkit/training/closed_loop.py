@@ -196,10 +196,10 @@ class BPTTValidationPhase(Phase):
         else:
             total = by_step.over_time()  # the loss was evaluated once, which is enough
         step.keep("loss", total)
-        if driven is None or work.mask is None:
+        if driven is None:
             step.keep("open_loss", total)
         else:
-            parts = scored.parts(step.outputs, [driven, work.mask])
+            parts = scored.parts(step.outputs, [driven, ~driven])
             if loss.opaque:
                 check_adds_up(total, parts, dtype)
             step.keep("open_loss", parts[0])
@@ -220,11 +220,10 @@ class BPTTValidationPhase(Phase):
 
         # The steps of each row that it is fed at, and their scores.
         offsets = torch.arange(self.nfeedback, device="cpu").unsqueeze(1)
-        last = extent(step.inputs)[0] - 1
-        index = (lengths - self.nfeedback + offsets).clamp(0, last)  # (n, B)
-        scores = self._scores(work, state, lengths, index)  # (n, B)
-        weights = scored.step_weights()[index, torch.arange(len(lengths), device="cpu")]
-        weights = (weights * (lengths > 0)).to(scores)
+        index = (lengths - self.nfeedback + offsets).clamp(min=0)  # (n, B)
+        rows = torch.arange(len(lengths), device="cpu")
+        scores = self._scores(work, state, lengths, index, rows)  # (n, B)
+        weights = gathered(scored.step_weights(), index, rows).to(scores)
         scores = torch.where(weights > 0, scores * weights, 0)
         closed = Total(scores.sum(), weights.sum())
         step.keep("closed_loss", closed)
@@ -233,11 +232,12 @@ class BPTTValidationPhase(Phase):
             step.totals["loss_by_step"] = by_step
             step.loss_by_step = by_step.curve()
 
-    def _scores(self, work: Work, state: State, lengths: Tensor, index: Tensor) -> Tensor:
+    def _scores(
+        self, work: Work, state: State, lengths: Tensor, index: Tensor, rows: Tensor
+    ) -> Tensor:
         """The score of each self-fed step, `(n, B)`."""
         step = work.step
         model = work.loop.model
-        rows = torch.arange(len(lengths), device="cpu")
         primed = (lengths - self.nfeedback).clamp(min=0)
         outputs, after = run_model(model, step.inputs, state, primed)
         answer = at_own_step(outputs, (primed - 1).clamp(min=0))
@@ -255,9 +255,11 @@ class BPTTValidationPhase(Phase):
                 )
                 raise Refusal(came, "one sequence", fix, TypeError)
         draws = draws[1:]
-        targets = step.targets[index, rows]
-        if isinstance(fed, int) and draws.shape[3:] != targets.shape[2:]:
-            draws = draws[..., :fed]  # what it keeps is not forecast
+        targets = gathered(step.targets, index, rows)
+        if isinstance(fed, int):  # what it keeps is not forecast
+            if draws.shape[3:] == targets.shape[2:]:
+                targets = targets[:, :, :fed]
+            draws = draws[:, :, :, :fed]
         if draws.shape[3:] != targets.shape[2:]:
             came = f"draws {tuple(draws.shape[3:])} and targets {tuple(targets.shape[2:])} a step"
             fix = "with_covariates(sampler, fed) tells which features are forecast."
