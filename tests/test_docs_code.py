@@ -204,3 +204,12 @@ def test_the_api_index_names_every_name_once() -> None:
     table = (ROOT / "docs" / "api" / "index.md").read_text().partition("\n## ")[0]
     named = re.findall(r"\[rnnkit\.(\w+)\]", table)
     assert sorted(named) == sorted(name for names in API.values() for name in names)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "faq").glob("[!i]*.md")), ids=str)
+def test_an_answer_of_the_faq_has_three_sentences_at_most(page: Path) -> None:
+    for entry in page.read_text().split("\n### ")[1:]:
+        title, answer = entry.split("\n\n")[:2]
+        words = re.sub(r"`[^`]*`|\]\([^)]*\)|\]\[[^]]*\]", "x", answer)
+        sentences = re.findall(r"[.?!](?=\s+[A-Zx*[]|$)", words)
+        assert len(sentences) <= 3, f"{title}: {len(sentences)} sentences"

@@ -492,9 +492,9 @@ assert min(behind) > 1.5, "it does not"
 #
 # On six chaotic systems, [Teutsch and Mäder (2022)](https://arxiv.org/abs/2210.08959) found that
 # scheduled sampling, even with care, may end training too early, and that curricula in which
-# teacher forcing *grows* do better. [Hess et al. (2023)](https://arxiv.org/abs/2306.04406) feed
-# chaotic systems the truth now and then, which is `Feedback.every(k, forced=True)`. Neither was
-# tried here.
+# teacher forcing *grows* do better. [Mikhaeil et al. (2022)](https://arxiv.org/abs/2110.07238)
+# feed networks on chaotic systems the truth every so many steps, which is
+# `Feedback.every(k, forced=True)`. Neither was tried here.
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: what the objective wants

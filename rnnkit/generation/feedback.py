@@ -103,8 +103,8 @@ class Feedback:
         """Steps `k`, `2k`, `3k`, ... are fed by the model; `every(1)` is `always()`.
 
         With `forced` those are fed by the data and all others by the model: sparse teacher forcing
-        (Hess et al. 2023, <https://arxiv.org/abs/2306.04406>). Raises `ValueError` if `k` is below
-        1.
+        (Mikhaeil et al. 2022, <https://arxiv.org/abs/2110.07238>). Raises `ValueError` if `k` is
+        below 1.
         """
         at_least("k", k, 1, "1 is Feedback.always().")
         return cls(partial(_every, k, forced), f"every({k}, forced={forced})")

@@ -24,7 +24,7 @@ class GRU(nn.GRU):
     r"""`nn.GRU`, trained in less time on a CPU.
 
     Arguments, parameters, `state_dict`, outputs and gradients are those of [torch.nn.GRU][]; the
-    time differs by a factor of up to two, which the page Speed has measured.
+    page Speed has measured the time.
 
     $$
     \begin{aligned}
