@@ -4,7 +4,8 @@
 
 A training step of a Learner (embedding, one layer, linear head, cross-entropy, Adam), in two processes that take turns:
 one as it starts, the other with the two variables of `KEPT`. Printed is the ratio of processor time, kept over not
-kept, its median and quartiles over rounds, and the most memory that either process had. One thread. Some minutes.
+kept, its median and quartiles over rounds, and of both processes the most memory that they had and the pages that they
+had to ask for in a step. One thread. Four minutes.
 """
 
 import os
@@ -27,7 +28,7 @@ KINDS = ("LSTM", "GRU", "rnnkit.GRU")
 
 
 def work(kind: str, shape: str) -> None:
-    """Answer each line with the processor time of some steps, and the most memory so far in MB."""
+    """Answer each line with the processor time of some steps, the most memory so far in MB, and pages a step."""
     import torch
     from torch import nn
 
@@ -44,20 +45,20 @@ def work(kind: str, shape: str) -> None:
     for _ in range(3):
         learner.step(phase, tokens)
     for _ in sys.stdin:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         start = time.process_time()
         for _ in range(count):
             learner.step(phase, tokens)
         spent = time.process_time() - start
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(spent, most, flush=True)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        print(spent, used.ru_maxrss // 1024, (used.ru_minflt - before) // count, flush=True)
 
 
-def asked(worker: subprocess.Popen[str]) -> tuple[float, int]:
+def asked(worker: subprocess.Popen[str]) -> list[float]:
     assert worker.stdin is not None and worker.stdout is not None
     worker.stdin.write("\n")
     worker.stdin.flush()
-    spent, most = worker.stdout.readline().split()
-    return float(spent), int(most)
+    return [float(word) for word in worker.stdout.readline().split()]
 
 
 def compare(kind: str, shape: str, rounds: int) -> None:
@@ -67,17 +68,20 @@ def compare(kind: str, shape: str, rounds: int) -> None:
     for environment in (bare, bare | KEPT):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         workers.append(subprocess.Popen(command, text=True, env=environment, **pipes))
-    ratios, memory = [], (0, 0)
+    ratios = []
     for k in range(rounds):
         turn = workers if k % 2 else workers[::-1]
         answers = {worker.pid: asked(worker) for worker in turn}
-        (free, most), (kept, most_kept) = (answers[worker.pid] for worker in workers)
-        ratios.append(kept / free)
-        memory = most, most_kept
+        free, kept = (answers[worker.pid] for worker in workers)
+        ratios.append(kept[0] / free[0])
     for worker in workers:
         worker.communicate()
     low, middle, high = statistics.quantiles(ratios, n=4)
-    print(f"{kind:<10} {shape:<16} {middle:.2f}  ({low:.2f} to {high:.2f})  {memory[0]} and {memory[1]} MB")
+    print(
+        f"{kind:<10} {shape:<16} {middle:.2f}  ({low:.2f} to {high:.2f})  {free[1]:.0f} and {kept[1]:.0f} MB, "
+        f"{free[2]:.0f} and {kept[2]:.0f} pages",
+        flush=True,
+    )
 
 
 def main(rounds: int) -> None:
@@ -86,7 +90,9 @@ def main(rounds: int) -> None:
     import rnnkit as rk
 
     libc = " ".join(platform.libc_ver())
-    print(f"torch {torch.__version__}, rnnkit {rk.__version__}, {libc}, {rounds} rounds", flush=True)
+    print(
+        f"torch {torch.__version__}, rnnkit {rk.__version__}, {libc}, {rounds} rounds", flush=True
+    )
     for kind in KINDS:
         for shape in SHAPES:
             compare(kind, shape, rounds)
