@@ -61,7 +61,7 @@ SEARCHES = {
     # What the same walk found nothing for.
     "nan loss": ["errors"],
     "predict future values": ["tutorials/00_forecast"],
-    "should i shuffle time series": ["faq/practice"],
+    "shuffle time series": ["faq/practice"],
     "stationary": ["faq/practice"],
     "seasonality": ["faq/practice"],
     "inverse transform": ["faq/practice"],
@@ -145,7 +145,7 @@ SEARCHES = {
     "anomaly detection": ["faq/practice"],
     "uncertainty": ["faq/practice"],
     "irregular time steps": ["faq/practice"],
-    "reproducible": ["faq/practice"],
+    "reproducible": ["faq/use"],
     "fine tune": ["faq/models"],
     "sentiment analysis": ["faq/models"],
     # What a walk through seventy threads found badly or not at all.
