@@ -72,6 +72,32 @@ PHASES = {
 }
 
 
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_what_the_optimizer_alone_knows_of_is_in_the_checkpoint(scheduled, tmp_path):
+    def trained(epochs, start, path=None):
+        model, _ = network()
+        log_scale = nn.Parameter(torch.tensor(start))
+        optimizer = torch.optim.Adam([*model.parameters(), log_scale], 0.1)
+        if scheduled:
+            scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+            optimizer = {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+        def loss(outputs, targets):
+            errors = (outputs - targets) / log_scale.exp()
+            return errors.square().mean(-1) + 2 * log_scale
+
+        module = PhaseModule(model, seq2seq_loss(loss), optimizer)
+        running = trainer(tmp_path, epochs)
+        running.fit(module, loader(TRAIN), ckpt_path=path)
+        return running, log_scale
+
+    _, whole = trained(3, 0.0)
+    running, _ = trained(1, 0.0)
+    running.save_checkpoint(tmp_path / "one.ckpt")
+    _, resumed = trained(3, 1.0, tmp_path / "one.ckpt")
+    assert whole.item() == resumed.item() != 0
+
+
 @pytest.mark.parametrize("kind", PHASES)
 def test_weights_losses_and_metrics_are_those_of_a_learner(kind, tmp_path):
     validation = BPTTValidationPhase(nfeedback=4)

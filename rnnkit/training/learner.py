@@ -27,7 +27,6 @@ from .events import (
     hushed,
     order_of,
 )
-from .forms import updated_by
 from .metrics import Metrics, Tally, move_to, numbers_of
 from .phase import Loop, Loss, Phase, StepState, check_optimizer, check_phase
 from .resume import Place
@@ -220,15 +219,6 @@ class Learner(Loop):
         if self.autocast is None:
             return _PLAINLY
         return torch.autocast(self._device_type, self.autocast)
-
-    def trained(self) -> list[nn.Module]:
-        """The model, the loss's modules, and what the optimizer updates that none of them has."""
-        modules = nn.ModuleList(self.modules())
-        known = set(modules.parameters())
-        others = [other for other in updated_by(self.optimizer) if other not in known]
-        if others:  # a function that is the loss may read them
-            modules.append(nn.ParameterList(others))
-        return list(modules)
 
     @property
     def _device_type(self) -> str:

@@ -84,8 +84,10 @@ class PhaseModule(LightningModule):
         self.validation_phase = BPTTValidationPhase() if validation is None else validation
         check_phase(self.training_phase, trains=True)
         check_phase(self.validation_phase, trains=False)
-        self.loop = Loop(model, loss, None)
-        self.loss_modules = nn.ModuleList(self.loop.loss.modules())
+        own = optimizer.get("optimizer") if isinstance(optimizer, dict) else optimizer
+        self.loop = Loop(model, loss, own)
+        modules = self.loop.trained() if hasattr(own, "param_groups") else self.loop.modules()
+        self.loss_modules = nn.ModuleList(modules[1:])
         self.metrics = Metrics(metrics)
         self._tallies: dict[str, Tally] = {}  # by the phase's name: a validation is in an epoch
         self._held: dict[str, ExitStack] = defaultdict(ExitStack)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import Named, Refusal, asked, in_words
 from ..core.layout import all_lengths, as_sequences, between, check_state, extent
@@ -29,7 +29,7 @@ from ..generation.samplers import NextInput, check_sampler
 from ..losses.base import Scored, SequenceLoss
 from ..losses.plain import as_loss
 from ..losses.total import Total
-from .forms import check_count, check_form, check_read
+from .forms import check_count, check_form, check_read, updated_by
 from .ranks import ranks_of
 from .rng import rng_state, set_rng_state
 
@@ -131,6 +131,15 @@ class Loop:
     def modules(self) -> list[Any]:
         """What has weights: the model, and the loss's own modules."""
         return [self.model, *self.loss.modules()]
+
+    def trained(self) -> list[nn.Module]:
+        """The model, the loss's modules, and what the optimizer updates beside them."""
+        modules = nn.ModuleList(self.modules())
+        known = set(modules.parameters())
+        others = [other for other in updated_by(self.optimizer) if other not in known]
+        if others:  # a function that is the loss may read them
+            modules.append(nn.ParameterList(others))
+        return list(modules)
 
     def emit(self, event: str) -> None:
         """Tell the callbacks."""
