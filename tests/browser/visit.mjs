@@ -185,6 +185,10 @@ async function load(url, width) {
   const context = await browser.newContext({ viewport: { width, height: 900 } });
   const page = await context.newPage(), came = [];
   context.on("requestfinished", (request) => came.push(request.url()));
+  await page.route("**/*.svg", async (route) => {  // as from a server far away: the text is there before the pictures
+    await new Promise((done) => setTimeout(done, 300));
+    await route.continue();
+  });
   await page.addInitScript(() => {
     window.moved = [];
     new PerformanceObserver((list) => list.getEntries().forEach((entry) => window.moved.push({
