@@ -730,6 +730,41 @@ def test_readings_that_do_not_fit_are_refused():
     refused(lambda: loss(data(4, 2, 3), data(2, 3)), "from read")
     loss = rk.seq2one_loss(nn.MSELoss(), "mean")
     refused(lambda: loss(data(4, 2, 3), data(2, 3), weights=torch.ones(4, 2)), "of steps")
+    refused(lambda: rk.seq2one_loss(nn.MSELoss(), lambda outputs: outputs[-1]), "read", TypeError)
+
+
+@pytest.mark.parametrize(
+    ("read", "weights"),
+    [("last", (5, 4)), ("last", (4,)), ("mean", (4,)), ("max", None)],
+    ids=["of steps", "of rows", "a mean", "none"],
+)
+@pytest.mark.parametrize("window", [None, 2, 5])
+def test_a_sequence_without_a_step_or_of_weight_zero_takes_no_part(read, weights, window):
+    inputs, targets = data(5, 4, 3), data(4, 3, seed=1)
+    lengths = torch.tensor([3, 0, 5, 2])
+    of_rows = torch.ones(4)
+    if weights is not None:
+        weights = torch.rand(weights, generator=seeded(2)) + 0.5
+        weights[..., 2] = 0
+        of_rows = weights
+    if of_rows.ndim == 2:
+        of_rows = weights[lengths - 1, torch.arange(4)]
+
+    model = net()
+    losses = torch.zeros(4)
+    for b in (0, 2, 3):
+        steps, _ = model(inputs[: lengths[b], b : b + 1])
+        answer = {"last": steps[-1], "mean": steps.mean(0), "max": steps.amax(0)}[read]
+        losses[b] = F.mse_loss(answer[0], targets[b]).detach()
+    counts = of_rows * (lengths > 0)
+    expected = (losses * counts).sum() / counts.sum()
+
+    targets[counts == 0] = math.nan  # what is missing is not looked at
+    restart = torch.ones(4, dtype=torch.bool)
+    batch = rk.SequenceBatch(inputs, targets, lengths, restart, weights)
+    phase = rk.BPTTTrainingPhase(window)
+    step = phase(model, rk.seq2one_loss(nn.MSELoss(), read), batch, sgd(model))
+    close(step.loss, expected)
 
 
 @pytest.mark.parametrize("read", ["mean", "last", halves])
@@ -784,6 +819,8 @@ def test_weights_that_do_not_fit_are_refused():
         refused(lambda weights=weights: loss(y, y, weights=weights), "weights")
     opaque = rk.seq2seq_loss(lambda y, t: (y - t).square().mean())
     refused(lambda: opaque(y, y, weights=torch.ones(4, 2)), "no single step")
+    opaque = rk.seq2one_loss(lambda y, t: (y - t).square().mean())
+    refused(lambda: opaque(y, y[0], weights=torch.ones(2)), "no single sequence")
     model = net()
     batch = rk.SequenceBatch(y, y, weights=torch.ones(4, 2))
     refused(lambda: rk.BPTTValidationPhase()(model, lambda y, t: (y - t).mean(), batch), "weights")
