@@ -154,6 +154,21 @@ def test_a_weight_that_is_moved_with_the_module_is_the_one_that_counts():
     close(loss(outputs, targets), torch.stack(rows).mean())
 
 
+@pytest.mark.parametrize("average", ["step", "sequence"])
+@pytest.mark.parametrize("loss_fn", [F.mse_loss, F.l1_loss, F.huber_loss])
+def test_weights_of_elements_count_as_in_pytorch_s_mean(loss_fn, average):
+    """The first two of these functions divide by the weights, the third by the elements."""
+    weight = torch.rand(8, 3, generator=seeded())
+    outputs, targets = data(4, 2, 3), data(4, 2, 3, seed=1)
+    given = rk.seq2seq_loss(functools.partial(loss_fn, weight=weight), average)(outputs, targets)
+    rows = weight.view(4, 2, 3)
+    expected = loss_fn(outputs, targets, weight=rows)
+    if average == "sequence":
+        of_row = [loss_fn(outputs[:, i], targets[:, i], weight=rows[:, i]) for i in (0, 1)]
+        expected = torch.stack(of_row).mean()
+    close(given, expected)
+
+
 def test_a_subclass_of_torch_s_keeps_what_its_mean_divides_by():
     class Twice(nn.CrossEntropyLoss):
         def forward(self, outputs, targets):
@@ -230,6 +245,26 @@ def test_a_subclass_that_draws_at_random_is_the_mean_of_its_steps():
     root = NoisyRoot()
     refused(lambda: rk.seq2seq_loss(root)(outputs, targets), "a subclass of PyTorch's loss")
     assert root.training
+
+
+class Doubled(nn.MSELoss):
+    def forward(self, outputs, targets):
+        return 2 * super().forward(outputs, targets)
+
+
+def test_a_subclass_may_have_no_reduction():
+    outputs, targets = data(5, 2, 3), data(5, 2, 3, seed=1)
+    given = rk.seq2seq_loss(Doubled(reduction="none"))(outputs, targets)
+    close(given, 2 * F.mse_loss(outputs, targets))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_subclass_is_held_to_its_steps_as_precisely_as_its_dtype_allows(dtype):
+    outputs, targets = data(50, 20, 3).to(dtype) * 1000, data(50, 20, 3, seed=1).to(dtype)
+    given = rk.seq2seq_loss(Doubled())(outputs, targets)
+    torch.testing.assert_close(given, Doubled()(outputs, targets).float(), rtol=1e-2, atol=0)
+    outputs[0, 0] = math.nan
+    assert rk.seq2seq_loss(Doubled())(outputs, targets).isnan()  # for StopOnNaN to see
 
 
 class Masked(nn.MSELoss):
