@@ -338,7 +338,7 @@ def test_a_loss_with_an_equality_of_its_own_is_none_of_pytorch_s(average):
 def test_low_precision_sums_do_not_stop_growing():
     """A bfloat16 sum of ones stays at 256."""
     outputs = torch.ones(1000, 1, 1, dtype=torch.bfloat16)
-    for loss_fn in (nn.L1Loss(), lambda y, t: (y - t).abs().squeeze(-1)):
+    for loss_fn in (nn.L1Loss(), nn.MSELoss(), lambda y, t: (y - t).abs().squeeze(-1)):
         for average in ("step", "sequence"):
             loss = rk.seq2seq_loss(loss_fn, average)
             total = loss.total(outputs, torch.zeros_like(outputs))
