@@ -98,6 +98,13 @@ def test_a_label_for_all_features_is_not_spread_over_them(loss_fn):
     refused(lambda: loss(data(4, 2, 3), torch.ones(4, 2, 1)), "wanted equal shapes")
 
 
+def test_a_function_of_one_s_own_may_not_broadcast_either():
+    """`(N,)` beside `(N, 1)` would be `(N, N)`."""
+    loss = rk.seq2seq_loss(lambda y, t: (y - t).square().mean())
+    refused(lambda: loss(data(4, 2), data(4, 2, 1)), "wanted equal shapes")
+    refused(lambda: loss(data(4, 2, 1), data(4, 2)), "wanted equal shapes")
+
+
 class Own(nn.Module):
     def __init__(self, reduction):
         super().__init__()
@@ -152,6 +159,32 @@ def test_a_weight_that_is_moved_with_the_module_is_the_one_that_counts():
     outputs, targets = data(4, 2, 3), torch.tensor([[1, 2], [0, 1], [0, 0], [2, 1]])
     rows = [module(outputs[:, i], targets[:, i]) for i in (0, 1)]
     close(loss(outputs, targets), torch.stack(rows).mean())
+
+
+@pytest.mark.parametrize("make", [rk.seq2seq_loss, rk.seq2one_loss])
+def test_class_weights_and_missing_classes_go_together(make):
+    module = nn.CrossEntropyLoss(weight=torch.tensor([0.5, 2.0, 1.0]))
+    outputs, targets = data(4, 5, 3), torch.tensor([[1, -100, 0, 2, -100]] * 4)
+    expected = module(outputs.flatten(0, 1), targets.flatten())
+    if make is rk.seq2one_loss:
+        targets = targets[0]
+        expected = module(outputs[-1], targets)
+    close(make(module)(outputs, targets), expected)
+
+
+def test_probabilities_of_classes_weigh_a_step_each():
+    outputs, targets = data(4, 2, 3), data(4, 2, 3, seed=1).softmax(2)
+    total = rk.seq2seq_loss(nn.CrossEntropyLoss()).total(outputs, targets)
+    assert total.weight == 8
+    close(total.mean(), F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1)))
+
+
+@pytest.mark.parametrize("word", ["size_average", "reduce"])
+def test_the_old_words_for_a_mean_leave_weights_of_steps(word):
+    outputs, targets, weights = data(4, 2, 3), data(4, 2, 3, seed=1), data(4, 2).square()
+    loss = rk.seq2seq_loss(functools.partial(F.mse_loss, **{word: True}))
+    expected = (weights * (outputs - targets).square().mean(2)).sum() / weights.sum()
+    close(loss(outputs, targets, weights=weights), expected)
 
 
 @pytest.mark.parametrize("average", ["step", "sequence"])
