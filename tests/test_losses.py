@@ -457,6 +457,12 @@ def test_seq2one_refuses_a_target_sequence_of_as_many_steps_as_there_are_rows(lo
         seq2one_loss(loss_fn)(torch.zeros(3, 3, 2), targets)
 
 
+def test_classes_of_as_many_features_as_there_are_steps_and_rows_are_no_target_sequence():
+    outputs, classes = torch.randn(3, 3, 4, 3), torch.randint(4, (3, 3))
+    loss = seq2one_loss(nn.CrossEntropyLoss())
+    torch.testing.assert_close(loss(outputs, classes), F.cross_entropy(outputs[-1], classes))
+
+
 def test_seq2one_refuses_targets_of_another_batch():
     with pytest.raises(ValueError, match=r"(?s)seq2one_loss.*\(5, 3, 1\).*\(2, 1\)"):
         seq2one_loss(nn.MSELoss())(torch.zeros(5, 3, 1), torch.zeros(2, 1))

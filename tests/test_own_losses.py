@@ -98,6 +98,13 @@ def test_a_label_for_all_features_is_not_spread_over_them(loss_fn):
     refused(lambda: loss(data(4, 2, 3), torch.ones(4, 2, 1)), "wanted equal shapes")
 
 
+def test_a_function_of_one_s_own_may_not_broadcast_either():
+    """`(N,)` beside `(N, 1)` would be `(N, N)`."""
+    loss = rk.seq2seq_loss(lambda y, t: (y - t).square().mean())
+    refused(lambda: loss(data(4, 2), data(4, 2, 1)), "wanted equal shapes")
+    refused(lambda: loss(data(4, 2, 1), data(4, 2)), "wanted equal shapes")
+
+
 class Own(nn.Module):
     def __init__(self, reduction):
         super().__init__()
@@ -152,6 +159,47 @@ def test_a_weight_that_is_moved_with_the_module_is_the_one_that_counts():
     outputs, targets = data(4, 2, 3), torch.tensor([[1, 2], [0, 1], [0, 0], [2, 1]])
     rows = [module(outputs[:, i], targets[:, i]) for i in (0, 1)]
     close(loss(outputs, targets), torch.stack(rows).mean())
+
+
+@pytest.mark.parametrize("make", [rk.seq2seq_loss, rk.seq2one_loss])
+def test_class_weights_and_missing_classes_go_together(make):
+    module = nn.CrossEntropyLoss(weight=torch.tensor([0.5, 2.0, 1.0]))
+    outputs, targets = data(4, 5, 3), torch.tensor([[1, -100, 0, 2, -100]] * 4)
+    expected = module(outputs.flatten(0, 1), targets.flatten())
+    if make is rk.seq2one_loss:
+        targets = targets[0]
+        expected = module(outputs[-1], targets)
+    close(make(module)(outputs, targets), expected)
+
+
+def test_probabilities_of_classes_weigh_a_step_each():
+    outputs, targets = data(4, 2, 3), data(4, 2, 3, seed=1).softmax(2)
+    total = rk.seq2seq_loss(nn.CrossEntropyLoss()).total(outputs, targets)
+    assert total.weight == 8
+    close(total.mean(), F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1)))
+
+
+@pytest.mark.parametrize("word", ["size_average", "reduce"])
+def test_the_old_words_for_a_mean_leave_weights_of_steps(word):
+    outputs, targets, weights = data(4, 2, 3), data(4, 2, 3, seed=1), data(4, 2).square()
+    loss = rk.seq2seq_loss(functools.partial(F.mse_loss, **{word: True}))
+    expected = (weights * (outputs - targets).square().mean(2)).sum() / weights.sum()
+    close(loss(outputs, targets, weights=weights), expected)
+
+
+@pytest.mark.parametrize("average", ["step", "sequence"])
+@pytest.mark.parametrize("loss_fn", [F.mse_loss, F.l1_loss, F.huber_loss])
+def test_weights_of_elements_count_as_in_pytorch_s_mean(loss_fn, average):
+    """The first two of these functions divide by the weights, the third by the elements."""
+    weight = torch.rand(8, 3, generator=seeded())
+    outputs, targets = data(4, 2, 3), data(4, 2, 3, seed=1)
+    given = rk.seq2seq_loss(functools.partial(loss_fn, weight=weight), average)(outputs, targets)
+    rows = weight.view(4, 2, 3)
+    expected = loss_fn(outputs, targets, weight=rows)
+    if average == "sequence":
+        of_row = [loss_fn(outputs[:, i], targets[:, i], weight=rows[:, i]) for i in (0, 1)]
+        expected = torch.stack(of_row).mean()
+    close(given, expected)
 
 
 def test_a_subclass_of_torch_s_keeps_what_its_mean_divides_by():
@@ -232,6 +280,26 @@ def test_a_subclass_that_draws_at_random_is_the_mean_of_its_steps():
     assert root.training
 
 
+class Doubled(nn.MSELoss):
+    def forward(self, outputs, targets):
+        return 2 * super().forward(outputs, targets)
+
+
+def test_a_subclass_may_have_no_reduction():
+    outputs, targets = data(5, 2, 3), data(5, 2, 3, seed=1)
+    given = rk.seq2seq_loss(Doubled(reduction="none"))(outputs, targets)
+    close(given, 2 * F.mse_loss(outputs, targets))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_subclass_is_held_to_its_steps_as_precisely_as_its_dtype_allows(dtype):
+    outputs, targets = data(50, 20, 3).to(dtype) * 1000, data(50, 20, 3, seed=1).to(dtype)
+    given = rk.seq2seq_loss(Doubled())(outputs, targets)
+    torch.testing.assert_close(given, Doubled()(outputs, targets).float(), rtol=1e-2, atol=0)
+    outputs[0, 0] = math.nan
+    assert rk.seq2seq_loss(Doubled())(outputs, targets).isnan()  # for StopOnNaN to see
+
+
 class Masked(nn.MSELoss):
     """A mask is the last feature of the targets."""
 
@@ -303,7 +371,7 @@ def test_a_loss_with_an_equality_of_its_own_is_none_of_pytorch_s(average):
 def test_low_precision_sums_do_not_stop_growing():
     """A bfloat16 sum of ones stays at 256."""
     outputs = torch.ones(1000, 1, 1, dtype=torch.bfloat16)
-    for loss_fn in (nn.L1Loss(), lambda y, t: (y - t).abs().squeeze(-1)):
+    for loss_fn in (nn.L1Loss(), nn.MSELoss(), lambda y, t: (y - t).abs().squeeze(-1)):
         for average in ("step", "sequence"):
             loss = rk.seq2seq_loss(loss_fn, average)
             total = loss.total(outputs, torch.zeros_like(outputs))
@@ -730,6 +798,41 @@ def test_readings_that_do_not_fit_are_refused():
     refused(lambda: loss(data(4, 2, 3), data(2, 3)), "from read")
     loss = rk.seq2one_loss(nn.MSELoss(), "mean")
     refused(lambda: loss(data(4, 2, 3), data(2, 3), weights=torch.ones(4, 2)), "of steps")
+    refused(lambda: rk.seq2one_loss(nn.MSELoss(), lambda outputs: outputs[-1]), "read", TypeError)
+
+
+@pytest.mark.parametrize(
+    ("read", "weights"),
+    [("last", (5, 4)), ("last", (4,)), ("mean", (4,)), ("max", None)],
+    ids=["of steps", "of rows", "a mean", "none"],
+)
+@pytest.mark.parametrize("window", [None, 2, 5])
+def test_a_sequence_without_a_step_or_of_weight_zero_takes_no_part(read, weights, window):
+    inputs, targets = data(5, 4, 3), data(4, 3, seed=1)
+    lengths = torch.tensor([3, 0, 5, 2])
+    of_rows = torch.ones(4)
+    if weights is not None:
+        weights = torch.rand(weights, generator=seeded(2)) + 0.5
+        weights[..., 2] = 0
+        of_rows = weights
+    if of_rows.ndim == 2:
+        of_rows = weights[lengths - 1, torch.arange(4)]
+
+    model = net()
+    losses = torch.zeros(4)
+    for b in (0, 2, 3):
+        steps, _ = model(inputs[: lengths[b], b : b + 1])
+        answer = {"last": steps[-1], "mean": steps.mean(0), "max": steps.amax(0)}[read]
+        losses[b] = F.mse_loss(answer[0], targets[b]).detach()
+    counts = of_rows * (lengths > 0)
+    expected = (losses * counts).sum() / counts.sum()
+
+    targets[counts == 0] = math.nan  # what is missing is not looked at
+    restart = torch.ones(4, dtype=torch.bool)
+    batch = rk.SequenceBatch(inputs, targets, lengths, restart, weights)
+    phase = rk.BPTTTrainingPhase(window)
+    step = phase(model, rk.seq2one_loss(nn.MSELoss(), read), batch, sgd(model))
+    close(step.loss, expected)
 
 
 @pytest.mark.parametrize("read", ["mean", "last", halves])
@@ -784,6 +887,8 @@ def test_weights_that_do_not_fit_are_refused():
         refused(lambda weights=weights: loss(y, y, weights=weights), "weights")
     opaque = rk.seq2seq_loss(lambda y, t: (y - t).square().mean())
     refused(lambda: opaque(y, y, weights=torch.ones(4, 2)), "no single step")
+    opaque = rk.seq2one_loss(lambda y, t: (y - t).square().mean())
+    refused(lambda: opaque(y, y[0], weights=torch.ones(2)), "no single sequence")
     model = net()
     batch = rk.SequenceBatch(y, y, weights=torch.ones(4, 2))
     refused(lambda: rk.BPTTValidationPhase()(model, lambda y, t: (y - t).mean(), batch), "weights")

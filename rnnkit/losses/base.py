@@ -43,7 +43,7 @@ class Scored:
         """The totals of each step alone, `(T,)`, of those in a mask as of `parts`."""
         raise NotImplementedError
 
-    def of_window(self, time: int, lengths: Tensor) -> Scored | None:
+    def of_window(self, lengths: Tensor) -> Scored | None:
         """With one target a sequence, the same for outputs of each row's last steps."""
         raise NotImplementedError
 

@@ -88,7 +88,7 @@ class Head:
         self._own_forward = _has_own_forward(self.loss_fn)  # which knows its targets
         pytorchs = self._options is not None and not self._own_forward
         self._classes = pytorchs and _is_one_of(_CLASSES, self.loss_fn)
-        self._same_shape = pytorchs and not self._classes
+        self._same_shape = pytorchs
         self._refuse_sum()
 
     @property
@@ -164,15 +164,18 @@ class Head:
 
     def weights(self, targets: Tensor) -> Tensor | None:
         """What torch's mean divides by at each step, `(N,)`; `None` where all count alike."""
+        options: dict[str, Any] = self.options or {}
+        weight = options.get("weight")
+        if weight is not None and _function_of(self.loss_fn) in (F.mse_loss, F.l1_loss):
+            return _features(weight).sum(1)
         if not self._weighs or targets.is_floating_point():  # probabilities count alike
             return None
-        options: dict[str, Any] = self.options or {}
         targets = targets.long()  # bytes would be a mask of the classes, and 156 be -100
         ignored = targets == options["ignore_index"]
-        if options["weight"] is None:
+        if weight is None:
             weights = (~ignored).to(exact(targets.device))
         else:
-            class_weight = self._class_weight_on(targets.device, options["weight"])
+            class_weight = self._class_weight_on(targets.device, weight)
             weights = class_weight[targets.masked_fill(ignored, 0)].masked_fill(ignored, 0)
         return _features(weights).sum(1)
 

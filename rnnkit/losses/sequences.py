@@ -132,7 +132,6 @@ class ScoredRows(Scored):
 
     def __init__(self, loss: ReadLoss, ask: Ask, lengths: Tensor, weights: Tensor | None) -> None:
         self.loss = loss
-        self.time = ask.time
         counts = lengths > 0
         if weights is not None:
             counts = counts & (weights != 0)
@@ -152,11 +151,10 @@ class ScoredRows(Scored):
     def count(self) -> int:
         return len(self.rows)
 
-    def of_window(self, time: int, lengths: Tensor) -> Scored | None:
+    def of_window(self, lengths: Tensor) -> Scored | None:
         if self.loss.read != "last":
             return None
         window = copy.copy(self)
-        window.time = time
         window.lengths = lengths[self.rows]
         return window
 
@@ -178,7 +176,7 @@ class ScoredRows(Scored):
                 given = head.loss_fn(answer, target, self.lengths)
                 totals.append(self._weighed(head.read(given, len(self.rows))))
             else:
-                _check_target(target, outputs, head.key)
+                _check_target(target, outputs, answer.ndim, head.key)
                 head.check_shapes(answer, target, leading=1)
                 known = part_of(self.known, head.key, "targets")
                 totals.append(self._weighed(head(answer, target.contiguous(), known)))
@@ -193,9 +191,6 @@ class ScoredRows(Scored):
 
     def _own(self, outputs: Any) -> Any:
         """The outputs of the rows that take part."""
-        if extent(outputs)[0] != self.time:
-            came = f"outputs {in_words(outputs)}"
-            raise Refusal(came, f"outputs of {self.time} steps", "score all outputs of the batch.")
         if self.all:
             return outputs
         return select_rows(outputs, self.rows)
@@ -210,7 +205,7 @@ class ScoredRows(Scored):
         return given
 
 
-def _check_target(target: Any, outputs: Any, key: Any) -> None:
+def _check_target(target: Any, outputs: Any, answer_ndim: int, key: Any) -> None:
     """One target a sequence, and not one for every step."""
     time, batch = extent(outputs)
     if isinstance(outputs, dict):
@@ -219,8 +214,9 @@ def _check_target(target: Any, outputs: Any, key: Any) -> None:
         fix = "torch.as_tensor(targets); one target for each step is seq2seq_loss."
         raise Refusal(f"targets = {in_words(target)}", f"targets ({batch}, *Y)", fix, TypeError)
     shapes = [part.shape for part in parts_of(outputs)]
-    every_step = target.shape[:2] == (time, batch) and not target.is_floating_point()
-    if target.shape in shapes or every_step:
+    # Classes of several features have a dimension less than the answer, as one class has.
+    classes = not target.is_floating_point() and target.ndim >= answer_ndim
+    if target.shape in shapes or (classes and target.shape[:2] == (time, batch)):
         came = f"outputs {in_words(outputs)} and targets {in_words(target)}"
         raise _for_every_step(came, batch)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.errors import Refusal, asked, at_least, in_words, one_of
+from ..core.errors import Refusal, asked, at_least, one_of
 from ..core.layout import as_sequences, between, check_weights, extent, valid_steps
 from ..core.state import map_leaves, onto
 from .base import Ask, Scored, SequenceLoss, no_single, of_both, part_of
@@ -264,10 +264,6 @@ class ScoredSteps(Scored):
         for head in self.loss.heads:
             own = part_of(outputs, head.key, "outputs")
             target = part_of(self.targets, head.key, "targets")
-            if own.shape[:2] != target.shape[:2]:
-                came = f"outputs {in_words(own)} and targets {in_words(target)}"
-                fix = "one target for each step and row."
-                raise Refusal(came, "the same T and B for both", fix)
             head.check_shapes(own, target, leading=2)
         self.loss.fits = shapes
 

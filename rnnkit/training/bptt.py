@@ -319,7 +319,7 @@ class BPTTTrainingPhase(Phase):
             outputs, state = work.rollout.over(inputs, fed, start, ends.within, previous)
 
         # A loss that reads the last step needs the window alone; another one reads all steps.
-        of_window = work.scored.of_window(len(ends.index), ends.within)
+        of_window = work.scored.of_window(ends.within)
         if of_window is None:
             everything = map_leaves(ends.put, before, outputs)  # (T, B, *O)
             total = self._update(work, work.scored, everything)
