@@ -1412,6 +1412,52 @@ def test_one_generator_for_loader_and_feedback_resumes_bitwise_within_an_epoch(t
     assert all(map(torch.equal, whole.parameters, resumed.parameters))
 
 
+class Jitter:
+    """A sampler that draws from a generator of its own."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs + torch.randn(outputs.shape, generator=self.generator)
+
+
+@pytest.mark.parametrize("covariates", [False, True])
+@pytest.mark.parametrize("phase", ["training", "validation"])
+def test_a_sampler_s_own_generator_goes_on_bitwise_within_a_phase(phase, covariates):
+    def trained(seed: int, *callbacks, saved: object = None) -> list[dict]:
+        torch.manual_seed(0)
+        model, history = nn.GRU(1 + covariates, 1), rk.History()
+        training, validation = Jitter(seed), Jitter(seed + 1)
+        if covariates:
+            training, validation = rk.with_covariates(training, 1), rk.with_covariates(validation, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        learner = rk.Learner(model, SEQ, optimizer, [history, *callbacks])
+        if saved is not None:
+            learner.load_state_dict(saved)
+        batches = [(torch.ones(6, 2, 1 + covariates), torch.ones(6, 2, 1))] * 3
+        feedback = rk.Feedback.last(3)
+        learner.fit(
+            2,
+            batches,
+            batches,
+            rk.BPTTTrainingPhase(feedback=feedback, sampler=training),
+            rk.BPTTValidationPhase(3, validation),
+        )
+        return history.rows
+
+    class Take:
+        saved = None
+
+        def on_step_end(self, learner: rk.Learner) -> None:
+            if learner.phase_name == phase and self.saved is None:
+                self.saved = copy.deepcopy(learner.state_dict())
+
+    take = Take()
+    whole = trained(1, take)
+    assert trained(8, saved=take.saved) == whole
+
+
 class Remembers(nn.GRU):
     """A model with an extra state of its own."""
 
