@@ -1430,7 +1430,10 @@ def test_a_sampler_s_own_generator_goes_on_bitwise_within_a_phase(phase, covaria
         model, history = nn.GRU(1 + covariates, 1), rk.History()
         training, validation = Jitter(seed), Jitter(seed + 1)
         if covariates:
-            training, validation = rk.with_covariates(training, 1), rk.with_covariates(validation, 1)
+            training, validation = (
+                rk.with_covariates(training, 1),
+                rk.with_covariates(validation, 1),
+            )
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         learner = rk.Learner(model, SEQ, optimizer, [history, *callbacks])
         if saved is not None:
