@@ -1252,6 +1252,22 @@ def test_a_state_after_a_fit_is_added_to():
     assert second.epoch_index == 4
 
 
+def test_a_state_after_steps_outside_a_fit_goes_on_bitwise():
+    whole, rows, *phases = build()
+    data = loaders("own", 0)
+    whole.fit(1, *data, *phases)
+    for batch in data[0]:
+        whole.step(phases[0], batch)
+    saved = copy.deepcopy(whole.state_dict())
+    whole.fit(1, *data, *phases)
+
+    resumed, history, *phases = build(salt=3)
+    resumed.load_state_dict(saved)
+    resumed.fit(1, *loaders("own", 7), *phases)
+    assert history.rows == rows.rows
+    assert all(map(torch.equal, resumed.parameters, whole.parameters))
+
+
 def test_a_state_of_something_else_leaves_everything_as_it_was():
     first, *phases = build()
     first.fit(1, *loaders("own", 0), *phases[1:])
