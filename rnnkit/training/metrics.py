@@ -78,9 +78,8 @@ def _checked(metrics: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 def move_to(device: torch.device | None, modules: Iterable[nn.Module]) -> None:
     """What has buffers of its own, as class weights are, is where the batches are moved."""
-    if device is not None:
-        for module in modules:
-            module.to(device)
+    for module in modules:
+        module.to(device)
 
 
 # The counters that some epoch is using: another that begins within it counts with copies.
