@@ -198,9 +198,8 @@ class Tally:
         for name, state in saved["averages"].items():
             self.averages[name].load_state_dict(state, device)
         for name, state in saved["counters"].items():
-            counter = self.counters[name]
-            if isinstance(counter, Stateful):
-                counter.load_state_dict(state)
+            counter: Any = self.counters[name]
+            counter.load_state_dict(state)
 
 
 def numbers_of(means: Mapping[str, Tensor]) -> dict[str, float]:
