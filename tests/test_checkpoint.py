@@ -1252,6 +1252,22 @@ def test_a_state_after_a_fit_is_added_to():
     assert second.epoch_index == 4
 
 
+def test_a_state_after_steps_outside_a_fit_goes_on_bitwise():
+    whole, rows, *phases = build()
+    data = loaders("own", 0)
+    whole.fit(1, *data, *phases)
+    for batch in data[0]:
+        whole.step(phases[0], batch)
+    saved = copy.deepcopy(whole.state_dict())
+    whole.fit(1, *data, *phases)
+
+    resumed, history, *phases = build(salt=3)
+    resumed.load_state_dict(saved)
+    resumed.fit(1, *loaders("own", 7), *phases)
+    assert history.rows == rows.rows
+    assert all(map(torch.equal, resumed.parameters, whole.parameters))
+
+
 def test_a_state_of_something_else_leaves_everything_as_it_was():
     first, *phases = build()
     first.fit(1, *loaders("own", 0), *phases[1:])
@@ -1412,6 +1428,55 @@ def test_one_generator_for_loader_and_feedback_resumes_bitwise_within_an_epoch(t
     assert all(map(torch.equal, whole.parameters, resumed.parameters))
 
 
+class Jitter:
+    """A sampler that draws from a generator of its own."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs + torch.randn(outputs.shape, generator=self.generator)
+
+
+@pytest.mark.parametrize("covariates", [False, True])
+@pytest.mark.parametrize("phase", ["training", "validation"])
+def test_a_sampler_s_own_generator_goes_on_bitwise_within_a_phase(phase, covariates):
+    def trained(seed: int, *callbacks, saved: object = None) -> list[dict]:
+        torch.manual_seed(0)
+        model, history = nn.GRU(1 + covariates, 1), rk.History()
+        training, validation = Jitter(seed), Jitter(seed + 1)
+        if covariates:
+            training, validation = (
+                rk.with_covariates(training, 1),
+                rk.with_covariates(validation, 1),
+            )
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        learner = rk.Learner(model, SEQ, optimizer, [history, *callbacks])
+        if saved is not None:
+            learner.load_state_dict(saved)
+        batches = [(torch.ones(6, 2, 1 + covariates), torch.ones(6, 2, 1))] * 3
+        feedback = rk.Feedback.last(3)
+        learner.fit(
+            2,
+            batches,
+            batches,
+            rk.BPTTTrainingPhase(feedback=feedback, sampler=training),
+            rk.BPTTValidationPhase(3, validation),
+        )
+        return history.rows
+
+    class Take:
+        saved = None
+
+        def on_step_end(self, learner: rk.Learner) -> None:
+            if learner.phase_name == phase and self.saved is None:
+                self.saved = copy.deepcopy(learner.state_dict())
+
+    take = Take()
+    whole = trained(1, take)
+    assert trained(8, saved=take.saved) == whole
+
+
 class Remembers(nn.GRU):
     """A model with an extra state of its own."""
 
@@ -1476,23 +1541,26 @@ def test_a_lazy_model_resumes_and_a_file_that_does_not_fit_leaves_it_lazy(tmp_pa
 
 
 class Cut:
-    """Ends a training by an error after the second step of the second epoch."""
+    """Ends a training by an error after a step of the second epoch."""
 
     order = 2  # after the checkpoint
 
+    def __init__(self, step: int) -> None:
+        self.step = step
+
     def on_step_end(self, learner: rk.Learner) -> None:
-        if (learner.epoch_index, learner.step_index) == (1, 2):
+        if (learner.epoch_index, learner.step_index) == (1, self.step):
             raise ZeroDivisionError
 
 
-def rows_with_metrics(metrics: dict, checkpoint: rk.Checkpoint, cut: bool) -> list:
+def rows_with_metrics(metrics: dict, checkpoint: rk.Checkpoint, cut: int | None) -> list:
     """The history of two epochs of four steps, or of as many as come before it is cut short."""
     torch.manual_seed(0)
     model = nn.GRU(1, 1)
     history = rk.History()
     callbacks = [history, checkpoint]
     if cut:
-        callbacks.append(Cut())
+        callbacks.append(Cut(cut))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     learner = rk.Learner(model, SEQ, optimizer, callbacks, metrics=metrics)
     with contextlib.suppress(ZeroDivisionError):
@@ -1500,7 +1568,8 @@ def rows_with_metrics(metrics: dict, checkpoint: rk.Checkpoint, cut: bool) -> li
     return history.rows
 
 
-def test_a_counting_metric_is_resumed_within_an_epoch_or_refused_when_it_is_written(tmp_path):
+@pytest.mark.parametrize("step", [2, 4])  # of four: nothing may be left to count
+def test_a_counting_metric_is_resumed_within_an_epoch_or_refused_when_it_is_written(tmp_path, step):
     class Mean:
         def __init__(self) -> None:
             self.reset()
@@ -1522,18 +1591,18 @@ def test_a_counting_metric_is_resumed_within_an_epoch_or_refused_when_it_is_writ
         def load_state_dict(self, saved: dict) -> None:
             self.total, self.count = saved["total"], saved["count"]
 
-    def trained(metric, cut: bool, every: int | None, **options) -> list:
+    def trained(metric, cut: int | None, every: int | None, **options) -> list:
         checkpoint = rk.Checkpoint(tmp_path / "a.pt", every, **options)
         return rows_with_metrics({"mean": metric, "mse": SEQ}, checkpoint, cut)
 
-    whole = trained(Kept(), False, None)
-    trained(Kept(), True, 1)
-    assert trained(Kept(), False, 1, resume=True) == whole
+    whole = trained(Kept(), None, None)
+    trained(Kept(), step, 1)
+    assert trained(Kept(), None, 1, resume=True) == whole
     assert len({row["mean"] for row in whole}) == 2
     (tmp_path / "a.pt").unlink()
     with pytest.raises(ValueError, match="in the middle of an epoch; wanted one with state_dict"):
-        trained(Mean(), False, 1)
-    assert trained(Mean(), False, None) == whole
+        trained(Mean(), None, 1)
+    assert trained(Mean(), None, None) == whole
 
 
 def bootstrapped() -> torchmetrics.Metric:
@@ -1544,13 +1613,13 @@ def bootstrapped() -> torchmetrics.Metric:
     "kind", [torchmetrics.MeanAbsoluteError, torchmetrics.R2Score, bootstrapped]
 )
 def test_a_torchmetric_is_resumed_within_an_epoch(kind, tmp_path):
-    def trained(cut: bool, **options) -> list:
+    def trained(cut: int | None, **options) -> list:
         checkpoint = rk.Checkpoint(tmp_path / "a.pt", 1, **options)
         return rows_with_metrics({"kind": kind()}, checkpoint, cut)
 
-    whole = trained(False)
-    trained(True)
-    assert trained(False, resume=True) == whole
+    whole = trained(None)
+    trained(2)
+    assert trained(None, resume=True) == whole
 
 
 def test_every_must_be_at_least_one():

@@ -182,6 +182,39 @@ def test_a_metric_that_is_the_loss_has_the_value_of_the_loss(average):
         assert row["same"] == row["loss"]
 
 
+def test_a_metric_s_own_warmup_goes_on_with_a_state_from_batch_to_batch():
+    model, seen = net(), []
+
+    class Seen:
+        def on_step_end(self, learner):
+            seen.append(learner.averages["accuracy"])
+
+    accuracy = rk.seq2seq_loss(correct, warmup=6)
+    inputs, targets, _ = batches([(12, 2)])[0]
+    with torch.no_grad():
+        right = correct(model(inputs)[0], targets)  # (T, B)
+    pieces = zip(inputs.split(4), targets.split(4), strict=True)
+    learner = learner_of(model, [Seen()], metrics={"accuracy": accuracy})
+    learner.epoch(rk.BPTTValidationPhase(stateful=True), list(pieces))
+    assert seen[0].isnan()
+    assert [float(value) for value in seen[1:]] == [
+        float(right[6:8].mean()),
+        float(right[6:].mean()),
+    ]
+
+
+def test_a_metric_that_is_the_loss_has_its_value_in_half_precision_too():
+    """What autocast computes in float32, such as the logarithms of probabilities, it does in both."""
+    loss = rk.seq2seq_loss(nn.CrossEntropyLoss())
+    history = rk.History()
+    options = {"autocast": torch.bfloat16, "metrics": {"same": loss}}
+    learner = learner_of(net().float(), [history], loss=loss, **options)
+    data = [(inputs.float(), targets) for inputs, targets, _ in batches([(5, 3), (3, 2)])]
+    learner.fit(2, data, data)
+    for row in history.rows:
+        assert row["same"] == row["loss"]
+
+
 def test_a_metric_is_looked_at_without_a_gradient_and_changes_nothing():
     seen = []
 

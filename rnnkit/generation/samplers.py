@@ -302,6 +302,7 @@ class WithCovariates:
     def __init__(self, sampler: NextInput, fed: int | str | Sequence[str]) -> None:
         self.sampler = sampler
         self.fed = fed
+        self.generator = getattr(sampler, "generator", None)  # a phase keeps its state
         self._declared = DeclaredSampler(sampler)
         self.draws = self._declared.draws
         self.classes = self._declared.classes

@@ -413,7 +413,7 @@ class Learner(Loop):
             return self.step_index
         phase.reset()
         if now.fitting:
-            self.place.pass_rng = rng_state(generators_of(self.loaders))
+            self.place.at_pass = resume.fit_of(self)
         if phase.trains:
             self.step_index = 0
             if now.fitting:

@@ -78,9 +78,8 @@ def _checked(metrics: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 def move_to(device: torch.device | None, modules: Iterable[nn.Module]) -> None:
     """What has buffers of its own, as class weights are, is where the batches are moved."""
-    if device is not None:
-        for module in modules:
-            module.to(device)
+    for module in modules:
+        module.to(device)
 
 
 # The counters that some epoch is using: another that begins within it counts with copies.
@@ -199,9 +198,8 @@ class Tally:
         for name, state in saved["averages"].items():
             self.averages[name].load_state_dict(state, device)
         for name, state in saved["counters"].items():
-            counter = self.counters[name]
-            if isinstance(counter, Stateful):
-                counter.load_state_dict(state)
+            counter: Any = self.counters[name]
+            counter.load_state_dict(state)
 
 
 def numbers_of(means: Mapping[str, Tensor]) -> dict[str, float]:

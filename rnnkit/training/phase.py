@@ -237,7 +237,6 @@ class Phase:
         check_count("phase's updates", saved["updates"])
         check_form("phase's generators", saved["generators"], [None for _ in self.generators()])
         check_read(saved["read"])
-        self.reset()
         self.updates = saved["updates"]
         if self.stateful:
             self.carried = saved["carried"]

@@ -68,9 +68,9 @@ class Place:
     start: int = 0  # the epochs that the fit's own are added to
     in_fit: bool = False
     passes: int = 0  # phases of the fit's epoch that are done with
-    # The generators when the fit's epoch began, empty between two, and when its phase began.
+    # The generators when the fit's epoch began, empty between two; its parts when its phase did.
     epoch_rng: dict[str, Any] = field(default_factory=dict[str, Any])
-    pass_rng: dict[str, Any] = field(default_factory=dict[str, Any])
+    at_pass: dict[str, Any] = field(default_factory=dict[str, Any])
     resuming: Resuming | None = None  # where it goes on, until it has
     waiting: Waiting | None = None  # what was loaded for a fit that is still to begin
 
@@ -116,7 +116,10 @@ def _state_of(learner: "Learner") -> dict[str, Any]:
     waiting = learner.place.waiting
     if waiting is not None:
         return saved | {name: waiting.saved[name] for name in (*_PLACE, *_FIT)}
-    return saved | _place_of(learner) | _fit_of(learner)
+    fit = fit_of(learner)
+    if learner.place.passes and learner.fitting and not learner.now.done:
+        fit = learner.place.at_pass  # validation begins again, as it began
+    return saved | _place_of(learner) | fit
 
 
 def _place_of(learner: "Learner") -> dict[str, Any]:
@@ -145,16 +148,12 @@ def _place_of(learner: "Learner") -> dict[str, Any]:
     return said
 
 
-def _fit_of(learner: "Learner") -> dict[str, Any]:
+def fit_of(learner: "Learner") -> dict[str, Any]:
     """What belongs to a fit: its phases, and the generators of its loaders among all others."""
-    place = learner.place
-    rng = rng_state(generators_of(learner.loaders))
-    if place.passes and learner.fitting and not learner.now.done:
-        rng = place.pass_rng  # validation begins again, as it began
     return {
         "kinds": [type(part).__name__ for part in (learner.optimizer, *learner.phases)],
         "phases": [phase.state_dict() for phase in learner.phases],
-        "rng": rng,
+        "rng": rng_state(generators_of(learner.loaders)),
     }
 
 
