@@ -362,6 +362,7 @@ def test_a_dark_page_is_printed_on_white(seen: dict[str, Any]) -> None:
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_moves_while_a_page_loads(seen: dict[str, Any], name: str, width: int) -> None:
     [load] = [one for one in seen["loaded"] if (one["name"], one["width"]) == (name, width)]
+    assert load["placeless"] == [], "a picture whose place is not kept until it comes"
     assert load["moved"] == []
 
 

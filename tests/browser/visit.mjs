@@ -195,7 +195,10 @@ async function load(url, width) {
       by: entry.value, what: entry.sources.map(({ node }) => (node?.outerHTML ?? node?.data ?? "?").slice(0, 80)),
     }))).observe({ type: "layout-shift", buffered: true });
   });
-  await page.goto(url, { waitUntil: "networkidle" });
+  await page.goto(url, { waitUntil: "domcontentloaded" });
+  const placeless = await page.evaluate(() => [...document.images].filter((image) =>
+    image.closest("main") && image.checkVisibility() && !image.offsetHeight).map((image) => image.src));
+  await page.waitForLoadState("networkidle");
   const first = [...came];
   const chooser = await page.evaluate(() => document.querySelector(".rk-cards tbody tr")?.getBoundingClientRect().bottom);
   const height = await page.evaluate(() => document.documentElement.scrollHeight);
@@ -206,7 +209,7 @@ async function load(url, width) {
   await page.waitForTimeout(200);
   const moved = await page.evaluate(() => window.moved);
   await context.close();
-  return { first, moved, chooser };
+  return { first, moved, placeless, chooser };
 }
 
 // From the home page: search, follow the first result without a new load, switch the colors, and look again.
