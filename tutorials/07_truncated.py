@@ -97,7 +97,7 @@ print("a window    ", tuple(windows[0][0].shape), "and there are", len(windows))
 # **The last hour** costs nothing. The **linear model** predicts the change from now to the
 # next hour from the last 24 hours, read anew for every prediction.
 
-# %% tags=["fold"] summary="The linear model"
+# %% tags=["fold"] summary="The linear model, and the error in °C"
 def last_day(part):
     """The 24 hours up to each hour but the last, (hours, 25)."""
     past = part[:-1].unfold(0, 24, 1).flatten(1)
@@ -109,7 +109,7 @@ weights = torch.linalg.solve(x.T @ x + torch.eye(25), x.T @ change)
 with_past = series[october - 24 :]  # the first hour of the test has a past too
 by_linear = with_past[23:-1] + last_day(with_past) @ weights
 
-# %% tags=["fold"] summary="The error in °C"
+# %% tags=["fold"]
 def rmse(predicted, true):
     """Root mean squared error in °C."""
     return ((predicted - true).square().mean().sqrt() * std).item()
@@ -310,7 +310,7 @@ def bit_stream(steps, rows=32, first=LAG):
 # GRU is trained with an update every 4 steps and three values of `k2`. It always carries its
 # state; only the reach of the gradient differs.
 
-# %% tags=["fold"] summary="train_recall(seed, k2): a GRU under BPTTTrainingPhase(window=k2, stride=k1)"
+# %% tags=["fold"] summary="train_recall(seed, k2), with BPTTTrainingPhase(window=k2, stride=k1), and its right answers"
 from rnnkit import ClipGradients, RecurrentSequential
 
 bit_loss = seq2seq_loss(nn.BCEWithLogitsLoss())
@@ -324,7 +324,7 @@ def train_recall(seed, k2, k1=4, first=LAG, steps=1200):
     learner.fit(1, [bit_stream(steps, first=first)], training=phase)
     return model
 
-# %% tags=["fold"] summary="The share of right answers"
+# %% tags=["fold"]
 torch.manual_seed(100)
 asked_for = bit_stream(600)
 
@@ -358,9 +358,7 @@ print(f"k2 = 14, read one step at a time: {worst[0]:.0%}")
 # learned to hold the bit holds it across any number of borders: read one step at a time, it
 # is as good. But holding was only learned where the gradient of an answer came back to the
 # bit. With `k2` too short no gradient ever said that the bit mattered, and the answers are
-# guesses.
-#
-# So `k2` must cover the lag, or at least a shorter one that teaches the same
+# guesses. So `k2` must cover the lag, or a shorter one that teaches the same
 # ([the second exercise](#try-it)).
 
 # %% tags=["check"]

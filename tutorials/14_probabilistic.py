@@ -78,7 +78,7 @@ def known(times):
     day = torch.tensor(times.day_of_year.to_numpy() - 20) * (2 * torch.pi / 365)
     return torch.stack([hour.sin(), hour.cos(), -day.cos()], dim=1).float()
 
-# %% tags=["fold"] summary="Scale and split"
+# %% tags=["fold"]
 measured = torch.tensor(table["temp"].to_numpy(), dtype=torch.float32)  # (N, B)
 september = int((table.index < "2013-09-01").sum())  # the row it begins at
 october = int((table.index < "2013-10-01").sum())
@@ -256,7 +256,7 @@ heavy = train_network(student, Forecaster(numbers=3))
 # - **AR**: a weighted sum of the last 48 values and of the calendar (Fourier terms), plus
 #   Gaussian noise. It is called like a network, and draws paths as one.
 
-# %% tags=["fold"] summary="Seasonal naive and climatology"
+# %% tags=["fold"] summary="Seasonal naive, climatology, and AR with Fourier terms, called like a network"
 def repeat_day(part):
     return part[PAST - 24 : PAST, :, 0].repeat(2, 1)  # (HORIZON, windows)
 
@@ -275,7 +275,7 @@ def climatology(origins):
         paths.append(torch.stack(past, dim=2))
     return torch.cat(paths, dim=1)  # (HORIZON, windows, 28)
 
-# %% tags=["fold"] summary="AR with Fourier terms, called like a network"
+# %% tags=["fold"]
 def with_lags(inputs, state=None, lags=48):
     """The last values and the calendar of each step, and the values to carry on."""
     if state is None:
