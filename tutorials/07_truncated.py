@@ -429,17 +429,16 @@ print("carried, shuffled:", *[f"{e:.2f}" for e in mixed_errors], "°C")
 
 # %% [markdown]
 # All that the state was worth is gone, also where the stream is read in order. Shuffle
-# windows, *or* carry the state. In a stream, what may be shuffled is which
-# stretch a row gets.
+# windows, *or* carry the state.
 #
 # ### Cold windows in evaluation
 #
 # A network that carries its state is read in windows of 49 hours, each from zeros, as a loop
-# without `stateful=True` does it. (With 48, each window would begin at the same hour of the
-# day.) Here is the error at some positions in the window, of three networks:
+# without `stateful=True` does it. Here is the error at some positions, of three networks:
 
 # %% tags=["fold"] summary="The error by position in a window"
 phase = BPTTValidationPhase(by_step=True)  # cold: stateful is False
+# Windows of 48 hours would all begin at the same hour of the day.
 days = StreamLoader(test[: 44 * 49 + 1], batch_size=1, window=49)
 by_position = []
 for model in carried:
@@ -471,7 +470,6 @@ assert by_position[:, 8:].mean() < 1.2 * level, "after eight hours it has caught
 # - Cut the stream into rows, then into windows; `StreamLoader` and `stateful=True` carry,
 #   detach and reset the state.
 # - `window` is k2: what a gradient can teach. `stride` is k1: how often there is an update.
-#   Memory costs k2 steps, time k2 / k1 runs of each step.
 # - A carried state remembers further than k2; what lies further back is not learned on purpose.
 # - Never shuffle a stream whose state is carried, and evaluate it carried too.
 #
@@ -534,7 +532,6 @@ assert gain < 0.6, "little is left"
 # - How much of a gradient comes from which step: [Vanishing, exploding
 #   and wrong gradients](06_gradients.py).
 # - A stream of text, trained this way: [Generate from a primer](04_generate.py).
-# - The mistakes by their error message: [Errors](../docs/errors/index.md).
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: the figure at the top

@@ -307,15 +307,15 @@ class AR:
 # Two measures. The **CRPS** (continuous ranked probability score) is how far the paths are from
 # what came, less half of how far they are from each other, on average: in °C, lower is better.
 # No forecast has a better one, on average, than the true distribution
-# ([Gneiting and Raftery 2007](https://doi.org/10.1198/016214506000001437)). Of a single value,
-# [energy_score][rnnkit.energy_score] is the CRPS. **Coverage** is how often the truth lies in
-# the interval that should hold 80 % of it.
+# ([Gneiting and Raftery 2007](https://doi.org/10.1198/016214506000001437)). **Coverage** is how
+# often the truth lies in the interval that should hold 80 % of it.
 
 # %%
 from rnnkit import energy_score
 
 def crps(paths, part=test):
     """For each hour ahead and window, (HORIZON, windows), in °C."""
+    # Of a single value the energy score is the CRPS.
     return energy_score(paths, part[PAST:, :, 0]) * std
 
 # %% tags=["fold"] summary="Coverage; the paths of all five"
@@ -341,9 +341,9 @@ for name, each in drawn.items():
 
 # %% [markdown]
 # The LSTM beats seasonal naive and climatology by more than a fifth. **It does not beat the
-# AR.** The Student head is no better than the Gaussian. All intervals are too narrow: instead
-# of 80 % they hold about two thirds. In September they held what they should, so nothing
-# warned you: [November and December were restless](#evidence-coverage-by-month).
+# AR.** The Student head is no better than the Gaussian. All intervals are too narrow: they
+# hold about two thirds. In September they held what they should, so nothing warned you:
+# [November and December were restless](#evidence-coverage-by-month).
 
 # %% tags=["check"]
 torch.manual_seed(0)
@@ -459,15 +459,15 @@ plt.show()
 # Among epochs with an NLL within 0.1 of the best, which is about what separates the two heads, the
 # worst CRPS is more than one and a half times the best. A small bias of the mean hardly costs likelihood, but in
 # 48 steps it adds up. The cure is to validate on paths, and to let the rate fall, as this page
-# does. [Closed-loop validation](08_closed_loop.py) has the same without chance.
+# does.
 
 # %% [markdown]
 # ### Intervals of a sum from intervals of the hours
 #
 # The mean of two days, which a heating bill depends on, is a sum over hours that depend on each
 # other: a path too warm at noon stays too warm in the evening. Two shortcuts forget that. One
-# deals the values of each hour out to the paths anew, as if hours were independent; each hour's
-# distribution stays what it was. The other averages the hourly limits:
+# deals the values of each hour out to the paths anew, as if hours were independent. The other
+# averages the hourly limits:
 
 # %%
 dealt = paths.gather(2, torch.rand_like(paths).argsort(2))
@@ -613,7 +613,6 @@ assert brier < 0.7 * rival, "the paths know when it freezes"
 #
 # - One path, several inputs: [Forecast a time series](00_forecast.py).
 # - The loop without chance: [Closed-loop validation](08_closed_loop.py).
-# - Paths of letters: [Generate from a primer](04_generate.py).
 
 # %% [markdown] tags=["evidence"]
 # ## Evidence: three seeds, two heads
