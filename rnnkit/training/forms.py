@@ -49,8 +49,8 @@ def check_form(name: str, came: Any, here: Any) -> None:
         _check_parts(name, came, here)
     elif isinstance(here, bool | str):
         _want(isinstance(came, type(here)), name, came, in_words(here))
-    elif is_number(here):
-        _want(is_number(came), name, came, "a number")
+    elif is_kept_number(here):
+        _want(is_kept_number(came), name, came, "a number")
 
 
 def _check_parts(name: str, came: Any, here: Sequence[Any]) -> None:
@@ -63,7 +63,7 @@ def _check_parts(name: str, came: Any, here: Sequence[Any]) -> None:
         check_form(f"{name}.{i}", came[i], part)
 
 
-def is_number(value: Any) -> bool:
+def is_kept_number(value: Any) -> bool:
     """Whether it is a number, or a tensor of one; no bool, and no integer without end."""
     if isinstance(value, Tensor):
         return value.ndim == 0 and not value.is_complex()
@@ -115,7 +115,7 @@ def check_tally(saved: dict[str, Any], losses: Iterable[str], counters: dict[str
         trial.reset()
         here = dict(trial.state_dict())
         for key, value in here.items():
-            if is_number(value) and isinstance(state.get(key), Tensor):
+            if is_kept_number(value) and isinstance(state.get(key), Tensor):
                 here[key] = None  # a sum of nothing takes the shape of what is added to it
         check_form(f"the metric {name}", state, here)
         trial.load_state_dict(state)
@@ -125,7 +125,7 @@ def _check_average(name: str, average: Any, dimensions: int) -> None:
     for piece in (average["added"], *average["waiting"]):
         if piece is None:
             continue
-        known = isinstance(piece["weight"], list) or is_number(piece["weight"])
+        known = isinstance(piece["weight"], list) or is_kept_number(piece["weight"])
         if piece["scales"] is not None:
             heads = torch.tensor(piece["scales"]).shape
             known = known and torch.tensor(piece["sum"]).shape[-1:] == heads != ()
@@ -261,7 +261,7 @@ def check_read(read: Any) -> None:
 def check_rows(rows: Any) -> None:
     for row in rows:
         for name, value in row.items():
-            known = isinstance(name, str) and (isinstance(value, str) or is_number(value))
+            known = isinstance(name, str) and (isinstance(value, str) or is_kept_number(value))
             _want(known, f"a row's {name}", value, "a number or a word")
 
 
